@@ -1,0 +1,25 @@
+# Each target makes its own environment in .venv when there is none.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0  # before the rest, or machines without a GPU pull gigabytes of CUDA packages
+BIN    := .venv/bin
+
+quickstart: $(BIN)/.installed
+	$(BIN)/personalize quickstart
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest -q
+
+test-slow: $(BIN)/.installed
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.PHONY: quickstart test test-slow check

@@ -1,0 +1,1 @@
+"""Latent diffusion and guidance: pure tensor maths. Imports torch and `personalize.errors` only."""

@@ -1,0 +1,1 @@
+"""Bases: what encodes, predicts and decodes."""

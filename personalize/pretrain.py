@@ -1,0 +1,97 @@
+"""`personalize pretrain`: makes Toyland's weights from nothing, in stages that each go on where they were stopped.
+
+The base is a latent diffusion model (Rombach et al. 2112.10752) in small: a VAE on the ELBO, then a text encoder and a
+U-Net on the DreamBooth core's own schedule and loss. Two encoders that only `evaluate` uses are trained beside it.
+"""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from personalize.files import write_json, writing
+from personalize.settings import setting
+from personalize.toyland import world
+
+VIEWS = 3  # scenes of each subject that the identity encoder sees
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """How long each stage is; the defaults are for 2 CPU cores."""
+
+    pictures: int = setting(40_000, "scenes drawn")
+    subjects: int = setting(6_000, "subjects drawn for the identity encoder")
+    vae_steps: int = setting(1_500, "steps of 32 pictures")
+    clip_steps: int = setting(500, "steps of 128 pictures with captions")
+    identity_steps: int = setting(400, "steps of 64 pairs")
+    unet_steps: int = setting(3_300, "steps of 64 latents")
+    seed: int = setting(0, "seed of all randomness")
+
+
+def run(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None] = print) -> Path:
+    """Every stage in order; what `work` already holds is kept. Returns `out`, a diffusers folder plus encoders/."""
+    import torch
+
+    work.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(settings.seed)
+    began = time.time()
+    images = _drawn(work / "images.npy", _scene, settings.pictures, say)
+    pairs = _drawn(work / "pairs.npy", _view, settings.subjects * VIEWS, say)
+    from personalize.toyland import stages
+
+    words = stages.tokenizer(settings)
+    vae = stages.vae(work, images, settings, device, say)
+    clip = stages.clip(work, images, words, settings, device, say)
+    identity = stages.identity(work, pairs, settings, device, say)
+    latents, scale = stages.latents(work, images, vae, device, say)
+    text, unet = stages.unet(work, latents, words, settings, device, say)
+    vae.register_to_config(scaling_factor=scale)
+    stages.export(out, words, vae, text, unet, clip, identity)
+    write_json(
+        out / "pretraining.json", asdict(settings) | {"seconds": round(time.time() - began), "device": device.type}
+    )
+    return out
+
+
+def _scene(k: int):
+    return world.scene(k)
+
+
+def _view(k: int):
+    return world.scene(k, who=world.subject(k // VIEWS))
+
+
+def _pixels(scene) -> bytes:
+    from personalize.toyland.drawing import draw
+
+    return draw(scene)[0].tobytes()
+
+
+def _job(task: tuple) -> bytes:
+    maker, k = task
+    return _pixels(maker(k))
+
+
+def _drawn(path: Path, maker: Callable, count: int, say: Callable[[str], None]):
+    """(count, 64, 64, 3) uint8, drawn by all cores, kept in `path`."""
+    import numpy as np
+
+    if not path.exists():
+        began = time.time()
+        with multiprocessing.Pool() as pool:
+            rows = pool.imap(_job, ((maker, k) for k in range(count)), chunksize=200)
+            array = np.stack([np.frombuffer(row, np.uint8).reshape(64, 64, 3) for row in rows])
+        with writing(path) as temporary:
+            np.save(temporary, array)
+        say(f"drew {count} pictures in {time.time() - began:.0f} s")
+    return np.load(path)
+
+
+if __name__ == "__main__":
+    import sys
+
+    run(Path(sys.argv[1]), Path(sys.argv[2]), Pretrain(**json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")))

@@ -1,0 +1,206 @@
+"""The stages of pretraining: tokenizer, VAE, CLIP pair, identity encoder, latents, U-Net with text encoder, export.
+
+B images; pictures are uint8 (N,64,64,3), latents (N,2,4,16,16): posterior mean and standard deviation.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from personalize.core import losses, rng, schedule
+from personalize.files import writing
+from personalize.toyland import networks, world
+from personalize.toyland.fitting import fit
+
+KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024
+CAPTION_DROPOUT = 0.1
+TEMPERATURE = 0.1
+
+
+def tokenizer(settings):
+    scenes = range(min(settings.pictures, 20_000))
+    return networks.tokenizer([world.caption(world.scene(k), k) for k in scenes])
+
+
+def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
+    """uint8 (N,64,64,3), rows (B,) -> (B,3,64,64) in [-1, 1]."""
+    return torch.from_numpy(images[rows.numpy()]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
+    return torch.randint(0, total, (batch,), generator=rng.generator(seed, f"{purpose}/rows", step))
+
+
+def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
+    """The ELBO: squared error of the reconstruction plus KL to N(0, 1)."""
+    model = networks.vae().to(device)
+
+    def loss(step: int) -> Tensor:
+        x = pixels(images, rows_of(step, 32, len(images), seed=settings.seed, purpose="vae"), device)
+        posterior = model.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=rng.generator(settings.seed, "vae/noise", step))
+        mean, std, logvar = posterior.mean.float(), posterior.std.float(), posterior.logvar.float()
+        drawn = model.decode(mean + std * noise.to(device)).sample.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return (drawn - x).square().mean() + KL_WEIGHT * kl
+
+    fit(model, loss, work / "vae.safetensors", steps=settings.vae_steps, lr=4e-3, say=teller("vae", settings.vae_steps, say),
+        weight_decay=0.0, ema=0.995)  # fmt: skip
+    return model.eval()
+
+
+def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, say: Callable[[str], None]):
+    """Pictures and captions, contrastively (Radford et al. 2103.00020)."""
+    model = networks.clip(words).to(device)
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of(step, 128, len(images), seed=settings.seed, purpose="clip")
+        texts = captions(rows, step)
+        return model(**words_in(words, texts, device), pixel_values=pixels(images, rows, device), return_loss=True).loss
+
+    fit(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=1e-3, ema=0.99,
+        say=teller("clip", settings.clip_steps, say))  # fmt: skip
+    return model.eval()
+
+
+def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
+    """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
+    from personalize.pretrain import VIEWS
+
+    model = networks.identity_encoder().to(device)
+    members = {c: [] for c in world.CLASSES}
+    for k in range(len(pairs) // VIEWS):
+        members[world.subject(k).class_word].append(k)
+
+    def loss(step: int) -> Tensor:
+        g = rng.generator(settings.seed, "identity", step)
+        pool = torch.tensor(members[world.CLASSES[step % len(world.CLASSES)]])
+        who = pool[torch.randperm(len(pool), generator=g)[:64]]
+        first = torch.randint(0, VIEWS, (len(who),), generator=g)
+        other = (first + torch.randint(1, VIEWS, (len(who),), generator=g)) % VIEWS
+        rows = torch.cat([who * VIEWS + first, who * VIEWS + other])
+        z = model(pixels(pairs, rows, device)).last_hidden_state[:, 0].float()
+        a, b = nn.functional.normalize(z, dim=1).chunk(2)
+        logits, goal = a @ b.T / TEMPERATURE, torch.arange(len(who), device=device)
+        return (nn.functional.cross_entropy(logits, goal) + nn.functional.cross_entropy(logits.T, goal)) / 2
+
+    fit(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=1e-3, ema=0.99,
+        say=teller("identity", settings.identity_steps, say))  # fmt: skip
+    return model.eval()
+
+
+@torch.no_grad()
+def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Callable[[str], None]):
+    """The posterior of every picture, (N,2,4,16,16) float16, and the factor that gives means a deviation of one."""
+    path = work / "latents.npy"
+    if not path.exists():
+        began, parts = time.time(), []
+        for rows in torch.arange(len(images)).split(256):
+            with torch.autocast(device.type, torch.bfloat16):
+                posterior = model.encode(pixels(images, rows, device)).latent_dist
+            parts.append(torch.stack([posterior.mean, posterior.std], 1).half().cpu().numpy())
+        with writing(path) as temporary:
+            np.save(temporary, np.concatenate(parts))
+        say(f"encoded {len(images)} pictures in {time.time() - began:.0f} s")
+    array = np.load(path)
+    return array, round(1 / float(array[:, 0].astype(np.float32).std()), 5)
+
+
+class Conditioned(nn.Module):
+    """The text encoder and the U-Net that it conditions, trained together."""
+
+    def __init__(self, text: nn.Module, unet: nn.Module):
+        super().__init__()
+        self.text, self.unet = text, unet
+
+
+def unet(work: Path, moments: np.ndarray, words, settings, device: torch.device, say: Callable[[str], None]):
+    """Latent diffusion with v prediction, min-SNR weights and caption dropout; the shipped weights are the average."""
+    both = Conditioned(networks.text_encoder(words), networks.unet()).to(device)
+    betas = schedule.rescale_zero_terminal_snr(schedule.scaled_linear(1000))
+    forward = schedule.from_betas(betas, "v_prediction", spacing="trailing")
+    factor = 1 / float(moments[:, 0].astype(np.float32).std())
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of(step, 64, len(moments), seed=settings.seed, purpose="unet")
+        g = rng.generator(settings.seed, "unet/noise", step)
+        mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
+        z0 = factor * (mean + std * torch.randn(mean.shape, generator=g))
+        eps, t = torch.randn(mean.shape, generator=g), torch.randint(0, forward.T, (len(rows),), generator=g)
+        kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
+        texts = [text if keep else "" for text, keep in zip(captions(rows, step), kept, strict=True)]
+        cond = both.text(**words_in(words, texts, device)).last_hidden_state
+        z_t, goal = forward.add_noise(z0, eps, t).to(device), forward.target(z0, eps, t).to(device)
+        out = both.unet(z_t, t.to(device), cond).sample
+        weight = losses.min_snr_weight(forward.snr(t), 5.0, "v_prediction").to(device)
+        return (weight * losses.denoising_loss(out, goal)).mean()
+
+    fit(both, loss, work / "unet.safetensors", steps=settings.unet_steps, lr=1e-3, ema=0.999,
+        say=teller("unet", settings.unet_steps, say))  # fmt: skip
+    return both.text.eval(), both.unet.eval()
+
+
+def captions(rows: Tensor, step: int) -> list[str]:
+    """Worded anew at every step."""
+    return [world.caption(world.scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
+
+
+def words_in(words, texts: list[str], device: torch.device) -> dict[str, Tensor]:
+    ids = words(texts, padding="max_length", truncation=True, max_length=networks.WORDS, return_tensors="pt")
+    return {"input_ids": ids["input_ids"].to(device)}
+
+
+def teller(stage: str, steps: int, say: Callable[[str], None], every: int = 50) -> Callable[[int, float], None]:
+    """Tells the mean loss, the pace and the time left every `every` steps."""
+    seen: list[float] = []
+    began = [time.time()]
+
+    def tell(step: int, loss: float) -> None:
+        seen.append(loss)
+        if step % every == 0 or step == steps:
+            pace = (time.time() - began[0]) / len(seen)
+            say(
+                f"{stage} {step}/{steps}  loss {sum(seen) / len(seen):.4f}  {pace:.2f} s/step  {pace * (steps - step):.0f} s left"
+            )
+            seen.clear()
+            began[0] = time.time()
+
+    return tell
+
+
+def export(out: Path, words, vae, text, unet, clip, identity) -> None:
+    """A diffusers folder in half precision, and encoders/clip, encoders/identity beside it."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=words, unet=unet, scheduler=networks.scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.to("cpu", torch.float16).save_pretrained(out)
+    for name, model in (("clip", clip), ("identity", identity)):
+        model.to("cpu", torch.float16).save_pretrained(out / "encoders" / name)
+    for folder in (out / "text_encoder", out / "encoders" / "clip", out / "encoders" / "identity"):
+        _load_as_float32(folder / "config.json")
+    tokenizer_files(out / "tokenizer", words)
+
+
+def _load_as_float32(config: Path) -> None:
+    """Half precision on disk only: transformers loads a model in the type that its config names."""
+    import json
+
+    text = json.loads(config.read_text())
+    config.write_text(json.dumps(text | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+
+
+def tokenizer_files(folder: Path, words) -> None:
+    """vocab.json and merges.txt, which other tools read and transformers 5 no longer writes."""
+    import json
+
+    model = json.loads(words.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")

@@ -1,0 +1,146 @@
+"""What personalize.core.schedule promises."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from personalize.core import schedule as S
+from personalize.core.rng import generator
+from personalize.errors import UserError
+
+
+def randn(*shape, k=0, dtype=torch.float64):
+    return torch.randn(shape, generator=generator(0, "test", k), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", S.BETAS)
+def test_betas_are_probabilities_and_abar_falls(name):
+    betas = S.BETAS[name](100)
+    assert betas.shape == (100,) and betas.dtype == torch.float64
+    assert ((betas > 0) & (betas < 1)).all()
+    assert (S.from_betas(betas).alphas_cumprod.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("linear", "linear"), ("scaled_linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2"), ("sigmoid", "sigmoid")],
+)
+def test_betas_are_those_of_diffusers(name, theirs):
+    from diffusers import DDPMScheduler
+
+    ends = {"beta_start": 0.00085, "beta_end": 0.012} if name == "scaled_linear" else {}
+    expected = DDPMScheduler(beta_schedule=theirs, **ends).betas.double()
+    torch.testing.assert_close(S.BETAS[name](1000), expected, rtol=2e-5, atol=1e-7)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
+    betas = S.scaled_linear(1000)
+    before, after = (S.from_betas(b).alphas_cumprod for b in (betas, S.rescale_zero_terminal_snr(betas)))
+    assert after[-1] == 0
+    assert (after[:-1] > 0).all()
+    torch.testing.assert_close(after[0], before[0])
+
+
+@pytest.mark.parametrize("prediction", S.PREDICTIONS)
+def test_the_target_gives_back_z0_and_eps(prediction):
+    schedule = S.from_betas(S.scaled_linear(1000), prediction)
+    z0, eps, t = randn(4, 3, 2, 2), randn(4, 3, 2, 2, k=1), torch.tensor([0, 1, 500, 999])
+    z_t, out = schedule.add_noise(z0, eps, t), schedule.target(z0, eps, t)
+    torch.testing.assert_close(schedule.to_z0(z_t, out, t), z0)
+    torch.testing.assert_close(schedule.to_eps(z_t, out, t), eps)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_the_round_trip_holds_at_zero_terminal_snr(prediction):
+    schedule = S.from_betas(S.rescale_zero_terminal_snr(S.scaled_linear(1000)), prediction)
+    z0, eps = randn(2, 3, 2, 2), randn(2, 3, 2, 2, k=1)
+    z_t, out = schedule.add_noise(z0, eps, 999), schedule.target(z0, eps, 999)
+    assert torch.equal(z_t, eps)
+    torch.testing.assert_close(schedule.to_z0(z_t, out, 999), z0)
+    torch.testing.assert_close(schedule.to_eps(z_t, out, 999), eps)
+
+
+def test_one_timestep_for_all_is_that_timestep_for_each():
+    schedule = S.from_betas(S.linear(100))
+    z0, eps = randn(3, 2, 2, 2), randn(3, 2, 2, 2, k=1)
+    each = schedule.add_noise(z0, eps, torch.full((3,), 40))
+    assert torch.equal(schedule.add_noise(z0, eps, 40), each)
+    assert torch.equal(schedule.add_noise(z0, eps, torch.tensor(40)), each)
+
+
+@pytest.mark.parametrize("prediction", S.PREDICTIONS)
+def test_half_precision_outputs_are_read_in_float32(prediction):
+    schedule = S.from_betas(S.linear(100), prediction)
+    z = randn(2, 2, 2, 2).bfloat16()
+    results = (schedule.to_z0(z, z, 5), schedule.to_eps(z, z, 5), schedule.target(z, z, 5))
+    assert {result.dtype for result in results} == {torch.float32}
+
+
+def test_snr_is_signal_power_over_noise_power():
+    schedule = S.from_betas(S.rescale_zero_terminal_snr(S.linear(100)))
+    t = torch.tensor([0, 50, 99])
+    alpha, sigma = schedule.coefficients(t, randn(3, 1))
+    torch.testing.assert_close(schedule.snr(t), (alpha / sigma).square().flatten().float())
+    assert schedule.snr(99) == 0
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 0), (40, 39), (90, 30), (99, 0)])
+def test_the_posterior_is_bayes_rule_done_numerically(t, s):
+    schedule = S.from_betas(S.linear(100, end=0.1))
+    abar, z0, z_t = schedule.alphas_cumprod, 0.7, -0.4
+    grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    forward = abar[t] / abar[s]
+    log_prior = -(grid - abar[s].sqrt() * z0).square() / (2 * (1 - abar[s]))
+    log_likelihood = -(z_t - forward.sqrt() * grid).square() / (2 * (1 - forward))
+    weight = (log_prior + log_likelihood).softmax(0)
+    expected = (weight * grid).sum()
+    mean, variance = schedule.posterior(*torch.tensor([[z0], [z_t]], dtype=torch.float64), t, s)
+    assert mean.item() == pytest.approx(expected.item(), abs=1e-9)
+    assert variance == pytest.approx((weight * (grid - expected).square()).sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("t", [0, 50, 99])
+def test_the_posterior_of_clean_data_is_z0_itself(t):
+    schedule = S.from_betas(S.rescale_zero_terminal_snr(S.linear(100)), "v_prediction")
+    z0 = randn(1, 2, 2, 2)
+    mean, variance = schedule.posterior(z0, randn(1, 2, 2, 2, k=1), t, -1)
+    torch.testing.assert_close(mean, z0)
+    assert variance == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 50, 333, 999, 1000])
+@pytest.mark.parametrize("spacing", S.SPACINGS)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_timesteps_fall_and_are_as_many_as_asked_and_in_range(spacing, steps, offset):
+    schedule = S.from_betas(S.linear(1000), spacing=spacing, steps_offset=offset)
+    times = schedule.timesteps(steps)
+    assert times.shape == (steps,) and times.dtype == torch.int64
+    assert (times.diff() < 0).all()
+    assert 0 <= times[-1] and times[0] <= 999
+    if spacing != "leading":
+        assert times[0] == 999
+
+
+@pytest.mark.parametrize("steps", [2, 7, 20, 30, 50, 1000])
+@pytest.mark.parametrize("spacing", S.SPACINGS)
+def test_timesteps_are_those_of_diffusers(spacing, steps):
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(timestep_spacing=spacing)
+    theirs.set_timesteps(steps)
+    assert np.array_equal(S.from_betas(S.linear(1000)).timesteps(steps, spacing), theirs.timesteps)
+
+
+@pytest.mark.parametrize("steps", [0, 101])
+def test_more_steps_than_timesteps_is_the_users_error(steps):
+    with pytest.raises(UserError, match=f"{steps} sampling steps"):
+        S.from_betas(S.linear(100)).timesteps(steps)
+
+
+def test_a_schedule_with_another_spacing_is_one_replace_away():
+    schedule = dataclasses.replace(S.from_betas(S.linear(100)), spacing="trailing")
+    assert schedule.timesteps(3).tolist() == [99, 66, 32]
+    assert math.isclose(schedule.alphas_cumprod[0].item(), 1 - 1e-4)
