@@ -98,6 +98,8 @@ class Evaluate:
     prompts: tuple[str, ...] = setting((), "prompt templates; empty: the base's own list")
     count: int = setting(4, "pictures of a prompt", least=1)
     class_count: int = setting(16, "pictures of the class prompt, for drift of the prior; 0: none", least=0)
+    dino: str = setting("", "identity encoder: a ViT's folder or hub id; empty: the base's own, or DINO ViT-S/16")
+    clip: str = setting("", "CLIP encoder: a folder or hub id; empty: the base's own, or CLIP ViT-B/32")
 
 
 @dataclass(frozen=True)

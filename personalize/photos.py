@@ -146,9 +146,7 @@ def _load_file(path: Path) -> Photo:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Check that it is there and yours."
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}). Check that it is there and yours.") from error
     return _photo(data, str(path), caption=_caption(path))
 
 

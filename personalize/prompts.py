@@ -58,6 +58,19 @@ OBJECT = _templates(_OBJECT_SCENES)
 LIVE = _templates(_LIVE_OUTFITS)
 
 
+# Toyland's own list: every place but one, its actions, a hat.
+TOYLAND = (
+    "a {token} {class} swimming",
+    "a {token} {class} in the snow",
+    "a {token} {class} jumping on the beach",
+    "a {token} {class} in the forest",
+    "a {token} {class} in the city at night",
+    "a {token} {class} wearing a red hat in a room",
+    "a {token} {class} in the desert",
+    "a {token} {class} jumping in the mountains",
+)
+
+
 def dreambench(class_word: str) -> tuple[str, ...]:
     """The 25 DreamBench templates for a class: `LIVE` for cats and dogs, `OBJECT` for everything else."""
     return LIVE if class_word.strip().lower() in LIVE_CLASSES else OBJECT

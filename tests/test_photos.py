@@ -22,9 +22,7 @@ def corners(width=48, height=32):
     """An asymmetric picture: four quarters of four colours, wider than high."""
     image = Image.new("RGB", (width, height))
     for i, colour in enumerate((RED, GREEN, BLUE, YELLOW)):
-        image.paste(
-            colour, (i % 2 * width // 2, i // 2 * height // 2, (i % 2 + 1) * width // 2, (i // 2 + 1) * height // 2)
-        )
+        image.paste(colour, (i % 2 * width // 2, i // 2 * height // 2, (i % 2 + 1) * width // 2, (i // 2 + 1) * height // 2))
     return image
 
 
@@ -201,9 +199,7 @@ def test_a_transparent_colour_is_transparency(tmp_path, kind):
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
-    Image.new("RGB", (8, 8), RED).save(
-        tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)]
-    )
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)])
     assert np.abs(pixels(read(tmp_path / "a.gif").image.getpixel((0, 0))) - RED).max() < 8
 
 
@@ -284,8 +280,7 @@ def test_a_small_photo_is_refused_with_the_setting_that_allows_it(tmp_path):
     noise(0, 96, 96).save(tmp_path / "IMG_2.jpg")
     path = tmp_path / "IMG_2.jpg"
     assert refusal(tmp_path, 512) == (
-        f"{path} is 96×96 px, smaller than the 512 px this base trains at. "
-        f"Use a larger photo, or --set photos.min_size=96."
+        f"{path} is 96×96 px, smaller than the 512 px this base trains at. Use a larger photo, or --set photos.min_size=96."
     )
     assert read(path, 96).size == (96, 96)
     noise(1, 200, 80).save(tmp_path / "z.png")
@@ -346,9 +341,7 @@ def test_an_imagefolder_gives_the_same_photos_as_the_folder(tmp_path, offline_ca
     exif[0x0112] = 6
     corners().save(folder / "a.jpg", exif=exif)
     noise(1).save(folder / "b.png")
-    (folder / "metadata.jsonl").write_text(
-        '{"file_name": "a.jpg", "text": "a flag"}\n{"file_name": "b.png", "text": ""}\n'
-    )
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "a flag"}\n{"file_name": "b.png", "text": ""}\n')
     found, _ = photos.load(f"hf:{folder}", min_size=1)
     plain, _ = photos.load(folder, min_size=1)
     assert [photo.caption for photo in found] == ["a flag", None]

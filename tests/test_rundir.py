@@ -288,9 +288,7 @@ def test_pruning_keeps_the_newest_by_step_and_the_protected(tmp_path):
 
 
 def test_library_versions_come_without_importing_the_libraries():
-    code = (
-        "import sys; from personalize.rundir import library_versions as v; print(v()); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from personalize.rundir import library_versions as v; print(v()); sys.exit('torch' in sys.modules)"
     process = python(code)
     assert process.returncode == 0
     assert rundir.library_versions()["python"] == ".".join(map(str, sys.version_info[:3]))

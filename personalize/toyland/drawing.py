@@ -176,9 +176,7 @@ def draw_duck(pen: Pen, who: Subject) -> tuple[float, float]:
         pen.stroke([(x, top + ry - 0.02), (x, GROUND - 0.01), (x + 0.05, GROUND - 0.01)], 0.025, beak)
     pen.stroke([(hx - 0.03, top - 0.02), (hx, hy)], 0.1, who.body)
     lift = {"up": 0.17, "curled": 0.12, "stub": 0.05}[who.tail]
-    pen.fill(
-        [(0.47 - rx - 0.07, top - lift), (0.47 - 0.5 * rx, top - 0.7 * ry), (0.47 - 0.6 * rx, top + 0.6 * ry)], who.body
-    )
+    pen.fill([(0.47 - rx - 0.07, top - lift), (0.47 - 0.5 * rx, top - 0.7 * ry), (0.47 - 0.6 * rx, top + 0.6 * ry)], who.body)
     pen.patterned(ellipse(0.47, top, rx, ry), who)
     pen.fill(ellipse(0.45, top - 0.005, 0.55 * rx, 0.5 * ry, 0.0, 0.5), who.second)
     pen.fill(ellipse(hx, hy, r, r), who.body)

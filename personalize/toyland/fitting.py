@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from personalize.files import writing
+from personalize import checkpoint
 
 SAVE_SECONDS = 120.0
 
@@ -58,23 +57,14 @@ def fit(
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], step: int) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average.{i}": v for i, v in enumerate(average)}
-    for i, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
-    with writing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()} | {"step": torch.tensor(step)}, temporary)
+    parts = {"trained": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+    checkpoint.save(path, parts | {"average": {str(i): v for i, v in enumerate(average)}}, step)
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> int:
-    tensors = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    parts, step = checkpoint.load(path)
+    model.load_state_dict(parts["trained"])
+    checkpoint.restore_optimizer(optimizer, parts["optimizer"])
     for i, mean in enumerate(average):
-        mean.copy_(tensors[f"average.{i}"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            moments.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return int(tensors["step"])
+        mean.copy_(parts["average"][str(i)])
+    return step

@@ -69,7 +69,7 @@ def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, 
 
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
     """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
-    from personalize.pretrain import VIEWS
+    from personalize.commands.pretrain import VIEWS
 
     model = networks.identity_encoder().to(device)
     members = {c: [] for c in world.CLASSES}

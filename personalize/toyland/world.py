@@ -94,9 +94,7 @@ def subject(seed: int, class_word: str | None = None) -> Subject:
     )
 
 
-def scene(
-    seed: int, *, who: Subject | None = None, place: str = "", action: str = "", hat: str | None = "any"
-) -> Scene:
+def scene(seed: int, *, who: Subject | None = None, place: str = "", action: str = "", hat: str | None = "any") -> Scene:
     """The scene of this seed. What is given stays fixed; the rest is drawn. hat: a colour word, None or "any"."""
     r = random.Random(f"scene/{seed}")
     drawn = Scene(

@@ -119,7 +119,7 @@ def test_timesteps_fall_and_are_as_many_as_asked_and_in_range(spacing, steps, of
     times = schedule.timesteps(steps)
     assert times.shape == (steps,) and times.dtype == torch.int64
     assert (times.diff() < 0).all()
-    assert 0 <= times[-1] and times[0] <= 999
+    assert times[-1] >= 0 and times[0] <= 999
     if spacing != "leading":
         assert times[0] == 999
 

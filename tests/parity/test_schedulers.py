@@ -33,9 +33,7 @@ def exact(schedule):
         abar = np.interp(t, np.arange(schedule.T), table)
         alpha, sigma = abar**0.5, (1 - abar) ** 0.5
         eps = (z - alpha * POINT) / sigma
-        return {"epsilon": eps, "sample": POINT.expand_as(z), "v_prediction": alpha * eps - sigma * POINT}[
-            schedule.prediction
-        ]
+        return {"epsilon": eps, "sample": POINT.expand_as(z), "v_prediction": alpha * eps - sigma * POINT}[schedule.prediction]
 
     return guided
 
@@ -82,9 +80,7 @@ def config(schedule):
 def test_ddim_is_that_of_diffusers_where_its_stride_is_right(spacing, steps, eta, final_alpha_one, prediction):
     from diffusers import DDIMScheduler
 
-    schedule = S.from_betas(
-        S.scaled_linear(100, end=0.05), prediction, spacing=spacing, final_alpha_one=final_alpha_one
-    )
+    schedule = S.from_betas(S.scaled_linear(100, end=0.05), prediction, spacing=spacing, final_alpha_one=final_alpha_one)
     scheduler = DDIMScheduler(**config(schedule), clip_sample=False, set_alpha_to_one=final_alpha_one)
     expected = theirs(scheduler, steps, eta=eta)
     torch.testing.assert_close(ours(ddim, schedule, steps, eta=eta), expected, rtol=1e-5, atol=1e-5)
@@ -110,9 +106,7 @@ def test_ddpm_is_that_of_diffusers(steps, variance):
 
     schedule = S.from_betas(S.linear(24, end=0.1))
     scheduler = DDPMScheduler(**config(schedule), clip_sample=False, variance_type=variance)
-    torch.testing.assert_close(
-        ours(ddpm, schedule, steps, variance=variance), theirs(scheduler, steps), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(ours(ddpm, schedule, steps, variance=variance), theirs(scheduler, steps), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -150,9 +144,7 @@ def test_every_picture_of_a_batch_is_the_one_drawn_alone(name):
     schedule = S.from_betas(S.scaled_linear(1000))
     batch = draw(name, schedule, 5, rows=3, guided=net)
     for i in range(3):
-        torch.testing.assert_close(
-            draw(name, schedule, 5, rows=1, first=i, guided=net), batch[i : i + 1], rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(draw(name, schedule, 5, rows=1, first=i, guided=net), batch[i : i + 1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -51,9 +51,7 @@ def run(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None]
     text, unet = stages.unet(work, latents, words, settings, device, say)
     vae.register_to_config(scaling_factor=scale)
     stages.export(out, words, vae, text, unet, clip, identity)
-    write_json(
-        out / "pretraining.json", asdict(settings) | {"seconds": round(time.time() - began), "device": device.type}
-    )
+    write_json(out / "pretraining.json", asdict(settings) | {"seconds": round(time.time() - began), "device": device.type})
     return out
 
 

@@ -1,0 +1,55 @@
+"""What a run needs to go on bit for bit: trained tensors, their average, the optimizer's state, the step. No pickle."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from personalize.errors import UserError
+from personalize.files import writing
+
+Checkpoint = dict[str, dict[str, Tensor]]
+
+
+def save(path: Path, parts: Checkpoint, step: int) -> None:
+    """One .safetensors file, whole or not at all; parts are {"trained": {...}, "optimizer": {...}, ...}."""
+    tensors = {f"{part}/{k}": v.detach().contiguous() for part, values in parts.items() for k, v in values.items()}
+    with writing(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
+
+
+def load(path: Path) -> tuple[Checkpoint, int]:
+    """What `save` wrote -> parts, step. UserError for a damaged file."""
+    from safetensors import safe_open
+
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path} is no checkpoint that can be read: {error}. Delete its folder to go on without it.") from error
+    parts: Checkpoint = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    return parts, step
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: "3.exp_avg" is that of parameter 3."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The other way. Learning rates and the like come from the recipe, not from the checkpoint."""
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        i, _, name = key.partition(".")
+        state.setdefault(int(i), {})[name] = value
+    for entry in state.values():
+        if entry.get("step") is not None and "state1" in entry:  # bitsandbytes counts steps in a plain number
+            entry["step"] = int(entry["step"])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

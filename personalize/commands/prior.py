@@ -1,0 +1,31 @@
+"""`personalize prior`: class pictures, drawn by the frozen base."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalize import priorset
+from personalize.config import Recipe
+from personalize.errors import UserError
+from personalize.models.base import LatentModel
+from personalize.terminal import SILENT, Terminal
+
+
+@dataclass(frozen=True)
+class PriorResult:
+    """folder: where the class pictures are; drawn: how many were missing; count: how many there are."""
+
+    folder: Path
+    drawn: int
+    count: int
+
+
+def run(model: LatentModel, recipe: Recipe, *, root: Path, folder: Path | None = None, screen: Terminal = SILENT):
+    """Draw what is missing of `recipe.prior.count` class pictures, into `folder` or the one their key names in `root`."""
+    if not recipe.class_word:
+        raise UserError("which class? Give one, as in: personalize prior dog")
+    wanted = priorset.settings(model, recipe)
+    folder = folder or priorset.folder_for(root, wanted)
+    drawn = priorset.complete(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
+    if not drawn:
+        screen.say(f"{recipe.prior.count} class pictures of {wanted['prompt']!r} are there already: {folder}")
+    return PriorResult(folder, drawn, recipe.prior.count)

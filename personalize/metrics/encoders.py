@@ -1,0 +1,197 @@
+"""The encoders that judge: a ViT for identity (DINO), a CLIP pair for content and prompts. They never train a subject.
+
+B pictures, D dimensions. Everything runs in float32 and returns to the CPU. Weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from personalize.errors import UserError
+from personalize.metrics.pixels import IMAGENET, OPENAI, PLAIN, Look, show
+from personalize.models.imports import lean
+
+BATCH = 64
+TOYLAND = Path(__file__).parents[1] / "toyland" / "weights"
+DINO = "facebook/dino-vits16"
+# The main branch holds pickled weights only; this is the hub's own conversion of them to safetensors.
+CLIP = "openai/clip-vit-base-patch32@refs/pr/15"
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Functions to embeddings, each row of length 1 in float32 on the CPU.
+
+    dino        (B,3,H,W) in [-1,1] -> (B,D)
+    clip_image  (B,3,H,W) in [-1,1] -> (B,E)
+    clip_text   B texts -> (B,E)
+    names       "dino" and "clip" -> where the weights came from and the start of their SHA-256
+    """
+
+    dino: Callable[[Tensor], Tensor]
+    clip_image: Callable[[Tensor], Tensor]
+    clip_text: Callable[[list[str]], Tensor]
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where an encoder comes from. kind: "dino" or "clip", also the name of its setting; place: folder or hub id."""
+
+    kind: str
+    place: str
+    revision: str
+    look: Look
+    tokenizer: str = ""
+
+
+def load(base_name: str, device: torch.device | str, *, dino: str = "", clip: str = "", folder: Path = TOYLAND) -> Encoders:
+    """The encoders for pictures of a base -> Encoders.
+
+    "toyland" has its own, in `folder`; all other bases share DINO ViT-S/16 and CLIP ViT-B/32. dino, clip: a folder, a
+    hub id, or a hub id with @revision in their place. UserError for one that cannot be had or is of another kind.
+    """
+    own, folder = base_name == "toyland", folder.resolve()
+    if own and not dino:
+        of_dino = _Source("dino", str(folder / "encoders" / "identity"), "", PLAIN)
+    else:
+        of_dino = _source("dino", dino or DINO, IMAGENET)
+    if own and not clip:
+        of_clip = _Source("clip", str(folder / "encoders" / "clip"), "", PLAIN, str(folder / "tokenizer"))
+    else:
+        of_clip = _source("clip", clip or CLIP, OPENAI)
+    vit, vit_name = _identity(of_dino, device)
+    pair, words, clip_name = _clip(of_clip, device)
+
+    def identity(pixels: Tensor) -> Tensor:
+        return vit(pixel_values=pixels).last_hidden_state[:, 0]
+
+    def picture(pixels: Tensor) -> Tensor:
+        return pair.visual_projection(pair.vision_model(pixel_values=pixels).pooler_output)
+
+    return Encoders(
+        dino=_eye(identity, of_dino.look, vit.config.image_size, device),
+        clip_image=_eye(picture, of_clip.look, pair.config.vision_config.image_size, device),
+        clip_text=_reader(pair, words, device),
+        names={"dino": vit_name, "clip": clip_name},
+    )
+
+
+def _source(kind: str, given: str, look: Look) -> _Source:
+    place, _, revision = given.partition("@")
+    if Path(given).expanduser().is_dir():
+        place, revision = str(Path(given).expanduser()), ""
+    return _Source(kind, place, revision, look, place)
+
+
+def _identity(source: _Source, device: torch.device | str) -> tuple[nn.Module, str]:
+    with lean():
+        from transformers import ViTConfig, ViTModel
+
+    config = _checked(source, ViTConfig, "a ViT")
+    try:
+        vit, found = ViTModel.from_pretrained(source.place, config=config, add_pooling_layer=False, **_weights(source))
+    except _unloadable() as error:
+        raise _refusal(source, error) from error
+    return _finished(source, vit, found, device)
+
+
+def _clip(source: _Source, device: torch.device | str):
+    with lean():
+        from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    config = _checked(source, CLIPConfig, "a CLIP model")
+    try:
+        words = CLIPTokenizer.from_pretrained(source.tokenizer, revision=source.revision or "main")
+        pair, found = CLIPModel.from_pretrained(source.place, config=config, **_weights(source))
+    except _unloadable() as error:
+        raise _refusal(source, error) from error
+    pair, name = _finished(source, pair, found, device)
+    return pair, words, name
+
+
+def _weights(source: _Source) -> dict:
+    """Arguments of from_pretrained: safetensors only, no code from the hub, and tell what was not found."""
+    return {
+        "revision": source.revision or "main", "dtype": torch.float32, "use_safetensors": True,
+        "trust_remote_code": False, "output_loading_info": True,
+    }  # fmt: skip
+
+
+def _checked(source: _Source, kind: type, wanted: str):
+    """The encoder's config, of the right kind; a folder must also hold safetensors."""
+    with lean():
+        from transformers import AutoConfig
+
+    folder = Path(source.place)
+    if folder.is_absolute() and not folder.is_dir():
+        raise _refusal(source, "there is no such folder")
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise _refusal(source, "it holds no model.safetensors, and pickled weights (.bin, .pth) are never read")
+    try:
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision or "main", trust_remote_code=False)
+    except _unloadable() as error:
+        raise _refusal(source, error) from error
+    if not isinstance(config, kind):
+        raise _refusal(source, f"it is of the kind {config.model_type!r}, where {wanted} is needed")
+    return config
+
+
+def _finished(source: _Source, model: nn.Module, found: dict, device: torch.device | str) -> tuple[nn.Module, str]:
+    """Refuses weights that transformers would have filled with random numbers; names the encoder by its weights."""
+    if found["missing_keys"]:
+        raise _refusal(source, f"its weights lack {sorted(found['missing_keys'])[0]}")
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.numpy().tobytes())
+    place = Path(source.place).name if Path(source.place).is_dir() else source.place
+    name = place + (f"@{source.revision}" if source.revision else "") + f" sha256:{digest.hexdigest()[:12]}"
+    return model.to(device).eval().requires_grad_(False), name
+
+
+def _eye(encode: Callable[[Tensor], Tensor], look: Look, size: int, device) -> Callable[[Tensor], Tensor]:
+    @torch.inference_mode()
+    def see(images: Tensor) -> Tensor:
+        parts = [encode(show(part.to(device), look, size)) for part in images.split(BATCH)]
+        return F.normalize(torch.cat(parts).float(), dim=1).cpu()
+
+    return see
+
+
+def _reader(pair: nn.Module, words, device) -> Callable[[list[str]], Tensor]:
+    longest = pair.config.text_config.max_position_embeddings
+
+    def encode(texts: list[str]) -> Tensor:
+        ids = words(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
+        return pair.text_projection(pair.text_model(input_ids=ids.to(device)).pooler_output)
+
+    @torch.inference_mode()
+    def read(texts: list[str]) -> Tensor:
+        parts = [encode(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        return F.normalize(torch.cat(parts).float(), dim=1).cpu()
+
+    return read
+
+
+def _unloadable() -> tuple[type[Exception], ...]:
+    """What transformers raises for a source that is absent, damaged or of another shape."""
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, RuntimeError, SafetensorError)
+
+
+def _refusal(source: _Source, why: Exception | str) -> UserError:
+    what = {"dino": "identity (DINO)", "clip": "CLIP"}[source.kind]
+    reason = str(why).strip().split("\n")[0].rstrip(".")
+    return UserError(
+        f"cannot load the {what} encoder {source.place}: {reason}. Give a folder with its config.json and "
+        f"model.safetensors, or another hub id: --set evaluate.{source.kind}=FOLDER"
+    )

@@ -1,0 +1,53 @@
+"""Pictures as an encoder was trained to see them: short side, centre crop, mean and standard deviation.
+
+B pictures, H W pixels. Public scores differ by what is left unsaid here; this is the published preprocessing of each
+encoder (short side 256 for DINO's ViT-S/16, 224 for CLIP; bicubic with antialias; centre crop 224).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Look:
+    """How pictures are shown to an encoder.
+
+    short      short side in units of `crop`: 256 / 224 leaves a border out, 1 leaves only the longer side's ends out
+    mean, std  of each colour, for pixels in [0,1]
+    """
+
+    short: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Look(256 / 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = Look(1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+PLAIN = Look(1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def show(images: Tensor, look: Look, crop: int) -> Tensor:
+    """(B,3,H,W) in [-1,1]  ->  (B,3,crop,crop) normalised; float32 on the device of the pictures."""
+    pixels = (images.float() + 1) / 2
+    pixels = centre(resize(pixels, round(look.short * crop)), crop)
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (look.mean, look.std))
+    return (pixels - mean) / std
+
+
+def resize(pixels: Tensor, short: int) -> Tensor:
+    """(B,3,H,W) in [0,1]  ->  the same with min(H,W) = short; bicubic with antialias as Pillow's, clipped to [0,1]."""
+    height, width = pixels.shape[-2:]
+    if min(height, width) == short:
+        return pixels
+    size = (max(short, height * short // width), max(short, width * short // height))
+    return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def centre(pixels: Tensor, side: int) -> Tensor:
+    """(B,3,H,W) with H, W >= side  ->  (B,3,side,side) from the middle."""
+    height, width = pixels.shape[-2:]
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[..., top : top + side, left : left + side]

@@ -1,0 +1,43 @@
+"""What every base can do, whatever its family: pictures <-> latents, prompts -> conditioning, one prediction.
+
+B pictures, C latent channels, h w latent size. A family is a module with `load(folder, name, device, dtype)`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, device, dtype, nn
+
+from personalize.core.guidance import Cond
+from personalize.core.schedule import Schedule
+
+
+class LatentModel(Protocol):
+    """VAE, text encoder(s) and U-Net behind one door; nothing outside `models` knows which family it is."""
+
+    name: str  # as the user wrote it: "toyland", a hub id or a folder
+    folder: Path  # the diffusers folder it was read from
+    fingerprint: str  # of its weights
+    schedule: Schedule
+    size: int  # px that it was trained at
+    latent_channels: int
+    downscale: int  # px of a latent cell
+    device: device
+    dtype: dtype  # the type it computes in; trained weights stay float32
+    unet: nn.Module
+    text_encoder: nn.Module
+
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""
+
+    def decode_latents(self, z0: Tensor) -> Tensor:
+        """(B,C,h,w) scaled -> (B,3,H,W) float32 in [-1,1]."""
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        """B texts -> tensors whose first dimension is B, for `predict`."""
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """(B,C,h,w), (B,), cond -> raw output (B,C,h,w)."""
+
+    def overlong(self, prompt: str) -> str:
+        """The words of a prompt that do not fit and are cut off; "" where all fit."""

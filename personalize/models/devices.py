@@ -1,0 +1,38 @@
+"""CUDA, Apple MPS or CPU, in that order, with the dtype that fits."""
+
+from collections.abc import Callable
+
+import torch
+
+from personalize.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose(name: str, say: Callable[[str], None]) -> torch.device:
+    """The device of this name; "auto" takes the best one here. UserError for one that is not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in here or not (index or "0").isdigit():
+        raise UserError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.")
+    if int(index or 0) >= here[kind]:
+        found = ", ".join(k for k, count in here.items() if count)
+        raise UserError(f"device {name!r} is not on this machine, which has {found}. Use --device auto.")
+    return torch.device(name)
+
+
+def dtype_for(device: torch.device, name: str, say: Callable[[str], None]) -> torch.dtype:
+    """The dtype to compute in: bfloat16 where the GPU has it, float16 on older ones, float32 on MPS and CPU."""
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.float32
+    dtype = DTYPES[name]
+    if device.type == "cpu" and dtype == torch.float16:
+        say("float16 is slow and incomplete on the CPU: computing in bfloat16 instead.")
+        return torch.bfloat16
+    return dtype

@@ -1,0 +1,32 @@
+"""The example subjects: ordinary picture files, drawn from seeds that pretraining never uses."""
+
+from pathlib import Path
+
+from personalize.files import write_text, writing
+from personalize.toyland import world
+from personalize.toyland.drawing import draw
+
+# folder -> (class word, seed of the subject); five photos each, seeds just above the subject's
+SUBJECTS = {
+    "dog": ("dog", world.HELD_OUT + 1_001_100),
+    "cat": ("cat", world.HELD_OUT + 1_002_300),
+    "teapot": ("teapot", world.HELD_OUT + 1_003_400),
+}
+PLACES = ("meadow", "beach", "room", "mountains", "snow")
+
+
+def write(root: Path) -> None:
+    """Five photos and a subject.toml for each subject, in `root`/dog and so on."""
+    for name, (word, seed) in SUBJECTS.items():
+        who = world.subject(seed, word)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for k, place in enumerate(PLACES):
+            scene = world.scene(seed + k, who=who, place=place, action="standing", hat=None)
+            with writing(root / name / f"{k:02d}.png") as temporary:
+                draw(scene)[0].save(temporary)
+        lines = (
+            f'class = "{word}"',
+            f'source = "drawn by personalize/toyland/examples.py, subject seed {seed}"',
+            'licence = "CC0-1.0"',
+        )
+        write_text(root / name / "subject.toml", "\n".join(lines) + "\n")
