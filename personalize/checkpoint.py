@@ -1,5 +1,6 @@
 """What a run needs to go on bit for bit: trained tensors, their average, the optimizer's state, the step. No pickle."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -39,8 +40,11 @@ def load(path: Path) -> tuple[Checkpoint, int]:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state as named tensors: "3.exp_avg" is that of parameter 3."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    named = {f"{i}.{k}": torch.as_tensor(v) for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}
+    # bitsandbytes keeps one table of its 8-bit values for all parameters, and a file holds no tensor twice
+    shared = Counter(v.data_ptr() for v in named.values())
+    return {k: v.clone() if shared[v.data_ptr()] > 1 else v for k, v in named.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ Picture i has its own seed, so any count goes on from what is there; a picture c
 which happens after its file. The key is all that decides what the pictures look like.
 """
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -44,9 +45,11 @@ def folder_for(root: Path, wanted: dict) -> Path:
 
 def check(folder: Path, wanted: dict) -> None:
     """UserError, with the reason, where a prior folder holds other pictures than the wanted ones."""
-    if not (folder / "manifest.json").exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds files that personalize did not make. Give an empty or a new folder.")
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "manifest.json" not in there:
+        # A lock and temporary files are ours: of another process that begins, or of one that was killed.
+        if foreign := sorted(n for n in there if not n.startswith((".tmp-", "lock"))):
+            raise UserError(f"{folder} holds files that personalize did not make, {foreign[0]}. Give an empty or a new folder.")
         return
     found = read_manifest(folder).get("settings", {})
     differing = [k for k in wanted if k != "base" and found.get(k) != wanted[k]]
@@ -82,7 +85,7 @@ def complete(model: LatentModel, folder: Path, wanted: dict, count: int, *, batc
     )
     with lock(folder) if rank == 0 else nullcontext():
         there = present(folder)
-        if rank == 0 and len([i for i in there if i < count]) < count:
+        if not set(range(count)) <= there.keys():
             _write_manifest(folder, wanted, "running", len(there))
         todo = [[i for i in part if i not in there] for part in latent.batches(model, count, how)]
         todo = [part for k, part in enumerate(todo) if k % world == rank and part]
@@ -90,9 +93,7 @@ def complete(model: LatentModel, folder: Path, wanted: dict, count: int, *, batc
             for part in todo:
                 _draw_part(model, folder, part, wanted=wanted, how=how)
                 advance(len(part))
-        if rank == 0:
-            _write_metadata(folder, wanted)
-            _write_manifest(folder, wanted, "finished" if len(present(folder)) >= count else "running", len(present(folder)))
+        _describe(folder, wanted, count)
     return sum(map(len, todo))
 
 
@@ -104,7 +105,7 @@ def latents(folder: Path, count: int) -> Tensor:
     missing = [i for i in range(count) if i not in there]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {count} class pictures, such as {name(missing[0])}. Draw them: personalize prior."
+            f"{folder} lacks {len(missing)} of {count} class pictures, such as {name(missing[0])}. Run: personalize prior."
         )
     loaded = {part: load_file(part) for part in set(there.values())}
     return torch.stack([loaded[there[i]][str(i)] for i in range(count)]).float()
@@ -142,13 +143,15 @@ def _consecutive(numbers: list[int]) -> list[list[int]]:
     return runs
 
 
-def _write_metadata(folder: Path, wanted: dict) -> None:
-    import json
-
-    rows = [
-        {"file_name": name(i), "text": wanted["prompt"], "seed": wanted["seed"], "index": i} for i in sorted(present(folder))
-    ]
-    write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def _describe(folder: Path, wanted: dict, count: int) -> None:
+    """metadata.jsonl and manifest of what is there. Each process looks again after writing, so the last one is right."""
+    written = None
+    while (numbers := sorted(present(folder))) != written:
+        rows = [{"file_name": name(i), "text": wanted["prompt"], "seed": wanted["seed"], "index": i} for i in numbers]
+        write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        status = "finished" if set(range(count)) <= set(numbers) else "running"
+        _write_manifest(folder, wanted, status, len(numbers))
+        written = numbers
 
 
 def _write_manifest(folder: Path, wanted: dict, status: str, count: int) -> None:

@@ -35,9 +35,12 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
         if name not in found:
             raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(found) or 'none'}.")
         recipe = config.from_dict(manifest["recipe"], str(folder))
-        method.attach(model, recipe)
+        groups = method.attach(model, recipe)
         parts, _ = checkpoint.load(found[name] / STATE)
         method.restore(model, parts["trained"])
+        params = [p for group in groups for p in group["params"]]
+        for i, mean in parts.get("average", {}).items():
+            params[int(i)].data.copy_(mean)
     else:
         if manifest["status"] != "finished":
             raise UserError(

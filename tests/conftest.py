@@ -30,6 +30,7 @@ def closed_network(monkeypatch):
 def tiny_sd(tmp_path_factory) -> Path:
     """A diffusers folder of the Stable Diffusion 1.x layout, random, 32 px, epsilon prediction, PNDM config."""
     import torch
+
     from personalize.models.imports import lean
     from personalize.toyland import networks, stages
 

@@ -4,15 +4,15 @@ The base is a latent diffusion model (Rombach et al. 2112.10752) in small: a VAE
 U-Net on the DreamBooth core's own schedule and loss. Two encoders that only `evaluate` uses are trained beside it.
 """
 
-import json
 import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from personalize.errors import UserError, nearest
 from personalize.files import write_json, writing
-from personalize.settings import setting
+from personalize.settings import parsed, setting, valid, walk
 from personalize.toyland import world
 
 VIEWS = 3  # scenes of each subject that the identity encoder sees
@@ -26,9 +26,21 @@ class Pretrain:
     subjects: int = setting(6_000, "subjects drawn for the identity encoder")
     vae_steps: int = setting(1_500, "steps of 32 pictures")
     clip_steps: int = setting(500, "steps of 128 pictures with captions")
-    identity_steps: int = setting(400, "steps of 64 pairs")
-    unet_steps: int = setting(3_300, "steps of 64 latents")
+    identity_steps: int = setting(300, "steps of 64 pairs")
+    unet_steps: int = setting(2_700, "steps of 64 latents")
     seed: int = setting(0, "seed of all randomness")
+
+
+def settings_from(texts: list[str]) -> Pretrain:
+    """Settings from "key=value" texts. UserError for an unknown key or a wrong value."""
+    known = {s.key: s for s in walk(Pretrain)}
+    values = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if key not in known:
+            raise UserError(f"unknown setting {key!r}{nearest(key, known) or '.'} Known: {', '.join(known)}.")
+        values[key] = valid(known[key], parsed(value, known[key].kind), "--set")
+    return Pretrain(**values)
 
 
 def run(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None] = print) -> Path:
@@ -87,9 +99,3 @@ def _drawn(path: Path, maker: Callable, count: int, say: Callable[[str], None]):
             np.save(temporary, array)
         say(f"drew {count} pictures in {time.time() - began:.0f} s")
     return np.load(path)
-
-
-if __name__ == "__main__":
-    import sys
-
-    run(Path(sys.argv[1]), Path(sys.argv[2]), Pretrain(**json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")))

@@ -6,17 +6,14 @@ again and goes on, bit for bit on the CPU; anything else gets a folder of its ow
 
 import json
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from personalize import checkpoint, config, engine, latent, methods, plan, priorset, rundir, tokens, trainset
+from personalize import checkpoint, config, engine, latent, methods, plan, priorset, rundir, runlog, tokens, trainset
 from personalize import photos as photo_files
 from personalize.config import Recipe
 from personalize.crops import Photo
@@ -95,6 +92,7 @@ def check(model: LatentModel, source, recipe: Recipe) -> tuple[list[Photo], str,
         raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
     methods.the_one(recipe.train.methods)
     latent.sampler_named(recipe.draw.sampler)
+    runlog.check_trackers(recipe.train.trackers)
     token, remark = tokens.choose(model, recipe.token)
     photos, notices = photo_files.load(source, min_size=recipe.photos.min_size or recipe.photos.size or model.size)
     return photos, token, notices + [remark] * bool(remark)
@@ -106,7 +104,7 @@ def _train(run: Run, screen: Terminal) -> TrainResult:
         run.average = [p.detach().clone() for p in run.engine.params]
     start = _restore(run, screen)
     began = time.monotonic()
-    trackers = _trackers(run)
+    trackers = runlog.start_trackers(recipe.train.trackers, run.folder)
     try:
         _loop(run, start, trackers=trackers, screen=screen)
         _finish(run)
@@ -123,76 +121,35 @@ def _train(run: Run, screen: Terminal) -> TrainResult:
 
 
 def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> None:
-    train, log = run.recipe.train, Log(run, trackers)
+    train, log = run.recipe.train, runlog.Log(run.folder, run.engine, trackers)
     steps = screen.progress("training", train.steps, done=start, unit="steps")
-    with stop_signals() as stopped, steps as advance:
+    with runlog.stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
             values = run.engine.step(run.data.at(step), scale=engine.rate(run.recipe, step))
             if train.ema:
                 decay = min(train.ema, (1 + step) / (10 + step))
-                torch._foreach_lerp_(run.average, run.engine.params, 1 - decay)
+                with torch.no_grad():
+                    torch._foreach_lerp_(run.average, run.engine.params, 1 - decay)
             log.add(step + 1, values)
             advance(note=log.line)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
-            if due or step + 1 == train.steps or stopped:
+            stop = bool(stopped)  # read once: a signal that comes while a picture is drawn stops the next step
+            if due or step + 1 == train.steps or stop:
                 log.flush()
                 _save(run, step + 1)
             if train.sample_every and (step + 1) % train.sample_every == 0:
                 _sample(run, step + 1)
-            if stopped and step + 1 < train.steps:
+            if stop and step + 1 < train.steps:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
-
-
-class Log:
-    """Rows of log.jsonl and of accelerate's trackers. Losses are read from a GPU every 10 steps: reading waits."""
-
-    def __init__(self, run: Run, trackers: list):
-        self.run, self.trackers, self.line = run, trackers, ""
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []
-        self.every = 10 if run.data.model.device.type == "cuda" else 1
-        self.began = time.monotonic()
-
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        self.pending.append((step, values))
-        if len(self.pending) >= self.every:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is pending. UserError for a loss that is no number, before any checkpoint could keep it."""
-        if not self.pending:
-            return
-        pace = (time.monotonic() - self.began) / len(self.pending)
-        for step, tensors in self.pending:
-            row = {k: float(v) for k, v in tensors.items()}
-            lr = self.run.engine.optimizer.param_groups[0]["lr"]
-            rundir.append_jsonl(self.run.folder / "log.jsonl", {"step": step, **row, "lr": lr, "seconds": round(pace, 4)})
-            for tracker in self.trackers:
-                tracker.log(row | {"lr": lr}, step=step)
-            if not (row["loss"] < float("inf")):
-                raise UserError(_not_a_number(self.run, step, row))
-            prior = f", class {row['prior']:.3f}" if self.run.data.steps_per_batch[1] else ""
-            self.line = f"loss: subject {row['subject']:.3f}{prior}; {plan.peak_bytes(self.run.engine) / 1e9:.1f} GB"
-        self.pending.clear()
-        self.began = time.monotonic()
-
-
-def _not_a_number(run: Run, step: int, row: dict) -> str:
-    kept = rundir.checkpoints(run.folder)
-    good = f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
-    return (
-        f"the loss became {row['loss']} at step {step} (lr {run.recipe.train.lr:g}, {run.data.model.dtype}). {good} "
-        "Lower it, as in --set train.lr=1e-6, or compute in --dtype float32."
-    )
 
 
 def _manifest(model: LatentModel, recipe: Recipe, photos: list[Photo], *, token: str, prior_settings: dict) -> dict:
     full = config.to_dict(recipe)
     shape = {k: v for k, v in full.items() if k not in ("device", "draw", "evaluate")}
-    hashes = sorted(photo.sha256 for photo in photos)
-    identity = {"photos": hashes, "base": model.fingerprint, "token": token, "recipe": shape, "prior": prior_settings}
-    captions = [photo.caption for photo in photos]
+    shown = [[photo.sha256, photo.caption] for photo in photos]  # in their order, which decides the batches
+    identity = {"photos": shown, "base": model.fingerprint, "token": token, "recipe": shape, "prior": prior_settings}
     return {
-        "kind": "run", "status": "running", "identity": rundir.key_of(identity | {"captions": captions}),
+        "kind": "run", "status": "running", "identity": rundir.key_of(identity),
         "base": model.name, "fingerprint": model.fingerprint, "token": token, "class": recipe.class_word,
         "prompt": fill(recipe.train.prompt, token, recipe.class_word), "methods": list(recipe.train.methods),
         "photos": [{"path": os.path.abspath(p.path) if not p.path.startswith("hf:") else p.path, "sha256": p.sha256}
@@ -220,8 +177,11 @@ def _save(run: Run, step: int) -> None:
     parts["average"] = {str(i): mean for i, mean in enumerate(run.average)}
     if run.engine.scaler.is_enabled():
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder / STATE, parts, step)
+    if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
+        raise UserError(runlog.not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
+    with rundir.writing(folder) as temporary:
+        temporary.mkdir()
+        checkpoint.save(temporary / STATE, parts, step)
     rundir.prune_checkpoints(run.folder, run.recipe.train.keep)
 
 
@@ -286,47 +246,3 @@ def _disk_bytes(run: Run) -> int:
     whole = sum(p.numel() for m in (run.data.model.unet, run.data.model.text_encoder) for p in m.parameters())
     copies = min(run.recipe.train.keep + 1, 1 + run.recipe.train.steps // (run.recipe.train.checkpoint_every or 10**9))
     return 4 * trained * (3 + bool(run.recipe.train.ema)) * copies + (4 * whole if "full" in run.recipe.train.methods else 0)
-
-
-def _trackers(run: Run) -> list:
-    """accelerate's trackers, by the names in the recipe."""
-    if not run.recipe.train.trackers:
-        return []
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    made = []
-    for name in run.recipe.train.trackers:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(f"unknown tracker {name!r} in train.trackers. Known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
-        kind = LOGGER_TYPE_TO_CLASS[name]
-        try:
-            tracker = (
-                kind(run.folder.name, logging_dir=run.folder) if kind.requires_logging_directory else kind(run.folder.name)
-            )
-            getattr(tracker, "start", lambda: None)()
-        except ImportError as error:
-            raise UserError(f"tracker {name!r} needs a package that is not installed: {error}") from error
-        made.append(tracker)
-    return made
-
-
-@contextmanager
-def stop_signals() -> Iterator[list]:
-    """Inside, SIGINT and SIGTERM only fill the list, so that a step ends and a checkpoint is written; twice is at once."""
-    stopped: list[int] = []
-
-    def note(number: int, frame) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-
-    before = {}
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where Python lets nobody set handlers
-        pass
-    try:
-        yield stopped
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from personalize.config import Recipe
+from personalize.files import read_json, write_json
 from personalize.methods import require_folder, unfreeze
 from personalize.models.base import LatentModel
 
@@ -34,15 +35,20 @@ def restore(model: LatentModel, tensors: dict[str, Tensor]) -> None:
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A folder that `StableDiffusionPipeline.from_pretrained` loads; parts that did not train are linked to the base's."""
-    trained = dict(_parts(model))
-    for source in sorted(model.folder.iterdir()):
-        if source.is_dir() and source.name in ("tokenizer", "scheduler", "vae", "unet", "text_encoder"):
-            if source.name in trained:
-                trained[source.name].save_pretrained(folder / source.name, safe_serialization=True)
-            else:
-                shutil.copytree(source, folder / source.name, copy_function=_link_or_copy, dirs_exist_ok=True)
-    shutil.copy(model.folder / "model_index.json", folder / "model_index.json")
+    """A folder that `StableDiffusionPipeline.from_pretrained` loads; parts that did not train are linked to the base's.
+
+    Parts that the base's index names and its folder lacks, such as a safety checker that was not downloaded, are
+    left out of the index too.
+    """
+    trained, index = dict(_parts(model)), read_json(model.folder / "model_index.json")
+    for part in [name for name, value in index.items() if isinstance(value, list)]:
+        if part in trained:
+            trained[part].save_pretrained(folder / part, safe_serialization=True)
+        elif (model.folder / part).is_dir():
+            shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
+        else:
+            index[part] = [None, None]
+    write_json(folder / "model_index.json", index)
 
 
 def load(model: LatentModel, folder: Path) -> None:

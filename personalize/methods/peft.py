@@ -53,9 +53,13 @@ def restore(model: LatentModel, tensors: dict[str, Tensor]) -> None:
     for part, module in _parts(model, True):
         own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
         if own:
-            result = set_peft_model_state_dict(module, own)
-            if result.unexpected_keys:
-                raise UserError(f"this LoRA was made for another base: {model.name!r} has no {result.unexpected_keys[0]}.")
+            try:
+                result = set_peft_model_state_dict(module, own)
+            except RuntimeError as error:  # a layer of the same name and another width
+                raise UserError(f"this LoRA was made for another base than {model.name!r}: {error}") from error
+            strange = result.unexpected_keys + [k for k in result.missing_keys if "lora_" in k]
+            if strange:
+                raise UserError(f"this LoRA was made for another base than {model.name!r}: they differ in {strange[0]}.")
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:

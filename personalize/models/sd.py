@@ -122,6 +122,7 @@ def _part(kind, folder: Path, part: str, dtype: torch.dtype):
             "Convert it with diffusers: pipeline.save_pretrained(folder, safe_serialization=True)."
         )
     try:
-        return kind.from_pretrained(place, torch_dtype=dtype, use_safetensors=True).eval().requires_grad_(False)
+        with lean():
+            return kind.from_pretrained(place, torch_dtype=dtype, use_safetensors=True).eval().requires_grad_(False)
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from personalize import checkpoint
 
-SAVE_SECONDS = 120.0
-
 
 def fit(
     model: nn.Module,
@@ -23,10 +21,11 @@ def fit(
     say: Callable[[int, float], None],
     weight_decay: float = 0.01,
     ema: float = 0.0,
+    save_seconds: float = 120.0,
 ) -> None:
     """Trains `model` by AdamW on loss(step), cosine to zero after a warm-up of 4 %, bf16 compute; ends with its average.
 
-    state: a .safetensors file, written about every two minutes and read first, so the same call goes on where it stopped.
+    state: a .safetensors file, written every `save_seconds` and read first, so the same call goes on where it stopped.
     loss must take its randomness from the step alone. say(step, loss) is called once a step.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
@@ -48,7 +47,7 @@ def fit(
             decay = min(ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(average, list(model.parameters()), 1 - decay)
         say(step + 1, value.item())
-        if time.monotonic() - saved > SAVE_SECONDS or step + 1 == steps:
+        if time.monotonic() - saved > save_seconds or step + 1 == steps:
             _save(state, model, optimizer, average, step + 1)
             saved = time.monotonic()
     if ema:

@@ -162,10 +162,8 @@ def teller(stage: str, steps: int, say: Callable[[str], None], every: int = 50) 
     def tell(step: int, loss: float) -> None:
         seen.append(loss)
         if step % every == 0 or step == steps:
-            pace = (time.time() - began[0]) / len(seen)
-            say(
-                f"{stage} {step}/{steps}  loss {sum(seen) / len(seen):.4f}  {pace:.2f} s/step  {pace * (steps - step):.0f} s left"
-            )
+            pace, mean = (time.time() - began[0]) / len(seen), sum(seen) / len(seen)
+            say(f"{stage} {step}/{steps}  loss {mean:.4f}  {pace:.2f} s/step  {pace * (steps - step):.0f} s left")
             seen.clear()
             began[0] = time.time()
 

@@ -1,0 +1,66 @@
+"""The whole job on Toyland, short: the subject is learned, the prompt is obeyed, the class survives."""
+
+from pathlib import Path
+
+import pytest
+
+from personalize import api
+from personalize.files import read_json, read_jsonl
+from personalize.rundir import read_manifest
+
+SETTINGS = ["prior.count=20", "train.steps=120", "train.checkpoint_every=60", "draw.steps=12", "evaluate.class_count=8"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """prior, train, generate, evaluate on the example dog, in an empty folder."""
+    folder = tmp_path_factory.mktemp("job")
+    photos = Path(__file__).parents[1] / "data_examples" / "dog"
+    places = {"runs": folder / "runs", "priors": folder / "priors"}
+    result = api.quickstart(photos, class_word="dog", settings=SETTINGS, **places)
+    return folder, result
+
+
+def test_it_becomes_the_same_subject(job):
+    """From the floor, which is the base on the same prompts and noise, at least 0.3 of the way to the photos."""
+    _, result = job
+    assert result.scores["dino"]["relative"] >= 0.3
+
+
+def test_it_still_listens(job):
+    _, result = job
+    assert result.scores["clip_t"]["score"] > result.scores["clip_t"]["floor"] - 0.05
+
+
+def test_a_dog_is_still_any_dog(job):
+    """Class pictures move a quarter of the way to the photos at most."""
+    _, result = job
+    drift, top = result.scores["class"], result.scores["dino"]["ceiling"]
+    assert drift["excess"] < 0.25 * (top - drift["base"]["pres"])
+
+
+def test_without_class_pictures_the_class_drifts_further(job, tmp_path, photos):
+    """The prior term is what keeps a dog any dog: the same run without it moves class pictures further."""
+    _, result = job
+    settings = [*SETTINGS, "prior.count=0"]
+    run = api.train(photos, class_word="dog", settings=settings, runs=tmp_path / "runs").folder
+    without = api.evaluate(run, settings=["evaluate.count=1"]).scores["class"]
+    assert without["excess"] > result.scores["class"]["excess"] + 0.02
+
+
+def test_the_job_writes_these_files_and_no_others(job):
+    folder, _ = job
+    run = folder / "runs" / "sks-dog"
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parts[len(run.parts)] != "model"}
+    pictures = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
+    assert len(pictures) == 8 * 4
+    assert found == {
+        "manifest.json", "recipe.toml", "log.jsonl", "photos.png", "checkpoints/step-000120/state.safetensors",
+        "evaluation/scores.json", "evaluation/per_image.jsonl", "evaluation/sheet.png",
+        "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in pictures),
+    }  # fmt: skip
+    (prior,) = (folder / "priors").iterdir()
+    names = {p.name for p in prior.iterdir() if not p.name.startswith("latents-")}
+    assert names == {"manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(20))}
+    assert read_manifest(run)["status"] == read_manifest(prior)["status"] == "finished"
+    assert read_json(run / "evaluation" / "scores.json")["dino"]["relative"] is not None
