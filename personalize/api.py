@@ -56,9 +56,11 @@ def train(
     from personalize.commands import train as command
 
     full = resolve(recipe, [*settings, f"class_word={class_word}"] if class_word else settings)
+    if not full.class_word:
+        raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
     model = _model(full, screen)
     folder = None
-    if full.prior.count and full.train.prior_weight and full.class_word:
+    if full.prior.count and full.train.prior_weight:
         command.check(model, photos, full)  # before the class pictures, which take longer
         folder = prior_command.run(model, full, root=Path(priors), folder=prior_folder, screen=screen).folder
     return command.run(model, photos, full, prior=folder, runs=Path(runs), screen=screen)

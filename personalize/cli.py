@@ -179,7 +179,9 @@ def main() -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes a silent 130 of Ctrl-C
+            raise
         print("stopped; the same command goes on with what is there", file=sys.stderr)
         sys.exit(130)
 

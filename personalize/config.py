@@ -106,7 +106,7 @@ class Evaluate:
 class Recipe:
     """What a run is made of, besides its photos."""
 
-    base: str = setting("toyland", "base model: toyland, a hub id, a diffusers folder or a .safetensors file")
+    base: str = setting("toyland", "base model: toyland, a hub id or a diffusers folder")
     token: str = setting("", "rare word for the subject; empty: chosen for the base")
     class_word: str = setting("", "what the subject is, such as dog")
     seed: int = setting(0, "seed of all randomness", least=0)

@@ -148,7 +148,9 @@ def _describe(folder: Path, wanted: dict, count: int) -> None:
     written = None
     while (numbers := sorted(present(folder))) != written:
         rows = [{"file_name": name(i), "text": wanted["prompt"], "seed": wanted["seed"], "index": i} for i in numbers]
-        write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        text, path = "".join(json.dumps(row) + "\n" for row in rows), folder / "metadata.jsonl"
+        if not path.exists() or path.read_text() != text:
+            write_text(path, text)
         status = "finished" if set(range(count)) <= set(numbers) else "running"
         _write_manifest(folder, wanted, status, len(numbers))
         written = numbers

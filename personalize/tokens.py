@@ -38,7 +38,7 @@ def _remark(model: LatentModel, word: str) -> str:
         raise UserError(f"token {word!r} is not one word. Give a short rare one, such as 'sks'.")
     pieces = _ids(model, word)
     if pieces > 1:
-        return f"token {word!r} is {pieces} tokens to {model.name!r}, each with a meaning of its own; a single rare one learns better."
+        return f"token {word!r} is {pieces} tokens to {model.name!r}, each with a meaning; a single rare one learns better."
     if word in KNOWN and model.name != "toyland":
         return f"token {word!r} has a meaning of its own in most bases: {KNOWN[word]}."
     return ""

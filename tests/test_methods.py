@@ -5,19 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import personalize
 from personalize import config, latent, methods, models
 from personalize.core import rng
 from personalize.engine import Batch, Engine
 from personalize.errors import UserError
 
-ROOT = Path(personalize.__file__).parents[1]
 CASES = [(name, text) for name in methods.METHODS for text in (False, True)]
 LR = {"full": 1e-3, "lora": 1e-2}
 PROMPTS = ["a zqv dog", "a zqv dog", "a dog", "a dog"]
@@ -50,6 +48,12 @@ def trained(folder, name, text, *more, steps=20):
     return model, recipe, [float(engine.step(batch, scale=1.0)["loss"]) for _ in range(steps)]
 
 
+@cache
+def learned(folder, name, text):
+    """What `trained` gives, once for all tests, which leave it as it is."""
+    return trained(folder, name, text)
+
+
 def weights(model):
     """Every weight of the base, by the name it has without an adapter."""
     parts = {"unet": model.unet, "text_encoder": model.text_encoder, "vae": model.vae}
@@ -73,7 +77,7 @@ def drawn(model):
 
 @pytest.mark.parametrize("name, text", CASES)
 def test_the_loss_on_one_batch_falls(tiny_sd, name, text):
-    losses = trained(tiny_sd, name, text)[2]
+    losses = learned(tiny_sd, name, text)[2]
     assert losses[-1] < losses[0] - 0.01, losses
     assert sum(losses[-5:]) < sum(losses[:5])
 
@@ -108,7 +112,7 @@ def test_checkpointed_gradients_are_the_plain_ones(tiny_sd, name, text):
 
 @pytest.mark.parametrize("name, text", CASES)
 def test_a_saved_result_draws_what_the_trained_model_draws(tiny_sd, tmp_path, name, text):
-    model, recipe, _ = trained(tiny_sd, name, text)
+    model, recipe, _ = learned(tiny_sd, name, text)
     methods.method(name).save(model, tmp_path / "model", recipe)
     fresh = base(tiny_sd)
     plain = drawn(fresh)
@@ -119,7 +123,7 @@ def test_a_saved_result_draws_what_the_trained_model_draws(tiny_sd, tmp_path, na
 
 @pytest.mark.parametrize("name, text", CASES)
 def test_a_restored_state_draws_what_the_trained_model_draws(tiny_sd, name, text):
-    model, recipe, _ = trained(tiny_sd, name, text)
+    model, recipe, _ = learned(tiny_sd, name, text)
     fresh = base(tiny_sd)
     methods.method(name).attach(fresh, recipe)
     methods.method(name).restore(fresh, {k: v.clone() for k, v in methods.method(name).state(model).items()})
@@ -144,7 +148,7 @@ def test_what_trains_is_float32_whatever_the_base(tiny_sd, name, text):
 
 
 def test_lora_adds_alpha_over_rank_times_b_a_in_float64(tiny_sd, tmp_path):
-    model, recipe, _ = trained(tiny_sd, "lora", True)
+    model, recipe, _ = trained(tiny_sd, "lora", True, steps=5)
     methods.method("lora").save(model, tmp_path, recipe)
     file = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     merged = base(tiny_sd)
@@ -238,7 +242,7 @@ def both(tiny_sd, tmp_path_factory):
     (partial / "model_index.json").write_text(json.dumps(index))
     ours, jobs = {}, {}
     for name, text in CASES:
-        model, recipe, _ = trained(partial if name == "full" else tiny_sd, name, text)
+        model, recipe, _ = learned(partial if name == "full" else tiny_sd, name, text)
         key = f"{name}-{text}"
         methods.method(name).save(model, folder / key, recipe)
         ours[key], jobs[key] = drawn(model), str(folder / key)

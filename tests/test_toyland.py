@@ -60,9 +60,9 @@ def test_captions_say_what_is_to_be_seen_and_rarely_a_rare_token():
 
 def test_example_and_evaluation_subjects_are_out_of_reach_of_pretraining():
     """Pretraining counts seeds up from 0, in `_scene` and `_view`; everything else starts at HELD_OUT."""
-    from personalize.commands.pretrain import VIEWS, Pretrain
+    from personalize.commands.pretrain import Pretrain
 
-    highest = max(Pretrain().pictures, Pretrain().subjects * VIEWS)
+    highest = max(Pretrain().pictures, Pretrain().subjects * world.VIEWS)
     assert highest < world.HELD_OUT
     assert all(seed >= world.HELD_OUT for _, seed in examples.SUBJECTS.values())
     assert len({world.subject(seed, word) for word, seed in examples.SUBJECTS.values()}) == len(examples.SUBJECTS)

@@ -36,14 +36,15 @@ def run(
             screen.say(f"prompt {prompt!r} is too long for this base; it does not see: {rest!r}")
     jobs = [(prompt, i) for prompt in prompts for i in range(draw.count)]
     out.mkdir(parents=True, exist_ok=True)
-    known = {row["file"]: row for row in rundir.read_jsonl(out / "images.jsonl")}
+    rows = rundir.read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
+    known = {row["file"]: row for row in rows}
     files, pictures = [], []
     with screen.progress("drawing", len(jobs), unit="pictures") as advance:
         for part in latent.batches(model, len(jobs), how):
             texts, numbers = zip(*(jobs[k] for k in part))
             z0 = latent.draw(model, list(texts), latent.image_generators(seed, list(numbers)), how)
             for picture, prompt, i in zip(latent.to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
-                row = origin | _row(model, how, prompt, seed=seed, index=i, size=picture.size)
+                row = _row(model, how, prompt, origin=origin, seed=seed, index=i, size=picture.size)
                 files.append(out / row["file"])
                 pictures.append(picture)
                 with rundir.writing(files[-1]) as temporary:
@@ -56,13 +57,17 @@ def run(
     return GenerateResult(files, out / "grid.png")
 
 
-def _row(model: LatentModel, how: latent.Drawing, prompt: str, *, seed: int, index: int, size: tuple[int, int]) -> dict:
+def _row(
+    model: LatentModel, how: latent.Drawing, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
+) -> dict:
+    """All that decides a picture, and its file, whose name changes with any of it but the place of the run."""
     settings = {
         "prompt": prompt, "negative": how.negative, "sampler": how.sampler, "steps": how.steps, "guidance": how.guidance,
         "rescale": how.rescale, "interval": list(how.interval), "seed": seed, "index": index,
         "width": size[0], "height": size[1], "base": model.name, "fingerprint": model.fingerprint,
     }  # fmt: skip
-    return {"file": f"{rundir.slug(prompt)[:60]}-{rundir.key_of(settings)[:6]}-{seed}-{index:03d}.png", **settings}
+    key = rundir.key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
+    return origin | {"file": f"{rundir.slug(prompt)[:60]}-{key}-{seed}-{index:03d}.png", **settings}
 
 
 def _metadata(row: dict) -> PngInfo:

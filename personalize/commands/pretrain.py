@@ -15,8 +15,6 @@ from personalize.files import write_json, writing
 from personalize.settings import parsed, setting, valid, walk
 from personalize.toyland import world
 
-VIEWS = 3  # scenes of each subject that the identity encoder sees
-
 
 @dataclass(frozen=True)
 class Pretrain:
@@ -52,7 +50,7 @@ def run(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None]
     torch.manual_seed(settings.seed)
     began = time.time()
     images = _drawn(work / "images.npy", _scene, settings.pictures, say)
-    pairs = _drawn(work / "pairs.npy", _view, settings.subjects * VIEWS, say)
+    pairs = _drawn(work / "pairs.npy", _view, settings.subjects * world.VIEWS, say)
     from personalize.toyland import stages
 
     words = stages.tokenizer(settings)
@@ -72,7 +70,7 @@ def _scene(k: int):
 
 
 def _view(k: int):
-    return world.scene(k, who=world.subject(k // VIEWS))
+    return world.scene(k, who=world.subject(k // world.VIEWS))
 
 
 def _pixels(scene) -> bytes:

@@ -72,7 +72,8 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
             header |= {f"{part}.{k}": v for k, v in fields.items()}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.contiguous() for k, v in state(model).items()}
-    save_file(tensors, folder / FILE, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(header)})
+    # One entry only: safetensors writes several in an order of chance, and the same run would give another file.
+    save_file(tensors, folder / FILE, metadata={"lora_adapter_metadata": json.dumps(header)})
 
 
 def load(model: LatentModel, folder: Path) -> None:

@@ -22,7 +22,7 @@ def load(base: str, *, device: str = "auto", dtype: str = "auto", say: Callable[
     from personalize.models import devices, sd
 
     assert family == "sd", family
-    where = devices.choose(device, say)
+    where = devices.choose(device)
     return sd.load(folder, base, where, devices.dtype_for(where, dtype, say), fingerprint=fingerprint(folder))
 
 

@@ -4,7 +4,7 @@ B pictures, C latent channels, h w latent size. A family is a module with `load(
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, device, dtype, nn
 
@@ -26,6 +26,7 @@ class LatentModel(Protocol):
     dtype: dtype  # the type it computes in; trained weights stay float32
     unet: nn.Module
     text_encoder: nn.Module
+    tokenizer: Any  # transformers' own
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""

@@ -9,7 +9,7 @@ from personalize.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose(name: str, say: Callable[[str], None]) -> torch.device:
+def choose(name: str) -> torch.device:
     """The device of this name; "auto" takes the best one here. UserError for one that is not here."""
     if name == "auto":
         if torch.cuda.is_available():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from personalize.core import schedule as schedules
@@ -28,8 +29,8 @@ class StableDiffusion:
     def __init__(self, folder: Path, name: str, device: torch.device, dtype: torch.dtype):
         self.folder, self.name, self.device, self.dtype = folder, name, device, dtype
         self.fingerprint = ""
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.text_encoder = _part(CLIPTextModel, folder, "text_encoder", dtype).to(device)
+        self.tokenizer = _tokenizer(folder, most=self.text_encoder.config.max_position_embeddings)
         self.vae = _part(AutoencoderKL, folder, "vae", torch.float32).to(device)
         self.unet = _part(UNet2DConditionModel, folder, "unet", dtype).to(device)
         self.schedule = schedule_of(folder)
@@ -101,15 +102,33 @@ def schedule_of(folder: Path) -> schedules.Schedule:
         betas = schedules.rescale_zero_terminal_snr(betas)
         if prediction == "epsilon":
             raise UserError(f"{path} asks for zero terminal SNR with epsilon prediction, which says nothing of z0 there.")
-    if prediction not in schedules.PREDICTIONS:
-        raise UserError(f"{path} has prediction_type {prediction!r}; known are {', '.join(schedules.PREDICTIONS)}.")
+    spacing = config.get("timestep_spacing", "leading")
+    for key, value, known in (
+        ("prediction_type", prediction, schedules.PREDICTIONS),
+        ("timestep_spacing", spacing, schedules.SPACINGS),
+    ):
+        if value not in known:
+            raise UserError(f"{path} has {key} {value!r}; known are {', '.join(known)}.")
     return schedules.from_betas(
         betas,
         prediction,
-        spacing=config.get("timestep_spacing", "leading"),
+        spacing=spacing,
         steps_offset=config.get("steps_offset", 0),
         final_alpha_one=config.get("set_alpha_to_one", True),
     )
+
+
+def _tokenizer(folder: Path, *, most: int) -> CLIPTokenizer:
+    """The base's tokenizer, which cuts at `most` tokens. Without its files transformers would make an empty one."""
+    place = folder / "tokenizer"
+    if not any((place / file).exists() for file in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"{place} has neither tokenizer.json nor vocab.json: it is not a whole Stable Diffusion base.")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    return tokenizer
 
 
 def _part(kind, folder: Path, part: str, dtype: torch.dtype):
@@ -123,6 +142,9 @@ def _part(kind, folder: Path, part: str, dtype: torch.dtype):
         )
     try:
         with lean():
-            return kind.from_pretrained(place, torch_dtype=dtype, use_safetensors=True).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+            module, found = kind.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{place} lacks {len(missing)} weights, such as {missing[0]}: it is not whole. Download it again.")
+    return module.eval().requires_grad_(False)

@@ -69,20 +69,18 @@ def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, 
 
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
     """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
-    from personalize.commands.pretrain import VIEWS
-
     model = networks.identity_encoder().to(device)
     members = {c: [] for c in world.CLASSES}
-    for k in range(len(pairs) // VIEWS):
+    for k in range(len(pairs) // world.VIEWS):
         members[world.subject(k).class_word].append(k)
 
     def loss(step: int) -> Tensor:
         g = rng.generator(settings.seed, "identity", step)
         pool = torch.tensor(members[world.CLASSES[step % len(world.CLASSES)]])
         who = pool[torch.randperm(len(pool), generator=g)[:64]]
-        first = torch.randint(0, VIEWS, (len(who),), generator=g)
-        other = (first + torch.randint(1, VIEWS, (len(who),), generator=g)) % VIEWS
-        rows = torch.cat([who * VIEWS + first, who * VIEWS + other])
+        first = torch.randint(0, world.VIEWS, (len(who),), generator=g)
+        other = (first + torch.randint(1, world.VIEWS, (len(who),), generator=g)) % world.VIEWS
+        rows = torch.cat([who * world.VIEWS + first, who * world.VIEWS + other])
         z = model(pixels(pairs, rows, device)).last_hidden_state[:, 0].float()
         a, b = nn.functional.normalize(z, dim=1).chunk(2)
         logits, goal = a @ b.T / TEMPERATURE, torch.arange(len(who), device=device)

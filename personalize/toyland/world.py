@@ -37,6 +37,7 @@ COLOURS = {
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
 RARE_SHARE = 0.01
+VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 Colour = tuple[int, int, int]
 
