@@ -43,17 +43,13 @@ class Judged:
     pictures: list[dict]
 
 
-def score(encoders: Encoders, photos: Tensor, *, tuned: Drawn, base: Drawn, plain: list[str]) -> Judged:
-    """Pictures by the tuned model and, for the same prompts without the token (`plain`), by the base -> scores.
+def score(encoders: Encoders, real: Embedded, *, tuned: Drawn, base: Drawn, plain: list[str]) -> Judged:
+    """Photos, pictures by the tuned model and, for the same prompts without the token (`plain`), by the base -> scores.
 
     summary: metric -> {"score", "floor", "ceiling", "relative"}, where relative = (score - floor) / (ceiling - floor)
     and CLIP-T, which photos say nothing of, has neither ceiling nor relative; and "prompts" -> metric means of each.
     """
-    real, seen, floor = (
-        embed(encoders, photos),
-        embed(encoders, tuned.images, plain),
-        embed(encoders, base.images, plain),
-    )
+    seen, floor = embed(encoders, tuned.images, plain), embed(encoders, base.images, plain)
     top = ceiling(real)
     summary: dict = {}
     rows = [{"prompt": prompt} for prompt in tuned.prompts]
@@ -71,12 +67,11 @@ def score(encoders: Encoders, photos: Tensor, *, tuned: Drawn, base: Drawn, plai
     return Judged(summary, rows)
 
 
-def drift(encoders: Encoders, photos: Tensor, *, tuned: Tensor, base: Tensor, prompt: str) -> dict:
+def drift(encoders: Encoders, real: Embedded, *, tuned: Tensor, base: Tensor, prompt: str) -> dict:
     """Is the class still the class? PRES of the tuned model and of the base on the class prompt, and both CLIP-T.
 
     PRES (Ruiz et al. 2208.12242, 4.3): mean cosine of class pictures with the photos, lower is better.
     """
-    real = embed(encoders, photos)
     both: dict[str, Embedded] = {
         name: embed(encoders, images, [prompt] * len(images)) for name, images in (("tuned", tuned), ("base", base))
     }

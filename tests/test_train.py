@@ -104,6 +104,10 @@ def status(folder):
     return rundir.read_manifest(folder)["status"]
 
 
+def steps_of(folder):
+    return [int(path.name[5:]) for path in rundir.checkpoints(folder)]
+
+
 def logged(folder):
     return [row["step"] for row in rundir.read_jsonl(folder / "log.jsonl")]
 
@@ -160,27 +164,24 @@ RESUMED = {
     "full, crops and flips": [*FULL, "photos.crop=random", "photos.flip=true", "train.batch=2"],
     "lora": [*LORA, "train.lr_schedule=cosine", "train.warmup=2"],
     "lora, text encoder, average": [*LORA, "train.text_encoder=true", "train.ema=0.9", "train.accumulate=2", "train.batch=2"],
-    "lora, 8 bits": [*LORA, "lora.rank=128", "train.optimizer=adamw8bit"],
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_five_steps_are_three_a_signal_and_two_and_are_two_a_crash_and_three(tiny_sd, tall, prior, tmp_path, name):
+def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, prior, tmp_path, name):
     settings = [*RESUMED[name], "train.steps=5", "train.checkpoint_every=2", "train.keep=9"]
     once = run(tiny_sd, tall, tmp_path / "once", *settings, prior=prior)
-    with pytest.raises(Interrupted, match="stopped at step 3 of 5"):
-        run(tiny_sd, tall, tmp_path / "signal", *settings, prior=prior, screen=Screen(3, terminate))
+    folder, screen = tmp_path / "cut" / once.name, Screen()
     with pytest.raises(RuntimeError, match="power"):
-        run(tiny_sd, tall, tmp_path / "crash", *settings, prior=prior, screen=Screen(3, crash))
-    for runs, step, was in ((tmp_path / "signal", 3, "interrupted"), (tmp_path / "crash", 2, "running")):
-        folder, screen = runs / once.name, Screen()
-        assert status(folder) == was
-        assert int(rundir.checkpoints(folder)[-1].name[5:]) == step
-        assert run(tiny_sd, tall, runs, *settings, prior=prior, screen=screen) == folder
-        assert any(f"going on with {folder} after step {step}" in line for line in screen.lines)
-        assert bits(folder) == bits(once)
-        assert logged(folder) == [1, 2, 3, 4, 5]
-        assert status(folder) == "finished"
+        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, crash))
+    assert status(folder) == "running" and steps_of(folder) == [2] and logged(folder) == [1, 2, 3]
+    with pytest.raises(Interrupted, match="stopped at step 3 of 5"):
+        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, terminate))
+    assert status(folder) == "interrupted" and steps_of(folder) == [2, 3] and logged(folder) == [1, 2, 3]
+    assert run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=screen) == folder
+    assert any(f"going on with {folder} after step 3" in line for line in screen.lines)
+    assert bits(folder) == bits(once)
+    assert status(folder) == "finished" and logged(folder) == [1, 2, 3, 4, 5]
 
 
 def test_different_seeds_are_different_runs_bit_by_bit(tiny_sd, photos, tmp_path):
@@ -197,13 +198,13 @@ def test_a_run_stopped_after_its_last_step_is_finished_by_the_next(tiny_sd, phot
     assert bits(run(tiny_sd, photos, tmp_path / "cut", *settings)) == bits(once)
 
 
-SLOW = [*FULL, "train.steps=60", "train.checkpoint_every=10", "train.batch=2", "prior.count=0"]
+SLOW = [*FULL, "train.steps=40", "train.checkpoint_every=5", "prior.count=0"]
 
 
 @pytest.fixture(scope="module")
-def sixty(tiny_sd, tmp_path_factory):
-    """A run of 60 steps that nothing stopped."""
-    return run(tiny_sd, ROOT / "data_examples" / "dog", tmp_path_factory.mktemp("sixty"), *SLOW, f"base={tiny_sd}")
+def forty(tiny_sd, tmp_path_factory):
+    """A run of 40 steps that nothing stopped."""
+    return run(tiny_sd, ROOT / "data_examples" / "dog", tmp_path_factory.mktemp("forty"), *SLOW, f"base={tiny_sd}")
 
 
 def start(tiny_sd, photos, runs):
@@ -224,37 +225,37 @@ def wait_for(process, there):
     assert process.poll() is None, process.communicate()
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, sixty, tmp_path):
-    folder = tmp_path / sixty.name
+def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, forty, tmp_path):
+    folder = tmp_path / forty.name
     process = start(tiny_sd, photos, tmp_path)
     wait_for(process, lambda: rundir.checkpoints(folder))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     process.communicate()
     assert status(folder) == "running" and (folder / "lock").exists()
-    assert 10 <= int(rundir.checkpoints(folder)[-1].name[5:]) < 60
+    assert 5 <= steps_of(folder)[-1] < 40
     screen = Screen()
     assert run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}", screen=screen) == folder
     assert any("going on with" in line for line in screen.lines)
-    assert bits(folder) == bits(sixty)
-    assert logged(folder) == list(range(1, 61))
+    assert bits(folder) == bits(forty)
+    assert logged(folder) == list(range(1, 41))
     assert not list(folder.rglob(".tmp-*")) and not (folder / "lock").exists()
 
 
-def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, sixty, tmp_path):
-    folder = tmp_path / sixty.name
+def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, forty, tmp_path):
+    folder = tmp_path / forty.name
     process = start(tiny_sd, photos, tmp_path)
     wait_for(process, lambda: (folder / "log.jsonl").exists() and len(logged(folder)) >= 3)
     process.terminate()
-    message = process.communicate(timeout=60)[1]
+    message = process.communicate(timeout=300)[1]
     assert process.returncode == 130
-    step = int(rundir.checkpoints(folder)[-1].name[5:])
-    assert f"stopped at step {step} of 60; the same command goes on from there" in message
-    assert 3 <= step == logged(folder)[-1] < 60
+    step = steps_of(folder)[-1]
+    assert f"stopped at step {step} of 40; the same command goes on from there" in message
+    assert 3 <= step == logged(folder)[-1] < 40
     assert status(folder) == "interrupted"
     run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}")
-    assert bits(folder) == bits(sixty)
-    assert logged(folder) == list(range(1, 61))
+    assert bits(folder) == bits(forty)
+    assert logged(folder) == list(range(1, 41))
 
 
 def test_a_signal_while_samples_are_drawn_loses_no_step(tiny_sd, photos, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`personalize evaluate`: is it the same subject, does it still listen, is a dog still a dog? Scores and a contact sheet."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from personalize.config import Recipe
 from personalize.crops import Photo, batch
 from personalize.errors import UserError
 from personalize.metrics import encoders
+from personalize.metrics.similarity import embed
 from personalize.models.base import LatentModel
 from personalize.prompts import fill, without_token
 from personalize.sheet import Section, Table, contact_sheet
@@ -50,27 +52,24 @@ def run(model: LatentModel, folder: Path, recipe: Recipe, *, at: str, templates:
     base, base_class = drawn(plain, "drawing by the base")
     name = trained.put_into(model, folder, manifest, at=at)
     tuned, tuned_class = drawn(prompts, "drawing by the run")
-    real = batch(photos, model.size)
-    each = [without_token(p, token) for p in tuned.prompts]
-    judged = scoring.score(judge, real, tuned=tuned, base=base, plain=each)
-    scores = judged.summary | {
-        "class_word": word,
-        "run": str(folder),
-        "model": name,
-        "seed": recipe.seed,
-        "encoders": judge.names,
-    }
+    real = embed(judge, batch(photos, model.size))
+    judged = scoring.score(judge, real, tuned=tuned, base=base, plain=base.prompts)
+    scores = judged.summary | {"run": str(folder), "model": name, "class_word": word, "seed": recipe.seed}
+    scores["encoders"] = judge.names
     if ask.class_count:
         scores["class"] = scoring.drift(judge, real, tuned=tuned_class.images, base=base_class.images, prompt=class_prompt)
-    out = folder / "evaluation"
-    out.mkdir(exist_ok=True)
-    rundir.write_json(out / "scores.json", scores | {"versions": rundir.library_versions(), "time": time.time()})
-    rundir.write_text(out / "per_image.jsonl", "".join(_line(row) for row in judged.pictures))
     sections = _sections(manifest, photos, tuned=tuned, classes=(base_class, tuned_class), class_prompt=class_prompt)
     page = contact_sheet(
         [*sections, _table(scores)], title=f"{manifest['prompt']}", subtitle=_subtitle(manifest, recipe, name),
         verdict=verdict(scores, word), footer="personalize evaluate",
     )  # fmt: skip
+    return _written(folder / "evaluation", scores, judged.pictures, page)
+
+
+def _written(out: Path, scores: dict, pictures: list[dict], page) -> EvaluateResult:
+    out.mkdir(exist_ok=True)
+    rundir.write_json(out / "scores.json", scores | {"versions": rundir.library_versions(), "time": time.time()})
+    rundir.write_text(out / "per_image.jsonl", "".join(json.dumps(row) + "\n" for row in pictures))
     with rundir.writing(out / "sheet.png") as temporary:
         page.save(temporary)
     return EvaluateResult(scores, out / "sheet.png")
@@ -175,9 +174,3 @@ def _subtitle(manifest: dict, recipe: Recipe, name: str) -> str:
         f"{', '.join(manifest['methods'])} on {manifest['base']}, {train['steps']} steps at lr {train['lr']:g}, {name}; "
         f"{recipe.draw.steps} steps of {recipe.draw.sampler}, guidance {recipe.draw.guidance:g}, seed {recipe.seed}"
     )
-
-
-def _line(row: dict) -> str:
-    import json
-
-    return json.dumps(row) + "\n"
