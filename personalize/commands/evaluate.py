@@ -96,7 +96,8 @@ def verdict(scores: dict, word: str) -> list[str]:
         room = (scores["dino"]["ceiling"] or 1.0) - scores["class"]["base"]["pres"]
         share = scores["class"]["excess"] / room if room > 0 else 0.0
         still = f"A {word} is still any {word}" if share < 0.25 else f"Other {word}s have begun to look like it"
-        lines.append(f"{still}: class pictures moved {share:.0%} of the way to the photos.")
+        moved = f"moved {share:.0%} of the way to the photos" if share > 0 else "did not move towards the photos"
+        lines.append(f"{still}: class pictures {moved}.")
     return lines
 
 
@@ -140,11 +141,11 @@ def _sections(manifest: dict, photos: list[Photo], *, tuned: scoring.Drawn, clas
     for prompt, picture in zip(tuned.prompts, pictures, strict=True):
         rows.setdefault(prompt, []).append(picture)
     note = "the same noise down each column"
-    sections.append(Section("The same subject, elsewhere", note, list(rows.items()), cell=132))
+    sections.append(Section("The same subject, elsewhere", note, list(rows.items())))
     base, now = classes
     if base is not None:
         both = [("by the base", latent.to_pil(base.images)), ("by the run, same noise", latent.to_pil(now.images))]
-        sections.append(Section(f"{class_prompt}: still any {manifest['class']}?", "", both, cell=132, columns=4))
+        sections.append(Section(f"{class_prompt}: still any {manifest['class']}?", "", both, columns=4))
     return sections
 
 
