@@ -39,7 +39,7 @@ class Terminal:
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         count = 0
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             task = bar.add_task(what, total=total, completed=done, pace="", note="")
 
             def advance(n: int = 1, note: str = "") -> None:

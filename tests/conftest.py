@@ -1,10 +1,10 @@
-"""No network, few threads, and a tiny random Stable Diffusion saved as users have it."""
+"""No network, one thread, and a tiny random Stable Diffusion saved as users have it."""
 
 import os
 import socket
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in child processes: another number of threads gives other bits
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 

@@ -8,7 +8,7 @@ from personalize import api
 from personalize.files import read_json, read_jsonl
 from personalize.rundir import read_manifest
 
-SETTINGS = ["prior.count=20", "train.steps=150", "train.checkpoint_every=75", "draw.steps=12"]
+SETTINGS = ["prior.count=20", "train.steps=220", "train.snr_gamma=0", "train.checkpoint_every=110", "draw.steps=12"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_job_writes_these_files_and_no_others(job):
     pictures = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
     assert len(pictures) == 8 * 4
     assert found == {
-        "manifest.json", "recipe.toml", "log.jsonl", "photos.png", "checkpoints/step-000150/state.safetensors",
+        "manifest.json", "recipe.toml", "log.jsonl", "photos.png", "checkpoints/step-000220/state.safetensors",
         "evaluation/scores.json", "evaluation/per_image.jsonl", "evaluation/sheet.png",
         "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in pictures),
     }  # fmt: skip

@@ -15,8 +15,6 @@ from personalize.metrics.encoders import Encoders
 from personalize.metrics.similarity import Embedded, aggregate, ceiling, clip_i, clip_t, dino, embed
 from personalize.toyland import networks
 
-torch.set_num_threads(1)
-
 
 def unit(*shape, k=0):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=generator(0, "unit", k)), dim=-1)
