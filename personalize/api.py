@@ -134,7 +134,7 @@ def quickstart(
     priors: Path = PRIORS,
     screen: Terminal = SILENT,
 ):
-    """prior, train, generate, evaluate in a row -> EvaluateResult. Without its example photos, Toyland draws them."""
+    """prior and train, generate, evaluate in a row -> EvaluateResult. Without example photos, Toyland draws them."""
     from personalize import prompts
     from personalize.toyland import examples
 
@@ -142,11 +142,8 @@ def quickstart(
         examples.write(Path("data_examples"))
         screen.say("drew the example photos into data_examples")
     common = {"settings": settings, "screen": screen}
-    drawn = prior(class_word, recipe=recipe, root=priors, **common)
-    run = train(
-        photos, class_word=class_word, recipe=recipe, runs=runs, priors=priors, prior_folder=drawn.folder, **common
-    ).folder
-    pictures = generate(["a {token} {class} swimming", *prompts.TOYLAND[1:]], run=run, **common)
+    run = train(photos, class_word=class_word, recipe=recipe, runs=runs, priors=priors, **common).folder
+    pictures = generate(prompts.TOYLAND, run=run, **common)
     screen.say(f"pictures: {pictures.grid}")
     return evaluate(run, **common)
 

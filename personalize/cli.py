@@ -182,7 +182,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes a silent 130 of Ctrl-C
             raise
-        print("stopped; the same command goes on with what is there", file=sys.stderr)
+        print("stopped; every file that was written is whole, and the same command can be run again", file=sys.stderr)
         sys.exit(130)
 
 

@@ -23,13 +23,14 @@ def words(data: TrainingSet, engine: Engine, *, prior_pictures: list | None) -> 
     passes = train.steps * subjects / len(data.photos)
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
     seconds = probe(data, engine)
+    state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     lines = [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (f"; {len(data.prior)} class pictures, prompt {data.prompts[-1]!r}" if priors else "; no class pictures"),
         f"{train.steps} steps of {subjects} + {priors} pictures: each photo is seen {passes:.0f} times",
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
-        f"about {_time(train.steps * seconds)} and {peak_bytes(engine) / 1e9:.1f} GB, by one measured step",
+        f"about {_time(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
     ]
     return lines + representable(model, data.photos, prior_pictures)
 
@@ -48,13 +49,12 @@ def probe(data: TrainingSet, engine: Engine) -> float:
     return seconds
 
 
-def peak_bytes(engine: Engine) -> int:
-    """Peak memory so far plus the optimizer's state, which does not exist yet."""
-    state = sum(p.numel() for p in engine.params) * (2 if engine.recipe.train.optimizer == "adamw8bit" else 8)
-    if engine.model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() + state
+def peak_bytes(model: LatentModel) -> int:
+    """Peak memory of this process so far, on the model's device."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + state
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def representable(model: LatentModel, photos: list[Photo], own: list | None) -> list[str]:

@@ -46,7 +46,7 @@ class Log:
             if not row["loss"] < float("inf"):
                 raise UserError(not_a_number(self.folder, self.engine, f"the loss became {row['loss']} at step {step}"))
         prior = f", class {row['prior']:.3f}" if row["prior"] else ""
-        self.line = f"loss: subject {row['subject']:.3f}{prior}; {plan.peak_bytes(self.engine) / 1e9:.1f} GB"
+        self.line = f"loss: subject {row['subject']:.3f}{prior}; {plan.peak_bytes(self.engine.model) / 1e9:.1f} GB"
         self.pending.clear()
         self.began = time.monotonic()
 

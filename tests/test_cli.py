@@ -172,7 +172,7 @@ def test_nothing_of_the_libraries_is_on_the_screen(tiny_sd, tmp_path):
     [
         (UserError("no such thing. Do that."), 2, "error: no such thing. Do that.\n"),
         (Interrupted("stopped at step 3 of 9"), 130, "stopped at step 3 of 9\n"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on with what is there\n"),
+        (KeyboardInterrupt(), 130, "stopped; every file that was written is whole, and the same command can be run again\n"),
     ],
 )
 def test_a_stop_has_the_status_of_its_kind(terminal, monkeypatch, raised, status, said):
