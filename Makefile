@@ -2,12 +2,13 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0  # before the rest, or machines without a GPU pull gigabytes of CUDA packages
 BIN    := .venv/bin
+JOBS   ?= 2  # tests at once; each is one thread
 
 quickstart: $(BIN)/.installed
 	$(BIN)/personalize quickstart
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS)
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m slow

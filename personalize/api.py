@@ -13,15 +13,18 @@ from personalize.errors import UserError
 from personalize.terminal import SILENT, Terminal
 
 RUNS, PRIORS = Path("runs"), Path("priors")
-TOYLAND_RECIPE = Path(__file__).parent / "toyland" / "recipe.toml"
+DEFAULTS = Path(__file__).parent / "defaults.toml"
 
 
 def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:
-    """The whole recipe: the base's defaults, then the file, then the settings."""
+    """The whole recipe: defaults of the base and its first method, then the file, then the settings."""
     path = Path(recipe) if recipe else None
-    if config.load(path, settings).base != "toyland":
-        return config.load(path, settings)
-    return config.load(path, settings, defaults=config.read_toml(TOYLAND_RECIPE))
+    asked = config.load(path, settings)
+    kinds = config.read_toml(DEFAULTS)["toyland" if asked.base == "toyland" else "sd"]
+    method = asked.train.methods[0] if asked.train.methods else "full"
+    # An adapter without values of its own starts from LoRA's, anything else from those of full fine-tuning.
+    own = kinds.get(method) or kinds["lora" if method in config.ADAPTERS else "full"]
+    return config.load(path, settings, defaults=own)
 
 
 def prior(
@@ -36,14 +39,14 @@ def prior(
     """Class pictures by the frozen base -> PriorResult(folder, drawn, count)."""
     from personalize.commands import prior as command
 
-    full = resolve(recipe, [*settings, f"class_word={class_word}"])
-    return command.run(_model(full, screen), full, root=Path(root), folder=folder, screen=screen)
+    full = resolve(recipe, settings)
+    return command.run(_model(full, screen), full, class_word, root=Path(root), folder=folder, screen=screen)
 
 
 def train(
     photos: Path | str | Sequence[str],
     *,
-    class_word: str,
+    class_word: str | Sequence[str] = (),
     recipe: Path | str | None = None,
     settings: Sequence[str] = (),
     runs: Path = RUNS,
@@ -51,19 +54,42 @@ def train(
     prior_folder: Path | None = None,
     screen: Terminal = SILENT,
 ):
-    """Train on photos, drawing class pictures that are missing -> TrainResult(folder, steps, seconds)."""
+    """Train on photos, drawing class pictures that are missing -> TrainResult(folder, steps, seconds).
+
+    Several class words: as many folders of photos, each a subject with a token of its own.
+    """
     from personalize.commands import prior as prior_command
     from personalize.commands import train as command
 
-    full = resolve(recipe, [*settings, f"class_word={class_word}"] if class_word else settings)
+    words = [class_word] if isinstance(class_word, str) else list(class_word)
+    full = resolve(recipe, [*settings, f"class_word={_listed(words)}"] if any(words) else settings)
     if not full.class_word:
         raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
+    sources = [photos] if len(full.class_word) == 1 else photos
+    if prior_folder and len(full.class_word) > 1:
+        raise UserError(
+            f"--prior {prior_folder} is one folder of class pictures, but there are {len(full.class_word)} subjects."
+        )
+    if isinstance(sources, str | Path):
+        raise UserError(f"{len(full.class_word)} subjects, {', '.join(full.class_word)}, need as many folders of photos.")
     model = _model(full, screen)
-    folder = None
-    if full.prior.count and full.train.prior_weight:
-        command.check(model, photos, full)  # before the class pictures, which take longer
-        folder = prior_command.run(model, full, root=Path(priors), folder=prior_folder, screen=screen).folder
-    return command.run(model, photos, full, prior=folder, runs=Path(runs), screen=screen)
+    folders = {}
+    if _draws_class_pictures(full):
+        command.check(model, sources, full)  # before the class pictures, which take longer
+        for word in dict.fromkeys(full.class_word):
+            drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
+            folders[word] = drawn.folder
+    return command.run(model, sources, full, priors=folders, runs=Path(runs), screen=screen)
+
+
+def _draws_class_pictures(full: Recipe) -> bool:
+    """Textual inversion needs none: the class prompt does not say the token, and nothing else changes."""
+    wanted = full.prior.count and full.train.prior_weight and full.prior.kind == "pictures"
+    return bool(wanted) and full.train.methods != ("textual-inversion",)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
 
 
 def generate(
@@ -72,6 +98,8 @@ def generate(
     run: Path | str | None = None,
     base: str = "",
     checkpoint: str = "",
+    loras: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     out: Path | None = None,
@@ -79,30 +107,31 @@ def generate(
 ):
     """Pictures of prompts by a run (the newest finished one), or by a bare base -> GenerateResult(files, grid).
 
-    {token} and {class} in a prompt are filled in with the run's.
+    {token} and {class} in a prompt are filled in with the run's. `loras` ("FILE" or "FILE:weight") and `embeddings` are
+    files of any program, put on top.
     """
     from personalize.commands import generate as command
     from personalize.prompts import fill
 
     folder = Path(run) if run else None if base else rundir.newest_run(Path(runs))
+    prompts, name, known = list(prompts), "", []
     if folder is None:
+        if any("{" in prompt for prompt in prompts):
+            raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
         full = resolve(None, [*settings, f"base={base}"])
-        model, name, token, word = _model(full, screen), "", "", ""
-        out = out or Path("images")
+        model = _model(full, screen)
     else:
-        model, full, manifest = _opened(folder, base, settings, screen, say=not run)
         from personalize import trained
 
-        name = trained.put_into(model, folder, manifest, at=checkpoint)
-        token, word = manifest["token"], manifest["class"]
-        out = out or folder / "images"
-    if folder is None and any("{" in prompt for prompt in prompts):
-        raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
-    filled = [fill(prompt, token, word) for prompt in prompts] if folder else list(prompts)
-    if folder and not any(token in prompt.split() for prompt in filled):
+        model, full, manifest = _opened(folder, base, settings, screen, say=not run)
+        name, known = trained.put_into(model, folder, manifest, at=checkpoint), manifest["subjects"]
+        prompts = [fill(prompt, known[0]["token"], known[0]["class"]) for prompt in prompts]
+    if known and not any(subject["token"] in prompt.split() for prompt in prompts for subject in known):
+        token, word = known[0]["token"], known[0]["class"]
         screen.say(f"no prompt says {token!r}, the word for the subject: these pictures show any {word}.")
-    origin = {"run": str(folder or ""), "checkpoint": name}
-    return command.run(model, filled, full.draw, seed=full.seed, out=Path(out), origin=origin, screen=screen)
+    origin = {"run": str(folder or ""), "checkpoint": name} | command.put_files(model, loras=loras, embeddings=embeddings)
+    place = Path(out or (folder / "images" if folder else "images"))
+    return command.run(model, prompts, full.draw, seed=full.seed, out=place, origin=origin, screen=screen)
 
 
 def evaluate(
@@ -110,18 +139,68 @@ def evaluate(
     *,
     base: str = "",
     checkpoint: str = "",
+    token: str = "",
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     screen: Terminal = SILENT,
 ):
-    """Scores of a run (the newest finished one), and its contact sheet -> EvaluateResult(scores, sheet)."""
-    from personalize import prompts
+    """Scores of a run (the newest finished one), and its contact sheet -> EvaluateResult(scores, sheet).
+
+    `token` names the subject of a run that has several; the first without it.
+    """
+    from personalize import prompts, trained
     from personalize.commands import evaluate as command
 
     folder = Path(run) if run else rundir.newest_run(Path(runs))
     model, full, manifest = _opened(folder, base, settings, screen, say=not run)
-    own = prompts.TOYLAND if model.name == "toyland" else prompts.dreambench(manifest["class"])
-    return command.run(model, folder, full, at=checkpoint, templates=full.evaluate.prompts or own, screen=screen)
+    subject = trained.subject(manifest, token)
+    own = prompts.TOYLAND if model.name == "toyland" else prompts.dreambench(subject["class"])
+    templates = full.evaluate.prompts or own
+    return command.run(model, folder, full, subject=subject, at=checkpoint, templates=templates, screen=screen)
+
+
+def tokens(base: str = "toyland", *, limit: int = 20, settings: Sequence[str] = (), screen: Terminal = SILENT):
+    """Rare words of a base, one token in each of its text encoders, the weakest prior first -> list of tokens.Found."""
+    from personalize.commands import tokens as command
+
+    return command.run(_model(resolve(None, [*settings, f"base={base}"]), screen), limit=limit)
+
+
+def export(
+    run: Path | str | None = None,
+    *,
+    to: str,
+    fuse: bool = False,
+    half: bool = False,
+    out: Path | str | None = None,
+    checkpoint: str = "",
+    base: str = "",
+    check: bool = True,
+    push: str = "",
+    public: bool = False,
+    with_photos: bool = False,
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    screen: Terminal = SILENT,
+):
+    """A run (the newest finished one) as other programs read it -> ExportResult(files, check, url).
+
+    to: diffusers, single-file, kohya or a1111-embedding; `fuse` bakes an adapter into its base. What was written is kept
+    only if a fresh process draws the run's picture with it; `check=False` leaves that out. `push`: owner/name on the hub.
+    """
+    from personalize.bundle import Form
+    from personalize.commands import export as command
+    from personalize.hub import Push
+
+    if not push and (public or with_photos):
+        raise UserError("--public and --with-photos are about a repository on the hub: name it, --push owner/name.")
+    folder = Path(run) if run else rundir.newest_run(Path(runs))
+    goal = Push(push, public, with_photos) if push else None
+    job = command.Job(folder, Form(to, fuse, half), at=checkpoint, out=Path(out) if out else None, check=check, push=goal)
+    command.require_possible(job)
+    # In full precision whatever the device: an adapter baked into half precision would lose much of itself.
+    model, full, _ = _opened(folder, base, [*settings, "dtype=float32"], screen, say=not run)
+    return command.run(model, job, full.draw, seed=full.seed, screen=screen)
 
 
 def quickstart(
@@ -151,7 +230,7 @@ def quickstart(
 def _model(recipe: Recipe, screen: Terminal):
     from personalize import models
 
-    return models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, say=screen.say)
+    return models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say)
 
 
 def _opened(folder: Path, base: str, settings: Sequence[str], screen: Terminal, *, say: bool):
@@ -160,6 +239,6 @@ def _opened(folder: Path, base: str, settings: Sequence[str], screen: Terminal, 
 
     manifest = trained.require(folder)
     if say:
-        screen.say(f"run: {os.path.relpath(folder)} ({manifest['prompt']!r}, newest finished)")
+        screen.say(f"run: {os.path.relpath(folder)} ({manifest['subjects'][0]['prompt']!r}, newest finished)")
     full = config.load(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])
     return _model(full, screen), full, manifest

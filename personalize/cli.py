@@ -1,13 +1,31 @@
 """The terminal: parse, call, print. Nothing is computed here, and nothing heavy is imported before a command runs."""
 
-import json
+import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from personalize import cli_tools
+from personalize.cli_options import (
+    Base,
+    Checkpoint,
+    Device,
+    DryRun,
+    Dtype,
+    Json,
+    Method,
+    Priors,
+    Quiet,
+    RecipeFile,
+    Run,
+    Runs,
+    Seed,
+    Set,
+    settings_of,
+    show,
+)
 from personalize.errors import Interrupted, UserError
 from personalize.terminal import Terminal
 
@@ -20,28 +38,6 @@ app = typer.Typer(
 )
 
 
-class Method(StrEnum):
-    """Rows of the methods table."""
-
-    full = "full"
-    lora = "lora"
-
-
-Base = Annotated[str, typer.Option(help="toyland, a hub id, or a diffusers folder.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.steps=400.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
-Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished one.")]
-Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
-Priors = Annotated[Path, typer.Option(help="Folder of all sets of class pictures.")]
-Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200, instead of its result.")]
-
-
 @app.command()
 def prior(
     class_word: Annotated[str, typer.Argument(metavar="CLASS", help="What the subject is, such as dog.")],
@@ -51,45 +47,50 @@ def prior(
     priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
 ):  # fmt: skip
     """Class pictures, drawn by the frozen base."""
-    settings = _settings(set_, {"prior.count": count, "base": base, "seed": seed, "device": device, "dtype": dtype})
+    settings = settings_of(set_, {"prior.count": count, "base": base, "seed": seed, "device": device, "dtype": dtype})
     if dry_run:
-        return _print_recipe(recipe, [*settings, f"class_word={class_word}"])
+        return _print_recipe(recipe, settings)
     from personalize import api
 
     screen = Terminal(quiet=quiet or as_json)
     result = api.prior(class_word, recipe=recipe, settings=settings, root=priors, folder=out, screen=screen)
-    _result({"folder": result.folder, "drawn": result.drawn, "count": result.count}, "folder", as_json)
+    show({"folder": result.folder, "drawn": result.drawn, "count": result.count}, "folder", as_json)
 
 
 @app.command()
 def train(
     photos: Annotated[list[str] | None, typer.Argument(help="A folder, files, or hf:owner/name/config.")] = None,
-    class_word: Annotated[str, typer.Option("--class", help="What the subject is, such as dog.")] = "",
-    method: Annotated[Method | None, typer.Option(help="Which parameters train.")] = None,
+    class_word: Annotated[
+        list[str], typer.Option("--class", help="What the subject is, such as dog; once for each folder of several.")
+    ] = [],
+    method: Annotated[list[Method], typer.Option(help="Which parameters train; may be given twice.")] = [],
     photos_option: Annotated[str, typer.Option("--photos", hidden=True)] = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    token: Annotated[str, typer.Option(help="Rare word for the subject.")] = "",
+    token: Annotated[list[str], typer.Option(help="Rare word for the subject.")] = [],
     prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class pictures.")] = None,
+    init_from: Annotated[str, typer.Option(help="Adapter or embedding to go on from.")] = "",
     base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
     runs: Runs = Path("runs"), priors: Priors = Path("priors"),
     quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
 ):  # fmt: skip
     """DreamBooth on a few photos. The same command goes on where it stopped."""
-    named = {"train.steps": steps, "train.lr": lr, "token": token, "base": base, "seed": seed, "device": device}
-    settings = _settings(set_, named | {"dtype": dtype, "train.methods": method.value if method else ""})
+    named = {"train.steps": steps, "train.lr": lr, "base": base, "seed": seed, "device": device, "dtype": dtype}
+    named |= {"train.methods": method, "class_word": class_word, "token": token, "train.init_from": init_from}
+    settings = settings_of(set_, named)
     if dry_run:
-        return _print_recipe(recipe, settings + ([f"class_word={class_word}"] if class_word else []))
+        return _print_recipe(recipe, settings)
     source = [*(photos or []), *([photos_option] if photos_option else [])]
     if not source:
         raise UserError("which photos? Give a folder of 3 to 5, as in: personalize train photos/ --class dog")
     from personalize import api
 
     result = api.train(
-        source[0] if len(source) == 1 else source, class_word=class_word, recipe=recipe, settings=settings, runs=runs,
+        source[0] if len(source) == 1 else source, recipe=recipe, settings=settings, runs=runs,
         priors=priors, prior_folder=prior_folder, screen=Terminal(quiet=quiet or as_json),
     )  # fmt: skip
-    _result({"folder": result.folder, "steps": result.steps, "seconds": round(result.seconds, 1)}, "folder", as_json)
+    if os.environ.get("RANK", "0") == "0":
+        show({"folder": result.folder, "steps": result.steps, "seconds": round(result.seconds, 1)}, "folder", as_json)
 
 
 @app.command()
@@ -102,6 +103,12 @@ def generate(
     negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
     sampler: Annotated[str, typer.Option(help="dpm++2m, ddim, ddpm, euler, euler-a, heun, unipc, pndm, lcm.")] = "",
     size: Annotated[int | None, typer.Option(help="Edge, px.")] = None,
+    lora: Annotated[
+        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA file of diffusers, PEFT or kohya. May be given again.")
+    ] = [],
+    embedding: Annotated[
+        list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
+    ] = [],
     run: Run = None, checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], seed: Seed = None, device: Device = "",
     dtype: Dtype = "", runs: Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None,
     quiet: Quiet = False, as_json: Json = False,
@@ -116,24 +123,25 @@ def generate(
     named = {"draw.count": count, "draw.steps": steps, "draw.guidance": guidance, "draw.negative": negative}
     named |= {"draw.sampler": sampler, "draw.size": size, "seed": seed, "device": device, "dtype": dtype}
     result = api.generate(
-        wanted, run=run, base=base, checkpoint=checkpoint, settings=_settings(set_, named), runs=runs, out=out,
-        screen=Terminal(quiet=quiet or as_json),
+        wanted, run=run, base=base, checkpoint=checkpoint, loras=lora, embeddings=embedding,
+        settings=settings_of(set_, named), runs=runs, out=out, screen=Terminal(quiet=quiet or as_json),
     )  # fmt: skip
-    _result({"grid": result.grid, "files": result.files}, "grid", as_json)
+    show({"grid": result.grid, "files": result.files}, "grid", as_json)
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    token: Annotated[str, typer.Option(help="Which subject, of a run that has several.")] = "",
     checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
     runs: Runs = Path("runs"), quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
     """Is it the same subject? Does it still listen? Is a dog still a dog?"""
     from personalize import api
 
-    settings = _settings(set_, {"seed": seed, "device": device, "dtype": dtype})
+    settings = settings_of(set_, {"seed": seed, "device": device, "dtype": dtype})
     screen = Terminal(quiet=quiet or as_json)
-    result = api.evaluate(run, base=base, checkpoint=checkpoint, settings=settings, runs=runs, screen=screen)
+    result = api.evaluate(run, base=base, checkpoint=checkpoint, token=token, settings=settings, runs=runs, screen=screen)
     _evaluated(result, as_json)
 
 
@@ -147,7 +155,7 @@ def quickstart(
     """prior, train, generate and evaluate in a row, on example photos."""
     from personalize import api
 
-    settings = _settings(set_, {"base": base, "seed": seed, "device": device, "dtype": dtype})
+    settings = settings_of(set_, {"base": base, "seed": seed, "device": device, "dtype": dtype})
     result = api.quickstart(
         photos, class_word=class_word, recipe=recipe, settings=settings, runs=runs, priors=priors,
         screen=Terminal(quiet=quiet or as_json),
@@ -155,23 +163,16 @@ def quickstart(
     _evaluated(result, as_json)
 
 
-@app.command()
-def pretrain(
-    out: Annotated[Path, typer.Argument(help="Folder for the base.")],
-    work: Annotated[Path, typer.Option(help="Folder for stages; a stopped one goes on.")] = Path("pretraining"),
-    set_: Set = [],
-    quiet: Quiet = False,
-):
-    """Make Toyland's weights from nothing (hours on 2 cores)."""
-    from personalize.commands import pretrain as command
-
-    command.run(work, out, command.settings_from(set_), say=Terminal(quiet=quiet).say)
-    print(out)
+app.add_typer(cli_tools.app)
 
 
 def main() -> None:
     """Runs a command; errors that a person can put right have no traceback."""
     try:
+        if sys.argv[1:2] == ["train"]:
+            from personalize import importing
+
+            sys.argv[1:] = importing.translate(sys.argv[1:])
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -186,11 +187,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _settings(texts: list[str], named: dict) -> list[str]:
-    """--set texts, then the options that were given: an option is a shorter name of a setting."""
-    return [*texts, *(f"{key}={value}" for key, value in named.items() if value not in (None, ""))]
-
-
 def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
     from personalize import api, config
 
@@ -203,11 +199,7 @@ def _evaluated(result, as_json: bool) -> None:
     if not as_json:
         for line in verdict(result.scores, result.scores["class_word"]):
             print(line)
-    _result({"scores": result.scores, "sheet": result.sheet}, "sheet", as_json)
-
-
-def _result(values: dict, main_key: str, as_json: bool) -> None:
-    print(json.dumps(values, default=str) if as_json else values[main_key])
+    show({"scores": result.scores, "sheet": result.sheet}, "sheet", as_json)
 
 
 if __name__ == "__main__":

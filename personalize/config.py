@@ -14,6 +14,9 @@ from typing import Any
 from personalize.errors import UserError, nearest
 from personalize.settings import Setting, Value, meaning, parsed, read_toml, setting, to_toml_value, valid, walk
 
+ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
+METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -21,15 +24,26 @@ class Photos:
 
     size: int = setting(0, "edge of the square a photo is cut to, px; 0: what the base trains at", least=0)
     min_size: int = setting(0, "smallest edge a photo may have, px; 0: the same as size", least=0)
-    crop: str = setting("center", "where the square is cut; random: anew each step", choices=("center", "random"))
+    crop: str = setting(
+        "center", "where the square is cut; subject: centred on the mask; random: anew each step",
+        choices=("center", "subject", "random"),
+    )  # fmt: skip
     flip: bool = setting(False, "mirror photos at random; harms subjects with text or asymmetry")
+    background: float = setting(
+        1.0, "weight of the background in the loss, where photos carry alpha or a mask file; 1: masks are not used",
+        least=0, most=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prior:
     """Class pictures drawn by the frozen base, for prior preservation."""
 
-    count: int = setting(100, "class pictures; 0: no prior preservation", least=0)
+    kind: str = setting(
+        "pictures", "what is preserved: class pictures, or without any the frozen base's predictions for the class prompt",
+        choices=("pictures", "predictions"),
+    )  # fmt: skip
+    count: int = setting(100, "class pictures, or predictions; 0: no prior preservation", least=0)
     prompt: str = setting("a {class}", "prompt of the class pictures")
     negative: str = setting("", "negative prompt of the class pictures")
     steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
@@ -41,7 +55,7 @@ class Prior:
 class Train:
     """What is trained, and how."""
 
-    methods: tuple[str, ...] = setting(("full",), "which parameters train; several compose")
+    methods: tuple[str, ...] = setting(("full",), "which parameters train; several compose", choices=METHODS)
     text_encoder: bool = setting(False, "train the text encoder too")
     prompt: str = setting("a {token} {class}", "prompt of the photos")
     steps: int = setting(800, "optimizer steps", least=1)
@@ -60,6 +74,8 @@ class Train:
     accumulate: int = setting(1, "parts a step's batch is computed in, to save memory", least=1)
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third slower")
     ema: float = setting(0.0, "decay of the averaged weights, a step; 0: no average", least=0, most=0.999999)
+    quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))
+    init_from: str = setting("", "adapter or embedding to go on from: a file, or a folder of diffusers or PEFT")
     snr_gamma: float = setting(0.0, "gamma of the min-SNR loss weights, 5 is usual; 0: unweighted", least=0)
     sample_every: int = setting(0, "steps between sample pictures; 0: none", least=0)
     checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
@@ -69,11 +85,24 @@ class Train:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters."""
+    """Adapters: lora, lokr, loha, oft, boft."""
 
     rank: int = setting(4, "rank of the update", least=1)
     alpha: float = setting(0.0, "the update is scaled by alpha / rank; 0: the same as rank", least=0)
     targets: tuple[str, ...] = setting(("to_q", "to_k", "to_v", "to_out.0"), "layers adapted, by the end of the name")
+    conv: bool = setting(False, "adapt the convolutions of the U-Net's blocks too")
+    dora: bool = setting(False, "lora: magnitude and direction apart (Liu et al. 2402.09353)")
+    rslora: bool = setting(False, "lora: scale by alpha / sqrt(rank) (Kalajdzievski 2312.03732)")
+    block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The words that textual inversion and custom diffusion learn."""
+
+    vectors: int = setting(1, "vectors of the token", least=1, most=64)
+    init: str = setting("", "word the vectors start from; empty: the class word")
+    lr: float = setting(0.0, "learning rate of the vectors; 0: the same as train.lr", least=0)
 
 
 @dataclass(frozen=True)
@@ -106,16 +135,21 @@ class Evaluate:
 class Recipe:
     """What a run is made of, besides its photos."""
 
-    base: str = setting("toyland", "base model: toyland, a hub id or a diffusers folder")
-    token: str = setting("", "rare word for the subject; empty: chosen for the base")
-    class_word: str = setting("", "what the subject is, such as dog")
+    base: str = setting("toyland", "base model: toyland, a hub id, a diffusers folder or a .safetensors file")
+    token: tuple[str, ...] = setting((), "rare word for the subject, one for each of several; empty: chosen")
+    class_word: tuple[str, ...] = setting((), "what the subject is, such as dog; one for each of several")
     seed: int = setting(0, "seed of all randomness", least=0)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     dtype: str = setting("auto", "type that the model computes in", choices=("auto", "float32", "bfloat16", "float16"))
+    vae: str = setting(
+        "whole", "how the VAE works, from fast to small: all pictures at once, one at a time, in tiles",
+        choices=("whole", "sliced", "tiled"),
+    )  # fmt: skip
     photos: Photos = Photos()
     prior: Prior = Prior()
     train: Train = Train()
     lora: Lora = Lora()
+    embedding: Embedding = Embedding()
     draw: Draw = Draw()
     evaluate: Evaluate = Evaluate()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from personalize import latent
+from personalize import latent, processes
 from personalize.config import Recipe
 from personalize.core.guidance import Cond
 from personalize.core.losses import dreambooth_loss
@@ -19,13 +19,18 @@ from personalize.models.base import LatentModel
 
 @dataclass
 class Batch:
-    """One optimizer step's pictures. is_prior (B,) bool on the CPU; cond(rows) gives the conditioning of those rows."""
+    """One optimizer step's pictures. is_prior (B,) bool on the CPU; cond(rows) gives the conditioning of those rows.
+
+    goal (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
+    """
 
     z0: Tensor
     eps: Tensor
     t: Tensor
     is_prior: Tensor
     cond: Callable[[slice], Cond]
+    goal: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         totals = self.backward(batch)
+        processes.sum_gradients(self.params)
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.train.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.params, limit, foreach=True)
@@ -59,23 +65,26 @@ class Engine:
         return {**dict(zip(("loss", "subject", "prior"), totals, strict=True)), "norm": norm}
 
     def backward(self, batch: Batch) -> Tensor:
-        """Adds the gradient of the whole batch, in `train.accumulate` parts -> (3,): loss, subject mean, prior mean."""
+        """Adds the gradient of this process's rows, in `train.accumulate` parts -> (3,): loss, subject, prior of all rows."""
         train, device = self.recipe.train, self.model.device
         counts = (int((~batch.is_prior).sum()), int(batch.is_prior.sum()))
         totals = torch.zeros(3, device=device)
+        mine = processes.share(len(batch.z0))
         size = -(-len(batch.z0) // train.accumulate)
-        for start in range(0, len(batch.z0), size):
-            rows = slice(start, start + size)
+        for start in range(mine.start, mine.stop, size):
+            rows = slice(start, min(start + size, mine.stop))
             with torch.autocast(device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
                 per_image = latent.per_image_loss(
                     self.model, batch.z0[rows], batch.cond(rows), t=batch.t[rows], eps=batch.eps[rows],
+                    goal=None if batch.goal is None else batch.goal[rows],
+                    mask=None if batch.mask is None else batch.mask[rows],
                     snr_gamma=train.snr_gamma,
                 )  # fmt: skip
             is_prior = batch.is_prior[rows].to(device)
             parts = dreambooth_loss(per_image, is_prior, train.prior_weight, counts=counts)
             self.scaler.scale(parts[0]).backward()
             totals += torch.stack(parts).detach()
-        return totals
+        return processes.total(totals)
 
 
 def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:

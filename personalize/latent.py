@@ -31,11 +31,17 @@ class Drawing:
     batch: int = 0  # pictures at once; 0: chosen for the device
 
 
-def per_image_loss(model: LatentModel, z0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, snr_gamma: float = 0.0) -> Tensor:
-    """z0, cond, t, eps -> (B,) float32: squared error of the base's own target, min-SNR weighted if gamma > 0."""
+def per_image_loss(
+    model: LatentModel, z0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, goal: Tensor | None = None,
+    mask: Tensor | None = None, snr_gamma: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """z0, cond, t, eps -> (B,) float32: squared error of the base's own target, min-SNR weighted if gamma > 0.
+
+    goal (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean.
+    """
     schedule = model.schedule
     out = model.predict(schedule.add_noise(z0, eps, t), t, cond)
-    loss = losses.denoising_loss(out, schedule.target(z0, eps, t))
+    loss = losses.denoising_loss(out, schedule.target(z0, eps, t) if goal is None else goal, mask)
     return loss * losses.min_snr_weight(schedule.snr(t), snr_gamma, schedule.prediction) if snr_gamma else loss
 
 

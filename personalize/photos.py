@@ -1,23 +1,23 @@
 """A folder of photos, a list of files, or an `hf:` data set  ->  checked, upright RGB pictures.
 
-Everything that can be wrong with a photo is found here, before any training: what cannot be used is a
-`UserError` that names the file, and what can be used but should be known is a notice in plain words.
-Decoding, cropping, tensors and batches are in `crops`.
+What cannot be used is found here, before any training, and is a `UserError` that names the file; what can be used
+but should be known is a notice in plain words, by the `doctor`. A mask file beside a photo becomes its mask and is
+never a photo. Decoding is in `decoding`; cropping, tensors and batches are in `crops`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from personalize.crops import Photo, crop_box, decode, square
+from personalize import photosheet
+from personalize.crops import Photo
+from personalize.decoding import SUBJECT_FROM, decode, decode_mask
+from personalize.doctor import examine, listed, notices
 from personalize.errors import UserError
+from personalize.files import sha256
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
 HEIF_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif"})
@@ -30,19 +30,9 @@ SIDECARS = frozenset(
 )
 LEFTOVERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"})
 
-# Mean difference of the 16×16 RGB pictures, of 255. Measured on 13 photos: a copy at another size up to 0.1, the
-# frame moved by 2 % 1.2 to 3.4; the closest two different photos 30, the closest Toyland scenes that differ 6.
-SAME_PICTURE = 5.0
-# Variance of the Laplacian in the sharpest of 4×4 parts at 512 px. Measured on 13 photos: 240 to 9400 as they
-# are, 3 to 39 after a Gaussian blur of 2 px. The sharpest part, because a soft background is no fault.
-BLURRED = 40.0
-BLUR_MIN_SIDE = 256
-NAMES_SHOWN = 4
-
-CELL = 224  # px: side of each of the two pictures of a photo on the preview sheet
-GAP = 12
-LINE = 22
-FRAME = (255, 45, 85)
+# Beside `a.jpg`, a mask is `a.mask.png`, `a_mask.png` or `masks/a.png`; other formats of pictures will do.
+MASK_ENDINGS = (".mask", "_mask")
+MASK_FOLDER = "masks"
 
 
 def load(source: str | Path | Sequence[str | Path], *, min_size: int) -> tuple[list[Photo], list[str]]:
@@ -52,70 +42,59 @@ def load(source: str | Path | Sequence[str | Path], *, min_size: int) -> tuple[l
     data sets of the Hub (split "train"); "hf:" before an existing folder reads it as an imagefolder.
     Errors: `UserError` for whatever cannot be found, read, or is too small.
     """
-    if isinstance(source, str) and source.startswith("hf:"):
-        photos, notices = _load_hf(source), []
+    if is_data_set(source):
+        photos, skipped = _load_hf(source), []
     else:
-        paths, notices = find(source)
-        photos = [_load_file(path) for path in paths]
+        paths, skipped = find(source)
+        photos = [read(path) for path in paths]
     _check_sizes(photos, min_size)
-    return photos, notices + health(photos)
+    return photos, skipped + notices(photos)
+
+
+def is_data_set(source: str | Path | Sequence[str | Path]) -> bool:
+    """Whether a source is an `hf:` data set, and not files."""
+    return isinstance(source, str) and source.startswith("hf:")
 
 
 def find(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """A folder, a file or a list of files  ->  (paths of photos, notices about skipped files).
 
     A folder is read without its subfolders and sorted by name; a list keeps its order. Hidden files, sidecars
-    such as captions, and what systems leave behind are skipped silently, other foreign files with a notice.
+    such as captions, masks of photos and what systems leave behind are skipped silently, other foreign files and
+    masks without a photo with a notice.
     Errors: `UserError` when the source does not exist or holds no photo.
     """
     if isinstance(source, (str, Path)):
         place = Path(source).expanduser()
         if not place.exists():
             raise UserError(f"{source} does not exist. Give a folder of photos, photo files, or hf:<owner>/<name>.")
-        listed = sorted(place.iterdir(), key=lambda path: path.name) if place.is_dir() else [place]
+        listed_files = sorted(place.iterdir(), key=lambda path: path.name) if place.is_dir() else [place]
     else:
-        place, listed = None, [_named_file(path) for path in source]
-    files = [path for path in listed if not path.is_dir() and not _is_leftover(path)]
-    photos = [path for path in files if path.suffix.lower() in SUFFIXES]
+        place, listed_files = None, [_named_file(path) for path in source]
+    files = [path for path in listed_files if not path.is_dir() and not _is_leftover(path)]
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES | SIDECARS]
+    photos = [path for path in pictures if _masked(path) is None]
     if not photos:
-        raise UserError(_nothing_found(place, listed, foreign))
-    if not foreign:
-        return photos, []
-    what = "1 file that is not a photo" if len(foreign) == 1 else f"{len(foreign)} files that are not photos"
-    return photos, [f"skipped {what}: {_names(foreign)}"]
+        raise UserError(_nothing_found(place, listed_files, foreign, masks=[path.name for path in pictures]))
+    skipped = []
+    if foreign:
+        what = "1 file that is not a photo" if len(foreign) == 1 else f"{len(foreign)} files that are not photos"
+        skipped.append(f"skipped {what}: {listed(foreign)}")
+    if alone := _masks_alone(photos, pictures):
+        masks = "the mask" if len(alone) == 1 else "the masks"
+        skipped.append(f"no photo for {masks} {listed(alone)}: add the photo, or rename what is one itself")
+    return photos, skipped
 
 
-def health(photos: Sequence[Photo]) -> list[str]:
-    """Notices about photos that can be used but may not be what the user wants: transparency, copies, blur."""
-    notices = []
-    if clear := [photo.name for photo in photos if photo.mask is not None]:
-        notices.append(f"transparent parts were put on white: {_names(clear)}")
-    notices += _copies(photos)
-    if blurred := [photo.name for photo in photos if _is_blurred(photo.image)]:
-        remedy = "The model will learn the blur too; leave out what is out of focus."
-        notices.append(f"nothing is sharp in {_names(blurred)}. {remedy}")
-    return notices
+def read(path: Path) -> Photo:
+    """One photo with the caption and the mask beside it. UserError names the file, or the mask, that cannot be used."""
+    return _photo(_bytes_of(path), str(path), caption=_caption(path), mask=_mask_beside(path))
 
 
-def preview(photos: Sequence[Photo], size: int) -> Image.Image:
-    """A sheet for the eye: each photo with its center crop framed, beside it what training at `size` px sees.
-
-    The result is shown at its true resolution: a small `size` looks as coarse as it is.
-    """
-    columns = math.ceil(math.sqrt(len(photos) / 2))
-    rows = math.ceil(len(photos) / columns)
-    width, height = 2 * CELL + 3 * GAP, CELL + LINE + 2 * GAP
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    font = ImageFont.load_default(size=13)
-    for i, photo in enumerate(photos):
-        x, y = i % columns * width + GAP, i // columns * height + GAP
-        framed, result = _framed(photo), _result(photo, size)
-        sheet.paste(framed, (x + (CELL - framed.width) // 2, y + (CELL - framed.height) // 2))
-        sheet.paste(result, (x + CELL + GAP, y))
-        words = f"{_shortened(photo.name)}   {photo.size[0]}x{photo.size[1]} px, becomes {size}x{size}"
-        ImageDraw.Draw(sheet).text((x, y + CELL + 4), words, fill="black", font=font)
-    return sheet
+def preview(photos: Sequence[Photo], size: int, *, how: str = "center") -> Image.Image:
+    """The doctor's page of photos that are trained at `size` px."""
+    return photosheet.page(examine(photos, size, how=how))
 
 
 def _named_file(path: str | Path) -> Path:
@@ -132,27 +111,74 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith((".", "~$")) or path.name.lower() in LEFTOVERS
 
 
-def _nothing_found(place: Path | None, listed: Sequence[Path], foreign: Sequence[str]) -> str:
+def _nothing_found(place: Path | None, listed_files: Sequence[Path], foreign: Sequence[str], *, masks: Sequence[str]) -> str:
     """The message for a source without photos; it says what is there instead."""
     where = "the list of photos is empty or has none" if place is None else f"no photos in {place}"
-    there = f" There is {_names(foreign)}." if foreign else ""
-    folders = [path.name for path in listed if path.is_dir() and not _is_leftover(path)]
+    there = f" There is {listed(foreign)}." if foreign else ""
+    there += f" By its name, {masks[0]} is a mask; rename it if it is a photo." if masks else ""
+    folders = [path.name for path in listed_files if path.is_dir() and not _is_leftover(path)]
     if folders:
-        there += f" Subfolders are not searched; name the one you mean: {_names(folders)}."
+        there += f" Subfolders are not searched; name the one you mean: {listed(folders)}."
     return f"{where}.{there} Photos are {ACCEPTED}."
 
 
-def _load_file(path: Path) -> Photo:
+def _masked(path: Path) -> str | None:
+    """ "a" for `a.mask.png` and `a_mask.png`, the stem of the photo whose mask a file is by its name; None for photos."""
+    ends = [end for end in MASK_ENDINGS if path.stem.lower().endswith(end) and len(path.stem) > len(end)]
+    return path.stem[: -len(ends[0])] if ends else None
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether a file is a mask by its name, or by its folder and a photo above it."""
+    above = path.parent.parent.glob("*") if path.parent.name == MASK_FOLDER else ()
+    return _masked(path) is not None or any(other.stem == path.stem and other.is_file() for other in above)
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    """The files of a folder of masks that stands beside photos."""
+    inside = folder / MASK_FOLDER
+    files = sorted(inside.iterdir()) if inside.is_dir() else []
+    return [path for path in files if path.suffix.lower() in SUFFIXES and not _is_leftover(path)]
+
+
+def _masks_alone(photos: Sequence[Path], pictures: Sequence[Path]) -> list[str]:
+    """Names of mask files whose photo is not among these."""
+    stems = {(path.parent, path.stem) for path in photos}
+    alone = [path.name for path in pictures if (stem := _masked(path)) and (path.parent, stem) not in stems]
+    for folder in sorted({path.parent for path in photos}):
+        there = {path.stem for path in folder.iterdir()}  # a list may name some of a folder's photos only
+        alone += [f"{MASK_FOLDER}/{path.name}" for path in _masks_in(folder) if path.stem not in there]
+    return alone
+
+
+def _mask_beside(photo: Path) -> Path | None:
+    """The mask file of a photo. UserError where there are several."""
+    beside = sorted(path for path in photo.parent.glob("*") if path.suffix.lower() in SUFFIXES)
+    masks = [path for path in beside if _masked(path) == photo.stem]
+    masks += [path for path in _masks_in(photo.parent) if path.stem == photo.stem]
+    if len(masks) > 1:
+        found = listed([str(path.relative_to(photo.parent)) for path in masks])
+        raise UserError(f"{photo} has {len(masks)} masks: {found}. Keep one of them.")
+    return masks[0] if masks else None
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}). Check that it is there and yours.") from error
-    return _photo(data, str(path), caption=_caption(path))
 
 
-def _photo(data: bytes, where: str, *, caption: str | None) -> Photo:
-    image, mask, size = decode(data, where)
-    return Photo(where, image, hashlib.sha256(data).hexdigest(), caption, size, mask)
+def _photo(data: bytes, where: str, *, caption: str | None, mask: Path | None = None) -> Photo:
+    """A photo of a file's bytes; a mask file counts for more than the photo's own alpha."""
+    seen = decode(data, where)
+    marks, mask_sha256 = seen.alpha, None
+    if mask is not None:
+        mask_data = _bytes_of(mask)
+        marks, mask_sha256 = decode_mask(mask_data, str(mask), seen, where), sha256(mask_data)
+    elif marks is not None and marks.getextrema()[1] < SUBJECT_FROM:
+        raise UserError(f"{where} is transparent all over: it shows no subject. Use the photo as it was, or another.")
+    return Photo(where, seen.image, sha256(data), caption, seen.size, marks, mask_sha256, seen.orientation)
 
 
 def _caption(photo: Path) -> str | None:
@@ -169,7 +195,7 @@ def _load_hf(source: str) -> list[Photo]:
     rows = _open_dataset(source)
     column = next((name for name, kind in rows.features.items() if type(kind).__name__ == "Image"), None)
     if column is None or not len(rows):
-        held = f"columns {_names(list(rows.features))}" if len(rows) else "no rows"
+        held = f"columns {listed(list(rows.features))}" if len(rows) else "no rows"
         raise UserError(f"{source} has no pictures in its train split ({held}). Name a data set of pictures.")
     rows = rows.cast_column(column, type(rows.features[column])(decode=False))
     photos = []
@@ -177,8 +203,15 @@ def _load_hf(source: str) -> list[Photo]:
         picture, text = row[column], row.get("text")
         if picture is None:
             raise UserError(f"{source}[{i}] has no picture in its column {column!r}. Remove that row.")
-        data = picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
-        photos.append(_photo(data, f"{source}[{i}]", caption=text.strip() or None if isinstance(text, str) else None))
+        path = Path(picture["path"] or "")
+        local = path.is_file()  # a data set read from a folder: its masks are rows too
+        if local and _is_mask(path):
+            continue
+        data = picture["bytes"] if picture["bytes"] is not None else _bytes_of(path)
+        caption = text.strip() or None if isinstance(text, str) else None
+        photos.append(_photo(data, f"{source}[{i}]", caption=caption, mask=_mask_beside(path) if local else None))
+    if not photos:
+        raise UserError(f"{source} holds masks without their photos. Name a data set of pictures.")
     return photos
 
 
@@ -215,60 +248,3 @@ def _check_sizes(photos: Sequence[Photo], min_size: int) -> None:
         f"{least.path} is {least.size[0]}×{least.size[1]} px, smaller than the {min_size} px this base trains at"
         f"{others}. Use a larger photo, or --set photos.min_size={min(least.size)}."
     )
-
-
-def _copies(photos: Sequence[Photo]) -> list[str]:
-    """Notices about files that are the same, or that show almost the same picture."""
-    signatures = [_signature(photo.image) for photo in photos]
-    pairs = []
-    for (a, of_a), (b, of_b) in combinations(zip(photos, signatures, strict=True), 2):
-        if a.sha256 == b.sha256:
-            pairs.append(f"{a.name} and {b.name} are the same file")
-        elif np.abs(of_a - of_b).mean() < SAME_PICTURE:
-            pairs.append(f"{a.name} and {b.name} are almost the same picture")
-    more = [f"{len(pairs) - NAMES_SHOWN} more pairs are the same or almost"] if len(pairs) > NAMES_SHOWN else []
-    return [f"{pair}: it counts twice in training" for pair in pairs[:NAMES_SHOWN]] + more
-
-
-def _signature(image: Image.Image) -> np.ndarray:
-    """(16,16,3) in [0,255]: what is left of a picture at 16×16; colours too, as flat pictures differ by them."""
-    return np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32)
-
-
-def _is_blurred(image: Image.Image) -> bool:
-    """Whether no part of the picture is sharp. Pictures under 256 px are not judged."""
-    if min(image.size) < BLUR_MIN_SIDE:
-        return False
-    gray = image.convert("L")
-    gray.thumbnail((512, 512), Image.Resampling.LANCZOS)
-    g = np.asarray(gray, dtype=np.float32)
-    edges = g[1:-1, :-2] + g[1:-1, 2:] + g[:-2, 1:-1] + g[2:, 1:-1] - 4 * g[1:-1, 1:-1]
-    parts = [part for band in np.array_split(edges, 4, axis=0) for part in np.array_split(band, 4, axis=1)]
-    return max(float(part.var()) for part in parts if part.size) < BLURRED
-
-
-def _names(names: Sequence[str]) -> str:
-    """["a", "b", …]  ->  "a, b, c, d and 3 more"."""
-    shown, more = ", ".join(names[:NAMES_SHOWN]), len(names) - NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _framed(photo: Photo) -> Image.Image:
-    """The whole photo within CELL × CELL, the outside of its crop faded and the crop framed."""
-    scale = CELL / max(photo.image.size)
-    small = photo.image.resize(tuple(max(1, round(s * scale)) for s in photo.image.size), Image.Resampling.LANCZOS)
-    box = crop_box(small.size, min(small.size))
-    faded = Image.blend(small, Image.new("RGB", small.size, "white"), 0.6)
-    faded.paste(small.crop(box), box[:2])
-    ImageDraw.Draw(faded).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=FRAME, width=2)
-    return faded
-
-
-def _result(photo: Photo, size: int) -> Image.Image:
-    """What training sees, at CELL × CELL; enlarged without smoothing."""
-    seen = square(photo, size, crop_box(photo.image.size, min(photo.image.size)))
-    return seen.resize((CELL, CELL), Image.Resampling.NEAREST if size < CELL else Image.Resampling.LANCZOS)
-
-
-def _shortened(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}...{name[-most // 2 :]}"

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from personalize import processes
 from personalize.crops import Photo, batch
 from personalize.engine import Engine
 from personalize.models.base import LatentModel
@@ -26,13 +27,18 @@ def words(data: TrainingSet, engine: Engine, *, prior_pictures: list | None) -> 
     state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     lines = [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
-        + (f"; {len(data.prior)} class pictures, prompt {data.prompts[-1]!r}" if priors else "; no class pictures"),
+        + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class pictures"),
         f"{train.steps} steps of {subjects} + {priors} pictures: each photo is seen {passes:.0f} times",
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
-        f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
+        + (f", in {processes.world()} processes" if processes.world() > 1 else ""),
         f"about {_time(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
     ]
     return lines + representable(model, data.photos, prior_pictures)
+
+
+def _preserved(data: TrainingSet) -> str:
+    return "class pictures" if data.prior.goal is None else "predictions of the frozen base"
 
 
 def probe(data: TrainingSet, engine: Engine) -> float:
@@ -42,7 +48,7 @@ def probe(data: TrainingSet, engine: Engine) -> float:
         engine.backward(data.at(0))
         if data.model.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.monotonic() - began
+        seconds = processes.from_first(time.monotonic() - began)
         engine.optimizer.zero_grad(set_to_none=True)
         if seconds > 2:
             break

@@ -5,7 +5,6 @@ which happens after its file. The key is all that decides what the pictures look
 """
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from personalize import latent
+from personalize import latent, processes
 from personalize.config import Recipe
 from personalize.errors import UserError
 from personalize.files import key_of, read_json, write_text, writing
@@ -22,13 +21,13 @@ from personalize.prompts import fill
 from personalize.rundir import library_versions, lock, read_manifest, write_manifest
 
 
-def settings(model: LatentModel, recipe: Recipe) -> dict:
-    """Everything that the class pictures depend on, but their number."""
+def settings(model: LatentModel, recipe: Recipe, class_word: str) -> dict:
+    """Everything that the pictures of a class depend on, but their number."""
     prior, draw = recipe.prior, recipe.draw
     return {
         "base": model.name,
         "fingerprint": model.fingerprint,
-        "prompt": fill(prior.prompt, "", recipe.class_word),
+        "prompt": fill(prior.prompt, "", class_word),
         "negative": prior.negative,
         "sampler": draw.sampler,
         "steps": prior.steps or draw.steps,
@@ -72,9 +71,9 @@ def name(i: int) -> str:
 
 
 def complete(model: LatentModel, folder: Path, wanted: dict, count: int, *, batch: int, progress: Callable) -> int:
-    """Draw the pictures 0…count-1 that are missing; returns how many. Processes share the work by RANK, WORLD_SIZE."""
+    """Draw the pictures 0…count-1 that are missing; returns how many. Several processes share the work."""
     check(folder, wanted)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = processes.rank(), processes.world()
     how = latent.Drawing(
         wanted["sampler"],
         wanted["steps"],

@@ -40,7 +40,7 @@ __all__ = [
     "slug", "sweep", "write_bytes", "write_json", "write_manifest", "write_text", "writing",
 ]  # fmt: skip
 
-SCHEMA = 1
+SCHEMA = 2
 STATUSES = ("running", "interrupted", "finished", "failed")
 LIBRARIES = (
     "personalize", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers",

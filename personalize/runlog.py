@@ -18,11 +18,11 @@ FILE = "log.jsonl"
 class Log:
     """Rows of log.jsonl and of the trackers. Losses are read from a GPU every 10 steps: reading waits.
 
-    `line` is the newest row in a few words, for the progress bar.
+    `line` is the newest row in a few words, for the progress bar. Of several processes one `writes`.
     """
 
-    def __init__(self, folder: Path, engine: Engine, trackers: list):
-        self.folder, self.engine, self.trackers, self.line = folder, engine, trackers, ""
+    def __init__(self, folder: Path, engine: Engine, trackers: list, *, writes: bool = True):
+        self.folder, self.engine, self.trackers, self.line, self.writes = folder, engine, trackers, "", writes
         self.pending: list[tuple[int, float, dict[str, Tensor]]] = []
         self.every = 10 if engine.model.device.type == "cuda" else 1
         self.began = time.monotonic()
@@ -40,7 +40,8 @@ class Log:
         pace = (time.monotonic() - self.began) / len(self.pending)
         for step, lr, tensors in self.pending:
             row = {k: float(v) for k, v in tensors.items()} | {"lr": lr}
-            rundir.append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(pace, 4)})
+            if self.writes:
+                rundir.append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(pace, 4)})
             for tracker in self.trackers:
                 tracker.log(row, step=step)
             if not row["loss"] < float("inf"):

@@ -48,10 +48,9 @@ def valid(s: Setting, value: Any, origin: str) -> Value:
     """`value` in the setting's own type. UserError says what is expected and what the setting means."""
     item_kind = get_args(s.kind)[0] if get_args(s.kind) else s.kind
     items = list(value) if s.kind is not item_kind and isinstance(value, (list, tuple)) else [value]
-    right = isinstance(value, (list, tuple)) or s.kind is item_kind
     if item_kind is float:
         items = [float(i) if type(i) is int else i for i in items]
-    right = right and all(type(i) is item_kind and (item_kind is not float or math.isfinite(i)) for i in items)
+    right = all(type(i) is item_kind and (item_kind is not float or math.isfinite(i)) for i in items)
     expected = _EXPECTED[s.kind]
     if right and s.choices and not set(items) <= set(s.choices):
         right, expected = False, "one of " + ", ".join(s.choices)
@@ -101,5 +100,5 @@ def parsed(text: str, kind: Any) -> Any:
         parts = text.removeprefix("[").removesuffix("]").split(",")  # shells eat the quotes of ["a","b"]
         return [parsed(part.strip(), items[0]) for part in parts if part.strip()]
     if items:
-        return value if isinstance(value, list) else [value]
+        return value if isinstance(value, list) else [text if items[0] is str and not isinstance(value, str) else value]
     return text if kind is str and not isinstance(value, str) else value

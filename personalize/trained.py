@@ -15,7 +15,17 @@ def require(folder: Path) -> dict:
     manifest = read_manifest(folder)
     if manifest.get("kind") != "run":
         raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder.")
+    if "subjects" not in manifest:  # of schema 1, when a run had one subject
+        manifest["subjects"] = [{k: manifest.get(k, "") for k in ("token", "class", "prompt", "photos", "prior_folder")}]
     return manifest
+
+
+def subject(manifest: dict, token: str = "") -> dict:
+    """A run's subject of this token, or its first: token, class, prompt, photos, prior_folder."""
+    found = {entry["token"]: entry for entry in manifest["subjects"]}
+    if token and token not in found:
+        raise UserError(f"this run has no subject {token!r}; it has {', '.join(found)}.")
+    return found[token] if token else manifest["subjects"][0]
 
 
 def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
@@ -28,16 +38,15 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
             f"{folder} was trained on {manifest['base']!r} with weights {manifest['fingerprint']}, "
             f"but {model.name!r} here has {model.fingerprint}: the base has changed. Train again, or bring the old one back."
         )
-    method = methods.the_one(tuple(manifest["methods"]))
+    recipe = config.from_dict(manifest["recipe"], str(folder))
     if at:
         found = {path.name: path for path in checkpoints(folder)}
         name = f"step-{int(at):06d}" if at.isdigit() else at
         if name not in found:
             raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(found) or 'none'}.")
-        recipe = config.from_dict(manifest["recipe"], str(folder))
-        groups = method.attach(model, recipe)
+        groups = methods.attach(model, recipe)
         parts, _ = checkpoint.load(found[name] / STATE)
-        method.restore(model, parts["trained"])
+        methods.restore(model, recipe, parts["trained"])
         params = [p for group in groups for p in group["params"]]
         for i, mean in parts.get("average", {}).items():
             params[int(i)].data.copy_(mean)
@@ -47,7 +56,7 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
                 f"{folder} is {manifest['status']}, not finished. Run the same train command again, or give --checkpoint."
             )
         name = "model"
-        method.load(model, folder / "model")
-    for module in (model.unet, model.text_encoder):
+        methods.load(model, folder / "model", recipe)
+    for module in model.networks.values():
         module.to(model.dtype).eval().requires_grad_(False)
     return name

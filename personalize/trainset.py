@@ -1,8 +1,10 @@
 """What training sees: cached latents of photos and class pictures, cached text, and the batch of every step.
 
-A batch is a pure function of (seed, step), so resuming needs no stored generator. B pictures, C latent channels.
+A batch is a pure function of (seed, step), so resuming needs no stored generator. B pictures, C latent channels,
+h w latent size, N photos, M class pictures or predictions.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,74 +14,142 @@ from personalize import latent
 from personalize.config import Recipe
 from personalize.core import rng
 from personalize.core.guidance import Cond
-from personalize.crops import Photo, batch, order
+from personalize.crops import Photo, batch, mask_batch, order
 from personalize.engine import Batch
 from personalize.models.base import LatentModel
 from personalize.prompts import fill
+from personalize.subjects import Subject
+
+AT_ONCE = 8  # predictions of the frozen base computed together
+
+
+@dataclass
+class Preserved:
+    """What keeps a class what it is: M latents (M,C,h,w), and the row of each one's prompt.
+
+    Where it is the frozen base's own predictions, each has its noise eps, timestep t (M,) and prediction goal too.
+    """
+
+    z0: Tensor
+    texts: list[int]
+    eps: Tensor | None = None
+    t: Tensor | None = None
+    goal: Tensor | None = None
 
 
 @dataclass
 class TrainingSet:
-    """photos and their prompts; moments (N,C,h,w) mean and deviation unless crops are random; prior (M,C,h,w) or none."""
+    """Photos of all subjects and their prompts, and what is preserved of their classes."""
 
     model: LatentModel
     recipe: Recipe
     photos: list[Photo]
-    prompts: list[str]
-    moments: tuple[Tensor, Tensor] | None
-    prior: Tensor | None
-    texts: Cond | None  # one row a prompt, the class prompt last; None while the text encoder trains
-    steps_per_batch: tuple[int, int]  # photos and class pictures of a step
+    prompts: list[str]  # of each photo, then of each class
+    seen: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
+    texts: Cond | None  # one row a prompt; None while a text encoder trains
+    prior: Preserved | None = None
+
+    @property
+    def steps_per_batch(self) -> tuple[int, int]:
+        """Photos and class pictures of a step."""
+        train = self.recipe.train
+        return train.batch, (train.prior_batch or train.batch) if self.prior else 0
 
     def at(self, step: int) -> Batch:
         """The global batch of a step: photos first, then class pictures."""
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
-        rows = order(len(self.photos), subjects, step, seed=seed, purpose="subject")
+        which = order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        mean, std = self._moments(rows, step)
+        mean, std, mask = self.look(which, step)
         z0 = mean + std * torch.randn(mean.shape, generator=g).to(mean.device)
-        which = rows
+        drawn = order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
-            drawn = order(len(self.prior), priors, step, seed=seed, purpose="prior")
-            z0 = torch.cat([z0, self.prior[drawn]])
-            which = rows + [len(self.prompts) - 1] * priors
+            z0 = torch.cat([z0, self.prior.z0[drawn]])
         eps = torch.randn(z0.shape, generator=g).to(z0.device)
         t = torch.randint(0, self.model.schedule.T, (len(z0),), generator=g).to(z0.device)
+        goal = None
+        if priors and self.prior.goal is not None:
+            eps[subjects:], t[subjects:] = self.prior.eps[drawn], self.prior.t[drawn]
+            goal = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
+            goal[subjects:] = self.prior.goal[drawn]
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
+        rows = which + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
-        return Batch(z0, eps, t, is_prior, lambda part: self._cond(which[part]))
+        return Batch(z0, eps, t, is_prior, lambda part: self.cond(rows[part]), goal, mask)
 
-    def _moments(self, rows: list[int], step: int) -> tuple[Tensor, Tensor]:
-        if self.moments is not None:
-            return self.moments[0][rows], self.moments[1][rows]
-        settings = self.recipe.photos
-        images = batch(
-            [self.photos[i] for i in rows],
-            settings.size or self.model.size,
-            how=settings.crop,
-            flip=settings.flip,
-            generator=rng.generator(self.recipe.seed, "crop", step),
-        )
-        return self.model.encode_images(images)
+    def look(self, which: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
+        if self.seen is not None:
+            mean, std, mask = self.seen
+            return mean[which], std[which], None if mask is None else mask[which]
+        return look(self.model, self.recipe, [self.photos[i] for i in which], step)
 
-    def _cond(self, which: list[int]) -> Cond:
+    def cond(self, rows: list[int]) -> Cond:
         if self.texts is None:
-            return latent.encode(self.model, [self.prompts[i] for i in which])
-        return {key: value[which] for key, value in self.texts.items()}
+            return latent.encode(self.model, [self.prompts[i] for i in rows])
+        return {key: value[rows] for key, value in self.texts.items()}
 
 
-def build(model: LatentModel, recipe: Recipe, photos: list[Photo], *, token: str, prior: Tensor | None) -> TrainingSet:
-    """Encodes photos and prompts once, where they do not change from step to step."""
-    train = recipe.train
-    prompts = [fill(photo.caption or train.prompt, token, recipe.class_word) for photo in photos]
-    prompts.append(fill(recipe.prior.prompt, "", recipe.class_word))
-    fixed = recipe.photos.crop == "center" and not recipe.photos.flip
-    moments = None
-    if fixed:
-        size = recipe.photos.size or model.size
-        parts = [model.encode_images(batch([photo], size)) for photo in photos]
-        moments = (torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts]))
+def build(
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], *, priors: Mapping[str, Tensor], text_trains: bool
+) -> TrainingSet:
+    """Encodes photos and prompts once, where they do not change from step to step.
+
+    priors: class pictures (M,C,h,w) by class word; empty where there are none. UserError names an unknown placeholder.
+    """
+    photos = [photo for subject in subjects for photo in subject.photos]
+    classes = list(dict.fromkeys(subject.class_word for subject in subjects))
+    prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
+    prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
+    seen = None
+    if recipe.photos.crop != "random" and not recipe.photos.flip:
+        means, stds, masks = zip(*(look(model, recipe, [photo], 0) for photo in photos))
+        seen = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
     with torch.no_grad():
-        texts = None if train.text_encoder else latent.encode(model, prompts)
-    counts = (train.batch, (train.prior_batch or train.batch) if prior is not None else 0)
-    prior = prior.to(model.device) if prior is not None else None
-    return TrainingSet(model, recipe, photos, prompts, moments, prior, texts, counts)
+        texts = None if text_trains else latent.encode(model, prompts)
+    data = TrainingSet(model, recipe, photos, prompts, seen, texts)
+    if priors:
+        rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
+        data.prior = Preserved(torch.cat([priors[word] for word in classes]).to(model.device), rows)
+    elif recipe.prior.kind == "predictions" and recipe.prior.count and recipe.train.prior_weight:
+        owners = [classes.index(s.class_word) for s in subjects for _ in s.photos]
+        data.prior = predictions(data, [len(photos) + i for i in owners])
+    return data
+
+
+def look(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
+    settings, size = recipe.photos, recipe.photos.size or model.size
+
+    def crop(what, size: int) -> Tensor:  # the same crops and flips for pictures and masks
+        generator = rng.generator(recipe.seed, "crop", step)
+        return what(photos, size, how=settings.crop, flip=settings.flip, generator=generator)
+
+    mean, std = model.encode_images(crop(batch, size))
+    if settings.background == 1:
+        return mean, std, None
+    subject = crop(mask_batch, mean.shape[-1])
+    return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device)
+
+
+def predictions(data: TrainingSet, texts: list[int]) -> Preserved:
+    """`prior.count` predictions of the base as it is now, for noisy photos and the class prompt.
+
+    Prior preservation without class pictures: the loss asks the tuned model to say what the frozen base says. texts:
+    the row of the class prompt of each photo. Call it before anything has trained; a fresh adapter changes nothing.
+    """
+    model, recipe, N = data.model, data.recipe, len(data.photos)
+    parts = []
+    for start in range(0, recipe.prior.count, AT_ONCE):
+        numbers = range(start, min(start + AT_ONCE, recipe.prior.count))
+        which = [i % N for i in numbers]
+        mean, std, _ = data.look(which, start)
+        g = rng.generator(recipe.seed, "predictions", start)
+        noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
+        z0, t = mean + std * noise, torch.randint(0, model.schedule.T, (len(which),), generator=g).to(mean.device)
+        with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+            goal = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]))
+        parts.append((z0, eps, t, goal.float()))
+    z0, eps, t, goal = (torch.cat(part) for part in zip(*parts))
+    return Preserved(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, goal)

@@ -1,5 +1,6 @@
-"""No network, one thread, and a tiny random Stable Diffusion saved as users have it."""
+"""No network, one thread, and tiny random Stable Diffusions saved as users have them."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -64,6 +65,55 @@ def tiny_sd(tmp_path_factory) -> Path:
     )  # fmt: skip
     pipeline.save_pretrained(folder, safe_serialization=True)
     stages.tokenizer_files(folder / "tokenizer", words)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory) -> Path:
+    """A diffusers folder of the SDXL layout, random, 32 px: encoders of two widths, a tokenizer that pads with "!"."""
+    import torch
+
+    from personalize.models.imports import lean
+    from personalize.toyland import networks, stages
+
+    with lean():
+        from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_sdxl")
+    torch.manual_seed(0)
+    words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog zqv", "a red hat", "a photo of a cat"] * 5)
+    model = json.loads(words.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    padded = CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token="!", model_max_length=networks.WORDS)
+    text = {
+        "vocab_size": len(words), "num_attention_heads": 2, "max_position_embeddings": networks.WORDS, "eos_token_id": 2,
+        "num_hidden_layers": 3,
+    }  # fmt: skip
+    first = CLIPTextConfig(hidden_size=24, intermediate_size=48, hidden_act="quick_gelu", **text)
+    second = CLIPTextConfig(hidden_size=40, intermediate_size=80, hidden_act="gelu", projection_dim=36, **text)
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.13025,
+        ),
+        text_encoder=CLIPTextModel(first), text_encoder_2=CLIPTextModelWithProjection(second),
+        tokenizer=words, tokenizer_2=padded,
+        unet=UNet2DConditionModel(
+            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+            norm_num_groups=8, attention_head_dim=(2, 4), cross_attention_dim=24 + 40, use_linear_projection=True,
+            transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=36 + 6 * 8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1,
+        ),
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    stages.tokenizer_files(folder / "tokenizer", words)
+    stages.tokenizer_files(folder / "tokenizer_2", padded)
     return folder
 
 

@@ -118,9 +118,11 @@ def test_options_are_short_names_of_settings(terminal, tmp_path):
     _, out, _ = terminal("train", *words, "--base", "o/n", "--device", "cpu", "--dtype", "float32", "--dry-run")
     (tmp_path / "r.toml").write_text(out)
     recipe = config.load(tmp_path / "r.toml")
-    assert (recipe.class_word, recipe.train.steps, recipe.train.lr, recipe.train.methods) == ("cat", 7, 1e-5, ("lora",))
+    assert (recipe.class_word, recipe.train.steps, recipe.train.lr, recipe.train.methods) == (
+        ("cat",), 7, 1e-5, ("lora",),
+    )  # fmt: skip
     named = (recipe.token, recipe.seed, recipe.base, recipe.device, recipe.dtype)
-    assert named == ("qxv", 0, "o/n", "cpu", "float32")
+    assert named == (("qxv",), 0, "o/n", "cpu", "float32")
 
 
 def test_toylands_own_defaults_give_way_to_a_file_and_a_file_to_an_option(tmp_path):

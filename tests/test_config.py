@@ -16,7 +16,8 @@ def other_value(setting):
     """An allowed value that is not the default."""
     default = setting.default
     if setting.choices:
-        return next(choice for choice in setting.choices if choice != default)
+        other = next(choice for choice in setting.choices if choice != default and (choice,) != default)
+        return (other,) if isinstance(default, tuple) else other
     if setting.kind is bool:
         return not default
     if setting.kind is int:
@@ -69,8 +70,8 @@ def test_a_recipe_survives_json(changed):
 
 
 def test_toml_of_differences_holds_exactly_the_differences():
-    recipe = load(None, ["train.steps=400", "token=zwx"])
-    assert to_toml(recipe, Recipe()) == 'token = "zwx"\n\n[train]\nsteps = 400\n'
+    recipe = load(None, ["train.steps=400", "base=mine"])
+    assert to_toml(recipe, Recipe()) == 'base = "mine"\n\n[train]\nsteps = 400\n'
     assert to_toml(Recipe(), Recipe()) == ""
 
 
@@ -100,7 +101,7 @@ def test_every_default_is_allowed():
         ("train.stesp=3", "unknown setting 'train.stesp'; did you mean 'train.steps'?"),
         ("trian.steps=3", "unknown setting 'trian.steps'; did you mean 'train.steps'?"),
         ("class=dog", "unknown setting 'class'; did you mean 'class_word'?"),
-        ("lr=3", "unknown setting 'lr'; did you mean 'train.lr'?"),
+        ("lr=3", "unknown setting 'lr'; did you mean 'train.lr' or 'embedding.lr'?"),
         ("steps=3", "unknown setting 'steps'; did you mean 'prior.steps' or 'train.steps' or 'draw.steps'?"),
         ("qqqq=3", "unknown setting 'qqqq'"),
     ],
@@ -152,24 +153,27 @@ def test_a_warmup_longer_than_the_run_is_refused():
     assert "train.warmup = 500 is more than train.steps = 400" in refusal("train.warmup=500", "train.steps=400")
 
 
-def test_a_text_in_place_of_a_list_in_a_file_is_refused(tmp_path):
+def test_a_text_in_place_of_a_list_in_a_file_is_a_list_of_one(tmp_path):
     path = tmp_path / "my.toml"
-    path.write_text('[train]\nmethods = "lora"\n')
-    with pytest.raises(UserError, match="expected a list of texts"):
-        load(path)
+    path.write_text('class_word = "dog"\n[train]\nmethods = "lora"\n')
+    recipe = load(path)
+    assert (recipe.class_word, recipe.train.methods) == (("dog",), ("lora",))
 
 
 @pytest.mark.parametrize(
     "override, value",
     [
         ("train.lr=1", 1.0),
-        ("token=123", "123"),
-        ("token=true", "true"),
-        ("token= sks ", "sks"),
+        ("base=123", "123"),
+        ("base=true", "true"),
+        ("base= sks ", "sks"),
+        ("token=123", ("123",)),
+        ("token=true", ("true",)),
+        ("token=sks, zwx", ("sks", "zwx")),
         ("draw.negative=", ""),
         ("prior.prompt=a photo of a {class} = good", "a photo of a {class} = good"),
         ("train.methods=lora", ("lora",)),
-        ("train.methods=textual_inversion, lora", ("textual_inversion", "lora")),
+        ("train.methods=textual-inversion, lora", ("textual-inversion", "lora")),
         ("train.methods=[lora,full]", ("lora", "full")),
         ('evaluate.prompts="a {class}, red"', ("a {class}, red",)),
         ("draw.interval=0.1,1", (0.1, 1.0)),

@@ -1,13 +1,19 @@
-"""`generate` on a bare base: what lies on disk, what the files say, and that a seed is a picture."""
+"""`generate`: what lies on disk, what the files say, that a seed is a picture, and LoRA and embedding files on a base."""
 
+import copy
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from personalize import api, config, models
 from personalize.commands import generate
 from personalize.errors import UserError
+from personalize.files import sha256
+from personalize.formats import embedding, headers, lora
 from personalize.terminal import Terminal
 
 FAST = ["draw.steps=2", "device=cpu", "draw.count=2"]
@@ -118,6 +124,12 @@ def test_a_size_the_base_cannot_draw_is_the_users_error(draw, tmp_path):
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+def test_a_file_where_the_folder_should_be_is_the_users_error(draw, tmp_path):
+    (tmp_path / "mine.png").write_text("mine")
+    with pytest.raises(UserError, match="--out .*mine.png is a file, and pictures go into a folder"):
+        draw(out="mine.png")
+
+
 def test_an_unknown_sampler_suggests_the_one_that_was_meant(draw):
     with pytest.raises(UserError, match="unknown sampler 'eular'; did you mean 'euler'.*Known: ddim"):
         draw([PROMPT], "draw.sampler=eular")
@@ -160,3 +172,153 @@ def test_an_interrupted_write_leaves_no_half_picture(draw, tmp_path, monkeypatch
     with pytest.raises(OSError, match="no more"):
         draw()
     assert not list((tmp_path / "out").iterdir())
+
+
+LAYERS = {  # of the tiny base: (inputs, outputs)
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (16, 16),
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (32, 16),
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v": (32, 16),
+}  # fmt: skip
+RANK, ALPHA = 2, 5.0
+
+
+def adapter(seed=0):
+    """A LoRA of some layers of the U-Net that changes the picture."""
+    g = torch.Generator().manual_seed(seed)
+    made = {}
+    for layer, (inputs, outputs) in LAYERS.items():
+        made[f"unet.{layer}.lora_A.weight"] = torch.randn(RANK, inputs, generator=g)
+        made[f"unet.{layer}.lora_B.weight"] = torch.randn(outputs, RANK, generator=g)
+    names = [f"unet.{layer}" for layer in LAYERS]
+    return lora.Adapter(made, dict.fromkeys(names, RANK), dict.fromkeys(names, ALPHA))
+
+
+@pytest.fixture
+def files(tmp_path, model, monkeypatch):
+    """The same LoRA as diffusers, kohya and PEFT write it; another one; a word of two vectors."""
+    from peft import LoraConfig
+
+    # They are put into the model, so each command has a copy of its own.
+    monkeypatch.setattr(models, "load", lambda base, **options: copy.deepcopy(model, {id(model.family): model.family}))
+    lora.write_diffusers(tmp_path / "diffusers.safetensors", adapter())
+    lora.write_kohya(tmp_path / "kohya.safetensors", adapter(), family="sd")
+    LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(LAYERS)).save_pretrained(tmp_path / "peft")
+    bare = {key.replace("unet.", "base_model.model."): value for key, value in adapter().tensors.items()}
+    headers.save(tmp_path / "peft" / "adapter_model.safetensors", bare)
+    lora.write_kohya(tmp_path / "other.safetensors", adapter(1), family="sd")
+    rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    embedding.write_diffusers(tmp_path / "learned.safetensors", "<rex>", {"text_encoder": rows})
+    embedding.write_a1111(tmp_path / "rex-dog.safetensors", {"text_encoder": rows})
+    return tmp_path
+
+
+def apart(a, b):
+    """The mean difference of two picture files, of 255."""
+    first, second = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (a, b))
+    return np.abs(first - second).mean()
+
+
+def test_a_lora_of_any_program_draws_the_same_and_not_the_bases_picture(draw, files):
+    base = draw(out="base").files[0]
+    names = ("diffusers.safetensors", "kohya.safetensors", "peft")
+    drawn = [draw(loras=[str(files / name)], out=f"by {name}").files[0] for name in names]
+    assert [apart(drawn[0], other) for other in drawn[1:]] == [0, 0]
+    assert apart(drawn[0], base) > 2
+
+
+def test_a_weight_scales_a_lora_and_several_add_up(draw, files):
+    first, other = str(files / "kohya.safetensors"), str(files / "other.safetensors")
+    base, whole = draw(out="base").files[0], draw(loras=[first], out="whole").files[0]
+    assert apart(draw(loras=[f"{first}:0"], out="none").files[0], base) == 0
+    assert apart(draw(loras=[f"{first}:0.5", f"{first}:.5"], out="halves").files[0], whole) < 0.01
+    assert apart(draw(loras=[f"{first}:2", f"{first}:-2.0"], out="undone").files[0], base) < 0.01
+    both = draw(loras=[first, f"{other}:0.5"], out="both").files[0]
+    assert apart(both, draw(loras=[f"{other}:0.5", first], out="turned").files[0]) < 0.01
+    assert min(apart(both, whole), apart(both, base)) > 1
+
+
+def test_an_embedding_is_the_word_it_names_or_the_files_name_or_the_one_given(draw, files):
+    learned, plain = str(files / "learned.safetensors"), str(files / "rex-dog.safetensors")
+    base = draw([PROMPT]).files[0]
+    drawn = [
+        draw([f"a photo of a {word} dog"], embeddings=[path], out=word).files[0]
+        for word, path in (("<rex>", learned), ("rex-dog", plain), ("<bello>", f"{plain}:<bello>"))
+    ]
+    assert apart(drawn[0], base) > 1
+    assert [apart(drawn[0], other) for other in drawn[1:]] == [0, 0]
+
+
+def test_an_embedding_whose_word_nobody_says_is_told(draw, files):
+    screen = Heard()
+    draw(
+        ["a <REX> dog", PROMPT],
+        embeddings=[str(files / "learned.safetensors"), str(files / "rex-dog.safetensors")],
+        screen=screen,
+    )
+    assert screen.lines == ["no prompt says 'rex-dog', the word of rex-dog.safetensors, which does nothing then."]
+
+
+def test_a_row_and_a_picture_name_the_files_with_hash_and_weight(draw, files, tmp_path):
+    path, word = files / "kohya.safetensors", files / "learned.safetensors"
+    picture = draw(["a <rex> dog"], loras=[f"{path}:0.75"], embeddings=[str(word)]).files[0]
+    row = rows(tmp_path / "out")[0]
+    assert row["loras"] == [{"file": "kohya.safetensors", "sha256": sha256(path), "weight": 0.75}]
+    assert row["embeddings"] == [{"file": "learned.safetensors", "sha256": sha256(word), "token": "<rex>"}]
+    last = Image.open(picture).text["parameters"].split("\n")[-1]
+    assert f'Lora hashes: "kohya: {sha256(path)[:12]}", Lora weights: "kohya: 0.75"' in last
+    assert last.endswith(f'TI hashes: "<rex>: {sha256(word)[:12]}"')
+    again = draw(["a <rex> dog"], loras=[f"{path}:0.5"], embeddings=[str(word)]).files[0]
+    assert again.name != picture.name and "loras" not in rows(draw(out="bare").grid.parent)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "weight"),
+    [
+        ("a.safetensors", "a.safetensors", 1),
+        ("a.safetensors:0.8", "a.safetensors", 0.8),
+        ("a.safetensors:-1", "a.safetensors", -1),
+        ("C:\\loras\\a.safetensors", "C:\\loras\\a.safetensors", 1),
+        ("C:\\loras\\a.safetensors:.5", "C:\\loras\\a.safetensors", 0.5),
+        ("runs/12:30/model", "runs/12:30/model", 1),
+        ("a.safetensors:x", "a.safetensors:x", 1),
+        ("a.safetensors:", "a.safetensors:", 1),
+        ("a.safetensors:nan", "a.safetensors:nan", 1),
+    ],
+)
+def test_a_weight_is_a_number_after_the_last_colon(text, path, weight):
+    assert generate.weighted(text) == (Path(path), weight)
+
+
+def test_a_file_whose_name_ends_like_a_weight_is_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "12:30").write_bytes(b"")
+    assert generate.weighted("12:30") == (Path("12:30"), 1) and generate.weighted("12:30:0.5") == (Path("12:30"), 0.5)
+    assert generate.worded("12:30") == (Path("12:30"), "") and generate.worded("12:30:<x>") == (Path("12:30"), "<x>")
+
+
+def test_a_file_that_cannot_be_used_is_the_users_error_and_nothing_is_drawn(draw, files, tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02")
+    strange = {
+        "unet.down_blocks.7.attn.to_q.lora_A.weight": torch.zeros(2, 8),
+        "unet.down_blocks.7.attn.to_q.lora_B.weight": torch.zeros(8, 2),
+    }
+    headers.save(tmp_path / "strange.safetensors", strange)
+    wide = {key: torch.cat([value, value], 1 if "lora_A" in key else 0) for key, value in adapter().tensors.items()}
+    headers.save(tmp_path / "wide.safetensors", wide)
+    embedding.write_a1111(tmp_path / "wide-word.safetensors", {"text_encoder": torch.zeros(1, 768)})
+    embedding.write_a1111(tmp_path / "dog.safetensors", {"text_encoder": torch.zeros(1, 32)})
+    for options, said in [
+        ({"loras": ["no.safetensors:0.5"]}, "there is no adapter 'no.safetensors'"),
+        ({"loras": [str(tmp_path / "x.pt")]}, "x.pt is a pickle.* not read as a LoRA"),
+        ({"loras": [str(tmp_path / "strange.safetensors")]}, "made for another base than .*belong to no layer"),
+        ({"loras": [str(tmp_path / "wide.safetensors")]}, "wide.safetensors was made for another base .*expected is"),
+        ({"loras": [str(tmp_path / "learned.safetensors")]}, "is no LoRA"),
+        ({"embeddings": ["no.safetensors"]}, "there is no embedding 'no.safetensors'"),
+        ({"embeddings": [str(tmp_path / "x.pt")]}, "x.pt is a pickle.* not read as a textual-inversion embedding"),
+        ({"embeddings": [str(tmp_path / "wide-word.safetensors")]}, "another base .*768.*expected are .*32"),
+        ({"embeddings": [str(tmp_path / "kohya.safetensors")]}, "is no textual-inversion embedding"),
+        ({"embeddings": [str(tmp_path / "dog.safetensors")]}, "'dog' has a meaning in base"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            draw(**options)
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,5 @@
 """Photos: every file a user may have is either read as it looks, or refused with its name and a remedy."""
 
-import shutil
 import struct
 import sys
 import zlib
@@ -8,12 +7,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageFile, ImageFilter
+from PIL import Image, ImageCms, ImageFile
 
-from personalize import photos
+from personalize import photos, photosheet
 from personalize.core.rng import generator
-from personalize.crops import MAX_PIXELS, UPRIGHT, batch, crop_box, order, to_tensor
+from personalize.crops import batch, crop_box, largest_box, mask_batch, order, to_tensor
+from personalize.decoding import MAX_PIXELS, UPRIGHT
 from personalize.errors import UserError
+from personalize.files import sha256
 
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 60), (40, 60, 220), (230, 220, 40)
 
@@ -58,7 +59,7 @@ def refusal(source, min_size=1):
 
 def test_a_folder_is_sorted_by_name_and_foreign_files_are_named(tmp_path):
     for i, name in enumerate(("b.PNG", "a.jpg", "c.webp", ".hidden.png", "Thumbs.db.png")):
-        (noise(i) if name != ".hidden.png" else noise(0)).save(tmp_path / name)
+        (scene(i) if name != ".hidden.png" else scene(0)).save(tmp_path / name)
     (tmp_path / "Thumbs.db.png").unlink()
     for junk in (".DS_Store", "Thumbs.db", "desktop.ini", "a.txt", "subject.toml", "clip.mov", "layers.psd"):
         (tmp_path / junk).write_bytes(b"junk")
@@ -80,7 +81,7 @@ def test_a_list_keeps_its_order_and_links_are_followed(tmp_path):
 
 def test_the_caption_is_the_text_beside_the_photo(tmp_path):
     for name in ("a", "b", "c"):
-        noise(ord(name)).save(tmp_path / f"{name}.png")
+        scene(ord(name)).save(tmp_path / f"{name}.png")
     (tmp_path / "a.txt").write_text("\ufeffa photo of\n my dög \n", encoding="utf-8")
     (tmp_path / "b.txt").write_text(" \n")
     found, notices = photos.load(tmp_path, min_size=1)
@@ -181,7 +182,7 @@ def test_transparency_is_put_on_white_and_kept_as_a_mask(tmp_path):
     seen = [photo.image.getpixel(at) for at in ((0, 0), (63, 0), (63, 63))]
     assert seen == [(255, 255, 255), (127, 127, 127), (255, 0, 0)]
     assert photo.mask.mode == "L" and photo.mask.getextrema() == (0, 255)
-    assert notices == ["transparent parts were put on white: a.png"]
+    assert notices == ["transparent parts of a.png were put on white; what is not transparent is its mask"]
 
 
 @pytest.mark.parametrize("kind", ["palette", "colour key"])
@@ -288,39 +289,125 @@ def test_a_small_photo_is_refused_with_the_setting_that_allows_it(tmp_path):
     assert "z.png is 200×80 px" in told and "(1 more too)" in told and told.endswith("photos.min_size=80.")
 
 
-# Health
+# Masks
 
 
-def test_copies_are_noticed_and_different_pictures_are_not(tmp_path):
-    for i in range(4):
-        scene(i).save(tmp_path / f"{i}.png")
-    assert photos.load(tmp_path, min_size=64)[1] == []
-    shutil.copy(tmp_path / "0.png", tmp_path / "same.png")
-    scene(1).resize((300, 300)).save(tmp_path / "smaller.jpg", quality=80)
-    notices = " | ".join(photos.load(tmp_path, min_size=64)[1])
-    assert "0.png and same.png are the same file" in notices
-    assert "1.png and smaller.jpg are almost the same picture" in notices
-    assert "2.png" not in notices and "3.png" not in notices
+def spot(size=(60, 40), box=(40, 10, 56, 26)):
+    """A mask: white within the box."""
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return mask
 
 
-def test_many_copies_do_not_flood_the_user(tmp_path):
-    for i in range(12):
-        scene(0, 320 + i).save(tmp_path / f"{i}.png")
-    notices = photos.load(tmp_path, min_size=64)[1]
-    assert len(notices) == photos.NAMES_SHOWN + 1 and notices[-1].startswith("62 more pairs")
+def put_mask(path, name, mask):
+    (path.parent / name).parent.mkdir(exist_ok=True)
+    mask.save(path.parent / name)
 
 
-def test_blur_is_noticed_but_not_in_small_pictures_nor_for_a_soft_background(tmp_path):
-    sharp, soft = scene(0, 512, 512), scene(1, 512, 512).filter(ImageFilter.GaussianBlur(6))
-    portrait = scene(2, 512, 512).filter(ImageFilter.GaussianBlur(12))
-    portrait.paste(noise(3, 100, 100), (200, 200))
-    sharp.save(tmp_path / "sharp.png")
-    portrait.save(tmp_path / "portrait.png")
-    Image.new("RGB", (64, 64), BLUE).save(tmp_path / "flat.png")
-    assert photos.load(tmp_path, min_size=1)[1] == []
-    soft.save(tmp_path / "soft.png")
-    (notice,) = photos.load(tmp_path, min_size=1)[1]
-    assert "nothing is sharp in soft.png" in notice
+@pytest.mark.parametrize("name", ["a.mask.png", "a_mask.png", "masks/a.png", "a_MASK.PNG", "a.mask.webp", "masks/a.jpg"])
+def test_a_mask_beside_a_photo_is_its_mask_and_no_photo(tmp_path, name):
+    scene(0, 60, 40).save(tmp_path / "a.jpg")
+    scene(1, 60, 40).save(tmp_path / "b.jpg")
+    put_mask(tmp_path / "a.jpg", name, spot())
+    found, skipped = photos.find(tmp_path)
+    assert [path.name for path in found] == ["a.jpg", "b.jpg"] and skipped == []
+    (a, b), _ = photos.load(tmp_path, min_size=1)
+    assert a.mask.mode == "L" and a.mask.size == a.image.size and a.subject == (40, 10, 56, 26)
+    assert a.mask_sha256 == sha256(tmp_path / name) and a.sha256 == sha256(tmp_path / "a.jpg")
+    assert (b.mask, b.mask_sha256, b.subject) == (None, None, None)
+    assert photos.load([tmp_path / "a.jpg", *tmp_path.glob(name)], min_size=1)[0][0].mask_sha256 == a.mask_sha256
+
+
+def test_a_mask_is_brightness_or_alpha_of_any_depth(tmp_path):
+    scene(0, 60, 40).save(tmp_path / "a.png")
+    cut_out = scene(5, 60, 40).convert("RGBA")
+    cut_out.putalpha(spot())
+    deep = Image.fromarray(np.asarray(spot()).astype(np.uint16) * 257)
+    for mask in (spot(), spot().convert("RGB"), spot().convert("1"), spot().convert("P"), cut_out, deep):
+        mask.save(tmp_path / "a.mask.png")
+        assert read(tmp_path / "a.png").mask.tobytes() == spot().tobytes(), mask.mode
+
+
+def test_a_mask_file_counts_for_more_than_the_alpha_of_the_photo(tmp_path):
+    image = scene(0, 60, 40).convert("RGBA")
+    image.putalpha(spot(box=(0, 0, 20, 20)))
+    image.save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").subject == (0, 0, 20, 20) and read(tmp_path / "a.png").mask_sha256 is None
+    spot().save(tmp_path / "a_mask.png")
+    assert read(tmp_path / "a.png").subject == (40, 10, 56, 26)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_of_the_stored_size_is_turned_with_its_photo(tmp_path, orientation):
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, UPRIGHT.get(orientation))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo, mask = (x if undo is None else x.transpose(undo) for x in (scene(0, 60, 40), spot()))
+    photo.save(tmp_path / "a.png", exif=exif)
+    mask.save(tmp_path / "a.mask.png")
+    assert read(tmp_path / "a.png").mask.tobytes() == spot().tobytes()
+    assert read(tmp_path / "a.png").orientation == orientation
+    mask.save(tmp_path / "a.mask.png", exif=exif)
+    assert read(tmp_path / "a.png").mask.tobytes() == spot().tobytes()
+    if orientation in (5, 6, 7, 8):
+        spot().save(tmp_path / "a.mask.png")
+        assert read(tmp_path / "a.png").mask.tobytes() == spot().tobytes()
+        mask.resize([side // 2 for side in mask.size], Image.Resampling.BOX).save(tmp_path / "a.mask.png")
+        assert read(tmp_path / "a.png").subject == pytest.approx((40, 10, 56, 26), abs=1)
+
+
+def test_a_mask_of_the_same_shape_is_scaled_and_another_is_refused_with_both_sizes(tmp_path):
+    scene(0, 60, 40).save(tmp_path / "a.png")
+    spot().resize((1200, 796)).save(tmp_path / "a.mask.png")
+    assert read(tmp_path / "a.png").subject == pytest.approx((40, 10, 56, 26), abs=1)
+    spot().resize((30, 20), Image.Resampling.BOX).save(tmp_path / "a.mask.png")
+    assert read(tmp_path / "a.png").subject == pytest.approx((40, 10, 56, 26), abs=1)
+    spot().resize((50, 40)).save(tmp_path / "a.mask.png")
+    told = refusal(tmp_path)
+    assert "a.mask.png is 50×40 px" in told and "a.png is 60×40 px" in told
+
+
+def test_masks_of_huge_photos_are_kept_smaller_with_them(tmp_path):
+    Image.new("RGB", (4400, 4200), RED).save(tmp_path / "a.jpg")
+    spot((4400, 4200), (1000, 2000, 3000, 4000)).save(tmp_path / "a.mask.png")
+    photo = read(tmp_path / "a.jpg")
+    assert photo.mask.size == photo.image.size == (2200, 2100) and photo.subject == (500, 1000, 1500, 2000)
+
+
+def test_masks_that_cannot_be_used_are_refused(tmp_path):
+    scene(0, 60, 40).save(tmp_path / "a.png")
+    Image.new("L", (60, 40), 1).save(tmp_path / "a.mask.png")
+    told = refusal(tmp_path)
+    assert "a.mask.png, the mask of" in told and "its brightest value is 1 of 255" in told
+    (tmp_path / "a.mask.png").write_bytes(b"")
+    assert "a.mask.png is an empty file" in refusal(tmp_path)
+    spot().save(tmp_path / "a.mask.png")
+    put_mask(tmp_path / "a.png", "masks/a.png", spot())
+    assert "has 2 masks: a.mask.png, masks/a.png" in refusal(tmp_path)
+    Image.new("RGBA", (60, 40)).save(tmp_path / "b.png")
+    assert "b.png is transparent all over" in refusal([tmp_path / "b.png"])
+
+
+def test_a_mask_without_its_photo_is_said_and_a_folder_of_masks_has_no_photos(tmp_path):
+    scene(0, 60, 40).save(tmp_path / "a.png")
+    spot().save(tmp_path / "gone_mask.png")
+    put_mask(tmp_path / "a.png", "masks/lost.png", spot())
+    found, skipped = photos.find(tmp_path)
+    assert [path.name for path in found] == ["a.png"]
+    assert len(skipped) == 1 and "gone_mask.png, masks/lost.png" in skipped[0]
+    (tmp_path / "a.png").unlink()
+    assert "gone_mask.png is a mask; rename it if it is a photo" in refusal(tmp_path)
+
+
+def test_the_masks_of_an_imagefolder_are_no_rows(tmp_path, offline_cache):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a", "b"):
+        scene(ord(name), 60, 40).save(folder / f"{name}.png")
+    spot().save(folder / "a_mask.png")
+    put_mask(folder / "b.png", "masks/b.png", spot())
+    found, _ = photos.load(f"hf:{folder}", min_size=1)
+    assert len(found) == 2 and all(photo.subject == (40, 10, 56, 26) for photo in found)
 
 
 # Data sets
@@ -385,6 +472,48 @@ def test_a_random_crop_reaches_both_ends_and_repeats_for_its_generator():
     assert boxes == [crop_box((8, 5), 5, "random", generator(0, "crop", k)) for k in range(100)]
 
 
+def test_a_subject_crop_has_the_subject_in_its_middle_and_stays_inside():
+    assert crop_box((300, 200), 200, "subject", subject=(150, 50, 190, 90)) == (70, 0, 270, 200)
+    assert crop_box((300, 200), 200, "subject", subject=(280, 0, 300, 20)) == (100, 0, 300, 200)
+    assert crop_box((300, 200), 200, "subject", subject=(0, 0, 5, 5)) == (0, 0, 200, 200)
+    assert crop_box((200, 300), 200, "subject", subject=(0, 20, 200, 280)) == (0, 50, 200, 250)
+    assert crop_box((300, 200), 200, "subject") == crop_box((300, 200), 200)
+    assert crop_box((300, 200), 200, subject=(280, 0, 300, 20)) == crop_box((300, 200), 200)
+
+
+def test_a_photo_without_a_mask_is_cut_in_the_middle_where_the_subject_is_asked_for(tmp_path):
+    photo = photo_of(scene(0, 90, 60), tmp_path)
+    assert torch.equal(to_tensor(photo, 32, how="subject"), to_tensor(photo, 32))
+    spot((90, 60), (70, 10, 90, 30)).save(tmp_path / "a_mask.png")
+    assert largest_box(read(tmp_path / "a.png"), "subject") == (30, 0, 90, 60)
+
+
+@pytest.mark.parametrize("how", ["center", "random", "subject"])
+def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, how):
+    """The picture is its own mask, so that each must stay what the other is."""
+    some = []
+    for k, size in enumerate([(96, 64), (64, 80)]):
+        mask = scene(k, *size).convert("L").point([255 * (v > 128) for v in range(256)])
+        mask.convert("RGB").save(tmp_path / f"{k}.png")
+        mask.save(tmp_path / f"{k}.mask.png")
+        some.append(read(tmp_path / f"{k}.png"))
+    for step in range(8):
+        images = batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
+        marks = mask_batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
+        assert marks.shape == (2, 1, 64, 64) and marks.dtype == torch.float32
+        assert torch.equal(marks.expand(-1, 3, -1, -1), (images + 1) / 2)
+    g, h = generator(0, "crop", 0), generator(0, "crop", 0)
+    batch(some, 64, how=how, flip=True, generator=g)
+    small = mask_batch(some, 8, how=how, flip=True, generator=h)
+    assert torch.equal(g.get_state(), h.get_state()) and small.shape == (2, 1, 8, 8)
+    assert small.min() >= 0 and small.max() <= 1
+
+
+def test_a_photo_without_a_mask_is_all_subject(tmp_path):
+    photo = photo_of(noise(0), tmp_path)
+    assert torch.equal(mask_batch([photo], 16), torch.ones(1, 1, 16, 16))
+
+
 def photo_of(image, tmp_path, name="a.png"):
     image.save(tmp_path / name)
     return read(tmp_path / name)
@@ -443,16 +572,12 @@ def test_a_batch_stacks_photos_of_any_shape_and_draws_for_each(tmp_path):
 
 def test_the_preview_shows_every_photo_and_its_crop(tmp_path):
     some = [photo_of(scene(i, 300, 200), tmp_path, f"photo-{i}-with-a-name-longer-than-fits.png") for i in range(5)]
-    sheet = photos.preview(some, 64)
-    frame = (pixels(sheet) == photos.FRAME).all(-1)
-    row = photos.CELL + photos.LINE + 2 * photos.GAP
-    cells = [
-        frame[y : y + row, x : x + 2 * photos.CELL + 3 * photos.GAP]
-        for y in range(0, sheet.height, row)
-        for x in range(0, sheet.width, 2 * photos.CELL + 3 * photos.GAP)
-    ]
-    assert sum(cell.any() for cell in cells) == 5
-    assert all(photos.preview(some[:n], 512).width for n in (1, 2))
+    sheet = pixels(photos.preview(some, 64))
+    frame = (sheet == photosheet.FRAME).all(-1)
+    wide = photosheet.CARD + photosheet.BETWEEN
+    edges = [np.flatnonzero(frame[:, x : x + wide].any(1)) for x in (48, 48 + wide)]
+    assert [1 + int((np.diff(rows) > 1).sum()) for rows in edges] == [3, 2]
+    assert all(photos.preview(some[:n], 512).width == 1200 for n in (1, 2))
 
 
 # Order

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,8 +32,13 @@ def recipe_of(count=6, *more):
     return config.load(None, [*SETTINGS, f"prior.count={count}", *more])
 
 
+def settings_of(model, recipe):
+    return priorset.settings(model, recipe, *recipe.class_word)
+
+
 def draw(model, folder, count=6, *more):
-    command.run(model, recipe_of(count, *more), root=folder.parent, folder=folder)
+    recipe = recipe_of(count, *more)
+    command.run(model, recipe, *recipe.class_word, root=folder.parent, folder=folder)
     return folder
 
 
@@ -111,10 +115,10 @@ def test_three_then_six_pictures_are_six_at_once(model, tmp_path):
 
 def test_the_same_command_again_draws_nothing_and_changes_nothing(model, six):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in six.iterdir()}
-    result = command.run(model, recipe_of(), root=six.parent, folder=six)
+    result = command.run(model, recipe_of(), "dog", root=six.parent, folder=six)
     assert (result.drawn, result.count) == (0, 6)
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in six.iterdir()}
-    assert command.run(model, recipe_of(4), root=six.parent, folder=six).drawn == 0
+    assert command.run(model, recipe_of(4), "dog", root=six.parent, folder=six).drawn == 0
     assert json.loads((six / "manifest.json").read_text())["count"] == 6
 
 
@@ -165,7 +169,7 @@ def test_two_processes_draw_each_picture_once(model, six, tmp_path, monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ranks:
         monkeypatch.setenv("RANK", str(rank))
-        drawn.append(command.run(model, recipe_of(), root=tmp_path, folder=folder).drawn)
+        drawn.append(command.run(model, recipe_of(), "dog", root=tmp_path, folder=folder).drawn)
     assert sorted(drawn) == [2, 4]
     assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
     assert_same(folder, six)
@@ -198,12 +202,12 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_key_changes_with_what_decides_the_pictures(model, tmp_path, change):
-    same, other = (priorset.settings(model, recipe_of(6, *more)) for more in ([], [change]))
+    same, other = (settings_of(model, recipe_of(6, *more)) for more in ([], [change]))
     assert priorset.folder_for(tmp_path, same) != priorset.folder_for(tmp_path, other)
 
 
 def test_the_key_changes_with_weights_and_dtype_and_with_nothing_else(model, tiny_sd, tmp_path):
-    wanted = priorset.settings(model, recipe_of())
+    wanted = settings_of(model, recipe_of())
     for change in ({"fingerprint": "0" * 12}, {"dtype": "bfloat16"}):
         assert priorset.folder_for(tmp_path, wanted | change) != priorset.folder_for(tmp_path, wanted)
     assert priorset.folder_for(tmp_path, wanted | {"base": "elsewhere"}) == priorset.folder_for(tmp_path, wanted)
@@ -215,23 +219,23 @@ def test_the_key_changes_with_weights_and_dtype_and_with_nothing_else(model, tin
         ["draw.negative=red"],
         ["draw.steps=7"],
     ):
-        assert priorset.settings(model, recipe_of(9, *more)) == wanted
+        assert settings_of(model, recipe_of(9, *more)) == wanted
 
 
 def test_draw_steps_count_where_the_prior_has_none(model):
-    steps = [priorset.settings(model, recipe_of(6, "prior.steps=0", f"draw.steps={n}"))["steps"] for n in (7, 8)]
+    steps = [settings_of(model, recipe_of(6, "prior.steps=0", f"draw.steps={n}"))["steps"] for n in (7, 8)]
     assert steps == [7, 8]
 
 
 def test_each_key_has_its_own_folder_in_the_root(model, tmp_path):
-    one, other = (command.run(model, recipe_of(1, f"seed={seed}"), root=tmp_path).folder for seed in (0, 1))
+    one, other = (command.run(model, recipe_of(1, f"seed={seed}"), "dog", root=tmp_path).folder for seed in (0, 1))
     assert one != other and one.parent == other.parent == tmp_path
     assert pngs(one) != pngs(other)
 
 
 @pytest.mark.parametrize("change", ["prior.prompt=a red {class}", "seed=5", "class_word=cat"])
 def test_a_set_of_something_else_is_refused_with_the_reason(model, six, change):
-    wanted = priorset.settings(model, recipe_of(6, change))
+    wanted = settings_of(model, recipe_of(6, change))
     with pytest.raises(UserError, match="do not fit this run: .* there, .* here"):
         draw(model, six, 6, change)
     with pytest.raises(UserError, match="seed is 0 there, 5 here" if "seed" in change else "prompt is 'a dog' there"):
@@ -239,7 +243,7 @@ def test_a_set_of_something_else_is_refused_with_the_reason(model, six, change):
 
 
 def test_a_set_of_another_base_is_refused(model, six):
-    wanted = priorset.settings(model, recipe_of()) | {"fingerprint": "0" * 12}
+    wanted = settings_of(model, recipe_of()) | {"fingerprint": "0" * 12}
     with pytest.raises(UserError, match="fingerprint is"):
         priorset.check(six, wanted)
 
@@ -259,7 +263,7 @@ def test_too_few_class_pictures_are_counted_and_the_remedy_named(six):
 
 def test_a_class_is_asked_for(model, tmp_path):
     with pytest.raises(UserError, match="which class"):
-        command.run(model, replace(recipe_of(), class_word=""), root=tmp_path)
+        command.run(model, recipe_of(), "", root=tmp_path)
 
 
 def test_the_function_prior_draws_into_the_root(tiny_sd, tmp_path):

@@ -1,23 +1,53 @@
-"""Every shipped recipe loads, and says on its second line the command that uses it."""
+"""Every shipped recipe resolves, holds differences only, and says on its second line the command that uses it."""
 
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from personalize import api
+from personalize import api, cli, config, methods
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.toml"))
 
 
-def test_there_are_recipes():
-    assert len(RECIPES) >= 5
+def names(path):
+    return f"{path.parent.name}/{path.stem}"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_a_recipe_resolves_and_names_its_command(path):
-    recipe = api.resolve(path)
-    assert recipe.train.methods == (path.stem,)
+def test_there_is_one_for_every_family():
+    assert len(RECIPES) >= 20
+    assert {path.parent.name for path in RECIPES} == {"toyland", "sd15", "sd21", "sdxl"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names)
+def test_a_recipe_runs_dry_by_the_command_in_its_header(path, monkeypatch):
+    what, command = path.read_text().splitlines()[:2]
+    assert what.startswith("# ") and command.startswith("# personalize train ")
+    monkeypatch.chdir(FOLDER.parent)
+    words = shlex.split(command.removeprefix("# personalize "))
+    assert words[-1] == f"recipes/{names(path)}.toml"
+    done = CliRunner().invoke(cli.app, [*words, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    recipe = api.resolve(path, ["class_word=dog"])
+    assert done.stdout == config.to_toml(recipe, comments=True)
+    methods.check(recipe.train.methods, quantize=recipe.train.quantize)
     assert (recipe.base == "toyland") == (path.parent.name == "toyland")
-    command = path.read_text().splitlines()[1]
-    assert command.startswith("# personalize train ") and command.endswith(f"--recipe recipes/{path.parent.name}/{path.name}")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names)
+def test_a_recipe_holds_differences_only(path):
+    """Each setting but the base and the methods changes what the recipe would be without it."""
+    table = config.read_toml(path)
+    start = api.resolve(None, [f"base={table.get('base', 'toyland')}", f"train.methods={','.join(table['train']['methods'])}"]
+                        if "methods" in table["train"] else [f"base={table.get('base', 'toyland')}"])  # fmt: skip
+    for section, value in table.items():
+        for key, inner in value.items() if isinstance(value, dict) else []:
+            if (section, key) != ("train", "methods"):
+                assert config.flat(start)[f"{section}.{key}"] != inner, f"{section}.{key} = {inner} is what it is anyway"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names)
+def test_the_table_of_recipes_has_a_row_for_it(path):
+    assert f"| {names(path)} |" in (FOLDER / "README.md").read_text()

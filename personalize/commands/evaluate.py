@@ -8,7 +8,7 @@ from pathlib import Path
 from personalize import latent, priorset, rundir, scoring, trained
 from personalize import photos as photo_files
 from personalize.config import Recipe
-from personalize.crops import Photo, batch
+from personalize.crops import Photo, batch, largest_box, square
 from personalize.errors import UserError
 from personalize.metrics import encoders
 from personalize.metrics.similarity import embed
@@ -28,11 +28,14 @@ class EvaluateResult:
     sheet: Path
 
 
-def run(model: LatentModel, folder: Path, recipe: Recipe, *, at: str, templates: tuple[str, ...], screen: Terminal = SILENT):
-    """Draw with the base, then with the run put into it, and score both against the run's own photos."""
+def run(
+    model: LatentModel, folder: Path, recipe: Recipe, *, subject: dict, at: str, templates: tuple[str, ...],
+    screen: Terminal = SILENT,
+) -> EvaluateResult:  # fmt: skip
+    """Draw with the base, then with the run put into it, and score both against the photos of one of its subjects."""
     manifest = trained.require(folder)
-    token, word = manifest["token"], manifest["class"]
-    photos = _photos(manifest)
+    token, word = subject["token"], subject["class"]
+    photos = _photos(subject)
     prompts = [fill(t, token, word) for t in templates]
     plain = [without_token(p, token) for p in prompts]
     class_prompt = fill(recipe.prior.prompt, "", word)
@@ -52,15 +55,17 @@ def run(model: LatentModel, folder: Path, recipe: Recipe, *, at: str, templates:
     base, base_class = drawn(plain, "drawing by the base")
     name = trained.put_into(model, folder, manifest, at=at)
     tuned, tuned_class = drawn(prompts, "drawing by the run")
-    real = embed(judge, batch(photos, model.size))
+    crop = "center" if recipe.photos.crop == "random" else recipe.photos.crop
+    real = embed(judge, batch(photos, model.size, how=crop))
     judged = scoring.score(judge, real, tuned=tuned, base=base, plain=base.prompts)
     scores = judged.summary | {"run": str(folder), "model": name, "class_word": word, "seed": recipe.seed}
     scores["encoders"] = judge.names
     if ask.class_count:
         scores["class"] = scoring.drift(judge, real, tuned=tuned_class.images, base=base_class.images, prompt=class_prompt)
-    sections = _sections(manifest, photos, tuned=tuned, classes=(base_class, tuned_class), class_prompt=class_prompt)
+    squares = [square(p, model.size, largest_box(p, crop)) for p in photos]
+    sections = _sections(subject, squares, tuned=tuned, classes=(base_class, tuned_class), class_prompt=class_prompt)
     page = contact_sheet(
-        [*sections, _table(scores)], title=f"{manifest['prompt']}", subtitle=_subtitle(manifest, recipe, name),
+        [*sections, _table(scores)], title=subject["prompt"], subtitle=_subtitle(manifest, recipe, name),
         verdict=verdict(scores, word), footer="personalize evaluate",
     )  # fmt: skip
     return _written(folder / "evaluation", scores, judged.pictures, page)
@@ -101,8 +106,8 @@ def verdict(scores: dict, word: str) -> list[str]:
     return lines
 
 
-def _photos(manifest: dict) -> list[Photo]:
-    sources = [row["path"] for row in manifest["photos"]]
+def _photos(subject: dict) -> list[Photo]:
+    sources = [row["path"] for row in subject["photos"]]
     if sources[0].startswith("hf:"):
         found, _ = photo_files.load(sources[0].partition("[")[0], min_size=1)
         return found
@@ -110,20 +115,16 @@ def _photos(manifest: dict) -> list[Photo]:
     if gone:
         raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
     found, _ = photo_files.load(sources, min_size=1)
-    hashes = {row["sha256"] for row in manifest["photos"]}
+    hashes = {row["sha256"] for row in subject["photos"]}
     for photo in found:
         if photo.sha256 not in hashes:
             raise UserError(f"photo {photo.path} is not the one this run was trained on: its content has changed.")
     return found
 
 
-def _sections(manifest: dict, photos: list[Photo], *, tuned: scoring.Drawn, classes: tuple, class_prompt: str) -> list:
-    from personalize.crops import crop_box, square
-
-    size = tuned.images.shape[-1]
-    squares = [square(p, size, crop_box(p.image.size, min(p.image.size))) for p in photos]
-    sections = [Section("The photos", f"what the run was shown, as {manifest['prompt']!r}", [("", squares)], cell=160)]
-    prior = manifest.get("prior_folder")
+def _sections(subject: dict, squares: list, *, tuned: scoring.Drawn, classes: tuple, class_prompt: str) -> list:
+    sections = [Section("The photos", f"what the run was shown, as {subject['prompt']!r}", [("", squares)], cell=160)]
+    prior = subject["prior_folder"]
     if prior and Path(prior).is_dir():
         count = min(100, len(priorset.present(Path(prior))))
         note = "drawn by the frozen base before training, to keep the class what it is"
@@ -145,7 +146,7 @@ def _sections(manifest: dict, photos: list[Photo], *, tuned: scoring.Drawn, clas
     base, now = classes
     if base is not None:
         both = [("by the base", latent.to_pil(base.images)), ("by the run, same noise", latent.to_pil(now.images))]
-        sections.append(Section(f"{class_prompt}: still any {manifest['class']}?", "", both, columns=4))
+        sections.append(Section(f"{class_prompt}: still any {subject['class']}?", "", both, columns=4))
     return sections
 
 

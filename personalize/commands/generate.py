@@ -1,5 +1,8 @@
-"""`personalize generate`: pictures of prompts, by a run or by its bare base."""
+"""`personalize generate`: pictures of prompts, by a run or by its bare base, and by LoRA and embedding files on top."""
 
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +10,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from personalize import latent, rundir
 from personalize.config import Draw
+from personalize.errors import UserError
 from personalize.models.base import LatentModel
 from personalize.sheet import grid
 from personalize.terminal import SILENT, Terminal
+
+WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
 
 @dataclass(frozen=True)
@@ -23,17 +29,18 @@ class GenerateResult:
 def run(
     model: LatentModel, prompts: list[str], draw: Draw, *, seed: int, out: Path, origin: dict, screen: Terminal = SILENT
 ) -> GenerateResult:
-    """`draw.count` pictures of each prompt into `out`, with a row each in images.jsonl. `origin`: run and checkpoint.
+    """`draw.count` pictures of each prompt into `out`, with a row each in images.jsonl.
 
-    Picture i of a seed starts from the same noise for every prompt.
+    origin: run, checkpoint, and what `put_files` gave. Picture i of a seed starts from the same noise for every prompt.
     """
     how = latent.Drawing(
         draw.sampler, draw.steps, draw.guidance, draw.rescale, draw.interval, draw.negative, draw.size, draw.batch
     )
     latent.sampler_named(how.sampler)
-    for prompt in prompts:
-        if rest := model.overlong(prompt):
-            screen.say(f"prompt {prompt!r} is too long for this base; it does not see: {rest!r}")
+    if out.is_file():
+        raise UserError(f"--out {out} is a file, and pictures go into a folder. Give another name.")
+    for line in _remarks(model, prompts, origin):
+        screen.say(line)
     jobs = [(prompt, i) for prompt in prompts for i in range(draw.count)]
     out.mkdir(parents=True, exist_ok=True)
     rows = rundir.read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
@@ -57,6 +64,52 @@ def run(
     return GenerateResult(files, out / "grid.png")
 
 
+def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str]) -> dict:
+    """LoRAs as FILE or FILE:weight and embeddings as FILE or FILE:word into a model -> {} or their names, hashes and weights.
+
+    UserError for one that is missing, damaged, a pickle, or made for another base.
+    """
+    if not (loras or embeddings):
+        return {}
+    from personalize.bundle import content_hash
+    from personalize.methods import peft, textual_inversion
+
+    said: dict[str, list[dict]] = {}
+    for path, word in map(worded, embeddings):
+        token = textual_inversion.load_embedding(model, path, word)
+        said.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
+    for i, (path, weight) in enumerate(map(weighted, loras)):
+        peft.load_adapter(model, path, name=f"file{i}", weight=weight)
+        inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
+        said.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
+    return said
+
+
+def weighted(text: str) -> tuple[Path, float]:
+    """A LoRA as the terminal takes it: FILE, or FILE:weight where a number stands after the last colon."""
+    found = WEIGHT.fullmatch(text)
+    if not found or Path(text).exists():
+        return Path(text), 1.0
+    return Path(found[1]), float(found[2])
+
+
+def worded(text: str) -> tuple[Path, str]:
+    """An embedding as the terminal takes it: FILE, or FILE:word where what stands before the last colon is a file."""
+    path, _, word = text.rpartition(":")
+    if Path(text).exists() or not path or not Path(path).exists():
+        return Path(text), ""
+    return Path(path), word
+
+
+def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[str]:
+    for prompt in prompts:
+        if rest := model.overlong(prompt):
+            yield f"prompt {prompt!r} is too long for this base; it does not see: {rest!r}"
+    for entry in origin.get("embeddings", []):
+        if not any(entry["token"].lower() in prompt.lower() for prompt in prompts):
+            yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."
+
+
 def _row(
     model: LatentModel, how: latent.Drawing, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
 ) -> dict:
@@ -73,10 +126,26 @@ def _row(
 def _metadata(row: dict) -> PngInfo:
     """The text chunk `parameters`, as AUTOMATIC1111 writes and reads it."""
     lines = [row["prompt"]] + ([f"Negative prompt: {row['negative']}"] if row["negative"] else [])
-    lines.append(
-        f"Steps: {row['steps']}, Sampler: {row['sampler']}, CFG scale: {row['guidance']:g}, Seed: {row['seed']}, "
-        f"Size: {row['width']}x{row['height']}, Model: {row['base']}, Run: {row['run'] or 'none'}, Image: {row['index']}"
-    )
+    fields = {
+        "Steps": row["steps"], "Sampler": row["sampler"], "CFG scale": f"{row['guidance']:g}", "Seed": row["seed"],
+        "Size": f"{row['width']}x{row['height']}", "Model": row["base"], "Run": row["run"] or "none", "Image": row["index"],
+    }  # fmt: skip
+    loras, embeddings = row.get("loras", []), row.get("embeddings", [])
+    if loras:
+        fields["Lora hashes"] = _quoted(f"{_stem(entry)}: {entry['sha256'][:12]}" for entry in loras)
+        fields["Lora weights"] = _quoted(f"{_stem(entry)}: {entry['weight']:g}" for entry in loras)
+    if embeddings:
+        fields["TI hashes"] = _quoted(f"{entry['token']}: {entry['sha256'][:12]}" for entry in embeddings)
+    lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
     return info
+
+
+def _stem(entry: dict) -> str:
+    return Path(entry["file"]).stem
+
+
+def _quoted(parts: Iterable[str]) -> str:
+    """A value with commas and colons in it."""
+    return json.dumps(", ".join(parts), ensure_ascii=False)

@@ -19,11 +19,13 @@ class PriorResult:
     count: int
 
 
-def run(model: LatentModel, recipe: Recipe, *, root: Path, folder: Path | None = None, screen: Terminal = SILENT):
+def run(
+    model: LatentModel, recipe: Recipe, class_word: str, *, root: Path, folder: Path | None = None, screen: Terminal = SILENT
+) -> PriorResult:
     """Draw what is missing of `recipe.prior.count` class pictures, into `folder` or the one their key names in `root`."""
-    if not recipe.class_word:
+    if not class_word:
         raise UserError("which class? Give one, as in: personalize prior dog")
-    wanted = priorset.settings(model, recipe)
+    wanted = priorset.settings(model, recipe, class_word)
     folder = folder or priorset.folder_for(root, wanted)
     drawn = priorset.complete(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
     if not drawn:

@@ -4,23 +4,27 @@ The loop reads top to bottom in `_loop`. A run is its photos, class, token, base
 again and goes on, bit for bit on the CPU; anything else gets a folder of its own.
 """
 
+import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from personalize import checkpoint, config, engine, latent, methods, plan, priorset, rundir, runlog, tokens, trainset
+from personalize import checkpoint, config, engine, latent, methods, plan, priorset, processes, rundir, runlog, trainset
 from personalize import photos as photo_files
 from personalize.config import Recipe
-from personalize.crops import Photo
 from personalize.errors import Interrupted, UserError
 from personalize.models.base import LatentModel
-from personalize.prompts import fill
+from personalize.subjects import Subject
+from personalize.subjects import load as load_subjects
 from personalize.terminal import SILENT, Terminal
+from personalize.tokens import choose as choose_tokens
 from personalize.trained import STATE
 
 
@@ -35,13 +39,17 @@ class TrainResult:
 
 @dataclass
 class Run:
-    """A run in this process: its folder, what it trains on, and the average of its weights where one is kept."""
+    """A run in this process: its folder, what it trains on, and the average of its weights where one is kept.
+
+    Of several processes all compute, and the first one writes.
+    """
 
     folder: Path
     data: trainset.TrainingSet
     engine: engine.Engine
     average: list[Tensor]
     manifest: dict
+    writes: bool
 
     @property
     def recipe(self) -> Recipe:
@@ -49,53 +57,70 @@ class Run:
 
 
 def run(
-    model: LatentModel, source, recipe: Recipe, *, prior: Path | None, runs: Path, screen: Terminal = SILENT
+    model: LatentModel, sources: Sequence, recipe: Recipe, *, priors: Mapping[str, Path], runs: Path, screen: Terminal = SILENT
 ) -> TrainResult:
-    """Train on the photos of `source`, with the class pictures in the folder `prior`. UserError names what is wrong."""
-    photos, token, notices = check(model, source, recipe)
+    """Train on photos, one source a subject, with the folders `priors` of class pictures by class word.
+
+    UserError names what is wrong.
+    """
+    processes.join(model.device)
+    writes = processes.rank() == 0
+    screen = screen if writes else SILENT
+    recipe, known, notices = check(model, sources, recipe)
     for line in notices:
         screen.say(line)
-    size = recipe.photos.size or model.size
-    wanted = priorset.settings(model, recipe) if prior else {}
-    manifest = _manifest(model, recipe, photos, token=token, prior_settings=wanted)
-    manifest["prior_folder"] = os.path.abspath(prior) if prior else ""
-    folder = _find(runs, f"{token}-{recipe.class_word}", manifest)
-    with rundir.lock(folder):
-        if (folder / "manifest.json").exists() and rundir.read_manifest(folder)["status"] == "finished":
+    wanted = {word: priorset.settings(model, recipe, word) for word in priors}
+    manifest = _manifest(model, recipe, known, priors=priors, wanted=wanted)
+    names = "-".join(f"{s.token}-{s.class_word}" for s in known)
+    folder = processes.from_first(_find(runs, names, manifest) if writes else None)
+    with rundir.lock(folder) if writes else nullcontext():
+        if processes.from_first(writes and _finished(folder)):
             screen.say(f"this run is finished: {folder}")
             return TrainResult(folder, 0, 0.0)
-        classes = None
-        if prior:
-            priorset.check(prior, wanted)
-            classes = priorset.latents(prior, recipe.prior.count)
-        folder.mkdir(parents=True, exist_ok=True)
-        rundir.write_manifest(folder, manifest)
-        rundir.write_text(folder / "recipe.toml", config.to_toml(recipe, comments=True))
-        _save_preview(folder, photos, size)
+        pictures = {}
+        for word, place in priors.items():
+            priorset.check(place, wanted[word])
+            pictures[word] = priorset.latents(place, recipe.prior.count)
+        if writes:
+            _begin(folder, manifest, recipe, known, size=recipe.photos.size or model.size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            groups = methods.the_one(recipe.train.methods).attach(model, recipe)
-        data = trainset.build(model, recipe, photos, token=token, prior=classes)
-        run = Run(folder, data, engine.Engine(model, recipe, groups), [], manifest)
-        own = priorset.pictures(prior, min(8, recipe.prior.count)) if prior else None
+            groups = methods.attach(model, recipe)
+        text_trains = any(group["name"] != "unet" for group in groups)
+        data = trainset.build(model, recipe, known, priors=pictures, text_trains=text_trains)
+        run = Run(folder, data, engine.Engine(model, recipe, groups), [], manifest, writes)
+        own = priorset.pictures(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
         for line in plan.words(data, run.engine, prior_pictures=own):
             screen.say(line)
+        model.release(vae=data.seen is not None, texts=data.texts is not None)
         rundir.require_free_disk(folder, _disk_bytes(run))
         return _train(run, screen)
 
 
-def check(model: LatentModel, source, recipe: Recipe) -> tuple[list[Photo], str, list[str]]:
-    """Photos, token, notices. UserError for all that can be wrong before any long work begins."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("train runs in one process so far; start it without `accelerate launch --num_processes`.")
-    if not recipe.class_word:
-        raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
-    methods.the_one(recipe.train.methods)
+def check(model: LatentModel, sources: Sequence, recipe: Recipe) -> tuple[Recipe, list[Subject], list[str]]:
+    """The recipe with its tokens, subjects, notices. UserError for all that can be wrong before any long work begins."""
+    train, size = recipe.train, recipe.photos.size or model.size
+    methods.check(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     latent.sampler_named(recipe.draw.sampler)
-    runlog.check_trackers(recipe.train.trackers)
-    token, remark = tokens.choose(model, recipe.token)
-    photos, notices = photo_files.load(source, min_size=recipe.photos.min_size or recipe.photos.size or model.size)
-    return photos, token, notices + [remark] * bool(remark)
+    runlog.check_trackers(train.trackers)
+    if size % (8 * model.downscale):
+        raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
+    chosen, remarks = choose_tokens(model, recipe.token, len(recipe.class_word), train.methods, classes=recipe.class_word)
+    known, notices = load_subjects(sources, recipe, tokens=chosen, size=size)
+    return dataclasses.replace(recipe, token=chosen), known, notices + remarks
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "manifest.json").exists() and rundir.read_manifest(folder)["status"] == "finished"
+
+
+def _begin(folder: Path, manifest: dict, recipe: Recipe, known: list[Subject], *, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rundir.write_manifest(folder, manifest)
+    rundir.write_text(folder / "recipe.toml", config.to_toml(recipe, comments=True))
+    with rundir.writing(folder / "photos.png") as temporary:
+        shown = [photo for subject in known for photo in subject.photos]
+        photo_files.preview(shown, size, how=recipe.photos.crop).save(temporary)
 
 
 def _train(run: Run, screen: Terminal) -> TrainResult:
@@ -104,15 +129,15 @@ def _train(run: Run, screen: Terminal) -> TrainResult:
         run.average = [p.detach().clone() for p in run.engine.params]
     start = _restore(run, screen)
     began = time.monotonic()
-    trackers = runlog.start_trackers(recipe.train.trackers, run.folder)
+    trackers = runlog.start_trackers(recipe.train.trackers, run.folder) if run.writes else []
     try:
         _loop(run, start, trackers=trackers, screen=screen)
         _finish(run)
     except UserError:
-        rundir.write_manifest(run.folder, run.manifest | {"status": "failed"})
+        _mark(run, "failed")
         raise
     except Interrupted:
-        rundir.write_manifest(run.folder, run.manifest | {"status": "interrupted"})
+        _mark(run, "interrupted")
         raise
     finally:
         for tracker in trackers:
@@ -121,7 +146,7 @@ def _train(run: Run, screen: Terminal) -> TrainResult:
 
 
 def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> None:
-    train, log = run.recipe.train, runlog.Log(run.folder, run.engine, trackers)
+    train, log = run.recipe.train, runlog.Log(run.folder, run.engine, trackers, writes=run.writes)
     steps = screen.progress("training", train.steps, done=start, unit="steps")
     with runlog.stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
@@ -133,28 +158,38 @@ def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> None:
             log.add(step + 1, values)
             advance(note=log.line)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
-            stop = bool(stopped)  # read once: a signal that comes while a picture is drawn stops the next step
+            # Read once: a signal that comes while a picture is drawn stops the next step. One process's stops all.
+            stop = processes.any_of_us(bool(stopped), run.data.model.device)
             if due or step + 1 == train.steps or stop:
                 log.flush()
                 _save(run, step + 1)
-            if train.sample_every and (step + 1) % train.sample_every == 0:
+            if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
                 _sample(run, step + 1)
             if stop and step + 1 < train.steps:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
 
 
-def _manifest(model: LatentModel, recipe: Recipe, photos: list[Photo], *, token: str, prior_settings: dict) -> dict:
+def _manifest(
+    model: LatentModel, recipe: Recipe, known: list[Subject], *, priors: Mapping[str, Path], wanted: Mapping[str, dict]
+) -> dict:
     full = config.to_dict(recipe)
-    shape = {k: v for k, v in full.items() if k not in ("device", "draw", "evaluate")}
-    shown = [[photo.sha256, photo.caption] for photo in photos]  # in their order, which decides the batches
-    identity = {"photos": shown, "base": model.fingerprint, "token": token, "recipe": shape, "prior": prior_settings}
+    shape = {k: v for k, v in full.items() if k not in ("device", "vae", "draw", "evaluate")}
+    # photos in their order, which decides the batches
+    shown = [[[p.sha256, p.caption, p.mask_sha256] for p in s.photos] for s in known]
+    identity = {"photos": shown, "base": model.fingerprint, "recipe": shape, "prior": wanted}
+    entries = [
+        {
+            "token": s.token, "class": s.class_word, "prompt": s.prompt(recipe.train.prompt),
+            "photos": [{"path": p.path if p.path.startswith("hf:") else os.path.abspath(p.path), "sha256": p.sha256}
+                       for p in s.photos],
+            "prior_folder": os.path.abspath(priors[s.class_word]) if s.class_word in priors else "",
+        }
+        for s in known
+    ]  # fmt: skip
     return {
         "kind": "run", "status": "running", "identity": rundir.key_of(identity),
-        "base": model.name, "fingerprint": model.fingerprint, "token": token, "class": recipe.class_word,
-        "prompt": fill(recipe.train.prompt, token, recipe.class_word), "methods": list(recipe.train.methods),
-        "photos": [{"path": os.path.abspath(p.path) if not p.path.startswith("hf:") else p.path, "sha256": p.sha256}
-                   for p in photos],
-        "prior": prior_settings, "recipe": full, "seed": recipe.seed, "versions": rundir.library_versions(),
+        "base": model.name, "fingerprint": model.fingerprint, "methods": list(recipe.train.methods), "subjects": entries,
+        "prior": wanted, "recipe": full, "seed": recipe.seed, "versions": rundir.library_versions(),
     }  # fmt: skip
 
 
@@ -171,9 +206,11 @@ def _find(runs: Path, name: str, manifest: dict) -> Path:
 
 
 def _save(run: Run, step: int) -> None:
+    if not run.writes:
+        return
     folder = run.folder / "checkpoints" / f"step-{step:06d}"
-    method = methods.the_one(run.recipe.train.methods)
-    parts = {"trained": method.state(run.data.model), "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer)}
+    trained = methods.state(run.data.model, run.recipe)
+    parts = {"trained": trained, "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer)}
     parts["average"] = {str(i): mean for i, mean in enumerate(run.average)}
     if run.engine.scaler.is_enabled():
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
@@ -188,31 +225,44 @@ def _save(run: Run, step: int) -> None:
 def _restore(run: Run, screen: Terminal) -> int:
     """The newest checkpoint's step, its state put in place; 0 where there is none."""
     found = [folder / STATE for folder in rundir.checkpoints(run.folder) if (folder / STATE).exists()]
-    if not found:
-        rundir.write_text(run.folder / "log.jsonl", "")
+    newest = processes.from_first(found[-1] if found else None)
+    log = run.folder / runlog.FILE
+    if newest is None:
+        if run.recipe.train.init_from:
+            methods.start_from(run.data.model, run.recipe)
+        if run.writes:
+            rundir.write_text(log, "")
         return 0
-    parts, step = checkpoint.load(found[-1])
-    methods.the_one(run.recipe.train.methods).restore(run.data.model, parts["trained"])
+    parts, step = checkpoint.load(newest)
+    methods.restore(run.data.model, run.recipe, parts["trained"])
     checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
     for i, mean in enumerate(run.average):
         mean.copy_(parts["average"][str(i)])
     if "scaler" in parts:
         run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
-    rows = [row for row in rundir.read_jsonl(run.folder / "log.jsonl") if row["step"] <= step]
-    rundir.write_text(run.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    if run.writes:
+        rows = [row for row in rundir.read_jsonl(log) if row["step"] <= step]
+        rundir.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     screen.say(f"going on with {run.folder} after step {step}")
     return step
 
 
+def _mark(run: Run, status: str) -> None:
+    if run.writes:
+        rundir.write_manifest(run.folder, run.manifest | {"status": status})
+
+
 def _finish(run: Run) -> None:
     """The result in model/: the average where one is kept."""
+    if not run.writes:
+        return
     for p, mean in zip(run.engine.params, run.average):
         p.data.copy_(mean)
-    run.data.model.unet.eval()
-    run.data.model.text_encoder.eval()
+    for module in run.data.model.networks.values():
+        module.eval()
     with rundir.writing(run.folder / "model") as temporary:
-        methods.the_one(run.recipe.train.methods).save(run.data.model, temporary, run.recipe)
-    rundir.write_manifest(run.folder, run.manifest | {"status": "finished"})
+        methods.save(run.data.model, temporary, run.recipe)
+    _mark(run, "finished")
 
 
 def _sample(run: Run, step: int) -> None:
@@ -220,29 +270,23 @@ def _sample(run: Run, step: int) -> None:
     from personalize.sheet import grid
 
     model, draw = run.data.model, run.recipe.draw
-    modules = [model.unet, model.text_encoder]
-    training = [m.training for m in modules]
-    for m in modules:
-        m.eval()
-    prompts = [run.manifest["prompt"]] * 4 + [run.data.prompts[-1]] * 4
+    training = {module: module.training for module in model.networks.values()}
+    for module in training:
+        module.eval()
+    prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
     how = latent.Drawing(draw.sampler, draw.steps, draw.guidance, negative=draw.negative)
     with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
         z0 = latent.draw(model, prompts, latent.image_generators(run.recipe.seed, range(8), "sample"), how)
-    for m, was in zip(modules, training):
-        m.train(was)
+    for module, was in training.items():
+        module.train(was)
     (run.folder / "samples").mkdir(exist_ok=True)
     with rundir.writing(run.folder / "samples" / f"step-{step:06d}.png") as temporary:
         grid(latent.to_pil(model.decode_latents(z0)), 4).save(temporary)
 
 
-def _save_preview(folder: Path, photos: list[Photo], size: int) -> None:
-    with rundir.writing(folder / "photos.png") as temporary:
-        photo_files.preview(photos, size).save(temporary)
-
-
 def _disk_bytes(run: Run) -> int:
     """Weights, two moments and an average for each checkpoint that will lie there at once, plus the result."""
     trained = sum(p.numel() for p in run.engine.params)
-    whole = sum(p.numel() for m in (run.data.model.unet, run.data.model.text_encoder) for p in m.parameters())
+    whole = sum(p.numel() for p in run.data.model.unet.parameters())
     copies = min(run.recipe.train.keep + 1, 1 + run.recipe.train.steps // (run.recipe.train.checkpoint_every or 10**9))
     return 4 * trained * (3 + bool(run.recipe.train.ema)) * copies + (4 * whole if "full" in run.recipe.train.methods else 0)

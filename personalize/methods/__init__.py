@@ -1,40 +1,122 @@
 """Which parameters train, and how they are saved. A method is a module with
 
-attach(model, recipe) -> parameter groups   puts what trains into float32 and unfreezes it; each has a name and an lr
-state(model) -> {name: tensor}              what trains, for a checkpoint
-restore(model, tensors)                     the other way
+attach(model, recipe) -> parameter groups   puts what trains into float32; each group has a name, its params and an lr
+state(model, recipe) -> {name: tensor}      what trains, for a checkpoint
+restore(model, recipe, tensors)             the other way
 save(model, folder, recipe)                 what users and other tools load
-load(model, folder)                         puts a saved result into a fresh base
+load(model, folder, recipe)                 puts a saved result into a fresh base
+start_from(model, recipe, source) -> bool   fills what `attach` made with a user's file; False where it holds nothing for it
+
+A group's name is that of the network it is in. Methods compose: ["textual-inversion", "lora"] is pivotal tuning.
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from torch import nn
+from torch import Tensor, nn
 
+from personalize.config import ADAPTERS, Lora, Recipe
 from personalize.errors import UserError, nearest
+from personalize.formats import headers
+from personalize.models.base import LatentModel
 
-METHODS = {"full": "full", "lora": "peft"}
+METHODS = {
+    "full": "full", **dict.fromkeys(ADAPTERS, "peft"),
+    "textual-inversion": "textual_inversion", "custom-diffusion": "custom_diffusion",
+}  # fmt: skip
+WITH_A_WORD = ("textual-inversion", "custom-diffusion")  # these learn the token itself, which is then a new word
 
 
-def method(name: str) -> ModuleType:
-    """The module of a method. UserError for an unknown name."""
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}{nearest(name, METHODS) or '.'} Known: {', '.join(METHODS)}.")
-    return importlib.import_module(f"personalize.methods.{METHODS[name]}")
+def check(names: Sequence[str], *, quantize: str = "", text_encoder: bool = False, lora: Lora | None = None) -> None:
+    """UserError for an unknown method, for some that cannot be together, or for settings that a method does not have."""
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"unknown method {name!r}{nearest(name, METHODS) or '.'} Known: {', '.join(METHODS)}.")
+    adapters = [name for name in names if name in ADAPTERS]
+    if len(names) != 1 and (len(adapters) != 1 or set(names) - set(adapters) != {"textual-inversion"} or len(names) != 2):
+        raise UserError(
+            f"train.methods = {list(names)} do not go together: give one of {', '.join(METHODS)}, "
+            "or textual-inversion and one adapter."
+        )
+    if quantize and not set(names) <= {*ADAPTERS, "textual-inversion"}:
+        raise UserError(
+            f"train.quantize = {quantize!r} is for adapters, whose base is frozen; {names[0]} trains the base itself."
+        )
+    if text_encoder and not set(names) & {"full", *ADAPTERS}:
+        raise UserError(f"train.text_encoder = true does not go with {names[0]}, which trains the embedding of the token only.")
+    if adapters:
+        from personalize.methods import peft
+
+        peft.check(adapters[0], lora or Lora(), quantize)
 
 
-def the_one(names: tuple[str, ...]) -> ModuleType:
-    """The module for a recipe's methods. UserError where there is not exactly one: none of today's compose."""
-    if len(names) != 1:
-        raise UserError(f"train.methods = {list(names)}: give one of {', '.join(METHODS)}.")
-    return method(names[0])
+def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
+    """The parameter groups of all methods of the recipe, in float32. Nothing else of the model's networks trains."""
+    train = recipe.train
+    check(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
+    if train.quantize:
+        from personalize.methods.quantized import quantize
+
+        quantize(model.unet, train.quantize)
+    groups = [group for module in _modules(train.methods).values() for group in module.attach(model, recipe)]
+    trained = {id(p) for group in groups for p in group["params"]}
+    for network in model.networks.values():  # PEFT freezes all that is not its own, the rows of a learned word too
+        for p in network.parameters():
+            p.requires_grad_(id(p) in trained)
+    for name in {group["name"] for group in groups}:
+        model.networks[name].train()
+    if train.gradient_checkpointing:
+        # Also in what does not train itself: gradients of the text go through the U-Net.
+        model.unet.enable_gradient_checkpointing()
+        for encoder in model.text_encoders.values():
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    return groups
+
+
+def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
+    """What trains, by "method:name"; the tensors are the live ones."""
+    modules = _modules(recipe.train.methods)
+    return {f"{name}:{k}": v.detach() for name, module in modules.items() for k, v in module.state(model, recipe).items()}
+
+
+def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
+    """What `state` gave, into a model to which the same methods are attached."""
+    for name, module in _modules(recipe.train.methods).items():
+        module.restore(model, recipe, {k.removeprefix(f"{name}:"): v for k, v in tensors.items() if k.startswith(f"{name}:")})
+
+
+def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """What each method saves, side by side in one folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for module in _modules(recipe.train.methods).values():
+        module.save(model, folder, recipe)
+
+
+def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """A saved result into a fresh base. UserError where a file is missing or was made for another base."""
+    for module in _modules(recipe.train.methods).values():
+        module.load(model, folder, recipe)
+
+
+def start_from(model: LatentModel, recipe: Recipe) -> None:
+    """Training begins at the adapter, the embedding or both in `train.init_from`, after `attach`.
+
+    UserError where it holds nothing for the methods, or what it holds has another shape than the recipe's.
+    """
+    source = Path(recipe.train.init_from)
+    if not source.exists():
+        raise UserError(f"train.init_from = {str(source)!r}: there is no such file or folder.")
+    headers.refuse_pickle(source, "what to start from")
+    found = [module.start_from(model, recipe, source) for module in _modules(recipe.train.methods).values()]
+    if not any(found):
+        raise UserError(f"train.init_from = {str(source)!r} holds nothing for {', '.join(recipe.train.methods)}.")
 
 
 def unfreeze(module: nn.Module) -> list[nn.Parameter]:
     """All parameters of a module, in float32 and trainable."""
-    module.float().train().requires_grad_(True)
+    module.float().requires_grad_(True)
     return list(module.parameters())
 
 
@@ -43,3 +125,29 @@ def require_folder(folder: Path, file: str) -> Path:
     if not (folder / file).exists():
         raise UserError(f"{folder} has no {file}: the run did not finish saving, or the file was deleted. Train it again.")
     return folder / file
+
+
+def as_in(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file by the names in `network`: "text_model." is in some versions of transformers and not in others."""
+    if not hasattr(network, "text_model"):
+        return {key.removeprefix("text_model."): value for key, value in tensors.items()}
+    if any(key.startswith("text_model.") for key in tensors):
+        return tensors
+    return {key if key.startswith("text_projection") else f"text_model.{key}": value for key, value in tensors.items()}
+
+
+def copy_all(here: dict[str, Tensor], given: dict[str, Tensor], *, what: str) -> None:
+    """The values of `given` into the live tensors `here`. UserError for other names or shapes; `what` begins its sentence."""
+    for key in sorted(given.keys() - here.keys()):
+        raise UserError(f"{what}: it has {key}, expected are names such as {min(here, default='none')}.")
+    for key in sorted(here.keys() - given.keys()):
+        raise UserError(f"{what}: it lacks {key}, which is expected.")
+    for key, value in here.items():
+        if value.shape != given[key].shape:
+            raise UserError(f"{what}: {key} has the shape {tuple(given[key].shape)}, expected is {tuple(value.shape)}.")
+    for key, value in here.items():
+        value.detach().copy_(given[key])
+
+
+def _modules(names: Sequence[str]) -> dict[str, ModuleType]:
+    return {name: importlib.import_module(f"personalize.methods.{METHODS[name]}") for name in names}

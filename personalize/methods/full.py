@@ -4,43 +4,41 @@ import os
 import shutil
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from personalize.config import Recipe
+from personalize.errors import UserError
 from personalize.files import read_json, write_json
-from personalize.methods import require_folder, unfreeze
+from personalize.formats import headers
+from personalize.methods import as_in, copy_all, require_folder, unfreeze
 from personalize.models.base import LatentModel
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
-    """Parameter groups in float32: the U-Net's, then the text encoder's."""
+    """Parameter groups in float32: the U-Net's, then each text encoder's."""
     train = recipe.train
-    groups = [{"name": "unet", "params": unfreeze(model.unet), "lr": train.lr}]
-    if train.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
-    if train.text_encoder:
-        groups.append({"name": "text_encoder", "params": unfreeze(model.text_encoder), "lr": train.text_lr or train.lr})
-        if train.gradient_checkpointing:
-            model.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    return groups
+    rates = {"unet": train.lr}
+    return [
+        {"name": part, "params": unfreeze(network), "lr": rates.get(part, train.text_lr or train.lr)}
+        for part, network in _trained(model, recipe).items()
+    ]
 
 
-def state(model: LatentModel) -> dict[str, Tensor]:
-    return {f"{part}.{k}": v for part, module in _parts(model) for k, v in module.state_dict().items()}
+def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
+    return {f"{part}.{k}": v for part, module in _trained(model, recipe).items() for k, v in module.state_dict().items()}
 
 
-def restore(model: LatentModel, tensors: dict[str, Tensor]) -> None:
-    for part, module in _parts(model):
-        module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
+def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
+    copy_all(state(model, recipe), tensors, what=f"this state was made for another base than {model.name!r}")
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A folder that `StableDiffusionPipeline.from_pretrained` loads; parts that did not train are linked to the base's.
+    """A folder that diffusers' `from_pretrained` loads; parts that did not train are linked to the base's.
 
     Parts that the base's index names and its folder lacks, such as a safety checker that was not downloaded, are
     left out of the index too.
     """
-    trained, index = dict(_parts(model)), read_json(model.folder / "model_index.json")
+    trained, index = _trained(model, recipe), read_json(model.folder / "model_index.json")
     for part in [name for name, value in index.items() if isinstance(value, list)]:
         if part in trained:
             trained[part].save_pretrained(folder / part, safe_serialization=True)
@@ -51,21 +49,25 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     write_json(folder / "model_index.json", index)
 
 
-def load(model: LatentModel, folder: Path) -> None:
-    from safetensors.torch import load_file
-
+def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """The trained networks of a folder; the others are the base's own. UserError where one is missing or another base's."""
     require_folder(folder, "model_index.json")
-    for part, module in (("unet", model.unet), ("text_encoder", model.text_encoder)):
+    for part, module in _trained(model, recipe).items():
         files = sorted((folder / part).glob("*.safetensors"))
         require_folder(folder, f"{part}/{files[0].name if files else '*.safetensors'}")
-        tensors = {k: v for file in files for k, v in load_file(file).items()}
-        module.load_state_dict(tensors)
+        tensors = {k: v for file in files for k, v in headers.load(file).items()}
+        what = f"{folder / part} was made for another base than {model.name!r}"
+        copy_all(module.state_dict(), as_in(module, tensors), what=what)
 
 
-def _parts(model: LatentModel):
-    for part, module in (("unet", model.unet), ("text_encoder", model.text_encoder)):
-        if any(p.requires_grad for p in module.parameters()):
-            yield part, module
+def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
+    raise UserError(
+        f"train.init_from = {str(source)!r} is for adapters and embeddings. To go on from a whole model give it as base = …"
+    )
+
+
+def _trained(model: LatentModel, recipe: Recipe) -> dict[str, nn.Module]:
+    return {"unet": model.unet, **(model.text_encoders if recipe.train.text_encoder else {})}
 
 
 def _link_or_copy(source: str, target: str) -> None:

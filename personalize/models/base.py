@@ -1,6 +1,6 @@
 """What every base can do, whatever its family: pictures <-> latents, prompts -> conditioning, one prediction.
 
-B pictures, C latent channels, h w latent size. A family is a module with `load(folder, name, device, dtype)`.
+B pictures, C latent channels, h w latent size.
 """
 
 from pathlib import Path
@@ -25,8 +25,13 @@ class LatentModel(Protocol):
     device: device
     dtype: dtype  # the type it computes in; trained weights stay float32
     unet: nn.Module
-    text_encoder: nn.Module
-    tokenizer: Any  # transformers' own
+    text_encoders: dict[str, nn.Module]  # by their folder in a base: "text_encoder", for SDXL also "text_encoder_2"
+    tokenizers: dict[str, Any]  # transformers' own, by the text encoder they belong to
+    spelling: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
+    networks: dict[str, nn.Module]  # what may be trained and was not released: "unet", text encoders
+
+    def release(self, *, vae: bool = False, texts: bool = False) -> None:
+        """Lets parts leave memory, unchanged ones only; they are read again when something asks for them."""
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""

@@ -31,7 +31,7 @@ def engine_of(folder, *more):
     texts = ["train.text_encoder=true", f"train.prior_weight={WEIGHT}", "train.clip=0", "class_word=dog", *more]
     recipe = config.load(None, texts)
     model = models.load(str(folder), device="cpu", dtype="float32", say=lambda line: None)
-    return Engine(model, recipe, methods.the_one(recipe.train.methods).attach(model, recipe))
+    return Engine(model, recipe, methods.attach(model, recipe))
 
 
 def batch_of(engine, rows=slice(None)):
@@ -47,7 +47,7 @@ def ours(engine, batch=None):
     """loss, subject, prior; the gradient of every parameter by its name."""
     totals = engine.backward(batch or batch_of(engine))
     model = engine.model
-    named = [*model.unet.named_parameters(prefix="unet"), *model.text_encoder.named_parameters(prefix="text")]
+    named = [*model.unet.named_parameters(prefix="unet"), *model.text_encoders["text_encoder"].named_parameters(prefix="text")]
     return totals, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 

@@ -1,5 +1,6 @@
 """Our drawing, from prompt to picture, against diffusers' own pipeline over the same weights."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from personalize import latent, models
 from personalize.core import schedule as S
 from personalize.latent import Drawing, image_generators
-from personalize.models import sd
+from personalize.models import parts
 from personalize.models.imports import lean
 
 with lean():
@@ -49,7 +50,8 @@ def ours(model, how, prompts=PROMPTS):
 def pipeline(model, config, name):
     kind, options = THEIRS[name]
     made = diffusers.StableDiffusionPipeline(
-        vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
+        vae=model.vae, unet=model.unet, text_encoder=model.text_encoders["text_encoder"],
+        tokenizer=model.tokenizers["text_encoder"],
         scheduler=getattr(diffusers, kind).from_config({**config, **options}),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
@@ -71,8 +73,8 @@ def with_config(model, folder, tmp_path, edit):
     path = tmp_path / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text()) | edit
     path.write_text(json.dumps(config))
-    other = sd.StableDiffusion.__new__(sd.StableDiffusion)
-    other.__dict__ |= {**vars(model), "schedule": sd.schedule_of(tmp_path)}
+    other = copy.copy(model)
+    other.schedule = parts.schedule(tmp_path)
     return other, config
 
 

@@ -1,0 +1,247 @@
+"""How much memory and work a run takes, counted by running it on fake tensors: they have shape, type and device, no data.
+
+A fake step is the real one, loss, backward, clipping and optimizer, so whatever changes it (a method, parts of a batch,
+recomputed activations, another attention kernel) is counted as it is, within seconds and without reading a weight.
+"""
+
+import weakref
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from personalize.files import read_json
+
+aten = torch.ops.aten
+# Bytes that every run takes beside its tensors. CPU: pages of the libraries' code, compiled kernels, small blocks of the
+# heap; measured 65-115 MB. CUDA: workspaces of cuBLAS, which live in torch's memory; the context is not in it.
+RUNTIME = {"cpu": 80_000_000, "cuda": 70_000_000}
+ANSWERS = {torch.bool: True, torch.int64: 1, torch.int32: 1, torch.uint8: 1}
+
+
+@dataclass(frozen=True)
+class Work:
+    """flops: of convolutions, products and attention, a multiply-add is 2; moved: bytes the rest reads and writes; calls."""
+
+    flops: int = 0
+    moved: int = 0
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One phase. peak, end: bytes alive at most and at its end; parts: what the peak is made of."""
+
+    peak: int
+    end: int
+    parts: dict[str, int]
+    work: Work
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """A run on one device, by its phases in their order; "step" is a step whose optimizer has its state."""
+
+    device: str
+    phases: dict[str, Counted]
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device at most, above the memory after imports (CPU) or the context (CUDA)."""
+        return self.phases[self.largest].peak + RUNTIME.get(self.device, 0)
+
+    @property
+    def largest(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name].peak)
+
+    def words(self) -> str:
+        """The peak, the phase it is in and what it is made of, largest first, in GB."""
+        parts = {**self.phases[self.largest].parts, "libraries": RUNTIME.get(self.device, 0)}
+        shown = [f"{name} {size / 1e9:.2f}" for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size > 5e6]
+        return f"{self.peak / 1e9:.2f} GB ({self.largest}): {', '.join(shown)}"
+
+
+def footprint(phases: Mapping[str, Callable[["Counter"], object]], *, device: str = "cpu") -> Footprint:
+    """Runs the phases in their order on fake tensors. They hand on by themselves what they made.
+
+    What "load" and "attach" make is called weights, the rest activations; see `Counter.watch` for the optimizer. Networks
+    are made by `outline`. Real tensors that were there before are taken as inputs and not counted.
+    """
+    with counting(device) as counter:
+        counted = {}
+        for name, run in phases.items():
+            counter.label = "weights" if name in ("load", "attach") else "activations"
+            run(counter)
+            counted[name] = counter.lap()
+    return Footprint(device, counted)
+
+
+@contextmanager
+def counting(device: str = "cpu") -> Iterator["Counter"]:
+    """Inside this, new tensors are fake, and those on "cpu" or "cuda" are counted. No random generator moves on."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "_apply", _apply), Counter(device) as counter:
+        yield counter
+
+
+def outline(kind, folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
+    """Inside `counting`, for `models.parts.network`: the network that the config in folder/part describes, frozen."""
+    config = read_json(folder / part / "config.json")
+    with _default(dtype):
+        module = kind(kind.config_class(**config)) if hasattr(kind, "config_class") else kind.from_config(config)
+    return module.eval().requires_grad_(False)
+
+
+class Counter(TorchDispatchMode):
+    """Follows each storage made under it on `device`, views counted once, until it is freed; and the work. Real or fake.
+
+    A fake number that is asked for (`item`, `bool`) is answered with what lets a step go on: True, 1, or 0.0 for the
+    infinite gradients that were found.
+    """
+
+    def __init__(self, device: str = "cpu"):
+        super().__init__()
+        self.device, self.label = device, "weights"
+        self.now, self.peak, self.work = Tally(), Tally(), Tally()
+        self._live: dict[int, tuple[str, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and _is_fake(args[0]):
+            return ANSWERS.get(args[0].dtype, 0.0)
+        before = self.now.copy()
+        out = func(*args, **kwargs)
+        made = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in made:
+            self._see(tensor)
+        if func in SCRATCH and self.device == args[0].device.type == "cpu":
+            self._reach(before, SCRATCH[func](made, *args))
+        if not (func.is_view or func is aten._unsafe_view.default):
+            self._add_work(func, args, kwargs, made, out)
+        return out
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """Call what this optimizer keeps "optimizer", and the gradients of its parameters "gradients"."""
+
+        def entered(*_) -> None:
+            self.label = "optimizer"
+
+        def left(*_) -> None:
+            self.label = "activations"
+
+        optimizer.register_step_pre_hook(entered)
+        optimizer.register_step_post_hook(left)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
+
+    def lap(self) -> Counted:
+        """What was counted since the last lap."""
+        counted = Counted(self.peak.total(), self.now.total(), dict(+self.peak), Work(**self.work))
+        self.peak, self.work = self.now.copy(), Tally()
+        return counted
+
+    def _see(self, tensor: Tensor) -> None:
+        if tensor.device.type != self.device or tensor.layout != torch.strided:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._live:
+            self._live[key] = self.label, storage.nbytes()
+            weakref.finalize(storage, self._free, key)
+            self.now[self.label] += storage.nbytes()
+            self._reach(self.now, 0)
+
+    def _reach(self, held: Tally, more: int) -> None:
+        if held.total() + more > self.peak.total():
+            self.peak = held + Tally(kernels=more)
+
+    def _free(self, key: int) -> None:
+        label, size = self._live.pop(key)
+        self.now[label] -= size
+
+    def _rename(self, tensor: Tensor, label: str) -> None:
+        key = tensor.untyped_storage()._cdata
+        if key in self._live:
+            old, size = self._live[key]
+            self._live[key] = label, size
+            self.now[old] -= size
+            self.now[label] += size
+
+    def _add_work(self, func, args, kwargs, made: list[Tensor], out) -> None:
+        self.work["calls"] += 1
+        if count := FLOPS.get(func._overloadpacket):
+            self.work["flops"] += count(*args, **kwargs, out_val=out)
+        else:
+            read = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.work["moved"] += sum(t.nbytes for t in read + made)
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def _attention(query, key, value, *args, out_val=None, **kwargs) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(grad, query, key, value, *args, out_val=None, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+FLOPS = flop_registry | {  # torch's own table lacks the CPU's kernels
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def _convolution(made: list[Tensor], x: Tensor, weight: Tensor, *_) -> int:
+    """Bytes that oneDNN holds at once, results included: input and weight in its own layout, and the output."""
+    return x.nbytes + weight.nbytes + made[0].nbytes
+
+
+def _convolution_backward(made: list[Tensor], grad: Tensor, x: Tensor, weight: Tensor, *rest) -> int:
+    """The gradient of the input comes first and stays; then that of the weight, in oneDNN's layout and then in torch's."""
+    of_input, of_weight, _ = rest[-1]
+    kept = x.nbytes if of_input else 0
+    first = kept + grad.nbytes + weight.nbytes if of_input else 0
+    second = kept + max(x.nbytes + grad.nbytes + weight.nbytes, 2 * weight.nbytes) if of_weight else 0
+    return max(first, second)
+
+
+# What the CPU's kernels hold beside their arguments; measured at seven shapes of Stable Diffusion's, AVX-512.
+SCRATCH = {aten.convolution.default: _convolution, aten.convolution_backward.default: _convolution_backward}
+
+
+def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """nn.Module's own (`to`, `float`, …), which refuses fake parameters as soon as something holds a weak reference."""
+    for child in module.children() if recurse else ():
+        child._apply(fn)
+    for p in module._parameters.values():
+        if p is not None:
+            p.data = fn(p.data)
+    module._buffers.update({name: None if b is None else fn(b) for name, b in module._buffers.items()})
+    return module
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

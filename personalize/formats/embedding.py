@@ -1,0 +1,68 @@
+"""Textual-inversion files: the rows that a new word adds to the embedding of one or two text encoders.
+
+diffusers writes `{"<token>": (n,D)}`, AUTOMATIC1111 `{"emb_params": (n,D)}`; for SDXL both, and kohya, write
+`{"clip_l": (n,768), "clip_g": (n,1280)}`. n rows stand for n tokens in a row (Gal et al. 2208.01618).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from personalize.errors import UserError
+from personalize.formats.headers import load, read_header, refuse_pickle, save
+
+ONE = "emb_params"
+TWO = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+Rows = dict[str, Tensor]
+
+
+def read(path: Path) -> tuple[str, Rows]:
+    """(token or "", {"text_encoder": (n,D)} and "text_encoder_2" for SDXL). UserError where the file is none."""
+    path = Path(path)
+    refuse_pickle(path, "a textual-inversion embedding")
+    shapes = {name: shape for name, (_, shape) in read_header(path)["tensors"].items()}
+    if set(shapes) == set(TWO):
+        token, names = "", TWO
+    elif len(shapes) == 1:
+        name = next(iter(shapes))
+        token, names = ("" if name == ONE else name), {name: "text_encoder"}
+    else:
+        example = min(shapes, default="nothing")[:80]
+        raise UserError(
+            f"{path} is no textual-inversion embedding: it has {len(shapes)} tensors such as {example!r}, where one is due, "
+            f"or {' and '.join(TWO)} for SDXL."
+        )
+    tensors = load(path)
+    rows = {part: _rows(path, name, tensors[name]) for name, part in names.items()}
+    if len({len(part) for part in rows.values()}) > 1:
+        raise UserError(f"{path} has {' and '.join(str(len(r)) for r in rows.values())} rows for its two text encoders.")
+    return token, rows
+
+
+def write_diffusers(path: Path, token: str, rows: Mapping[str, Tensor]) -> None:
+    """{part: (n,D)} as diffusers' `load_textual_inversion` reads it; two parts are SDXL's pair, which names no token."""
+    if not token or token == "__metadata__":
+        raise UserError(f"token {token!r} cannot stand in an embedding file. Use another, such as <my-dog>.")
+    _write(path, token, rows)
+
+
+def write_a1111(path: Path, rows: Mapping[str, Tensor]) -> None:
+    """{part: (n,D)} as AUTOMATIC1111 and ComfyUI read it: there the file's name is the word."""
+    _write(path, ONE, rows)
+
+
+def _write(path: Path, name: str, rows: Mapping[str, Tensor]) -> None:
+    if set(rows) == {"text_encoder"}:
+        save(path, {name: rows["text_encoder"]})
+    else:
+        assert set(rows) == set(TWO.values()), set(rows)
+        save(path, {name: rows[part] for name, part in TWO.items()})
+
+
+def _rows(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """(n,D) of a tensor that may be a single (D,)."""
+    rows = tensor[None] if tensor.ndim == 1 else tensor
+    if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point() or not rows.isfinite().all():
+        raise UserError(f"{path}: {name[:80]!r} of shape {tuple(tensor.shape)} is not rows of finite numbers: no embedding.")
+    return rows

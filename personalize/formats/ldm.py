@@ -1,0 +1,233 @@
+"""A Stable Diffusion checkpoint in the original (LDM, SGM) layout against a diffusers folder's state dicts, both ways.
+
+One table per part, `{diffusers key: original key}`, made from the part's `config.json`; what is not a plain renaming
+shows in the original key alone: the VAE's attention is a 1x1 convolution there, OpenCLIP packs q, k and v into
+`in_proj_*`, and its `text_projection` is the transpose. Text keys begin with `text_model.`, as files in the wild have
+them (transformers 5 leaves that out in memory and, for CLIPTextModel, on disk; both are read).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from personalize.errors import UserError
+from personalize.formats.unet import MOST, unet_names
+
+FAMILIES = {
+    "sd1": {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
+}
+PREFIXES = {
+    family: {"unet": "model.diffusion_model.", "vae": "first_stage_model.", **texts} for family, texts in FAMILIES.items()
+}
+CLIP = "transformer."  # a text encoder under this is transformers' own CLIP; under `model.` it is OpenCLIP
+
+VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.15
+OPENCLIP_ENDS = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
+OPENCLIP_LAYER = {
+    "layer_norm1.": "ln_1.", "layer_norm2.": "ln_2.", "mlp.fc1.": "mlp.c_fc.", "mlp.fc2.": "mlp.c_proj.",
+    "self_attn.out_proj.": "attn.out_proj.",
+    "self_attn.q_proj.": "attn.in_proj_", "self_attn.k_proj.": "attn.in_proj_", "self_attn.v_proj.": "attn.in_proj_",
+}  # fmt: skip
+# What files carry beside the weights: buffers, CLIP's logit scale, the projection that SD1 and SD2 do not use, EMA copies.
+UNUSED = ("position_ids", "attn_mask", "logit_scale", "text_projection", "text_projection.weight")
+UNUSED_BEGINNINGS = ("loss.", "model_ema.")
+SD2_LAYERS = 23  # SD2 reads the last layer but one of OpenCLIP-H's 24; diffusers' text encoder ends there
+
+State = dict[str, Tensor]
+Config = Mapping[str, Any]
+
+
+def names(part: str, family: str, config: Config) -> dict[str, str]:
+    """{diffusers key: key in the single file} of every weight of a part of a family ("sd1", "sd2", "sdxl")."""
+    prefix = PREFIXES[family][part]
+    if part in ("unet", "vae"):
+        table = (unet_names if part == "unet" else vae_names)(config)
+    else:
+        table = text_names(config, openclip=not prefix.endswith(CLIP), projection=part == "text_encoder_2")
+    return {key: prefix + original for key, original in table.items()}
+
+
+def to_ldm(parts: Mapping[str, State], family: str, configs: Mapping[str, Config]) -> State:
+    """{part: diffusers state dict} -> the tensors of one file. UserError names weights that are missing or strange."""
+    made: State = {}
+    for part in PREFIXES[family]:
+        state = tidy(part, parts[part])
+        table = names(part, family, configs[part])
+        _complete(part, set(state), set(table))
+        for original, keys in _grouped(table).items():
+            made[original] = _packed(original, [state[key] for key in keys])
+    return made
+
+
+def from_ldm(tensors: State, family: str, configs: Mapping[str, Config]) -> dict[str, State]:
+    """The tensors of one file -> {part: diffusers state dict}. What belongs to none of the parts is left out."""
+    parts = {}
+    for part, prefix in PREFIXES[family].items():
+        groups = _grouped(names(part, family, configs[part]))
+        spelled = spellings(tensors, prefix)
+        _complete(part, {name for name in spelled if name in groups or not _unused(name[len(prefix) :], family)}, set(groups))
+        parts[part] = {
+            key: tensor
+            for original, keys in groups.items()
+            for key, tensor in zip(keys, _unpacked(original, tensors[spelled[original]], len(keys)), strict=True)
+        }
+    return parts
+
+
+def spellings(found: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """{a key as it should be: the key in the file} below a prefix: files of 2022 leave out CLIP's `text_model.`."""
+    own = [key for key in found if key.startswith(prefix)]
+    if not prefix.endswith(CLIP):
+        return {key: key for key in own}
+    return {prefix + _with_text_model(key[len(prefix) :]): key for key in own}
+
+
+def tidy(part: str, state: Mapping[str, Tensor]) -> State:
+    """A diffusers state dict with today's names: `text_model.` before text keys, `to_q` for the VAE's old `query`."""
+    if part.startswith("text_encoder"):
+        return {_with_text_model(key): v for key, v in state.items() if not key.endswith("position_ids")}
+    if part != "vae":
+        return dict(state)
+    tidied = {}
+    for key, value in state.items():
+        stem, _, end = key.rpartition(".")
+        block, _, layer = stem.rpartition(".")
+        if layer in OLD_ATTENTION and ".attentions." in key:
+            key = f"{block}.{OLD_ATTENTION[layer]}.{end}"
+            value = _matrix(key, value) if end == "weight" else value
+        tidied[key] = value
+    return tidied
+
+
+def vae_names(config: Config) -> dict[str, str]:
+    """{diffusers key: original key without `first_stage_model.`} of every weight of an AutoencoderKL."""
+    layers = {}
+    for kind in ("quant_conv", "post_quant_conv"):
+        if config.get(f"use_{kind}", True):
+            layers[kind] = kind
+    for side in ("encoder", "decoder"):
+        layers |= {f"{side}.{x}": f"{side}.{x.replace('conv_norm_out', 'norm_out')}" for x in ("conv_in", "conv_norm_out")}
+        layers[f"{side}.conv_out"] = f"{side}.conv_out"
+        middle = [f"{side}.mid_block.{x}" for x in ("resnets.0", "attentions.0", "resnets.1")]
+        for ours, theirs in zip(middle, ("block_1", "attn_1", "block_2"), strict=True):
+            table = VAE_ATTENTION if theirs == "attn_1" else VAE_RESNET
+            if theirs != "attn_1" or config.get("mid_block_add_attention", True):
+                layers |= {f"{ours}.{a}": f"{side}.mid.{theirs}.{b}" for a, b in table.items() if a != "conv_shortcut"}
+        layers |= dict(_vae_blocks(side, *vae_shape(config)))
+    return {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in layers.items() for end in ("weight", "bias")}
+
+
+def vae_shape(config: Config) -> tuple[tuple[int, ...], int]:
+    """(output channels per block, resnets per block). UserError where the config says no such thing."""
+    widths, resnets = config.get("block_out_channels", [64]), config.get("layers_per_block", 1)
+    sound = isinstance(widths, (list, tuple)) and 0 < len(widths) <= MOST and all(type(w) is int and w > 0 for w in widths)
+    if not sound or type(resnets) is not int or not 0 < resnets <= MOST:
+        raise UserError(f"a VAE's config has block_out_channels {str(widths)[:80]}, layers_per_block {str(resnets)[:20]}.")
+    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        kinds = config.get(key, [kind])
+        if not isinstance(kinds, (list, tuple)) or any(value != kind for value in kinds):
+            raise UserError(f"a VAE with {key} {str(config[key])[:120]} has no single-file layout; {kind} has.")
+    return tuple(widths), resnets
+
+
+def _vae_blocks(side: str, widths: tuple[int, ...], resnets: int) -> Iterator[tuple[str, str]]:
+    down, n = side == "encoder", len(widths)
+    ours, theirs, sample = ("down_blocks", "down", "downsample") if down else ("up_blocks", "up", "upsample")
+    order = widths if down else widths[::-1]
+    before = order[0]
+    for i, width in enumerate(order):
+        k = i if down else n - 1 - i  # the original numbers the decoder's blocks from the picture inwards
+        for j in range(resnets if down else resnets + 1):
+            for a, b in VAE_RESNET.items():
+                if a != "conv_shortcut" or before != width:
+                    yield f"{side}.{ours}.{i}.resnets.{j}.{a}", f"{side}.{theirs}.{k}.block.{j}.{b}"
+            before = width
+        if i < n - 1:
+            yield f"{side}.{ours}.{i}.{sample}rs.0.conv", f"{side}.{theirs}.{k}.{sample}.conv"
+
+
+def text_names(config: Config, *, openclip: bool, projection: bool) -> dict[str, str]:
+    """{transformers key: original key without its prefix} of a CLIP text model; q, k and v share an OpenCLIP key."""
+    depth = config.get("num_hidden_layers", 12)
+    if type(depth) is not int or not 0 < depth <= MOST:
+        raise UserError(f"a text encoder's config has num_hidden_layers {str(depth)[:40]}.")
+    table = {key: key if not openclip else end for key, end in OPENCLIP_ENDS.items() if projection or "projection" not in key}
+    for k in range(depth):
+        for ours, theirs in OPENCLIP_LAYER.items():
+            for end in ("weight", "bias"):
+                key = f"text_model.encoder.layers.{k}.{ours}{end}"
+                table[key] = f"transformer.resblocks.{k}.{theirs}{end}" if openclip else key
+    return table
+
+
+def _with_text_model(key: str) -> str:
+    bare = key.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return f"text_model.{key}" if bare else key
+
+
+def _grouped(table: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, original in table.items():
+        groups.setdefault(original, []).append(key)
+    return groups
+
+
+def _packed(original: str, tensors: list[Tensor]) -> Tensor:
+    tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    if original.endswith(".model.text_projection"):
+        return tensor.T.contiguous()
+    return tensor[:, :, None, None] if _convolution(original) else tensor
+
+
+def _unpacked(original: str, tensor: Tensor, n: int) -> list[Tensor]:
+    """The inverse of `_packed`, each with memory of its own."""
+    if original.endswith(".model.text_projection"):
+        return [_matrix(original, tensor).T.contiguous()]
+    if _convolution(original):
+        return [_matrix(original, tensor)]  # some files have it as a matrix already
+    if n == 1:
+        return [tensor]
+    if tensor.ndim == 0 or tensor.shape[0] % n:
+        raise UserError(f"{original} of shape {tuple(tensor.shape)} is not {n} layers in one: not a Stable Diffusion file.")
+    return [part.clone() for part in tensor.chunk(n)]
+
+
+def _matrix(name: str, tensor: Tensor) -> Tensor:
+    if tensor.ndim < 2 or any(size != 1 for size in tensor.shape[2:]):
+        raise UserError(f"{name} of shape {tuple(tensor.shape)} is not a matrix: not a Stable Diffusion file.")
+    return tensor.reshape(tensor.shape[:2])
+
+
+def _convolution(original: str) -> bool:
+    return original.endswith(".weight") and ".mid.attn_1." in original and ".norm." not in original
+
+
+def _unused(rest: str, family: str) -> bool:
+    """Whether a key of the file, without its prefix, is none of the part's weights but commonly there."""
+    beyond = family == "sd2" and rest.startswith(f"transformer.resblocks.{SD2_LAYERS}.")
+    return beyond or rest.removeprefix("text_model.embeddings.") in UNUSED or rest.startswith(UNUSED_BEGINNINGS)
+
+
+def _complete(part: str, found: set[str], due: set[str]) -> None:
+    if missing := sorted(due - found):
+        raise UserError(
+            f"the {part} lacks {len(missing)} of {len(due)} weights, such as {missing[0]}: the file is not whole, "
+            "or not a Stable Diffusion model."
+        )
+    if strange := sorted(found - due):
+        raise UserError(
+            f"the {part} has {len(strange)} weights beside the {len(due)} that a Stable Diffusion model of its size has, "
+            f"such as {strange[0][:120]}: it is another kind of model."
+        )

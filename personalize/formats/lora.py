@@ -1,0 +1,243 @@
+"""LoRA files, whoever made them, in one form: PEFT's names below the part's (`unet.….lora_A.weight`), rank and alpha by layer.
+
+The update of a layer is `alpha / rank * up @ down` (Hu et al. 2106.09685; kohya's `networks/lora.py`; PEFT's `LoraLayer`).
+Where a file says no alpha it is the rank, as kohya's and diffusers' loaders have it.
+"""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from personalize.errors import UserError
+from personalize.files import read_json
+from personalize.formats import kinds, layernames
+from personalize.formats.headers import Header, load, read_header, refuse_pickle, save
+from personalize.formats.layernames import ALPHA, BARE, DOWN, MAGNITUDE, UP, Layer
+from personalize.formats.unet import unet_layers
+
+HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
+SIBLING = "adapter_config.json"  # PEFT's, beside the weights
+KINDS = {  # in a key -> what the file is, which is not read
+    ".hada_": "a LoHa (LyCORIS)", ".lokr_": "a LoKr (LyCORIS)", ".lora_mid.": "a LoCon with a Tucker core (LyCORIS)",
+    ".oft_": "an OFT", ".boft_": "a BOFT", ".on_input.": "an (IA)^3 (LyCORIS)", ".a1.weight.": "a GLoRA (LyCORIS)",
+    ".diff.": "a file of whole differences (LyCORIS full)", ".lora_embedding_": "a LoRA of embeddings",
+}  # fmt: skip
+VERSIONS = {"sd": "sd_v1", "sdxl": "sdxl_base_v1-0"}  # kohya's words; SD2 is told by the width of its text encoder
+SD2_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA by layer `part.dotted.name`: down (r,in[,k,k]) is lora_A, up (out,r[,1,1]) lora_B; a DoRA's magnitude too."""
+
+    tensors: dict[str, Tensor]
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+
+
+def read(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapter:
+    """The LoRA in a `.safetensors` of diffusers, PEFT, kohya or LyCORIS (LoCon), for the base with these layers.
+
+    `layers` is {part: dotted names of its Linear and Conv2d}. UserError where the file is none, is not whole, or has
+    layers that the base has not; whether the widths are the base's is for the caller to see.
+    """
+    path = Path(path)
+    refuse_pickle(path, "a LoRA")
+    header = read_header(path)
+    found = _found(path, header, layers, base)
+    settings, tensors = _settings(path, header, layers), load(path)
+    made, ranks, alphas = {}, {}, {}
+    for (part, layer), keys in sorted(found.items()):
+        name = f"{part}.{layer}"
+        down, up = (tensors[keys[role]] if role in keys else None for role in (DOWN, UP))
+        ranks[name] = _rank(path, name, down, up)
+        made |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        if MAGNITUDE in keys:
+            made[f"{name}.lora_magnitude_vector"] = _magnitude(path, name, tensors[keys[MAGNITUDE]], up)
+        if ALPHA in keys:
+            alphas[name] = _number(path, keys[ALPHA], tensors[keys[ALPHA]])
+        else:
+            alphas[name] = _alpha(path, settings.get(part, {}), layer, ranks[name])
+    return Adapter(made, ranks, alphas)
+
+
+def write_diffusers(path: Path, adapter: Adapter) -> None:
+    """As diffusers' `load_lora_weights` and PEFT read it: rank and alpha are in the header."""
+    tensors = {_in_files(key): value for key, value in adapter.tensors.items()}
+    header: dict[str, Any] = {}
+    for part in sorted({name.partition(".")[0] for name in adapter.ranks}):
+        ranks, alphas = (_of(part, values) for values in (adapter.ranks, adapter.alphas))
+        dora = any(key.startswith(f"{part}.") and key.endswith(".lora_magnitude_vector") for key in adapter.tensors)
+        rank, alpha = _commonest(ranks), _commonest(alphas)
+        fields = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks), "use_dora": dora}
+        fields["rank_pattern"] = {layer: r for layer, r in sorted(ranks.items()) if r != rank}
+        fields["alpha_pattern"] = {layer: a for layer, a in sorted(alphas.items()) if a != alpha}
+        header |= {f"{part}.{key}": value for key, value in fields.items()}
+    save(path, tensors, {HEADER: json.dumps(header, sort_keys=True), "format": "pt"})
+
+
+def write_kohya(
+    path: Path,
+    adapter: Adapter,
+    *,
+    family: str,
+    metadata: Mapping[str, str] | None = None,
+    unet: Collection[str] | None = None,
+) -> None:
+    """As kohya's trainer, AUTOMATIC1111 and ComfyUI have it, for `family` "sd" (1.x, 2.x) or "sdxl".
+
+    `unet` are the base's U-Net layers, from which SDXL's names are counted; without it they are the released SDXL's.
+    """
+    assert family in VERSIONS, family
+    sdxl = family == "sdxl"
+    original = unet_layers(unet or layernames.sdxl_layers()) if sdxl else {}
+    tensors: dict[str, Tensor] = {}
+    for name, alpha in adapter.alphas.items():
+        part, _, layer = name.partition(".")
+        key = layernames.kohya_name(part, layer, sdxl=sdxl, original=original)
+        if key is None:
+            raise UserError(f"the LoRA's layer {name} has no name in an SDXL file of kohya's: it was made for another base.")
+        up = adapter.tensors[f"{name}.lora_B.weight"]
+        tensors |= {f"{key}.lora_down.weight": adapter.tensors[f"{name}.lora_A.weight"], f"{key}.lora_up.weight": up}
+        tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
+        if (magnitude := adapter.tensors.get(f"{name}.lora_magnitude_vector")) is not None:
+            tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
+    keys = [value for key, value in adapter.tensors.items() if key.endswith("attn2.to_k.lora_A.weight")]
+    sd2 = not sdxl and any(value.shape[1] == SD2_WIDTH for value in keys)
+    said = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(_commonest(adapter.ranks)),
+        "ss_network_alpha": str(_commonest(adapter.alphas)),
+        "ss_base_model_version": "sd_v2" if sd2 else VERSIONS[family],
+    }
+    save(path, tensors, said | dict(metadata or {}))
+
+
+def _found(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:
+    """{layer: {role: key}}. UserError where a key is of no layer."""
+    names = header["tensors"]
+    _refuse_others(path, {name: shape for name, (_, shape) in names.items()})
+    first = max((part for part in layers if path.parent.name.startswith(part)), key=len, default="")
+    index = layernames.spellings(layers, first=first)
+    found: dict[Layer, dict[str, str]] = {}
+    strange, spelled = [], set()
+    for key in sorted(names):
+        spelling, what = layernames.role(key) or (key, "")
+        spelled.add(spelling)
+        layer = index.get(spelling)
+        if not what or layer is None:
+            strange.append(key)
+        elif what in found.setdefault(layer, {}):
+            raise UserError(f"{path} has layer {'.'.join(layer)} twice: as {found[layer][what]} and as {key}.")
+        else:
+            found[layer][what] = key
+    if strange:
+        like = max(sorted(index), key=lambda known: len(os.path.commonprefix([known, strange[0]])), default="none")
+        raise UserError(
+            f"{path} was made for another base than {base!r}: {len(strange)} of its {len(names)} tensors belong to no layer "
+            f"of it, such as {strange[0][:160]!r} (a name that would: {like!r}). Use the base that it was trained on."
+        )
+    return found
+
+
+def _refuse_others(path: Path, shapes: kinds.Shapes) -> None:
+    for mark, what in KINDS.items():
+        if any(mark in f"{name}." for name in shapes):
+            raise UserError(f"{path} is {what}, which is not read. Use a LoRA, LoCon or DoRA.")
+    if kinds.CONV_IN in shapes:
+        raise UserError(f"{path} is a whole checkpoint, not a LoRA. Give it as the base.")
+    if not any((found := layernames.role(name)) and found[1] == DOWN for name in shapes):
+        raise UserError(f"{path} is no LoRA: none of its {len(shapes)} tensors is a lora_down or lora_A.")
+
+
+def _rank(path: Path, name: str, down: Tensor | None, up: Tensor | None) -> int:
+    if down is None or up is None:
+        raise UserError(f"{path} has only one half of layer {name}: it is not whole. Download it again.")
+    if down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != down.shape[0] or 0 in (*down.shape, *up.shape):
+        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+        raise UserError(f"{path}: the halves of layer {name} have shapes {shapes}, which do not fit each other.")
+    return down.shape[0]
+
+
+def _magnitude(path: Path, name: str, found: Tensor, up: Tensor) -> Tensor:
+    """(out,) for a linear layer, (1,out,1,1) for a convolution, as PEFT has it. LyCORIS may scale the inputs instead."""
+    out = up.shape[0]
+    if found.numel() != out or (found.ndim == 2 and found.shape[0] != out):
+        raise UserError(
+            f"{path} is a DoRA that scales the inputs of layer {name} (dora_scale of shape {tuple(found.shape)} for {out} "
+            "outputs), which is not read. Train it with wd_on_output."
+        )
+    return found.reshape(-1) if up.ndim == 2 else found.reshape(1, -1, 1, 1)
+
+
+def _number(path: Path, key: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1 or not math.isfinite(value := float(tensor)):
+        raise UserError(f"{path}: {key} is not one finite number.")
+    return value
+
+
+def _settings(path: Path, header: Header, layers: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{part: PEFT's settings} of the file's header, or of the file beside one of PEFT's own."""
+    if any(name.startswith(BARE) for name in header["tensors"]):
+        if not (path.parent / SIBLING).exists():
+            raise UserError(f"{path} is PEFT's, which keeps alpha in {SIBLING} beside it. Put that into {path.parent}.")
+        return dict.fromkeys(layers, _dictionary(path.parent / SIBLING, read_json(path.parent / SIBLING)))
+    try:
+        whole = _dictionary(path, json.loads(header["metadata"].get(HEADER, "{}")))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: its header entry {HEADER} is not JSON. Download it again.") from None
+    return {part: {k.removeprefix(f"{part}."): v for k, v in whole.items() if k.startswith(f"{part}.")} for part in layers}
+
+
+def _alpha(path: Path, settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    """Alpha by PEFT's settings: by the layer's pattern, else for all; without any the rank. rsLoRA's root goes into it."""
+    value = settings.get("lora_alpha", rank)
+    for pattern, other in _dictionary(path, settings.get("alpha_pattern") or {}).items():
+        ending = pattern.removeprefix("^").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", ending):
+            raise UserError(f"{path} has the alpha_pattern {pattern[:80]!r}; only plain names of layers are read there.")
+        if layer == ending or (not pattern.startswith("^") and layer.endswith(f".{ending}")):
+            value = other
+            break
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise UserError(f"{path} gives alpha {str(value)[:40]!r} for layer {layer}, which is no number.")
+    return float(value) * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
+
+
+def _dictionary(path: Path, value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: its settings are not a JSON object but {str(value)[:60]!r}. Download it again.")
+    return value
+
+
+def _in_files(key: str) -> str:
+    part, _, rest = key.partition(".")
+    if part == "unet":
+        return key
+    # transformers passes over a text encoder's magnitude without this ending, and draws something else
+    ending = ".weight" if rest.endswith(".lora_magnitude_vector") else ""
+    return f"{part}.{layernames.with_text_model(rest)}{ending}"
+
+
+def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a part by layer. Without `text_model.`: PEFT matches the ends of names, so both spellings are met."""
+    mine = {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
+    return {layer.removeprefix("text_model."): _whole(value) for layer, value in mine.items()}
+
+
+def _commonest(values: Mapping[str, Any]) -> Any:
+    counted = Counter(map(_whole, values.values()))
+    return max(counted, key=lambda value: (counted[value], value), default=0)
+
+
+def _whole(value: float) -> float:
+    return int(value) if float(value).is_integer() else value

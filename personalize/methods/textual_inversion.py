@@ -1,0 +1,210 @@
+"""Textual inversion (Gal et al. 2208.01618): only the embedding of new words trains, some vectors each.
+
+The token becomes new entries of every tokenizer, "<sks>", "<sks>_1", "<sks>_2" as diffusers' loader names them, and a
+prompt that says "<sks>" means all of them. Saved as `learned_embeds.safetensors`, of several subjects
+`learned_embeds-<token>.safetensors` each: {"<sks>": (n,D)}, for SDXL {"clip_l": (n,D), "clip_g": (n,D2)}.
+
+In SDXL bases whose text config has the old `eos_token_id` 2 plain transformers takes the pooled embedding at the token
+with the largest id, the new one, instead of the prompt's end; here it is the end, and `fuse` writes the right id.
+
+B texts, L tokens, n vectors of a token, D width of a text encoder.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from personalize.config import Recipe
+from personalize.core import rng
+from personalize.errors import UserError
+from personalize.files import slug
+from personalize.formats import embedding as embedding_files
+from personalize.methods import adapter_files, copy_all, require_folder
+from personalize.models.base import LatentModel
+
+FILE = "learned_embeds"
+SPREAD = 0.1  # of the noise that sets further vectors apart, in standard deviations of the row they start from
+
+
+class Words(nn.Module):
+    """A text encoder's embedding with learned rows after the known ones; only these are there to train.
+
+    Ids from `start` on are those of the rows, in the order in which the tokens came.
+    """
+
+    def __init__(self, known: nn.Embedding, start: int):
+        super().__init__()
+        self.known, self.start, self.tokens, self.rows = known, start, [], nn.ParameterList()
+
+    @property
+    def weight(self) -> Tensor:
+        """(V,D): the known rows, where transformers looks for them."""
+        return self.known.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B,L) -> (B,L,D)."""
+        known = self.known(ids.clamp(max=self.start - 1))
+        rows = torch.cat(list(self.rows)).to(known.dtype)
+        return torch.where((ids < self.start)[..., None], known, embedding((ids - self.start).clamp(min=0), rows))
+
+    def of(self, token: str) -> nn.Parameter:
+        """(n,D) of a token."""
+        return self.rows[self.tokens.index(token)]
+
+    def joined(self) -> nn.Embedding:
+        """One plain embedding of all rows."""
+        rows = torch.cat(list(self.rows)).to(self.weight.dtype)
+        return nn.Embedding.from_pretrained(torch.cat([self.weight[: self.start], rows]).detach(), freeze=True)
+
+
+def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
+    """A group for each text encoder, with float32 rows of every token."""
+    _files(recipe)
+    if not (recipe.embedding.init or recipe.class_word):
+        raise UserError("what do the vectors begin as? Give the class, as in --class dog, or embedding.init.")
+    for i, token in enumerate(recipe.token):
+        word = recipe.embedding.init or recipe.class_word[min(i, len(recipe.class_word) - 1)]
+        _add(model, token, {part: _first_rows(model, part, recipe, token=token, word=word) for part in model.text_encoders})
+    return [
+        {"name": part, "params": list(_words(model, part, recipe).values()), "lr": recipe.embedding.lr or recipe.train.lr}
+        for part in model.text_encoders
+    ]
+
+
+def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
+    """{"<text encoder>.<token>": (n,D)}."""
+    return {f"{part}.{k}": v for part in model.text_encoders for k, v in _words(model, part, recipe).items()}
+
+
+def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
+    copy_all(state(model, recipe), tensors, what=f"these embeddings were made for another base than {model.name!r}")
+
+
+def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """A file for each token, which diffusers' `load_textual_inversion` loads."""
+    for token, name in _files(recipe).items():
+        rows = {part: _words(model, part, recipe)[token].detach() for part in model.text_encoders}
+        embedding_files.write_diffusers(folder / name, token, rows)
+
+
+def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """A run's words into a fresh base. UserError where a file is missing or another base's."""
+    for token, name in _files(recipe).items():
+        load_embedding(model, require_folder(folder, name), token)
+
+
+def load_embedding(model: LatentModel, path: Path, token: str = "") -> str:
+    """A user's embedding under `token`, or under the name it gives itself, or its file has -> the token.
+
+    A folder with one `learned_embeds….safetensors` will do. UserError where the file is none or another base's, or the
+    word is known already.
+    """
+    path = _the_file(path)
+    given, rows = embedding_files.read(path)
+    token = token or given or path.stem
+    _check_rows(model, path, rows)
+    _add(model, token, rows)
+    return token
+
+
+def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
+    """The vectors of a file, or of the files in a folder, into the tokens that train. UserError for another number of them."""
+    files = _files(recipe)
+    if source.is_dir():
+        found = {token: source / name for token, name in files.items() if (source / name).exists()}
+    elif source.suffix == ".safetensors" and not adapter_files.holds(source):
+        found = {next(iter(files)): source}
+    else:
+        found = {}
+    for token, path in found.items():
+        rows = embedding_files.read(path)[1]
+        _check_rows(model, path, rows)
+        for part, given in rows.items():
+            own = _words(model, part, recipe)[token]
+            if given.shape != own.shape:
+                raise UserError(
+                    f"{path} has {len(given)} vectors, expected are {len(own)}. Set embedding.vectors = {len(given)}."
+                )
+            own.data.copy_(given)
+    return bool(found)
+
+
+def fuse(model: LatentModel) -> None:
+    """The learned rows become rows of plain embeddings, which `save_pretrained` writes with the tokenizers that know them."""
+    for part, encoder in model.text_encoders.items():
+        table = encoder.get_input_embeddings()
+        if isinstance(table, Words):
+            encoder.set_input_embeddings(table.joined())
+            encoder.config.vocab_size = len(model.tokenizers[part])
+            encoder.config.eos_token_id = model.tokenizers[part].eos_token_id
+
+
+def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
+    """A new token of every tokenizer, with its rows (n,D) by text encoder. UserError where it is not new."""
+    n = len(next(iter(rows.values())))
+    names = [token, *(f"{token}_{i}" for i in range(1, n))]
+    for tokenizer in model.tokenizers.values():
+        if token in tokenizer.get_vocab() or len(tokenizer(token, add_special_tokens=False).input_ids) <= 1:
+            raise UserError(f"{token!r} has a meaning in base {model.name!r} already. Give a new word, such as '<{token}>'.")
+    for part, encoder in model.text_encoders.items():
+        table, tokenizer = encoder.get_input_embeddings(), model.tokenizers[part]
+        if not isinstance(table, Words):
+            table = Words(table, len(tokenizer))
+            encoder.set_input_embeddings(table)
+        tokenizer.add_tokens(names)
+        table.tokens.append(token)
+        table.rows.append(nn.Parameter(rows[part].to(model.device, torch.float32, copy=True), requires_grad=False))
+        assert len(tokenizer) == table.start + sum(map(len, table.rows)), names
+    model.spelling[token] = " ".join(names)
+
+
+def _first_rows(model: LatentModel, part: str, recipe: Recipe, *, token: str, word: str) -> Tensor:
+    """(n,D): the tokens of a word in turn; from the second time on with a little noise, or vectors would stay alike."""
+    ids = model.tokenizers[part](word, add_special_tokens=False).input_ids
+    if not ids:
+        raise UserError(f"embedding.init = {word!r} is no word to base {model.name!r}. Give one that says what the subject is.")
+    known = model.text_encoders[part].get_input_embeddings().weight.detach().float().cpu()
+    g, rows = rng.generator(recipe.seed, f"vectors/{part}/{token}"), []
+    for k in range(recipe.embedding.vectors):
+        row = known[ids[k % len(ids)]]
+        noise = SPREAD * row.std() * torch.randn(row.shape, generator=g)
+        rows.append(row + noise if k >= len(ids) else row)
+    return torch.stack(rows)
+
+
+def _words(model: LatentModel, part: str, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """The rows of the recipe's tokens in one text encoder."""
+    table = model.text_encoders[part].get_input_embeddings()
+    return {token: table.of(token) for token in recipe.token}
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    """{token: name of its file}. UserError where there is no token, or two would have files of one name."""
+    if not recipe.token:
+        raise UserError("there is no token to learn. Give a new word, such as --token '<subject>'.")
+    if len(recipe.token) == 1:
+        return {recipe.token[0]: f"{FILE}.safetensors"}
+    names = {token: f"{FILE}-{slug(token)}.safetensors" for token in recipe.token}
+    if len(set(names.values())) < len(recipe.token):
+        raise UserError(f"tokens {', '.join(recipe.token)} would have files of the same name. Give words of other letters.")
+    return names
+
+
+def _the_file(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"there is no embedding {str(path)!r}. Give a .safetensors file.")
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"{FILE}*.safetensors"))
+    if len(found) != 1:
+        raise UserError(f"{path} has {len(found)} files {FILE}*.safetensors, expected is one. Give the file itself.")
+    return found[0]
+
+
+def _check_rows(model: LatentModel, path: Path, rows: dict[str, Tensor]) -> None:
+    """UserError where rows are not of the base's text encoders."""
+    wanted = {part: encoder.get_input_embeddings().weight.shape[1] for part, encoder in model.text_encoders.items()}
+    if (has := {part: given.shape[1] for part, given in rows.items()}) != wanted:
+        raise UserError(f"{path} was made for another base than {model.name!r}: its widths are {has}, expected are {wanted}.")

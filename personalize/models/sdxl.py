@@ -1,0 +1,44 @@
+"""Stable Diffusion XL (Podell et al. 2307.01952): two text encoders, a pooled embedding, the picture's size as condition.
+
+B texts, L tokens, D D2 widths of the text encoders.
+"""
+
+import torch
+
+from personalize.core.guidance import Cond
+from personalize.models.imports import lean
+
+with lean():
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+TEXT = {
+    "text_encoder": (CLIPTextModel, "tokenizer"),
+    "text_encoder_2": (CLIPTextModelWithProjection, "tokenizer_2"),
+}
+
+
+def encode(model, prompts: list[str]) -> Cond:
+    """text (B,L,D+D2): each encoder's last layer but one; pooled (B,P): the second's projection at the end of the text.
+
+    An empty prompt is all zeros where the base was trained so (`force_zeros_for_empty_prompt`), as diffusers has it for
+    a negative prompt that is not given.
+    """
+    layers = []
+    for part, encoder in model.text_encoders.items():
+        ids = model.tokens(part, prompts)
+        out = encoder(ids, output_hidden_states=True)
+        layers.append(out.hidden_states[-2])
+    # Where the config says eos_token_id 2, as SDXL's does, transformers pools at the largest id: a learned word's.
+    rows, ends = torch.arange(len(ids), device=ids.device), (ids == model.tokenizers[part].eos_token_id).int().argmax(-1)
+    text, pooled = torch.cat(layers, -1), encoder.text_projection(out.last_hidden_state[rows, ends])
+    if model.index.get("force_zeros_for_empty_prompt", True):
+        said = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
+        text, pooled = text * said[:, None, None], pooled * said[:, None]
+    return {"text": text, "pooled": pooled}
+
+
+def arguments(cond: Cond, size: int) -> dict:
+    """The size conditions say: a picture that was `size` px to begin with, not cropped, to be drawn at `size` px."""
+    sizes = torch.tensor([size, size, 0, 0, size, size], device=cond["text"].device, dtype=cond["text"].dtype)
+    added = {"text_embeds": cond["pooled"], "time_ids": sizes.expand(len(cond["text"]), 6)}
+    return {"encoder_hidden_states": cond["text"], "added_cond_kwargs": added}

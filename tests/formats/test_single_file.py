@@ -1,0 +1,300 @@
+"""One file and a diffusers folder, there and back, exactly; foreign and hostile files are refused in clear words."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_releases as tiny
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_releases import FAMILIES, same
+
+from personalize.errors import UserError
+from personalize.formats import headers, kinds, ldm, released, words
+from personalize.formats.single_file import from_folder, to_folder
+from personalize.models.imports import lean
+
+with lean():
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+PARTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+SCHEDULER = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
+
+
+def foreign(path, family, **metadata):
+    """A single file of another program: no configs in its header, its tokenizer beside it."""
+    save_file(tiny.tensors(family), path, metadata=metadata or None)
+    if not (path.parent / "tokenizer").exists():
+        tiny.vocabulary(path.parent / "tokenizer")
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """{family: a diffusers folder}, unpacked from one file."""
+    place = tmp_path_factory.mktemp("folders")
+    for family in FAMILIES:
+        to_folder(foreign(place / "file.safetensors", family), place / family)
+    return {family: place / family for family in FAMILIES}
+
+
+def read(folder, part):
+    return load_file(folder / part / f"{PARTS[part]}.safetensors"), json.loads((folder / part / "config.json").read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_foreign_file_becomes_a_whole_folder(folders, family):
+    files = {str(p.relative_to(folders[family])) for p in folders[family].rglob("*") if p.is_file()}
+    expected = {"model_index.json", "scheduler/scheduler_config.json"}
+    for part in tiny.states(family):
+        expected |= {f"{part}/config.json", f"{part}/{PARTS[part]}.safetensors"}
+        if part.startswith("text"):
+            place = part.replace("text_encoder", "tokenizer")
+            names = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+            expected |= {f"{place}/{name}" for name in names}
+    assert files == expected
+    for part, state in tiny.states(family).items():
+        assert same(read(folders[family], part)[0], state), part
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_configs_are_told_from_shapes_as_the_models_had_them(folders, family):
+    """All of them but what nothing depends on: versions, initialisation, id of padding."""
+    for part, known in tiny.configs(family).items():
+        found = read(folders[family], part)[1]
+        differ = {key: (value, known[key]) for key, value in found.items() if key in known and known[key] != value}
+        assert not differ and len(found) > 10, (part, differ)
+    scheduler = json.loads((folders[family] / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == SCHEDULER[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_loads_the_folder_as_the_same_model(folders, family):
+    with lean():
+        pipeline = DiffusionPipeline.from_pretrained(folders[family], local_files_only=True)
+    kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    assert type(pipeline) is kind
+    ids = torch.tensor([[tiny.PIECES - 2, 5, 9, tiny.PIECES - 1, 0, 0]])
+    for part, model in tiny.models(family).items():
+        mine = getattr(pipeline, part)
+        assert same(mine.state_dict(), model.state_dict()), part
+        if part.startswith("text"):
+            torch.testing.assert_close(mine(ids)[0], model(ids)[0])
+    unet, pooled = pipeline.unet, {"text_embeds": torch.ones(1, 20), "time_ids": torch.ones(1, 6)}
+    args = torch.ones(1, 4, 8, 8), torch.tensor([7]), torch.ones(1, 3, unet.config.cross_attention_dim)
+    outs = [net(*args, added_cond_kwargs=pooled).sample for net in (unet, tiny.models(family)["unet"])]
+    torch.testing.assert_close(*outs)  # heads and groups were found too
+    assert pipeline.tokenizer("!", padding="max_length").input_ids[-1] == (0 if family == "sd2" else tiny.PIECES - 1)
+    if family == "sdxl":
+        assert pipeline.tokenizer_2("!", padding="max_length").input_ids[-4:] == [0] * 4
+        assert pipeline.tokenizer_2.model_max_length == tiny.PLACES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_to_file_to_folder_is_exact(folders, path, family):
+    """Also where no shape would tell: other heads, another scale, another scheduler."""
+    folder = path.parent / "before"
+    shutil.copytree(folders[family], folder)
+    for name, more in (
+        ("unet/config.json", {"attention_head_dim": 2, "sample_size": 17, "_name_or_path": "/home/somebody/unet"}),
+        ("vae/config.json", {"scaling_factor": 0.5, "force_upcast": False}),
+        ("text_encoder/config.json", {"num_attention_heads": 4, "_name_or_path": "/home/somebody/text"}),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}),
+        ("model_index.json", {"scheduler": ["diffusers", "DDPMScheduler"]}),
+    ):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | more))
+    from_folder(folder, path, half=False)
+    assert b"somebody" not in path.read_bytes()
+    to_folder(path, path.parent / "after", tokenizer=folder / "tokenizer")
+    for one in sorted(p.relative_to(folder) for p in folder.rglob("*.json")):
+        a, b = (json.loads((root / one).read_text()) for root in (folder, path.parent / "after"))
+        assert {key: v for key, v in a.items() if key != "_name_or_path"} == b, one
+    for part in tiny.states(family):
+        assert same(read(folder, part)[0], read(path.parent / "after", part)[0])
+
+
+def test_diffusers_reads_a_file_of_ours_by_itself(folders, path):
+    from_folder(folders["sd1"], path, half=False)
+    with lean():
+        pipeline = StableDiffusionPipeline.from_single_file(path, config=str(folders["sd1"]), local_files_only=True)
+    for part, model in tiny.models("sd1").items():
+        assert same(getattr(pipeline, part).state_dict(), model.state_dict()), part
+
+
+def test_half_precision_halves_and_says_so_when_it_cannot(folders, path):
+    from_folder(folders["sd1"], path, half=True)
+    half = load_file(path)
+    assert all(v.dtype == torch.float16 and torch.equal(v, tiny.tensors("sd1")[key].half()) for key, v in half.items())
+    folder = path.parent / "large"
+    shutil.copytree(folders["sd1"], folder)
+    state, _ = read(folder, "vae")
+    save_file(state | {"quant_conv.bias": torch.full((8,), 1e6)}, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="vae.quant_conv.bias has values of 1e.06, too large"):
+        from_folder(folder, path, half=True)
+
+
+def test_the_same_folder_gives_the_same_bytes(folders, path):
+    for name in ("a", "b"):
+        from_folder(folders["sd1"], path.parent / name / path.name, half=True)
+    assert (path.parent / "a" / path.name).read_bytes() == (path.parent / "b" / path.name).read_bytes()
+
+
+def test_the_header_says_what_the_file_is(folders, path):
+    from_folder(folders["sd2"], path, half=True)
+    said = headers.read_header(path)["metadata"]
+    assert said["modelspec.architecture"] == "stable-diffusion-v2-768-v" and said["modelspec.prediction_type"] == "v"
+    assert said["modelspec.resolution"] == "768x768" and said["modelspec.title"] == "model" and said["format"] == "pt"
+
+
+def test_sharded_and_half_precision_folders_are_read(folders, path):
+    folder = path.parent / "sharded"
+    shutil.copytree(folders["sd1"], folder)
+    state, _ = read(folder, "unet")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    keys = sorted(state)
+    shards = {"one.safetensors": keys[:100], "two.safetensors": keys[100:]}
+    for name, own in shards.items():
+        save_file({key: state[key] for key in own}, folder / "unet" / name)
+    index = {"weight_map": {key: name for name, own in shards.items() for key in own}}
+    place = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    place.write_text(json.dumps(index))
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    vae.rename(vae.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    from_folder(folder, path, half=False)
+    assert same(load_file(path), tiny.tensors("sd1"))
+    place.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
+    with pytest.raises(UserError, match="weight_map of files beside it"):
+        from_folder(folder, path, half=False)
+
+
+def test_folders_that_are_not_bases_are_refused(folders, path):
+    with pytest.raises(UserError, match="no model_index.json"):
+        from_folder(path.parent, path, half=False)
+    with pytest.raises(UserError, match="written as .safetensors only"):
+        from_folder(folders["sd1"], path.with_suffix(".ckpt"), half=False)
+    folder = path.parent / "other"
+    shutil.copytree(folders["sd1"], folder)
+    unet = folder / "unet" / "config.json"
+    unet.write_text(json.dumps(json.loads(unet.read_text()) | {"in_channels": 9}))
+    with pytest.raises(UserError, match="is an inpainting model"):
+        from_folder(folder, path, half=False)
+    unet.write_text("[]")
+    with pytest.raises(UserError, match="no JSON object"):
+        from_folder(folder, path, half=False)
+    shutil.copy(folders["sd1"] / "unet" / "config.json", unet)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="has no .safetensors file"):
+        from_folder(folder, path, half=False)
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(UserError, match="is a FluxPipeline"):
+        from_folder(folder, path, half=False)
+    assert not path.exists()
+
+
+def test_prediction_is_what_the_caller_the_header_or_the_release_says(path):
+    def told(family, asked="", names=(), **metadata):
+        return released.prediction(family, {f"modelspec.{key}": value for key, value in metadata.items()}, names, asked)
+
+    assert (told("sd1"), told("sd2"), told("sdxl")) == ("epsilon", "v_prediction", "epsilon")
+    assert told("sd2", prediction_type="epsilon") == told("sd2", asked="epsilon", prediction_type="v") == "epsilon"
+    assert told("sd1", prediction_type="v") == told("sdxl", names=["v_pred"]) == "v_prediction"
+    with pytest.raises(UserError, match="prediction 'x' is unknown"):
+        told("sd1", asked="x")
+    to_folder(foreign(path, "sd2"), path.parent / "out", prediction="epsilon")
+    assert read(path.parent / "out", "unet")[1]["sample_size"] == 64
+    assert '"prediction_type": "epsilon"' in (path.parent / "out" / "scheduler" / "scheduler_config.json").read_text()
+
+
+def test_v_prediction_with_zero_snr_passes_through_the_marks_of_sdxl(folders, path):
+    folder = path.parent / "v"
+    shutil.copytree(folders["sdxl"], folder)
+    place = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(place.read_text()) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    place.write_text(json.dumps(config))
+    from_folder(folder, path, half=False)
+    plain = load_file(path)
+    assert {"v_pred", "ztsnr"} <= set(plain)
+    save_file(plain, path)  # without our header
+    to_folder(path, path.parent / "back", tokenizer=folder / "tokenizer")
+    found = json.loads((path.parent / "back" / "scheduler" / "scheduler_config.json").read_text())
+    assert found["prediction_type"] == "v_prediction" and found["rescale_betas_zero_snr"]
+    assert found["timestep_spacing"] == "trailing"
+
+
+@pytest.mark.parametrize(
+    "names, word",
+    [
+        ({"lora_unet_x.lora_down.weight": (4, 8)}, "is a LoRA"),
+        ({"emb_params": (2, 768)}, "textual-inversion embedding"),
+        ({"encoder.conv_in.weight": (8, 3, 3, 3), "decoder.conv_in.weight": (8, 4, 3, 3)}, "is a VAE alone"),
+        ({"conv_in.weight": (8, 4, 3, 3), "down_blocks.0.x": (1,)}, "is a U-Net alone"),
+        ({kinds.CONV_IN: (8, 4, 3, 3)}, "without a VAE"),
+        ({kinds.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,)}, "without a text encoder"),
+        ({kinds.CONV_IN: (8, 9, 3, 3)}, "is an inpainting model .9 input"),
+        ({kinds.CONV_IN: (8, 8, 3, 3)}, "InstructPix2Pix"),
+        ({kinds.CONV_IN: (8, 4, 3, 3), "edm_mean": (4,)}, "Playground"),
+        ({kinds.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,), "conditioner.embedders.0.model.x": (1,)}, "refiner"),
+        ({"model.diffusion_model.double_blocks.0.img_attn.proj.weight": (8, 8)}, "is a Flux model"),
+        ({"model.diffusion_model.joint_blocks.0.x": (8,)}, "is a Stable Diffusion 3"),
+        ({"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a ControlNet"),
+        ({"text_model.encoder.layers.0.self_attn.q_proj.weight": (8, 8, 1)}, "text encoder alone"),
+        ({"layers.0.weight": (8,)}, "layout unknown here: it has no model.diffusion_model.input_blocks.0.0.weight"),
+    ],
+    ids=str,
+)
+def test_other_files_are_refused_by_what_they_are(path, names, word):
+    save_file({name: torch.zeros(shape) for name, shape in names.items()}, path)
+    with pytest.raises(UserError, match=f"model.safetensors is .*{word.removeprefix('is ')}"):
+        to_folder(path, path.parent / "out")
+    assert not (path.parent / "out").exists()
+
+
+def test_a_pickle_and_a_folder_in_the_way_are_refused(path):
+    with pytest.raises(UserError, match="is a pickle"):
+        to_folder(path.with_suffix(".ckpt"), path.parent / "out")
+    with pytest.raises(UserError, match="is there already"):
+        to_folder(foreign(path, "sd1"), path.parent)
+
+
+def test_a_damaged_network_is_refused_and_nothing_is_left(path):
+    for name in ("input_blocks.1.0.in_layers.2.weight", "out.2.weight", "output_blocks.3.0.out_layers.3.bias"):
+        save_file({key: v for key, v in tiny.tensors("sd1").items() if not key.endswith(name)}, path)
+        with pytest.raises(UserError, match="model.safetensors"):
+            to_folder(path, path.parent / "out", tokenizer=tiny.vocabulary(path.parent / name))
+        assert not (path.parent / "out").exists()
+
+
+def test_without_a_tokenizer_the_message_says_where_to_put_it(path, monkeypatch):
+    monkeypatch.setattr(words, "HUB", "nobody/nothing")
+    save_file(tiny.tensors("sd1"), path)
+    with pytest.raises(UserError, match="Put its vocab.json and merges.txt into .*tokenizer"):
+        to_folder(path, path.parent / "out")
+
+
+def test_a_tokenizer_of_another_base_is_refused(path):
+    folder = tiny.vocabulary(path.parent / "more")
+    pieces = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(pieces | {"one more": len(pieces)}))
+    with pytest.raises(UserError, match="has 65 pieces, but the text_encoder of .* knows 64"):
+        to_folder(foreign(path, "sd1"), path.parent / "out", tokenizer=folder)
+
+
+def test_toyland_survives_the_way_through_one_file(tmp_path):
+    """A base of another shape: three blocks, heads of its own, a VAE without attention."""
+    toyland = Path(words.__file__).parents[1] / "toyland" / "weights"
+    from_folder(toyland, tmp_path / "toy.safetensors", half=False)
+    to_folder(tmp_path / "toy.safetensors", tmp_path / "toy", tokenizer=toyland / "tokenizer")
+    for part in ("unet", "vae", "text_encoder"):
+        before, after = read(toyland, part), read(tmp_path / "toy", part)
+        assert same(ldm.tidy(part, before[0]), after[0]) and before[1] == after[1]
