@@ -12,12 +12,12 @@ from PIL import Image, ImageFilter
 from personalize import doctor, photos, photosheet
 from personalize.commands import photos as command
 from personalize.doctor import NOTE, OK, WARNING, examine
-
-EXAMPLES = Path(__file__).parents[1] / "data_examples"
 from personalize.errors import UserError
 from personalize.terminal import Terminal
 from personalize.toyland import world
 from personalize.toyland.drawing import draw
+
+EXAMPLES = Path(__file__).parents[1] / "data_examples"
 
 
 def noise(seed, width=64, height=64):
