@@ -113,8 +113,10 @@ def measure(base: str, settings: list[str]) -> dict[str, int]:
     import peft  # noqa: F401
 
     from personalize.estimate import Rehearsal
+    from personalize.footprint import steady_heap
     from personalize.models import diffusion, sd  # noqa: F401
 
+    steady_heap()
     run = Rehearsal(*rehearsal(base, settings))
     before, peaks = status("VmRSS"), {}
     for name, phase in run.phases().items():

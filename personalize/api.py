@@ -17,14 +17,13 @@ DEFAULTS = Path(__file__).parent / "defaults.toml"
 
 
 def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:
-    """The whole recipe: defaults of the base and its first method, then the file, then the settings."""
+    """The whole recipe: defaults of the base and the method, an adapter before others; then the file, then the settings."""
     path = Path(recipe) if recipe else None
     asked = config.load(path, settings)
     kinds = config.read_toml(DEFAULTS)["toyland" if asked.base == "toyland" else "sd"]
-    method = asked.train.methods[0] if asked.train.methods else "full"
-    # An adapter without values of its own starts from LoRA's, anything else from those of full fine-tuning.
-    own = kinds.get(method) or kinds["lora" if method in config.ADAPTERS else "full"]
-    return config.load(path, settings, defaults=own)
+    adapts = set(asked.train.methods) & set(config.ADAPTERS)
+    method = "lora" if adapts else next(iter(asked.train.methods), "full")
+    return config.load(path, settings, defaults=kinds[method])
 
 
 def prior(
@@ -61,20 +60,14 @@ def train(
     from personalize.commands import prior as prior_command
     from personalize.commands import train as command
 
-    words = [class_word] if isinstance(class_word, str) else list(class_word)
-    full = resolve(recipe, [*settings, f"class_word={_listed(words)}"] if any(words) else settings)
-    if not full.class_word:
-        raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
-    sources = [photos] if len(full.class_word) == 1 else photos
+    full, sources = _asked(photos, class_word, recipe, settings)
     if prior_folder and len(full.class_word) > 1:
         raise UserError(
             f"--prior {prior_folder} is one folder of class pictures, but there are {len(full.class_word)} subjects."
         )
-    if isinstance(sources, str | Path):
-        raise UserError(f"{len(full.class_word)} subjects, {', '.join(full.class_word)}, need as many folders of photos.")
     model = _model(full, screen)
     folders = {}
-    if _draws_class_pictures(full):
+    if config.draws_class_pictures(full):
         command.check(model, sources, full)  # before the class pictures, which take longer
         for word in dict.fromkeys(full.class_word):
             drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
@@ -82,10 +75,17 @@ def train(
     return command.run(model, sources, full, priors=folders, runs=Path(runs), screen=screen)
 
 
-def _draws_class_pictures(full: Recipe) -> bool:
-    """Textual inversion needs none: the class prompt does not say the token, and nothing else changes."""
-    wanted = full.prior.count and full.train.prior_weight and full.prior.kind == "pictures"
-    return bool(wanted) and full.train.methods != ("textual-inversion",)
+def _asked(photos, class_word: str | Sequence[str], recipe: Path | str | None, settings: Sequence[str]) -> tuple[Recipe, list]:
+    """The recipe, and a source of photos for each subject."""
+    words = [class_word] if isinstance(class_word, str) else list(class_word)
+    full = resolve(recipe, [*settings, f"class_word={_listed(words)}"] if any(words) else settings)
+    if not full.class_word:
+        raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
+    if len(full.class_word) == 1:
+        return full, [photos]
+    if isinstance(photos, str | Path):
+        raise UserError(f"{len(full.class_word)} subjects, {', '.join(full.class_word)}, need as many folders of photos.")
+    return full, list(photos)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -157,6 +157,21 @@ def evaluate(
     own = prompts.TOYLAND if model.name == "toyland" else prompts.dreambench(subject["class"])
     templates = full.evaluate.prompts or own
     return command.run(model, folder, full, subject=subject, at=checkpoint, templates=templates, screen=screen)
+
+
+def plan(
+    photos: Path | str | Sequence[str],
+    *,
+    class_word: str | Sequence[str] = (),
+    recipe: Path | str | None = None,
+    settings: Sequence[str] = (),
+    screen: Terminal = SILENT,
+):
+    """Memory and time of `train`, before a weight is read -> PlanResult(peak, free, seconds, switch)."""
+    from personalize.commands import plan as command
+
+    full, sources = _asked(photos, class_word, recipe, settings)
+    return command.run(sources, full, screen=screen)
 
 
 def tokens(base: str = "toyland", *, limit: int = 20, settings: Sequence[str] = (), screen: Terminal = SILENT):

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from personalize.cli_options import Base, Checkpoint, Device, Json, Quiet, Runs, Set, settings_of, show
+from personalize.cli_options import (
+    Base,
+    Checkpoint,
+    Device,
+    Dtype,
+    Json,
+    Method,
+    Quiet,
+    RecipeFile,
+    Runs,
+    Set,
+    settings_of,
+    show,
+)
 from personalize.errors import UserError
 from personalize.terminal import Terminal
 
@@ -57,6 +70,29 @@ def photos(
     given = source[0] if len(source) == 1 else source
     result = command.run(given, size=size, out=out, crop=crop, screen=Terminal(quiet=quiet or as_json))
     show({"sheet": result.sheet, "findings": [asdict(finding) for finding in result.findings]}, "sheet", as_json)
+
+
+@app.command()
+def plan(
+    photos: Annotated[list[str], typer.Argument(help="A folder, files, or hf:owner/name/config.")],
+    class_word: Annotated[list[str], typer.Option("--class", help="What the subject is, such as dog.")] = [],
+    method: Annotated[list[Method], typer.Option(help="Which parameters train; may be given twice.")] = [],
+    base: Base = "", recipe: RecipeFile = None, set_: Set = [], device: Device = "", dtype: Dtype = "",
+    quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """Memory and time of a training run on this machine, before it begins; status 1 where it does not fit."""
+    from personalize import api
+
+    named = {"base": base, "device": device, "dtype": dtype, "train.methods": method, "class_word": class_word}
+    source = photos[0] if len(photos) == 1 else photos
+    screen = Terminal(quiet=quiet or as_json)
+    result = api.plan(source, recipe=recipe, settings=settings_of(set_, named), screen=screen)
+    if result.fits:
+        line = f"it fits: {result.peak / 1e9:.2f} of {result.free / 1e9:.2f} GB"
+    else:
+        line = f"it does not fit; next: {result.switch or 'nothing helps here'}"
+    show(vars(result) | {"fits": result.fits, "line": line}, "line", as_json)
+    raise typer.Exit(not result.fits)
 
 
 @app.command()

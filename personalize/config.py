@@ -158,6 +158,12 @@ SETTINGS: dict[str, Setting] = {s.key: s for s in walk(Recipe)}
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Recipe) if is_dataclass(f.type)}
 
 
+def draws_class_pictures(recipe: Recipe) -> bool:
+    """Textual inversion needs none: the class prompt does not say the token, and nothing else changes."""
+    wanted = recipe.prior.count and recipe.train.prior_weight and recipe.prior.kind == "pictures"
+    return bool(wanted) and recipe.train.methods != ("textual-inversion",)
+
+
 def load(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping | None = None) -> Recipe:
     """The recipe from nested `defaults` of a base, then a TOML file, then "dotted.key=value" texts; later wins.
 

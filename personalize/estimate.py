@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from personalize import latent, methods, models, trainset
-from personalize.config import Recipe
+from personalize.config import Recipe, draws_class_pictures
 from personalize.core.guidance import GUIDANCE
 from personalize.engine import Engine
 from personalize.footprint import Counter, Footprint, footprint, outline
@@ -32,8 +32,8 @@ class Rehearsal:
     average: list[torch.Tensor] = field(default_factory=list)
 
     def phases(self) -> dict[str, Callable[[Counter | None], None]]:
-        """load; prior: drawing class pictures; attach; cache; probe: a step without optimizer; first; step; sample."""
-        steps = {"load": self.load, "prior": self.prior, "attach": self.attach, "cache": self.cache, "probe": self.probe}
+        """load; prior: drawing class pictures; attach; cache; first: a step that makes the optimizer's state; step; sample."""
+        steps = {"load": self.load, "prior": self.prior, "attach": self.attach, "cache": self.cache}
         steps |= {"first": self.step, "step": self.step, "sample": self.sample}
         if not draws_class_pictures(self.recipe):
             del steps["prior"]
@@ -62,13 +62,9 @@ class Rehearsal:
             priors = {subject.class_word: torch.zeros(shape) for subject in self.known}
         self.data = trainset.build(self.model, self.recipe, self.known, priors=priors, text_trains=text_trains)
         self.model.decode_latents(torch.zeros(1, *self.data.at(0).z0.shape[1:]))
-
-    def probe(self, counter: Counter | None) -> None:
         self.engine = Engine(self.model, self.recipe, self.groups)
         if counter is not None:
             counter.watch(self.engine.optimizer)
-        self.engine.backward(self.data.at(0))
-        self.engine.optimizer.zero_grad(set_to_none=True)
         self.model.release(vae=self.data.seen is not None, texts=self.data.texts is not None)
         if self.recipe.train.ema:
             self.average = [p.detach().clone() for p in self.engine.params]
@@ -94,12 +90,6 @@ class Rehearsal:
         with torch.autocast(z.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
             guided(z, 1)
         self.model.decode_latents(z)
-
-
-def draws_class_pictures(recipe: Recipe) -> bool:
-    """Textual inversion needs none: the class prompt does not say the token, and nothing else changes."""
-    wanted = recipe.prior.count and recipe.train.prior_weight and recipe.prior.kind == "pictures"
-    return bool(wanted) and recipe.train.methods != ("textual-inversion",)
 
 
 def rehearse(recipe: Recipe, known: list[Subject]) -> Footprint:

@@ -25,7 +25,7 @@ LAYERS = [
     {"bundle", "hub"},
     {"trainset", "priorset", "scoring"},
     {"plan", "footprint"},
-    {"estimate"},
+    {"estimate", "pace"},
     {"runlog"},
     {"commands"},
     {"api", "cli_options"},

@@ -236,6 +236,13 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+def test_autocast_does_not_reach_the_vae(model):
+    images, z0 = noise(1, 3, 32, 32).clamp(-1, 1), noise(1, 4, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.encode_images(images)[0], model.decode_latents(z0)
+    assert torch.equal(found[0], model.encode_images(images)[0]) and torch.equal(found[1], model.decode_latents(z0))
+
+
 def test_a_vae_that_works_on_one_picture_at_a_time_gives_the_same(model, tiny_sd):
     sliced = models.load(str(tiny_sd), device="cpu", vae="sliced", say=ignore)
     assert sliced.vae.use_slicing and not model.vae.use_slicing

@@ -90,9 +90,10 @@ def run(
         data = trainset.build(model, recipe, known, priors=pictures, text_trains=text_trains)
         run = Run(folder, data, engine.Engine(model, recipe, groups), [], manifest, writes)
         own = priorset.pictures(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
-        for line in plan.words(data, run.engine, prior_pictures=own):
-            screen.say(line)
+        shown = plan.representable(data, own)
         model.release(vae=data.seen is not None, texts=data.texts is not None)
+        for line in [*plan.words(data, run.engine), *shown]:
+            screen.say(line)
         rundir.require_free_disk(folder, _disk_bytes(run))
         return _train(run, screen)
 

@@ -44,6 +44,8 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (model.folder / part).is_dir():
             shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
+            if part in model.tokenizers:
+                _load_in_float32(folder / part / "config.json")
         else:
             index[part] = [None, None]
     write_json(folder / "model_index.json", index)
@@ -68,6 +70,13 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
 
 def _trained(model: LatentModel, recipe: Recipe) -> dict[str, nn.Module]:
     return {"unet": model.unet, **(model.text_encoders if recipe.train.text_encoder else {})}
+
+
+def _load_in_float32(path: Path) -> None:
+    """transformers loads a text encoder in the dtype of its config, which must be that of the U-Net that trained."""
+    config = read_json(path)
+    path.unlink()  # it is a link to the base's
+    write_json(path, {**config, "dtype": "float32"})
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -84,14 +84,16 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
+        with torch.autocast(self.device.type, enabled=False):  # half precision is for the U-Net
+            posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         return (posterior.mean - shift) * scale, posterior.std * scale
 
     @torch.no_grad()
     def decode_latents(self, z0: Tensor) -> Tensor:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        return self.vae.decode(z0.to(self.device, torch.float32) / scale + shift).sample.clamp(-1, 1)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.vae.decode(z0.to(self.device, torch.float32) / scale + shift).sample.clamp(-1, 1)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         return self.family.encode(self, prompts)
