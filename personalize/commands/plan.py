@@ -1,0 +1,97 @@
+"""`personalize plan`: memory and time of a training run on this machine, before a weight is read; and what to turn."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from personalize import estimate, methods, pace, subjects
+from personalize.config import Recipe
+from personalize.errors import UserError
+from personalize.footprint import Footprint
+from personalize.models import devices
+from personalize.plan import duration
+from personalize.subjects import Subject
+from personalize.terminal import SILENT, Terminal
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """peak, free: bytes; seconds: of all training steps; switch: the first setting with which it fits, or ""."""
+
+    peak: int
+    free: int
+    seconds: float
+    switch: str
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.free
+
+
+def run(sources: Sequence, recipe: Recipe, *, screen: Terminal = SILENT) -> PlanResult:
+    """Counts a run of the recipe on these photos. UserError as `train` would give, but for the photos' size."""
+    methods.check(
+        recipe.train.methods, quantize=recipe.train.quantize, text_encoder=recipe.train.text_encoder, lora=recipe.lora
+    )
+    known = _subjects(sources, recipe)
+    device = devices.choose(recipe.device)
+    recipe = dataclasses.replace(recipe, token=tuple(subject.token for subject in known))
+    counted, free = estimate.rehearse(recipe, known), pace.free_bytes(device)
+    speed = pace.measure(device, devices.dtype_for(device, recipe.dtype, screen.say))
+    seconds = speed.seconds(counted.phases["step"].work) * recipe.train.steps
+    screen.say(f"memory: {counted.words()}")
+    screen.say(f"free on {device}: {free / 1e9:.2f} GB")
+    screen.say(f"training: about {duration(seconds)} for {recipe.train.steps} steps, right to a factor of two")
+    switch = "" if counted.peak <= free else _fitting(recipe, known, free, screen)
+    return PlanResult(counted.peak, free, seconds, switch)
+
+
+def switches(recipe: Recipe) -> Iterator[tuple[str, dict]]:
+    """What saves memory, in the order of what it costs: (as for --set, values of train)."""
+    train = recipe.train
+    adapters = set(train.methods) & set(methods.ADAPTERS)
+    if not train.gradient_checkpointing:
+        yield "train.gradient_checkpointing=true", {"gradient_checkpointing": True}
+    if train.optimizer == "adamw" and not adapters:
+        yield "train.optimizer=adamw8bit", {"optimizer": "adamw8bit"}
+    pictures = train.batch + (train.prior_batch or train.batch)
+    if train.accumulate < pictures:
+        yield f"train.accumulate={pictures}", {"accumulate": pictures}
+    if train.ema:
+        yield "train.ema=0", {"ema": 0.0}
+    if adapters and not train.quantize:
+        yield "train.quantize=8bit", {"quantize": "8bit"}
+    if adapters and train.quantize != "4bit":
+        yield "train.quantize=4bit", {"quantize": "4bit"}
+    if "full" in train.methods:
+        yield "train.methods=lora", {"methods": ("lora",), "optimizer": "adamw"}
+
+
+def _fitting(recipe: Recipe, known: list[Subject], free: int, screen: Terminal) -> str:
+    """Turns one switch after the other until the run fits; says what each gives."""
+    turned, train = [], recipe.train
+    for name, values in switches(recipe):
+        train = dataclasses.replace(train, **values)
+        counted = _counted(dataclasses.replace(recipe, train=train), known)
+        if counted is None:
+            continue
+        turned.append(name)
+        screen.say(f"with {' '.join(f'--set {one}' for one in turned)}: {counted.peak / 1e9:.2f} GB")
+        if counted.peak <= free:
+            return " ".join(turned)
+    screen.say("it fits with none of these: use a smaller photos.size, or a device with more memory")
+    return ""
+
+
+def _counted(recipe: Recipe, known: list[Subject]) -> Footprint | None:
+    try:
+        return estimate.rehearse(recipe, known)
+    except UserError:  # a switch that this method does not have
+        return None
+
+
+def _subjects(sources: Sequence, recipe: Recipe) -> list[Subject]:
+    count = len(recipe.class_word)
+    tokens = recipe.token or tuple(f"<subject-{i}>" for i in range(count))  # any will do: nothing is read of it
+    known, _ = subjects.load(sources, recipe, tokens=tokens, size=1)
+    return known

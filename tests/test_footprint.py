@@ -1,0 +1,197 @@
+"""The count of memory and work: what fake tensors say is what real ones do, and what a process takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from personalize import config
+from personalize.estimate import Rehearsal, rehearse
+from personalize.footprint import RUNTIME, Counted, Counter, Footprint, Work, counting, footprint, outline
+from personalize.photos import load
+from personalize.subjects import Subject
+
+ROOT = Path(__file__).parents[1]
+EXTRA = {"textual-inversion": ["token=<zqv>"], "custom-diffusion": ["token=<zqv>"]}
+
+
+def rehearsal(base, photos, *settings, device="cpu", dtype="float32"):
+    """Recipe and subject of a run on four photos."""
+    texts = [f"base={base}", "class_word=dog", "token=zqv", f"device={device}", f"dtype={dtype}", "prior.count=0", *settings]
+    recipe = config.load(None, texts)
+    return recipe, [Subject(recipe.token[0], "dog", load(photos, min_size=32)[0][:4])]
+
+
+def really(recipe, known) -> Footprint:
+    """`rehearse` with real weights and real numbers."""
+    counted = {}
+    with Counter(recipe.device) as counter:
+        for name, run in Rehearsal(recipe, known).phases().items():
+            counter.label = "weights" if name in ("load", "attach") else "activations"
+            run(counter)
+            counted[name] = counter.lap()
+    return Footprint(recipe.device, counted)
+
+
+def beside_weights(counted: Counted) -> int:
+    return counted.peak - counted.parts["weights"]
+
+
+def test_a_storage_is_counted_once_while_it_lives():
+    with Counter() as counter:
+        x = torch.zeros(1000)
+        views = x.view(10, 100), x[5:], x.t()
+        assert counter.now.total() == 4000
+        y = x + 1
+        del x
+        assert counter.now.total() == 8000, "a view keeps its storage alive"
+        del views
+        assert counter.now.total() == 4000
+        y.add_(1)
+        counted = counter.lap()
+    assert (counted.peak, counted.end) == (8000, 4000)
+
+
+def test_the_parts_of_a_step_are_told_apart():
+    with counting() as counter:
+        layer = nn.Linear(100, 100, bias=False)
+        optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+        counter.watch(optimizer)
+        counter.label = "activations"
+        for _ in range(2):
+            layer(torch.zeros(50, 100)).square().sum().backward()
+            counter.lap()
+            optimizer.step()
+            counted = counter.lap()
+            optimizer.zero_grad(set_to_none=True)
+    assert counted.parts["weights"] == counted.parts["gradients"] == 40_000
+    assert counted.parts["optimizer"] == 80_004, "two moments and the count of steps"
+
+
+def test_a_kept_view_of_a_convolution_needs_its_kernels_copies():
+    with counting() as counter:
+        x, w = torch.zeros(1, 8, 16, 16), torch.zeros(4, 8, 3, 3)
+        torch.conv2d(x, w, padding=1)
+        counted = counter.lap()
+    assert counted.peak == 2 * (x.nbytes + w.nbytes) + 4 * 16 * 16 * 4
+
+
+def test_flops_are_torchs_own_and_attention_on_the_cpu_is_among_them():
+    def run():
+        q = torch.zeros(2, 4, 64, 16, requires_grad=True)
+        nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+        a = nn.functional.conv2d(torch.zeros(1, 8, 16, 16), torch.zeros(4, 8, 3, 3, requires_grad=True))
+        (a.flatten(2) @ torch.zeros(196, 3)).sum().backward()
+
+    with FlopCounterMode(display=False) as torchs:
+        run()
+    with counting() as counter:
+        run()
+    one = 2 * 2 * 4 * 64 * 64 * 16  # a product of attention: 2 forward, 5 backward
+    assert counter.lap().work.flops == torchs.get_total_flops() + 7 * one
+
+
+def test_numbers_that_are_asked_for_let_a_step_go_on():
+    with counting():
+        assert bool(torch.zeros(3).isfinite().all()) and int(torch.ones(3, dtype=torch.long).sum()) == 1
+        assert torch.zeros(()).item() == 0.0, "no infinite gradient was found"
+
+
+def test_a_fake_network_changes_its_type_and_what_it_takes():
+    with counting() as counter:
+        layer = nn.Linear(100, 100)
+        kept = layer.weight
+        layer.to(torch.bfloat16)
+        assert layer.weight is kept and kept.dtype == torch.bfloat16
+        assert counter.now.total() == 2 * 10_100
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora", "textual-inversion"])
+def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, method, checkpointing):
+    settings = [f"train.methods={method}", f"train.gradient_checkpointing={str(checkpointing).lower()}", *EXTRA.get(method, [])]
+    run = rehearsal(tiny_sd, photos, *settings)
+    fake, real = rehearse(*run), really(*run)
+    for name in ("cache", "probe", "first", "step"):
+        a, b = fake.phases[name], real.phases[name]
+        assert beside_weights(a) == pytest.approx(beside_weights(b), rel=0.01), name  # weights that are read are not seen
+        assert a.work.flops == b.work.flops, name
+
+
+@pytest.mark.parametrize("method", config.METHODS)
+def test_every_method_can_be_rehearsed(tiny_sd, photos, method):
+    counted = rehearse(*rehearsal(tiny_sd, photos, f"train.methods={method}", *EXTRA.get(method, [])))
+    assert counted.phases["step"].work.flops > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.text_encoder=true"],
+        ["train.accumulate=2", "train.batch=2"],
+        ["train.optimizer=adamw8bit"],
+        ["train.ema=0.99"],
+        ["dtype=bfloat16"],
+        ["photos.crop=random", "photos.flip=true"],
+        ["prior.count=5"],
+        ["prior.count=5", "prior.kind=predictions"],
+        ["train.sample_every=10"],
+        ["vae=tiled"],
+        ["train.methods=lora", "train.quantize=8bit"],
+        ["train.methods=lora", "train.quantize=4bit"],
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_run_can_be_rehearsed(tiny_sd, photos, settings):
+    assert rehearse(*rehearsal(tiny_sd, photos, *settings)).peak > RUNTIME["cpu"]
+
+
+def step(base, photos, *settings) -> Counted:
+    return rehearse(*rehearsal(base, photos, *settings)).phases["step"]
+
+
+def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
+    plain = step(tiny_sd, photos, "train.batch=4")
+    again = step(tiny_sd, photos, "train.batch=4", "train.gradient_checkpointing=true")
+    assert again.parts["activations"] < 0.8 * plain.parts["activations"] and again.work.flops > 1.1 * plain.work.flops
+    parts = step(tiny_sd, photos, "train.batch=4", "train.accumulate=4")
+    assert parts.parts["activations"] < 0.5 * plain.parts["activations"] and parts.work.flops == plain.work.flops
+    assert step(tiny_sd, photos, "train.methods=lora").end < step(tiny_sd, photos).end / 2
+
+
+def test_a_rehearsal_moves_no_randomness(tiny_sd, photos):
+    before = torch.get_rng_state()
+    rehearse(*rehearsal(tiny_sd, photos))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_outline_is_the_network_that_would_be_loaded(tiny_sd):
+    from diffusers import UNet2DConditionModel
+
+    with counting():
+        fake = outline(UNet2DConditionModel, tiny_sd, "unet", torch.bfloat16)
+        shapes = {k: (v.shape, v.dtype, v.requires_grad) for k, v in fake.named_parameters()}
+    real = UNet2DConditionModel.from_pretrained(tiny_sd / "unet", torch_dtype=torch.bfloat16)
+    assert shapes == {k: (v.shape, v.dtype, False) for k, v in real.named_parameters()}
+
+
+def in_child(what, name, folder, settings=()) -> dict:
+    """A case of benchmarks.memory."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", what, str(folder or name), *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's peak of a process")
+
+
+@linux
+@pytest.mark.parametrize("settings", [[], ["train.methods=lora"]], ids=["full and text encoder", "lora"])
+def test_toyland_takes_what_was_estimated_within_20_percent(settings):
+    estimated, measured = (in_child(what, "toyland", None, settings)["peak"] for what in ("estimate", "measure"))
+    assert estimated == pytest.approx(measured, rel=0.2)
