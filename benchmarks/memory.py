@@ -92,7 +92,7 @@ def filled(make: Callable):
     return network
 
 
-def rehearsal(base: str, settings: list[str]):
+def case(base: str, settings: list[str]):
     """The recipe of a case and its subject: two photos at the size of the base, four for small ones."""
     from personalize import api, photos
     from personalize.crops import Photo
@@ -108,24 +108,35 @@ def rehearsal(base: str, settings: list[str]):
 
 
 def measure(base: str, settings: list[str]) -> dict[str, int]:
-    """Bytes of memory at most in each phase of a real run in this process, above those after imports."""
+    """Bytes at most in each phase of a real run in this process: above those after imports, or of torch's on a GPU."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
+    import torch
 
     from personalize.estimate import Rehearsal
     from personalize.footprint import steady_heap
     from personalize.models import diffusion, sd  # noqa: F401
 
     steady_heap()
-    run = Rehearsal(*rehearsal(base, settings))
-    before, peaks = status("VmRSS"), {}
+    run = Rehearsal(*case(base, settings))
+    on_gpu, before, peaks = run.recipe.device == "cuda", status("VmRSS"), {}
     for name, phase in run.phases().items():
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        restart(on_gpu)
         began = time.monotonic()
         phase(None)
-        peaks[name] = status("VmHWM") - before
+        peaks[name] = torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM") - before
         print(f"  {name} {peaks[name] / 1e9:.2f} GB, {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     return peaks
+
+
+def restart(on_gpu: bool) -> None:
+    """From here on the peak is a new one."""
+    import torch
+
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def status(field: str) -> int:
@@ -147,7 +158,7 @@ def in_child(what: str, base: str, settings: list[str]) -> dict[str, int]:
         return {**peaks, "peak": max(peaks.values())}
     from personalize.estimate import rehearse
 
-    counted = rehearse(*rehearsal(base, settings))
+    counted = rehearse(*case(base, settings))
     return {**{name: phase.peak for name, phase in counted.phases.items()}, "peak": counted.peak}
 
 

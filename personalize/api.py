@@ -1,4 +1,4 @@
-"""The four jobs as functions. The commands of the terminal are thin callers of these.
+"""The jobs as functions. The commands of the terminal are thin callers of these.
 
 `recipe` is a TOML file, `settings` are texts such as "train.steps=400"; both are checked as in the terminal.
 """
@@ -57,6 +57,7 @@ def train(
 
     Several class words: as many folders of photos, each a subject with a token of its own.
     """
+    from personalize import processes
     from personalize.commands import prior as prior_command
     from personalize.commands import train as command
 
@@ -66,13 +67,14 @@ def train(
             f"--prior {prior_folder} is one folder of class pictures, but there are {len(full.class_word)} subjects."
         )
     model = _model(full, screen)
-    folders = {}
-    if config.draws_class_pictures(full):
-        command.check(model, sources, full)  # before the class pictures, which take longer
-        for word in dict.fromkeys(full.class_word):
-            drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
-            folders[word] = drawn.folder
-    return command.run(model, sources, full, priors=folders, runs=Path(runs), screen=screen)
+    with processes.joined(model.device):
+        folders = {}
+        if config.draws_class_pictures(full):
+            command.check(model, sources, full)  # before the class pictures, which take longer
+            for word in dict.fromkeys(full.class_word):
+                drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
+                folders[word] = processes.from_first(drawn.folder)
+        return command.run(model, sources, full, priors=folders, runs=Path(runs), screen=screen)
 
 
 def _asked(photos, class_word: str | Sequence[str], recipe: Path | str | None, settings: Sequence[str]) -> tuple[Recipe, list]:

@@ -9,11 +9,12 @@ from unittest.mock import patch
 
 import torch
 
-from personalize import latent, methods, models, trainset
+from personalize import latent, methods, models, outline, trainset
 from personalize.config import Recipe, draws_class_pictures
 from personalize.core.guidance import GUIDANCE
 from personalize.engine import Engine
-from personalize.footprint import Counter, Footprint, footprint, outline
+from personalize.footprint import Counter, Footprint, footprint
+from personalize.methods import quantized
 from personalize.models import devices, parts
 from personalize.models.base import LatentModel
 from personalize.subjects import Subject
@@ -95,5 +96,5 @@ class Rehearsal:
 def rehearse(recipe: Recipe, known: list[Subject]) -> Footprint:
     """What a run of the recipe on these photos takes of its device. UserError as from the run itself."""
     device = devices.choose(recipe.device).type
-    with patch.object(parts, "network", outline):
+    with patch.object(parts, "network", outline.network), patch.object(quantized, "quantize", outline.quantize):
         return footprint(Rehearsal(recipe, known).phases(), device=device)

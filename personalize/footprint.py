@@ -5,13 +5,14 @@ recomputed activations, another attention kernel) is counted as it is, within se
 """
 
 import ctypes
+import gc
 import sys
 import weakref
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -21,13 +22,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from personalize.files import read_json
-
 aten = torch.ops.aten
 # Bytes that a run takes beside its tensors. CPU: pages of the libraries' code and small blocks, measured 40 to 110 MB once
 # the heap is steady. CUDA: workspaces of cuBLAS, which live in torch's memory; the context, half a GB, is not in it.
 RUNTIME = {"cpu": 60_000_000, "cuda": 70_000_000}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_PRESENT: ContextVar["Counter"] = ContextVar("counter")
 ANSWERS = {torch.bool: True, torch.int64: 1, torch.int32: 1, torch.uint8: 1}
 
 
@@ -85,6 +85,7 @@ def footprint(phases: Mapping[str, Callable[["Counter"], object]], *, device: st
         for name, run in phases.items():
             counter.label = "weights" if name in ("load", "attach") else "activations"
             run(counter)
+            gc.collect()  # modules lie in cycles
             counted[name] = counter.lap()
     return Footprint(device, counted)
 
@@ -106,15 +107,16 @@ def counting(device: str = "cpu") -> Iterator["Counter"]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "_apply", _apply), Counter(device) as counter:
-        yield counter
+        before = _PRESENT.set(counter)
+        try:
+            yield counter
+        finally:
+            _PRESENT.reset(before)
 
 
-def outline(kind, folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
-    """Inside `counting`, for `models.parts.network`: the network that the config in folder/part describes, frozen."""
-    config = read_json(folder / part / "config.json")
-    with _default(dtype):
-        module = kind(kind.config_class(**config)) if hasattr(kind, "config_class") else kind.from_config(config)
-    return module.eval().requires_grad_(False)
+def present() -> "Counter":
+    """The counter of the `counting` that this runs in."""
+    return _PRESENT.get()
 
 
 class Counter(TorchDispatchMode):
@@ -129,6 +131,8 @@ class Counter(TorchDispatchMode):
         self.device, self.label = device, "weights"
         self.now, self.peak, self.work = Tally(), Tally(), Tally()
         self._live: dict[int, tuple[str, int]] = {}
+        self._unread: set[int] = set()
+        self._mapping = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -136,15 +140,22 @@ class Counter(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and _is_fake(args[0]):
             return ANSWERS.get(args[0].dtype, 0.0)
+        moves = not (func.is_view or func is aten._unsafe_view.default)
+        used = _tensors((args, kwargs)) if moves else []
+        self._read(used)
         before = self.now.copy()
         out = func(*args, **kwargs)
-        made = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-        for tensor in made:
-            self._see(tensor)
-        if func in SCRATCH and self.device == args[0].device.type == "cpu":
-            self._reach(before, SCRATCH[func](made, *args))
-        if not (func.is_view or func is aten._unsafe_view.default):
-            self._add_work(func, args, kwargs, made, out)
+        made = _tensors(out)
+        self.see(made)
+        scratch = SCRATCH.get(func._schema.name)
+        if scratch and self.device == used[0].device.type == "cpu":
+            self._reach(before, scratch(made, *args))
+        if moves:
+            self.work["calls"] += 1
+            if count := FLOPS.get(func._overloadpacket):
+                self.work["flops"] += count(*args, **kwargs, out_val=out)
+            else:
+                self.work["moved"] += sum(t.nbytes for t in used + made)
         return out
 
     def watch(self, optimizer: Optimizer) -> None:
@@ -168,16 +179,39 @@ class Counter(TorchDispatchMode):
         self.peak, self.work = self.now.copy(), Tally()
         return counted
 
-    def _see(self, tensor: Tensor) -> None:
-        if tensor.device.type != self.device or tensor.layout != torch.strided:
+    @contextmanager
+    def mapping(self) -> Iterator[None]:
+        """What is made inside lies in a mapped file: it takes memory from when it is first used."""
+        self._mapping = True
+        try:
+            yield
+        finally:
+            self._mapping = False
+
+    def see(self, tensors: Iterable[Tensor]) -> None:
+        """Count these from here on, under the present label."""
+        for tensor in tensors:
+            if tensor.device.type != self.device or tensor.layout != torch.strided:
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self._live:
+                self._live[key] = self.label, storage.nbytes()
+                weakref.finalize(storage, self._free, key)
+                self._unread.add(key)
+                if not self._mapping:
+                    self._read([tensor])
+
+    def _read(self, tensors: list[Tensor]) -> None:
+        if self._mapping or not self._unread:
             return
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._live:
-            self._live[key] = self.label, storage.nbytes()
-            weakref.finalize(storage, self._free, key)
-            self.now[self.label] += storage.nbytes()
-            self._reach(self.now, 0)
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else None
+            if key in self._unread:
+                self._unread.remove(key)
+                label, size = self._live[key]
+                self.now[label] += size
+                self._reach(self.now, 0)
 
     def _reach(self, held: Tally, more: int) -> None:
         if held.total() + more > self.peak.total():
@@ -185,7 +219,10 @@ class Counter(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         label, size = self._live.pop(key)
-        self.now[label] -= size
+        if key in self._unread:
+            self._unread.remove(key)
+        else:
+            self.now[label] -= size
 
     def _rename(self, tensor: Tensor, label: str) -> None:
         key = tensor.untyped_storage()._cdata
@@ -195,13 +232,9 @@ class Counter(TorchDispatchMode):
             self.now[old] -= size
             self.now[label] += size
 
-    def _add_work(self, func, args, kwargs, made: list[Tensor], out) -> None:
-        self.work["calls"] += 1
-        if count := FLOPS.get(func._overloadpacket):
-            self.work["flops"] += count(*args, **kwargs, out_val=out)
-        else:
-            read = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.work["moved"] += sum(t.nbytes for t in read + made)
+
+def _tensors(tree) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _is_fake(tensor: Tensor) -> bool:
@@ -238,8 +271,17 @@ def _convolution_backward(made: list[Tensor], grad: Tensor, x: Tensor, weight: T
     return max(first, second)
 
 
-# What the CPU's kernels hold beside their arguments; measured at seven shapes of Stable Diffusion's, AVX-512.
-SCRATCH = {aten.convolution.default: _convolution, aten.convolution_backward.default: _convolution_backward}
+def _adam8bit(made: list[Tensor], name: str, grad: Tensor, *_) -> int:
+    """bitsandbytes on a CPU unpacks both moments, and computes with four copies more."""
+    return 6 * 4 * grad.numel()
+
+
+# What the CPU's kernels hold beside their arguments; oneDNN's measured at seven shapes of Stable Diffusion, AVX-512.
+SCRATCH = {
+    "aten::convolution": _convolution,
+    "aten::convolution_backward": _convolution_backward,
+    "bitsandbytes::optimizer_update_8bit_blockwise": _adam8bit,
+}
 
 
 def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -251,13 +293,3 @@ def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = Tr
             p.data = fn(p.data)
     module._buffers.update({name: None if b is None else fn(b) for name, b in module._buffers.items()})
     return module
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -4,7 +4,8 @@ Each takes its rows of every global batch, and gradients are summed, so that the
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
@@ -22,20 +23,22 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join(device: torch.device) -> None:
-    """Meets the other processes, over NCCL for GPUs and gloo otherwise. UserError for what cannot work."""
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Inside this the processes know each other, over NCCL for GPUs and gloo otherwise. UserError for what cannot work."""
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
                 f"{name} shards the weights over processes, which train does not do. Start it with plain "
                 "`accelerate launch --multi_gpu`; to save memory: train.optimizer=adamw8bit, train.gradient_checkpointing=true."
             )
-    if world() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-
-def leave() -> None:
-    if distributed.is_initialized():
+    if world() == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:  # its threads must end before Python does
         distributed.destroy_process_group()
 
 

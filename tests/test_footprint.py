@@ -1,5 +1,6 @@
 """The count of memory and work: what fake tensors say is what real ones do, and what a process takes."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from personalize import config
+from benchmarks import memory
+from personalize import config, outline
 from personalize.estimate import Rehearsal, rehearse
-from personalize.footprint import RUNTIME, Counted, Counter, Footprint, Work, counting, footprint, outline
+from personalize.footprint import RUNTIME, Counted, Counter, Footprint, counting
 from personalize.photos import load
 from personalize.subjects import Subject
 
@@ -20,7 +22,14 @@ ROOT = Path(__file__).parents[1]
 EXTRA = {"textual-inversion": ["token=<zqv>"], "custom-diffusion": ["token=<zqv>"]}
 
 
-def rehearsal(base, photos, *settings, device="cpu", dtype="float32"):
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Else the warnings that these imports log are kept by pytest, with the frames and networks of who imported them."""
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+
+
+def case(base, photos, *settings, device="cpu", dtype="float32"):
     """Recipe and subject of a run on four photos."""
     texts = [f"base={base}", "class_word=dog", "token=zqv", f"device={device}", f"dtype={dtype}", "prior.count=0", *settings]
     recipe = config.load(None, texts)
@@ -29,17 +38,16 @@ def rehearsal(base, photos, *settings, device="cpu", dtype="float32"):
 
 def really(recipe, known) -> Footprint:
     """`rehearse` with real weights and real numbers."""
-    counted = {}
+    counted, rehearsal = {}, Rehearsal(recipe, known)
     with Counter(recipe.device) as counter:
-        for name, run in Rehearsal(recipe, known).phases().items():
+        for name, run in rehearsal.phases().items():
             counter.label = "weights" if name in ("load", "attach") else "activations"
             run(counter)
+            if name == "load":  # the files' own storages, which torch does not make
+                counter.see(p for m in (*rehearsal.model.networks.values(), rehearsal.model.vae) for p in m.parameters())
+            gc.collect()
             counted[name] = counter.lap()
     return Footprint(recipe.device, counted)
-
-
-def beside_weights(counted: Counted) -> int:
-    return counted.peak - counted.parts["weights"]
 
 
 def test_a_storage_is_counted_once_while_it_lives():
@@ -111,21 +119,33 @@ def test_a_fake_network_changes_its_type_and_what_it_takes():
         assert counter.now.total() == 2 * 10_100
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["full", "lora", "textual-inversion"])
-def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, method, checkpointing):
-    settings = [f"train.methods={method}", f"train.gradient_checkpointing={str(checkpointing).lower()}", *EXTRA.get(method, [])]
-    run = rehearsal(tiny_sd, photos, *settings)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.text_encoder=true"],
+        ["train.gradient_checkpointing=true", "train.batch=2", "train.accumulate=2"],
+        ["train.methods=lora", "train.ema=0.9"],
+        ["train.methods=textual-inversion", "token=<zqv>", "train.gradient_checkpointing=true"],
+        ["train.methods=lora", "train.quantize=8bit"],
+        ["train.methods=lora", "train.quantize=4bit"],
+    ],
+    ids=" ".join,
+)
+def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, settings):
+    run = case(tiny_sd, photos, *settings)
     fake, real = rehearse(*run), really(*run)
-    for name in ("cache", "probe", "first", "step"):
+    for name in ("first", "step"):
         a, b = fake.phases[name], real.phases[name]
-        assert beside_weights(a) == pytest.approx(beside_weights(b), rel=0.01), name  # weights that are read are not seen
-        assert a.work.flops == b.work.flops, name
+        for part in (a.parts | b.parts).keys() - {"weights"}:
+            assert a.parts.get(part) == b.parts.get(part), (name, part)
+        # bitsandbytes keeps tables beside its 4-bit weights, which are many beside so few
+        assert a.peak == pytest.approx(b.peak, rel=0.02 if "4bit" in settings[-1] else 1e-3), name
+        assert a.work.flops == b.work.flops or "4bit" in settings[-1], name  # its own product torch cannot count
 
 
 @pytest.mark.parametrize("method", config.METHODS)
 def test_every_method_can_be_rehearsed(tiny_sd, photos, method):
-    counted = rehearse(*rehearsal(tiny_sd, photos, f"train.methods={method}", *EXTRA.get(method, [])))
+    counted = rehearse(*case(tiny_sd, photos, f"train.methods={method}", *EXTRA.get(method, [])))
     assert counted.phases["step"].work.flops > 0
 
 
@@ -148,11 +168,24 @@ def test_every_method_can_be_rehearsed(tiny_sd, photos, method):
     ids=" ".join,
 )
 def test_every_kind_of_run_can_be_rehearsed(tiny_sd, photos, settings):
-    assert rehearse(*rehearsal(tiny_sd, photos, *settings)).peak > RUNTIME["cpu"]
+    assert rehearse(*case(tiny_sd, photos, *settings)).peak > RUNTIME["cpu"]
 
 
 def step(base, photos, *settings) -> Counted:
-    return rehearse(*rehearsal(base, photos, *settings)).phases["step"]
+    return rehearse(*case(base, photos, *settings)).phases["step"]
+
+
+def test_weights_of_a_mapped_file_take_memory_when_they_are_used():
+    with counting() as counter:
+        with counter.mapping():
+            first, second = torch.zeros(1000), torch.zeros(1000)
+        assert counter.now.total() == 0
+        first.view(10, 100)
+        assert counter.now.total() == 0, "a view reads nothing"
+        first + 1
+        assert counter.now.total() == 4000
+        del second
+        assert counter.lap().peak == 8000
 
 
 def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
@@ -166,7 +199,7 @@ def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
 
 def test_a_rehearsal_moves_no_randomness(tiny_sd, photos):
     before = torch.get_rng_state()
-    rehearse(*rehearsal(tiny_sd, photos))
+    rehearse(*case(tiny_sd, photos))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -174,24 +207,50 @@ def test_an_outline_is_the_network_that_would_be_loaded(tiny_sd):
     from diffusers import UNet2DConditionModel
 
     with counting():
-        fake = outline(UNet2DConditionModel, tiny_sd, "unet", torch.bfloat16)
+        fake = outline.network(UNet2DConditionModel, tiny_sd, "unet", torch.bfloat16)
         shapes = {k: (v.shape, v.dtype, v.requires_grad) for k, v in fake.named_parameters()}
     real = UNet2DConditionModel.from_pretrained(tiny_sd / "unet", torch_dtype=torch.bfloat16)
     assert shapes == {k: (v.shape, v.dtype, False) for k, v in real.named_parameters()}
 
 
-def in_child(what, name, folder, settings=()) -> dict:
-    """A case of benchmarks.memory."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", what, str(folder or name), *settings]
+def measured(base, *settings) -> int:
+    """Peak bytes of a real run in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", "measure", str(base), *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])["peak"]
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's peak of a process")
+FULL_SIZE = {
+    "LoRA": ["train.methods=lora"],
+    "LoRA, checkpointing": ["train.methods=lora", "train.gradient_checkpointing=true"],
+    "full, 8-bit AdamW, checkpointing": ["train.optimizer=adamw8bit", "train.gradient_checkpointing=true"],
+}
 
 
 @linux
-@pytest.mark.parametrize("settings", [[], ["train.methods=lora"]], ids=["full and text encoder", "lora"])
+@pytest.mark.parametrize("settings", [[], ["train.methods=lora"]], ids=["full and text encoder", "LoRA"])
 def test_toyland_takes_what_was_estimated_within_20_percent(settings):
-    estimated, measured = (in_child(what, "toyland", None, settings)["peak"] for what in ("estimate", "measure"))
-    assert estimated == pytest.approx(measured, rel=0.2)
+    estimated = rehearse(*memory.case("toyland", settings)).peak
+    assert estimated == pytest.approx(measured("toyland", *settings), rel=0.2)
+
+
+@pytest.fixture(scope="session")
+def sd15(tmp_path_factory):
+    """Stable Diffusion 1.5 of random weights, 4.3 GB."""
+    return memory.base("sd15", tmp_path_factory.mktemp("bases"))
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", FULL_SIZE.values(), ids=FULL_SIZE.keys())
+def test_stable_diffusion_takes_what_was_estimated_within_20_percent(sd15, settings):
+    assert rehearse(*memory.case(sd15, settings)).peak == pytest.approx(measured(sd15, *settings), rel=0.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("settings", FULL_SIZE.values(), ids=FULL_SIZE.keys())
+def test_a_gpu_takes_what_was_estimated_within_20_percent(sd15, settings, dtype):
+    settings = [*settings, "device=cuda", f"dtype={dtype}"]
+    assert rehearse(*memory.case(sd15, settings)).peak == pytest.approx(measured(sd15, *settings), rel=0.2)

@@ -25,6 +25,7 @@ LAYERS = [
     {"bundle", "hub"},
     {"trainset", "priorset", "scoring"},
     {"plan", "footprint"},
+    {"outline"},
     {"estimate", "pace"},
     {"runlog"},
     {"commands"},

@@ -76,5 +76,8 @@ def test_every_row_has_one_owner(monkeypatch, count, world):
 @pytest.mark.parametrize("variable, name", processes.SHARDED.items())
 def test_what_shards_weights_is_refused_with_a_reason(monkeypatch, variable, name):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(UserError, match=f"{name} shards the weights.*gradient_checkpointing=true"):
-        processes.join(torch.device("cpu"))
+    with (
+        pytest.raises(UserError, match=f"{name} shards the weights.*gradient_checkpointing=true"),
+        processes.joined(torch.device("cpu")),
+    ):
+        pass

@@ -61,9 +61,8 @@ def run(
 ) -> TrainResult:
     """Train on photos, one source a subject, with the folders `priors` of class pictures by class word.
 
-    UserError names what is wrong.
+    Of several processes each calls it, inside `processes.joined`. UserError names what is wrong.
     """
-    processes.join(model.device)
     writes = processes.rank() == 0
     screen = screen if writes else SILENT
     recipe, known, notices = check(model, sources, recipe)
