@@ -15,7 +15,8 @@ def require(folder: Path) -> dict:
     manifest = read_manifest(folder)
     if manifest.get("kind") != "run":
         raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder.")
-    if "subjects" not in manifest:  # of schema 1, when a run had one subject
+    if "subjects" not in manifest:  # of schema 1, when a run had one subject, and fingerprints were taken otherwise
+        manifest["fingerprint"] = ""
         manifest["subjects"] = [{k: manifest.get(k, "") for k in ("token", "class", "prompt", "photos", "prior_folder")}]
     return manifest
 
@@ -33,7 +34,7 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
 
     UserError where the base is not the one the run was trained on, or the run has no such result.
     """
-    if manifest["fingerprint"] != model.fingerprint:
+    if manifest["fingerprint"] not in ("", model.fingerprint):
         raise UserError(
             f"{folder} was trained on {manifest['base']!r} with weights {manifest['fingerprint']}, "
             f"but {model.name!r} here has {model.fingerprint}: the base has changed. Train again, or bring the old one back."

@@ -487,7 +487,7 @@ def test_a_run_of_the_first_schema_still_opens(tiny_sd, photos, tmp_path):
     folder = run(tiny_sd, photos, tmp_path, *FULL, "train.steps=1", "token=zqv")
     manifest = rundir.read_manifest(folder)
     (subject,) = manifest.pop("subjects")
-    old = manifest | {k: v for k, v in subject.items() if k != "prior_folder"} | {"schema": 1}
+    old = manifest | {k: v for k, v in subject.items() if k != "prior_folder"} | {"schema": 1, "fingerprint": "old"}
     old["recipe"] |= {"token": "", "class_word": "dog"}
     (folder / "manifest.json").write_text(json.dumps(old))
     opened = trained.require(folder)
