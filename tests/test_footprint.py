@@ -143,12 +143,14 @@ def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, settings):
         assert a.work.flops == b.work.flops or "4bit" in settings[-1], name  # its own product torch cannot count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", config.METHODS)
 def test_every_method_can_be_rehearsed(tiny_sd, photos, method):
     counted = rehearse(*case(tiny_sd, photos, f"train.methods={method}", *EXTRA.get(method, [])))
     assert counted.phases["step"].work.flops > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -188,6 +190,7 @@ def test_weights_of_a_mapped_file_take_memory_when_they_are_used():
         assert counter.lap().peak == 8000
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
     plain = step(tiny_sd, photos, "train.batch=4")
     again = step(tiny_sd, photos, "train.batch=4", "train.gradient_checkpointing=true")
@@ -228,6 +231,7 @@ FULL_SIZE = {
 }
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("settings", [[], ["train.methods=lora"]], ids=["full and text encoder", "LoRA"])
 def test_toyland_takes_what_was_estimated_within_20_percent(settings):

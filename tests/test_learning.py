@@ -39,6 +39,7 @@ def test_a_dog_is_still_any_dog(job):
     assert drift["excess"] < 0.5 * (top - drift["base"]["pres"])
 
 
+@pytest.mark.slow
 def test_without_class_pictures_the_class_drifts_further(job, tmp_path, photos):
     """The prior term is what keeps a dog any dog: the same run without it moves class pictures further."""
     _, result = job

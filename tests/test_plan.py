@@ -14,7 +14,11 @@ from personalize.footprint import Work
 @pytest.fixture
 def planned(tiny_sd, photos):
     def run(*settings):
-        return api.plan(photos, class_word="dog", settings=[f"base={tiny_sd}", "device=cpu", *settings])
+        return api.plan(
+            photos,
+            class_word="dog",
+            settings=[f"base={tiny_sd}", "device=cpu", "prior.kind=predictions", "prior.count=2", *settings],
+        )
 
     return run
 
@@ -43,6 +47,7 @@ def test_what_saves_memory_is_named_when_it_does_not_fit_and_is_enough(planned, 
     assert planned("train.batch=8", "train.prior_batch=8", *tight.switch.split()).fits
 
 
+@pytest.mark.slow
 def test_nothing_is_promised_where_nothing_helps(planned, free):
     free(1000)
     assert planned().switch == ""
@@ -63,17 +68,19 @@ def test_switches_are_those_that_the_recipe_has_not_turned(more, expected):
     assert [name.removeprefix("train.").partition("=")[0] for name, _ in found] == expected
 
 
+@pytest.mark.slow
 def test_a_larger_batch_needs_more_memory_and_time_and_parts_of_it_less_memory(planned):
     one, four, parts = (planned(f"train.batch={n}", f"train.accumulate={k}") for n, k in ((1, 1), (8, 1), (8, 9)))
     assert one.peak < four.peak and parts.peak < four.peak
     assert one.seconds < four.seconds
 
 
-def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, photos, free):
+def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, photos, free, monkeypatch):
     words = ["plan", str(photos), "--class", "dog", "--base", str(tiny_sd), "--device", "cpu"]
     done = CliRunner().invoke(cli.app, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["fits"]
     free(1000)
+    monkeypatch.setattr(command, "switches", lambda recipe: [])
     done = CliRunner().invoke(cli.app, [*words, "--quiet"])
     assert done.exit_code == 1 and done.stdout.startswith("it does not fit")
 
