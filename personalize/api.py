@@ -3,6 +3,7 @@
 `recipe` is a TOML file, `settings` are texts such as "train.steps=400"; both are checked as in the terminal.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def train(
 def _asked(photos, class_word: str | Sequence[str], recipe: Path | str | None, settings: Sequence[str]) -> tuple[Recipe, list]:
     """The recipe, and a source of photos for each subject."""
     words = [class_word] if isinstance(class_word, str) else list(class_word)
-    full = resolve(recipe, [*settings, f"class_word={_listed(words)}"] if any(words) else settings)
+    full = resolve(recipe, [*settings, f"class_word={json.dumps(words)}"] if any(words) else settings)
     if not full.class_word:
         raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
     if len(full.class_word) == 1:
@@ -88,10 +89,6 @@ def _asked(photos, class_word: str | Sequence[str], recipe: Path | str | None, s
     if isinstance(photos, str | Path):
         raise UserError(f"{len(full.class_word)} subjects, {', '.join(full.class_word)}, need as many folders of photos.")
     return full, list(photos)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
 
 
 def generate(
@@ -142,23 +139,65 @@ def evaluate(
     base: str = "",
     checkpoint: str = "",
     token: str = "",
+    photos: bool = True,
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     screen: Terminal = SILENT,
 ):
-    """Scores of a run (the newest finished one), and its contact sheet -> EvaluateResult(scores, sheet).
+    """Scores of a run (the newest finished one) and a page to read -> EvaluateResult(metrics, report).
 
-    `token` names the subject of a run that has several; the first without it.
+    `token` names the subject of a run that has several; the first without it. `photos=False` leaves them off the page.
     """
-    from personalize import prompts, trained
+    from personalize import trained
     from personalize.commands import evaluate as command
+    from personalize.protocols import protocol
 
     folder = Path(run) if run else rundir.newest_run(Path(runs))
     model, full, manifest = _opened(folder, base, settings, screen, say=not run)
     subject = trained.subject(manifest, token)
-    own = prompts.TOYLAND if model.name == "toyland" else prompts.dreambench(subject["class"])
-    templates = full.evaluate.prompts or own
-    return command.run(model, folder, full, subject=subject, at=checkpoint, templates=templates, screen=screen)
+    asked = protocol(full.evaluate, model.name, subject["class"])
+    return command.run(model, command.Job(folder, subject, checkpoint, asked, photos), full, screen=screen)
+
+
+def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen: Terminal = SILENT, **options):
+    """Evaluates several runs by one protocol, and each further one against the first -> CompareResult(rows, text, file).
+
+    Pictures are paired by prompt template and number. `options` are those of `evaluate`.
+    """
+    from personalize.commands import compare as command
+
+    if len(runs) < 2:
+        raise UserError(f"{len(runs)} run cannot be compared: name two or more.")
+    done = []
+    for run in runs:
+        screen.say(f"evaluating {run}")
+        done.append(evaluate(run, settings=settings, screen=screen, **options).report.parent)
+    return command.run([Path(run) for run in runs], done)
+
+
+def dreambench(
+    source: str,
+    *,
+    recipe: Path | str | None = None,
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    priors: Path = PRIORS,
+    screen: Terminal = SILENT,
+):
+    """Trains and evaluates every subject of a folder of folders, or of hf:google/dreambooth -> CompareResult, a row each.
+
+    A folder's class word is in its subject.toml. What is there already is not trained or drawn again.
+    """
+    from personalize.commands import compare as command
+    from personalize.subjects import listed
+
+    found, done = listed(source), []
+    for name, (photos, word) in found.items():
+        screen.say(f"{name}: {word}")
+        where = {"runs": Path(runs) / name, "priors": priors, "screen": screen}
+        folder = train(photos, class_word=word, recipe=recipe, settings=settings, **where).folder
+        done.append(evaluate(folder, settings=settings, screen=screen).report.parent)
+    return command.table(list(found), done, out=Path(runs))
 
 
 def plan(
@@ -215,7 +254,7 @@ def export(
     goal = Push(push, public, with_photos) if push else None
     job = command.Job(folder, Form(to, fuse, half), at=checkpoint, out=Path(out) if out else None, check=check, push=goal)
     command.require_possible(job)
-    # In full precision whatever the device: an adapter baked into half precision would lose much of itself.
+    # float32 whatever the device: an adapter baked into half precision would lose much of itself.
     model, full, _ = _opened(folder, base, [*settings, "dtype=float32"], screen, say=not run)
     return command.run(model, job, full.draw, seed=full.seed, screen=screen)
 

@@ -131,18 +131,33 @@ def generate(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    run: Annotated[list[str] | None, typer.Argument(help="Run folders; default: the newest finished one.")] = None,
+    protocol: Annotated[str, typer.Option(help="quick, standard, toyland, or dreambench for a folder of subjects.")] = "",
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a template a line.")] = None,
     token: Annotated[str, typer.Option(help="Which subject, of a run that has several.")] = "",
-    checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
-    runs: Runs = Path("runs"), quiet: Quiet = False, as_json: Json = False,
+    photos: Annotated[bool, typer.Option("--photos/--no-photos", help="Show your photos in the report.")] = True,
+    checkpoint: Checkpoint = "", base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None,
+    device: Device = "", dtype: Dtype = "", runs: Runs = Path("runs"), priors: Priors = Path("priors"),
+    quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
-    """Is it the same subject? Does it still listen? Is a dog still a dog?"""
+    """Is it the same subject? Does it still listen? Is a dog still a dog? Several runs are compared."""
     from personalize import api
+    from personalize.prompts import read_prompts
 
-    settings = settings_of(set_, {"seed": seed, "device": device, "dtype": dtype})
-    screen = Terminal(quiet=quiet or as_json)
-    result = api.evaluate(run, base=base, checkpoint=checkpoint, token=token, settings=settings, runs=runs, screen=screen)
-    _evaluated(result, as_json)
+    screen, found = Terminal(quiet=quiet or as_json), run or []
+    named = {"seed": seed, "device": device, "dtype": dtype}
+    named["evaluate.prompts"] = read_prompts(prompts_file) if prompts_file else []
+    if protocol == "dreambench":
+        if len(found) != 1:
+            raise UserError("dreambench needs one folder of subjects, or hf:google/dreambooth.")
+        settings = settings_of(set_, named | {"base": base})
+        result = api.dreambench(found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, screen=screen)
+        return _compared(result, as_json)
+    settings = settings_of(set_, named | {"evaluate.protocol": protocol})
+    options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "settings": settings, "screen": screen}
+    if len(found) > 1:
+        return _compared(api.compare(found, **options), as_json)
+    _evaluated(api.evaluate(found[0] if found else None, runs=runs, **options), as_json)
 
 
 @app.command()
@@ -194,12 +209,16 @@ def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
 
 
 def _evaluated(result, as_json: bool) -> None:
-    from personalize.commands.evaluate import verdict
-
     if not as_json:
-        for line in verdict(result.scores, result.scores["class_word"]):
+        for line in result.metrics["verdict"]:
             print(line)
-    show({"scores": result.scores, "sheet": result.sheet}, "sheet", as_json)
+    show({"metrics": result.metrics, "report": result.report}, "report", as_json)
+
+
+def _compared(result, as_json: bool) -> None:
+    if not as_json:
+        print(result.text)
+    show({"rows": result.rows, "file": result.file}, "file", as_json)
 
 
 if __name__ == "__main__":

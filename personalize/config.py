@@ -29,6 +29,7 @@ class Photos:
         choices=("center", "subject", "random"),
     )  # fmt: skip
     flip: bool = setting(False, "mirror photos at random; harms subjects with text or asymmetry")
+    hold_out: int = setting(1, "photos kept from training to judge by, where there are five or more", least=0)
     background: float = setting(
         1.0, "weight of the background in the loss, where photos carry alpha or a mask file; 1: masks are not used",
         least=0, most=1,
@@ -124,11 +125,35 @@ class Draw:
 class Evaluate:
     """What a trained subject is scored on."""
 
-    prompts: tuple[str, ...] = setting((), "prompt templates; empty: the base's own list")
-    count: int = setting(4, "pictures of a prompt", least=1)
-    class_count: int = setting(16, "pictures of the class prompt, for drift of the prior; 0: none", least=0)
+    protocol: str = setting(
+        "", "prompts and counts: quick 8 × 2, standard DreamBench's 25 × 4, toyland 8 × 4; empty: by the base",
+        choices=("", "quick", "standard", "toyland"),
+    )  # fmt: skip
+    prompts: tuple[str, ...] = setting((), "prompt templates; empty: the protocol's")
+    count: int = setting(0, "pictures of a prompt; 0: the protocol's", least=0)
+    class_count: int = setting(
+        -1, "pictures of the class prompt, for drift of the prior; 0: none; -1: the protocol's", least=-1
+    )
     dino: str = setting("", "identity encoder: a ViT's folder or hub id; empty: the base's own, or DINO ViT-S/16")
     clip: str = setting("", "CLIP encoder: a folder or hub id; empty: the base's own, or CLIP ViT-B/32")
+    lpips: str = setting("", "LPIPS weights, a .safetensors file; empty: DIV is the patch distance")
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Scoring checkpoints on a dev split while training, and keeping the best."""
+
+    every: int = setting(0, "steps between scored checkpoints; 0: none is scored, and the last is the result", least=0)
+    prompts: tuple[str, ...] = setting((), "prompt templates; empty: 8 that no protocol has")
+    count: int = setting(2, "pictures of a prompt", least=1)
+    class_count: int = setting(4, "pictures of the class prompt; 0: its drift is not limited", least=0)
+    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
+    obedience: float = setting(0.05, "largest share of the base's CLIP-T that may be lost", least=0)
+    drift: float = setting(0.25, "largest share of the way to the photos that class pictures may move", least=0)
+    copying: float = setting(0.25, "largest share of pictures nearer to a photo than photos are to each other", least=0)
+    patience: int = setting(
+        3, "scored checkpoints without a gain in identity, with more drift, that end the run; 0: never", least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,7 @@ class Recipe:
     embedding: Embedding = Embedding()
     draw: Draw = Draw()
     evaluate: Evaluate = Evaluate()
+    choose: Choose = Choose()
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in walk(Recipe)}

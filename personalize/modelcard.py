@@ -60,7 +60,7 @@ class Card:
     fused   whether an adapter was baked into the base
     files   {name: "base", "LoRA" or "embedding"} of what is loaded
     samples (prompt, path within the repository) of sample pictures
-    scores  what evaluation/scores.json holds, or {}
+    scores  what "scores" in evaluation/metrics.json holds, or {}
     photos  path of the picture of the user's photos, or "" (the default: they are nobody's business)
     """
 
@@ -80,7 +80,7 @@ def text(card: Card) -> str:
     manifest, subjects = card.manifest, card.manifest["subjects"]
     recipe = config.from_dict(manifest["recipe"], "the run")
     words = ", ".join(f"`{subject['token']}`" for subject in subjects)
-    count = sum(len(subject["photos"]) for subject in subjects)
+    count = sum(not photo.get("held_out") for subject in subjects for photo in subject["photos"])
     rows = [
         ("base", _base(manifest["base"])), ("token", words), ("class", ", ".join(s["class"] for s in subjects)),
         ("prompt", ", ".join(f"`{subject['prompt']}`" for subject in subjects)), ("method", ", ".join(manifest["methods"])),

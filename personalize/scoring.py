@@ -1,79 +1,122 @@
-"""Metrics over drawn pictures, beside their floor (the base) and ceiling (photos against photos).
+"""Pictures -> rows, one a picture with every metric; a value that was not measured is None.
 
-N pictures, (N,3,H,W) in [-1,1].
+N pictures, K photos. What rows say together, with intervals, is in `summary`.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from personalize import latent
-from personalize.metrics import METRICS
+from personalize import gallery
+from personalize.crops import Photo, largest_box, square, square_mask
+from personalize.metrics import METRICS, copying, diversity, foreground, truth
 from personalize.metrics.encoders import Encoders
-from personalize.metrics.similarity import Embedded, aggregate, ceiling, clip_t, dino, embed
-from personalize.models.base import LatentModel
+from personalize.metrics.similarity import Embedded, ceiling, embed
+
+Row = dict  # kind, template, prompt, index, unusable, and a number or None for each metric
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Pictures of several prompts, `count` each, prompt by prompt."""
+class Judge:
+    """What pictures of a subject are compared with.
 
-    prompts: list[str]
-    images: Tensor
-
-
-def draw_prompts(model: LatentModel, prompts: list[str], count: int, *, seed: int, how: latent.Drawing, advance) -> Drawn:
-    """`count` pictures of each prompt; picture i starts from the same noise for every prompt and model."""
-    jobs = [(prompt, i) for prompt in prompts for i in range(count)]
-    parts = []
-    for part in latent.batches(model, len(jobs), how):
-        texts, numbers = zip(*(jobs[k] for k in part))
-        z0 = latent.draw(model, list(texts), latent.image_generators(seed, list(numbers), "evaluate"), how)
-        parts.append(model.decode_latents(z0).float().cpu())
-        advance(len(part))
-    return Drawn([prompt for prompt, _ in jobs], torch.cat(parts))
-
-
-@dataclass(frozen=True)
-class Judged:
-    """summary: see `score`; pictures: one row a picture."""
-
-    summary: dict
-    pictures: list[dict]
-
-
-def score(encoders: Encoders, real: Embedded, *, tuned: Drawn, base: Drawn, plain: list[str]) -> Judged:
-    """Photos, pictures by the tuned model and, for the same prompts without the token (`plain`), by the base -> scores.
-
-    summary: metric -> {"score", "floor", "ceiling", "relative"}, where relative = (score - floor) / (ceiling - floor)
-    and CLIP-T, which photos say nothing of, has neither ceiling nor relative; and "prompts" -> metric means of each.
+    photos, held_out  those that it was trained on and those that it was not, embedded; held_out None where there are none
+    foreground        (K,P) bool, patches of the subject; None where no photo has a mask
+    lpips             the distance of DIV; None: the patch distance
+    probe, reference  Toyland's truth, and the identity parameters read from the photos; None for other bases
     """
-    seen, floor = embed(encoders, tuned.images, plain), embed(encoders, base.images, plain)
-    top = ceiling(real)
-    summary: dict = {}
-    rows = [{"prompt": prompt} for prompt in tuned.prompts]
-    for name, metric in METRICS.items():
-        values = metric(seen, real)
-        got, low, high = aggregate(values, tuned.prompts), aggregate(metric(floor, real), base.prompts), top.get(name)
-        relative = (got - low) / (high - low) if high is not None and high > low else None
-        summary[name] = {"score": got, "floor": low, "ceiling": high, "relative": relative}
-        for row, value in zip(rows, values.tolist(), strict=True):
-            row[name] = value
-    summary["prompts"] = {
-        p: {name: sum(r[name] for r in rows if r["prompt"] == p) / tuned.prompts.count(p) for name in METRICS}
-        for p in dict.fromkeys(tuned.prompts)
-    }
-    return Judged(summary, rows)
+
+    encoders: Encoders
+    photos: Embedded
+    held_out: Embedded | None
+    foreground: Tensor | None
+    lpips: diversity.Lpips | None = None
+    probe: truth.Probe | None = None
+    reference: truth.Identity | None = None
+    class_word: str = ""
+
+    @property
+    def ceilings(self) -> dict[str, float | None]:
+        """What perfect copies of the subject would score: photos against the other photos."""
+        top = ceiling(self.photos)
+        if self.foreground is not None:
+            top["dino_fg"] = foreground.ceiling(self.photos, self.foreground)
+        if self.held_out is not None:
+            top["held_out"] = METRICS["dino"](self.held_out, self.photos).mean().item()
+        return top
 
 
-def drift(encoders: Encoders, real: Embedded, *, tuned: Tensor, base: Tensor, prompt: str) -> dict:
-    """Is the class still the class? PRES of the tuned model and of the base on the class prompt, and both CLIP-T.
+def judge(
+    encoders: Encoders, photos: Sequence[Photo], held_out: Sequence[Photo], *, size: int, crop: str, class_word: str,
+    lpips: diversity.Lpips | None = None, probe: truth.Probe | None = None,
+) -> Judge:  # fmt: skip
+    """Photos as training crops them, at `size` px, seen by the encoders."""
+    how = "center" if crop == "random" else crop
+    marks = None
+    if any(photo.mask is not None for photo in photos):
+        marks = foreground.marked(encoders, [_mask(photo, size, how) for photo in photos])
+    images = gallery.tensors(squares(photos, size, how))
+    return Judge(
+        encoders,
+        embed(encoders, images),
+        embed(encoders, gallery.tensors(squares(held_out, size, how))) if held_out else None,
+        marks,
+        lpips,
+        probe,
+        truth.of_photos(truth.read(probe, images)) if probe else None,
+        class_word,
+    )
 
-    PRES (Ruiz et al. 2208.12242, 4.3): mean cosine of class pictures with the photos, lower is better.
-    """
-    both: dict[str, Embedded] = {
-        name: embed(encoders, images, [prompt] * len(images)) for name, images in (("tuned", tuned), ("base", base))
-    }
-    found = {name: {"pres": dino(e, real).mean().item(), "clip_t": clip_t(e).mean().item()} for name, e in both.items()}
-    return {**found, "excess": found["tuned"]["pres"] - found["base"]["pres"]}
+
+def squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
+    """Photos as training sees them, px of the side; a random crop is taken at its middle."""
+    how = "center" if crop == "random" else crop
+    return [square(photo, size, largest_box(photo, how)) for photo in photos]
+
+
+def rows(
+    by: Judge, kind: str, *, templates: Sequence[str], jobs: Sequence[gallery.Job], pictures: Sequence[Image.Image],
+    bad: dict[int, str], plain: Sequence[str],
+) -> list[Row]:  # fmt: skip
+    """N pictures by one model, of jobs (prompt, number), -> N rows. plain: their prompts without the token."""
+    images = gallery.tensors(pictures)
+    seen = embed(by.encoders, images, plain)
+    prompts = [prompt for prompt, _ in jobs]
+    columns = {name: metric(seen, by.photos) for name, metric in METRICS.items()}
+    columns["nearest"] = copying.nearest(seen, by.photos)
+    columns["copied"] = copying.copied(seen, by.photos)
+    if by.held_out is not None:
+        columns["held_out"] = METRICS["dino"](seen, by.held_out)
+    if by.foreground is not None:
+        columns["dino_fg"] = foreground.dino_fg(seen, by.photos, by.foreground)
+    distance, what = (by.lpips, images) if by.lpips else (diversity.patch_distance, seen.patches)
+    columns["diversity"] = diversity.pairwise(distance, what, prompts)
+    columns["photo"] = (seen.dino @ by.photos.dino.T).argmax(1)
+    columns["authentic"] = copying.authentic(seen, by.photos)
+    if by.probe:
+        reading = truth.read(by.probe, images)
+        columns |= {f"true_{k}": v for k, v in truth.obeyed(reading, list(plain), by.class_word).items()}
+        columns["identity_error"] = truth.identity_error(reading, by.reference, by.class_word)
+    plainly = {name: [_number(v) for v in values.tolist()] for name, values in columns.items() if values is not None}
+    return [
+        {"kind": kind, "template": template, "prompt": prompt, "index": number, "unusable": bad.get(k, "")}
+        | {name: values[k] for name, values in plainly.items()}
+        for k, (template, (prompt, number)) in enumerate(zip(templates, jobs, strict=True))
+    ]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mask(photo: Photo, size: int, how: str) -> Tensor | None:
+    """(1,size,size) in [0,1], cut as the photo is."""
+    if photo.mask is None:
+        return None
+    mask = square_mask(photo, size, largest_box(photo, how))
+    return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255

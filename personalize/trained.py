@@ -30,7 +30,7 @@ def subject(manifest: dict, token: str = "") -> dict:
 
 
 def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
-    """The run's result, or its checkpoint `at` ("400" or "step-000400"), into a fresh base; returns what it is called.
+    """The run's result, or its checkpoint `at` ("400", "step-000400", "last"), into a fresh base; returns what it is called.
 
     UserError where the base is not the one the run was trained on, or the run has no such result.
     """
@@ -40,24 +40,28 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
             f"but {model.name!r} here has {model.fingerprint}: the base has changed. Train again, or bring the old one back."
         )
     recipe = config.from_dict(manifest["recipe"], str(folder))
-    if at:
+    if at not in ("", "best"):
         found = {path.name: path for path in checkpoints(folder)}
-        name = f"step-{int(at):06d}" if at.isdigit() else at
+        name = f"step-{int(at):06d}" if at.isdigit() else max(found, default=at) if at == "last" else at
         if name not in found:
             raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(found) or 'none'}.")
-        groups = methods.attach(model, recipe)
-        parts, _ = checkpoint.load(found[name] / STATE)
-        methods.restore(model, recipe, parts["trained"])
-        params = [p for group in groups for p in group["params"]]
-        for i, mean in parts.get("average", {}).items():
-            params[int(i)].data.copy_(mean)
+        params = [p for group in methods.attach(model, recipe) for p in group["params"]]
+        put_checkpoint(model, recipe, params, found[name])
     else:
         if manifest["status"] != "finished":
             raise UserError(
                 f"{folder} is {manifest['status']}, not finished. Run the same train command again, or give --checkpoint."
             )
-        name = "model"
+        name = f"step-{manifest['chosen']:06d}" if "chosen" in manifest else "model"
         methods.load(model, folder / "model", recipe)
     for module in model.networks.values():
         module.to(model.dtype).eval().requires_grad_(False)
     return name
+
+
+def put_checkpoint(model: LatentModel, recipe: config.Recipe, params: list, folder: Path) -> None:
+    """A checkpoint's weights, averaged ones where there are, into a model to which the recipe's methods are attached."""
+    parts, _ = checkpoint.load(folder / STATE)
+    methods.restore(model, recipe, parts["trained"])
+    for i, mean in parts.get("average", {}).items():
+        params[int(i)].data.copy_(mean)

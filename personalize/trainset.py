@@ -78,6 +78,10 @@ class TrainingSet:
         is_prior = torch.arange(len(z0)) >= subjects
         return Batch(z0, eps, t, is_prior, lambda part: self.cond(rows[part]), goal, mask)
 
+    def release(self) -> None:
+        """Frees the networks whose answers are all here."""
+        self.model.release(vae=self.seen is not None, texts=self.texts is not None)
+
     def look(self, which: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
         if self.seen is not None:

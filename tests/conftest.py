@@ -117,6 +117,23 @@ def tiny_sdxl(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def eyes(tmp_path_factory) -> Path:
+    """Encoders of random weights in the layout that Toyland ships: encoders/identity, encoders/clip."""
+    import torch
+
+    from personalize.toyland import networks
+
+    root = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    words = networks.tokenizer(["a dog in the snow", "a cat on the beach"] * 4)
+    networks.clip(words).save_pretrained(root / "encoders" / "clip")
+    networks.identity_encoder().save_pretrained(root / "encoders" / "identity")
+    words.save_pretrained(root / "tokenizer")
+    words.save_pretrained(root / "encoders" / "clip")
+    return root
+
+
 @pytest.fixture
 def photos() -> Path:
     """Five ordinary picture files of one dog, 64 px."""

@@ -102,7 +102,7 @@ def test_every_default_is_allowed():
         ("trian.steps=3", "unknown setting 'trian.steps'; did you mean 'train.steps'?"),
         ("class=dog", "unknown setting 'class'; did you mean 'class_word'?"),
         ("lr=3", "unknown setting 'lr'; did you mean 'train.lr' or 'embedding.lr'?"),
-        ("steps=3", "unknown setting 'steps'; did you mean 'prior.steps' or 'train.steps' or 'draw.steps'?"),
+        ("steps=3", "unknown setting 'steps'; did you mean 'prior.steps' or 'train.steps' or 'draw.steps' or 'choose.steps'?"),
         ("qqqq=3", "unknown setting 'qqqq'"),
     ],
 )

@@ -422,8 +422,8 @@ def pushed(run, **options):
 def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub):
     run = run_of("pivotal")
     (run / "evaluation").mkdir(exist_ok=True)
-    scores = {"dino": {"floor": 0.25, "score": 0.5, "ceiling": None, "relative": None}, "model": "model"}
-    (run / "evaluation" / "scores.json").write_text(json.dumps(scores))
+    scores = {"dino": {"floor": 0.25, "score": 0.5, "ceiling": None, "relative": None}}
+    (run / "evaluation" / "metrics.json").write_text(json.dumps({"run": {"model": "model"}, "scores": scores}))
     assert pushed(run).url == "https://huggingface.co/me/my-dog"
     samples = [f"samples/{i}.png" for i in range(1, 5)]
     files = ["README.md", *samples, "subject-dog-lora.safetensors", "subject-dog.safetensors"]
@@ -433,7 +433,7 @@ def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub)
     for line in (
         'instance_prompt: "a <subject> dog"', "| prompt | `a <subject> dog` |", "| `lora.alpha` | `7.5` | `0.0` |",
         "| DINO, the same subject | 0.250 | 0.500 | - |", "say `a subject-dog dog` in a prompt", "(samples/4.png)",
-        "5 photos, which are not in this repository",
+        "4 photos, which are not in this repository",
     ):  # fmt: skip
         assert line in card, card
     assert "license" not in card and "base_model" not in card, "the base is a folder of this machine"

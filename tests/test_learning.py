@@ -8,7 +8,7 @@ from personalize import api
 from personalize.files import read_json, read_jsonl
 from personalize.rundir import read_manifest
 
-SETTINGS = ["prior.count=20", "train.steps=220", "train.snr_gamma=0", "train.checkpoint_every=110", "draw.steps=12"]
+SETTINGS = ["prior.count=20", "train.steps=220", "train.snr_gamma=0", "draw.steps=12", "choose.every=110", "choose.drift=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,26 @@ def job(tmp_path_factory):
 def test_it_becomes_the_same_subject(job):
     """From the floor, which is the base on the same prompts and noise, at least 0.3 of the way to the photos."""
     _, result = job
-    assert result.scores["dino"]["relative"] >= 0.3
+    assert result.metrics["scores"]["dino"]["relative"] >= 0.3
 
 
 def test_it_still_listens(job):
     _, result = job
-    assert result.scores["clip_t"]["score"] > result.scores["clip_t"]["floor"] - 0.05
+    assert result.metrics["scores"]["clip_t"]["score"] > result.metrics["scores"]["clip_t"]["floor"] - 0.05
 
 
 def test_a_dog_is_still_any_dog(job):
     """Class pictures stay far from the photos: less than half of the way there."""
     _, result = job
-    drift, top = result.scores["class"], result.scores["dino"]["ceiling"]
-    assert drift["excess"] < 0.5 * (top - drift["base"]["pres"])
+    assert result.metrics["class"]["share"] < 0.5
+
+
+def test_truth_agrees(job):
+    """A probe that knows the world and not the model: nearer to this dog than any dog is, and still where it is told to be."""
+    _, result = job
+    truth = result.metrics["truth"]
+    assert truth["identity error"]["score"] < 0.8 * truth["identity error"]["base"]
+    assert truth["place"]["score"] > 0.7
 
 
 @pytest.mark.slow
@@ -45,8 +52,8 @@ def test_without_class_pictures_the_class_drifts_further(job, tmp_path, photos):
     _, result = job
     settings = [*SETTINGS, "prior.count=0"]
     run = api.train(photos, class_word="dog", settings=settings, runs=tmp_path / "runs").folder
-    without = api.evaluate(run, settings=["evaluate.count=1"]).scores["class"]
-    assert without["excess"] > result.scores["class"]["excess"] + 0.02
+    without = api.evaluate(run, settings=["evaluate.count=1"]).metrics["class"]
+    assert without["excess"] > result.metrics["class"]["excess"] + 0.02
 
 
 def test_the_job_writes_these_files_and_no_others(job):
@@ -55,13 +62,16 @@ def test_the_job_writes_these_files_and_no_others(job):
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parts[len(run.parts)] != "model"}
     pictures = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
     assert len(pictures) == 8 * 4
+    found = {name for name in found if "/pictures/" not in name and not name.startswith("choosing/")}
+    chosen = read_manifest(run)["chosen"]
     assert found == {
-        "manifest.json", "recipe.toml", "log.jsonl", "photos.png", "checkpoints/step-000220/state.safetensors",
-        "evaluation/scores.json", "evaluation/per_image.jsonl", "evaluation/sheet.png",
+        "manifest.json", "recipe.toml", "log.jsonl", "choosing.jsonl", "photos.png",
+        *(f"checkpoints/step-{step:06d}/state.safetensors" for step in {chosen, 220}),
+        *(f"evaluation/{name}" for name in ("metrics.json", "per_image.csv", "report.md", "report.html")),
         "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in pictures),
     }  # fmt: skip
     (prior,) = (folder / "priors").iterdir()
     names = {p.name for p in prior.iterdir() if not p.name.startswith("latents-")}
     assert names == {"manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(20))}
     assert read_manifest(run)["status"] == read_manifest(prior)["status"] == "finished"
-    assert read_json(run / "evaluation" / "scores.json")["dino"]["relative"] is not None
+    assert read_json(run / "evaluation" / "metrics.json")["scores"]["dino"]["relative"] is not None

@@ -1,6 +1,7 @@
 """Metrics are the cosines the papers define, and what judges is what was asked for, or refused by name."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ from PIL import Image
 from personalize.core.rng import generator
 from personalize.errors import UserError
 from personalize.metrics import METRICS, encoders, pixels
-from personalize.metrics.encoders import Encoders
+from personalize.metrics.encoders import Encoders, Identity
 from personalize.metrics.similarity import Embedded, aggregate, ceiling, clip_i, clip_t, dino, embed
-from personalize.toyland import networks
 
 
 def unit(*shape, k=0):
@@ -116,10 +116,14 @@ def test_each_distinct_prompt_is_encoded_once_and_each_picture_keeps_its_own():
         seen.append(len(images))
         return torch.ones(len(images), 2)
 
-    judge = Encoders(dino=look, clip_image=look, clip_text=text, names={})
+    def identity(images):
+        return Identity(look(images), torch.ones(len(images), 4, 2))
+
+    judge = Encoders(dino=identity, clip_image=look, clip_text=text, cover=None, grid=2, names={}, looks={})
     got = embed(judge, torch.zeros(4, 3, 8, 8), ["a dog", "a cat", "a dog", "a dog"])
     assert read == [["a dog", "a cat"]] and seen == [4, 4]
     assert got.text.tolist() == [[1, 0], [0, 1], [1, 0], [1, 0]]
+    assert got.dino.shape == (4, 2) and got.patches.shape == (4, 4, 2)
     assert embed(judge, torch.zeros(2, 3, 8, 8)).text is None and len(read) == 1
 
 
@@ -164,19 +168,6 @@ def test_resizing_never_leaves_the_range_of_pixels():
 # --- loading ---
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """Random weights in the layout that Toyland ships."""
-    root = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    words = networks.tokenizer(["a dog in the snow", "a cat on the beach"] * 4)
-    networks.clip(words).save_pretrained(root / "encoders" / "clip")
-    networks.identity_encoder().save_pretrained(root / "encoders" / "identity")
-    words.save_pretrained(root / "tokenizer")
-    words.save_pretrained(root / "encoders" / "clip")
-    return root
-
-
 @pytest.fixture
 def offline(monkeypatch):
     import huggingface_hub.constants as hub
@@ -186,8 +177,8 @@ def offline(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def toyland(folder):
-    return encoders.load("toyland", "cpu", folder=folder)
+def toyland(eyes):
+    return encoders.load("toyland", "cpu", folder=eyes)
 
 
 def images(n, size=64):
@@ -196,76 +187,133 @@ def images(n, size=64):
 
 def test_embeddings_have_length_one_and_do_not_depend_on_the_batch(toyland):
     many = images(encoders.BATCH + 3)
-    for encode in (toyland.dino, toyland.clip_image):
+    token, patches = (lambda x: toyland.dino(x).token), (lambda x: toyland.dino(x).patches)
+    for encode in (token, patches, toyland.clip_image):
         rows = encode(many)
         assert len(rows) == len(many) and rows.dtype == torch.float32 and not rows.requires_grad
-        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(many)))
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:-1]))
         torch.testing.assert_close(encode(many[-2:]), rows[-2:], atol=1e-5, rtol=1e-4)
     texts = toyland.clip_text(["a dog in the snow", "a cat " * 40])
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
     assert texts.shape[1] == toyland.clip_image(many[:1]).shape[1]
 
 
-def test_embeddings_are_those_of_transformers(toyland, folder):
+def test_embeddings_are_those_of_transformers(toyland, eyes):
     from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
     three, prompts = images(3), ["a dog in the snow", "a cat"]
     with torch.inference_mode():
-        vit = ViTModel.from_pretrained(folder / "encoders" / "identity", add_pooling_layer=False).eval()
-        clip = CLIPModel.from_pretrained(folder / "encoders" / "clip").eval()
-        words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        vit = ViTModel.from_pretrained(eyes / "encoders" / "identity", add_pooling_layer=False).eval()
+        clip = CLIPModel.from_pretrained(eyes / "encoders" / "clip").eval()
+        words = CLIPTokenizer.from_pretrained(eyes / "tokenizer")
         ids = words(prompts, padding="max_length", max_length=32, return_tensors="pt")
         out = clip(**ids, pixel_values=three)
-        token = torch.nn.functional.normalize(vit(three).last_hidden_state[:, 0], dim=1)
-    torch.testing.assert_close(toyland.dino(three), token, atol=1e-5, rtol=1e-4)
+        tokens = torch.nn.functional.normalize(vit(three).last_hidden_state, dim=-1)
+    torch.testing.assert_close(toyland.dino(three).token, tokens[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(toyland.dino(three).patches, tokens[:, 1:], atol=1e-5, rtol=1e-4)
+    assert toyland.dino(three).patches.shape == (3, toyland.grid**2, 160)
     torch.testing.assert_close(toyland.clip_image(three), out.image_embeds, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(toyland.clip_text(prompts), out.text_embeds, atol=1e-5, rtol=1e-4)
 
 
-def test_other_bases_take_folders_and_look_through_the_published_preprocessing(toyland, folder):
-    vit, clip = folder / "encoders" / "identity", folder / "encoders" / "clip"
+def test_other_bases_take_folders_and_look_through_the_published_preprocessing(toyland, eyes):
+    vit, clip = eyes / "encoders" / "identity", eyes / "encoders" / "clip"
     other = encoders.load("some/base", "cpu", dino=str(vit), clip=str(clip))
     assert other.names == toyland.names
     large = images(2, 96)
     shown = pixels.show(large, pixels.IMAGENET, 64)
-    torch.testing.assert_close(other.dino(large), toyland.dino(shown), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(other.dino(large).token, toyland.dino(shown).token, atol=1e-5, rtol=1e-4)
     prompts = ["a dog in the snow"]
     torch.testing.assert_close(other.clip_text(prompts), toyland.clip_text(prompts))
 
 
-def test_names_tell_weights_apart_not_places(folder, tmp_path):
+def test_token_and_patches_come_from_one_forward_pass(eyes, monkeypatch):
     from transformers import ViTModel
 
-    source = folder / "encoders" / "identity"
+    seen, forward = [], ViTModel.forward
+    monkeypatch.setattr(ViTModel, "forward", lambda self, **given: seen.append(1) or forward(self, **given))
+    embed(encoders.load("toyland", "cpu", folder=eyes), images(3))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_line_on_preprocessing_tells_the_numbers_that_are_used(other, toyland, eyes):
+    vit, clip = eyes / "encoders" / "identity", eyes / "encoders" / "clip"
+    judge = encoders.load("some/base", "cpu", dino=str(vit), clip=str(clip)) if other else toyland
+    statistics = {
+        "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "OpenAI": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    }
+    large = images(2, 150)
+    # Toyland's own encoders are shown 64 px in [-1,1] as they are
+    for line, see, plain in (
+        (judge.looks["dino"], lambda x: judge.dino(x).token, lambda x: toyland.dino(x).token),
+        (judge.looks["clip"], judge.clip_image, toyland.clip_image),
+    ):
+        short, crop = map(int, re.fullmatch(r"short side (\d+) bicubic with antialias, centre crop (\d+), .*", line).groups())
+        shown = (large + 1) / 2
+        shown = torch.nn.functional.interpolate(shown, size=(short, short), mode="bicubic", antialias=True).clamp(0, 1)
+        start = (short - crop) // 2
+        shown = shown[..., start : start + crop, start : start + crop]
+        mean, std = statistics.get(line.split(", ")[-1].split()[0], ((0.5,) * 3, (0.5,) * 3))
+        shown = (shown - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        torch.testing.assert_close(see(large), plain(shown), atol=1e-5, rtol=1e-4)
+    assert judge.looks["dino"].startswith("short side 73 " if other else "short side 64 ")
+    assert pixels.IMAGENET.short * 224 == 256 and pixels.OPENAI.short * 224 == 224
+
+
+def test_masks_come_to_the_patches_that_see_the_masked_pixels(eyes, tmp_path):
+    """Without layers a patch's row depends on its own pixels alone: it changes exactly where the mask reaches it."""
+    from transformers import ViTModel
+
+    flat = ViTModel.from_pretrained(eyes / "encoders" / "identity", num_hidden_layers=0, add_pooling_layer=False)
+    flat.save_pretrained(tmp_path)
+    for base in ("toyland", "some/base"):
+        judge = encoders.load(base, "cpu", dino=str(tmp_path), clip=str(eyes / "encoders" / "clip"))
+        for height, width in ((64, 64), (80, 150), (150, 80)):
+            mask = torch.zeros(1, 1, height, width)
+            mask[..., 21:52, 30:47] = 1
+            black = torch.full((1, 3, height, width), -1.0)
+            changed = (judge.dino(black + 2 * mask).patches - judge.dino(black).patches).abs().amax(2) > 1e-6
+            covered = judge.cover(mask)
+            assert covered.shape == (1, judge.grid**2) and 0 < (covered > 0).sum() < judge.grid**2
+            assert torch.equal(changed, covered > 1e-6), (base, height, width)
+            torch.testing.assert_close(judge.cover(torch.ones_like(mask)), torch.ones(1, judge.grid**2))
+
+
+def test_names_tell_weights_apart_not_places(eyes, tmp_path):
+    from transformers import ViTModel
+
+    source = eyes / "encoders" / "identity"
     changed = ViTModel.from_pretrained(source, add_pooling_layer=False)
     changed.layernorm.bias.data[0] += 1
     changed.save_pretrained(tmp_path / "identity")
-    one = encoders.load("toyland", "cpu", folder=folder)
-    two = encoders.load("toyland", "cpu", folder=folder, dino=str(tmp_path / "identity"))
+    one = encoders.load("toyland", "cpu", folder=eyes)
+    two = encoders.load("toyland", "cpu", folder=eyes, dino=str(tmp_path / "identity"))
     assert one.names["dino"].startswith("identity sha256:") and two.names["dino"].startswith("identity sha256:")
     assert one.names["dino"] != two.names["dino"] and one.names["clip"] == two.names["clip"]
 
 
 @pytest.mark.parametrize("kind,name", [("dino", "facebook/dino-vits16"), ("clip", "openai/clip-vit-base-patch32")])
-def test_an_encoder_that_cannot_be_downloaded_is_named_with_the_remedy(kind, name, folder, offline):
-    own = {"dino": str(folder / "encoders" / "identity"), "clip": str(folder / "encoders" / "clip")}
+def test_an_encoder_that_cannot_be_downloaded_is_named_with_the_remedy(kind, name, eyes, offline):
+    own = {"dino": str(eyes / "encoders" / "identity"), "clip": str(eyes / "encoders" / "clip")}
     with pytest.raises(UserError) as caught:
         encoders.load("some/base", "cpu", **{**own, kind: ""})
     assert name in str(caught.value) and f"evaluate.{kind}=" in str(caught.value)
 
 
-def test_pickled_weights_are_refused(folder, tmp_path):
-    source = folder / "encoders" / "identity"
+def test_pickled_weights_are_refused(eyes, tmp_path):
+    source = eyes / "encoders" / "identity"
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"no model\.safetensors.*never read"):
         encoders.load("some/base", "cpu", dino=str(tmp_path))
 
 
-def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(folder, tmp_path):
+def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(eyes, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    source = folder / "encoders" / "identity"
+    source = eyes / "encoders" / "identity"
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     weights = load_file(source / "model.safetensors")
     del weights["layernorm.bias"]
@@ -274,14 +322,14 @@ def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(folder
         encoders.load("some/base", "cpu", dino=str(tmp_path))
 
 
-def test_damaged_absent_and_foreign_folders_are_refused(folder, tmp_path):
-    source = folder / "encoders" / "identity"
+def test_damaged_absent_and_foreign_folders_are_refused(eyes, tmp_path):
+    source = eyes / "encoders" / "identity"
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors at all")
     for given, why in ((tmp_path, "cannot load the identity"), (Path("/no/such"), "no such folder")):
         with pytest.raises(UserError, match=why):
             encoders.load("some/base", "cpu", dino=str(given))
     with pytest.raises(UserError, match="'clip', where a ViT is needed"):
-        encoders.load("toyland", "cpu", folder=folder, dino=str(folder / "encoders" / "clip"))
+        encoders.load("toyland", "cpu", folder=eyes, dino=str(eyes / "encoders" / "clip"))
     with pytest.raises(UserError, match="no such folder"):
         encoders.load("toyland", "cpu", folder=tmp_path)

@@ -99,7 +99,7 @@ def test_the_weights_are_small_and_in_half_precision():
     from safetensors import safe_open
 
     files = list(TOYLAND.rglob("*.safetensors"))
-    assert len(files) == 5
+    assert len(files) == 6
     assert sum(f.stat().st_size for f in files) < 40e6
     for file in files:
         with safe_open(file, "pt") as tensors:

@@ -25,6 +25,7 @@ from personalize.terminal import Terminal
 
 ROOT = Path(personalize.__file__).parents[1]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
+COMMON += ["photos.hold_out=0"]  # five photos train
 LORA = ["train.methods=lora", "train.lr=1e-2"]
 FULL = ["train.methods=full", "train.lr=1e-3"]
 
@@ -197,7 +198,7 @@ def test_a_run_stopped_after_its_last_step_is_finished_by_the_next(tiny_sd, phot
     settings = [*LORA, "train.steps=2", "train.ema=0.9"]
     once = run(tiny_sd, photos, tmp_path / "once", *settings)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(command, "_finish", lambda run: crash())
+        patch.setattr(command.keeping, "finish", lambda run, screen: crash())
         run(tiny_sd, photos, tmp_path / "cut", *settings)
     assert bits(run(tiny_sd, photos, tmp_path / "cut", *settings)) == bits(once)
 
@@ -330,8 +331,13 @@ def test_the_last_checkpoint_is_the_result_with_an_average_too(tiny_sd, photos, 
 
 
 def test_the_average_is_of_the_weights_and_holds_no_graph(tiny_sd, photos, tmp_path, monkeypatch):
-    seen, step = [], command._save
-    monkeypatch.setattr(command, "_save", lambda run, n: (seen.append([m.requires_grad for m in run.average]), step(run, n)))
+    seen, save = [], command.keeping.save
+
+    def look(run, step, **options):
+        seen.append([mean.requires_grad for mean in run.average])
+        save(run, step, **options)
+
+    monkeypatch.setattr(command.keeping, "save", look)
     folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=3", "train.ema=0.5", "train.checkpoint_every=1")
     assert len(seen) == 3 and not any(map(any, seen))
     state = load_file(folder / "checkpoints" / "step-000003" / trained.STATE)

@@ -1,178 +1,236 @@
-"""`personalize evaluate`: is it the same subject, does it still listen, is a dog still a dog? Scores and a contact sheet."""
+"""`personalize evaluate`: is it the same subject, does it still listen, is a dog still a dog? Scores, and a page to read."""
 
-import json
+import csv
+import io
+import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize import latent, priorset, rundir, scoring, trained
+from PIL import Image
+
+from personalize import choosing, doctor, gallery, latent, priorset, report, rundir, scoring, summary, trained, watching
 from personalize import photos as photo_files
 from personalize.config import Recipe
-from personalize.crops import Photo, batch, largest_box, square
+from personalize.crops import Photo
 from personalize.errors import UserError
-from personalize.metrics import encoders
-from personalize.metrics.similarity import embed
+from personalize.metrics import copying, diversity, encoders, truth
 from personalize.models.base import LatentModel
 from personalize.prompts import fill, without_token
-from personalize.sheet import Section, Table, contact_sheet
+from personalize.protocols import Protocol
 from personalize.terminal import SILENT, Terminal
+from personalize.toyland import world
+from personalize.verdict import verdict
 
-TITLES = {"dino": "DINO (same subject)", "clip_i": "CLIP-I (same content)", "clip_t": "CLIP-T (obeys the prompt)"}
+PRIOR_SHOWN = 20  # class pictures on the page
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """scores: what scores.json holds; sheet: the contact sheet."""
+    """metrics: what metrics.json holds; report: the page."""
 
-    scores: dict
-    sheet: Path
+    metrics: dict
+    report: Path
 
 
-def run(
-    model: LatentModel, folder: Path, recipe: Recipe, *, subject: dict, at: str, templates: tuple[str, ...],
-    screen: Terminal = SILENT,
-) -> EvaluateResult:  # fmt: skip
-    """Draw with the base, then with the run put into it, and score both against the photos of one of its subjects."""
-    manifest = trained.require(folder)
-    token, word = subject["token"], subject["class"]
-    photos = _photos(subject)
-    prompts = [fill(t, token, word) for t in templates]
-    plain = [without_token(p, token) for p in prompts]
-    class_prompt = fill(recipe.prior.prompt, "", word)
-    draw, ask = recipe.draw, recipe.evaluate
-    how = latent.Drawing(draw.sampler, draw.steps, draw.guidance, draw.rescale, draw.interval, draw.negative, batch=draw.batch)
-    judge = encoders.load(model.name, model.device, dino=ask.dino, clip=ask.clip)
+@dataclass(frozen=True)
+class Job:
+    """A subject of a run at one of its checkpoints ("": its result), by a protocol."""
 
-    def drawn(which: list[str], what: str):
-        with screen.progress(what, len(which) * ask.count + ask.class_count, unit="pictures") as advance:
-            seen = scoring.draw_prompts(model, which, ask.count, seed=recipe.seed, how=how, advance=advance)
-            if not ask.class_count:
-                return seen, None
-            return seen, scoring.draw_prompts(
-                model, [class_prompt], ask.class_count, seed=recipe.seed, how=how, advance=advance
-            )
+    folder: Path
+    subject: dict
+    at: str
+    protocol: Protocol
+    with_photos: bool = True
 
-    base, base_class = drawn(plain, "drawing by the base")
-    name = trained.put_into(model, folder, manifest, at=at)
-    tuned, tuned_class = drawn(prompts, "drawing by the run")
-    crop = "center" if recipe.photos.crop == "random" else recipe.photos.crop
-    real = embed(judge, batch(photos, model.size, how=crop))
-    judged = scoring.score(judge, real, tuned=tuned, base=base, plain=base.prompts)
-    scores = judged.summary | {"run": str(folder), "model": name, "class_word": word, "seed": recipe.seed}
-    scores["encoders"] = judge.names
-    if ask.class_count:
-        scores["class"] = scoring.drift(judge, real, tuned=tuned_class.images, base=base_class.images, prompt=class_prompt)
-    squares = [square(p, model.size, largest_box(p, crop)) for p in photos]
-    sections = _sections(subject, squares, tuned=tuned, classes=(base_class, tuned_class), class_prompt=class_prompt)
-    page = contact_sheet(
-        [*sections, _table(scores)], title=subject["prompt"], subtitle=_subtitle(manifest, recipe, name),
-        verdict=verdict(scores, word), footer="personalize evaluate",
+    @property
+    def out(self) -> Path:
+        many = len(rundir.read_manifest(self.folder).get("subjects", ())) > 1
+        return self.folder / "evaluation" / (self.subject["token"] if many else "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures of one kind: jobs and their templates, where they lie, what can be used of them."""
+
+    kind: str
+    templates: list[str]
+    jobs: list[gallery.Job]
+    place: Path
+
+    def load(self) -> tuple[list[Image.Image], dict[int, str]]:
+        return gallery.load(self.place, self.jobs)
+
+
+def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILENT) -> EvaluateResult:
+    """Draw with the base, then with the run put into it, what is not there yet; score both against the photos."""
+    manifest = trained.require(job.folder)
+    trained_on, held_out = _photos(job.subject)
+    ask = recipe.evaluate
+    lpips = diversity.read_lpips(Path(ask.lpips), model.device) if ask.lpips else None
+    probe = truth.load() if model.name == "toyland" and job.subject["class"] in world.CLASSES else None
+    seers = encoders.load(model.name, model.device, dino=ask.dino, clip=ask.clip)
+    began = time.monotonic()
+    name, parts = _draw_all(model, job, recipe, manifest, screen)
+    drawn = time.monotonic() - began
+    judge = scoring.judge(
+        seers, trained_on, held_out, size=model.size, crop=recipe.photos.crop, class_word=job.subject["class"],
+        lpips=lpips, probe=probe,
     )  # fmt: skip
-    return _written(folder / "evaluation", scores, judged.pictures, page)
+    pictures = {part.kind: part.load() for part in parts}
+    rows = [row for part in parts for row in _rows(judge, part, *pictures[part.kind], token=job.subject["token"])]
+    metrics = _metrics(judge, rows, job, recipe, manifest) | {
+        "seconds": {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)},
+        "encoders": seers.names | ({"lpips": lpips.name} if lpips else {}),
+        "preprocessing": seers.looks,
+        "photos": _health([*trained_on, *held_out], recipe, size=model.size, held_out=len(held_out)),
+    }
+    metrics["run"]["model"] = name
+    metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
+    shown = _shown(job, recipe, [*trained_on, *held_out], {p.kind: (p, *pictures[p.kind]) for p in parts}, model.size)
+    return _written(job.out, metrics, rows, shown)
 
 
-def _written(out: Path, scores: dict, pictures: list[dict], page) -> EvaluateResult:
-    out.mkdir(exist_ok=True)
-    rundir.write_json(out / "scores.json", scores | {"versions": rundir.library_versions(), "time": time.time()})
-    rundir.write_text(out / "per_image.jsonl", "".join(json.dumps(row) + "\n" for row in pictures))
-    with rundir.writing(out / "sheet.png") as temporary:
-        page.save(temporary)
-    return EvaluateResult(scores, out / "sheet.png")
+def _draw_all(model: LatentModel, job: Job, recipe: Recipe, manifest: dict, screen: Terminal) -> tuple[str, list[Part]]:
+    """Every picture that the protocol wants, in its folder; the model ends as the run's, whose name comes first."""
+    subject, how = job.subject, watching.drawing(recipe)
+    token, word = subject["token"], subject["class"]
+    base_place = gallery.place(
+        job.folder.parent / watching.BASE_PICTURES, f"base-{model.fingerprint[:12]}", seed=recipe.seed, purpose="evaluate",
+        how=how, size=model.size,
+    )  # fmt: skip
+    base = _parts(job, recipe, "base", "base class", token="", word=word, place=base_place)
+    _draw(model, base, recipe, how, screen, "drawing by the base")
+    name = trained.put_into(model, job.folder, manifest, at=job.at)
+    root = job.folder / "evaluation" / "pictures"
+    place = gallery.place(root, name, seed=recipe.seed, purpose="evaluate", how=how, size=model.size)
+    tuned = _parts(job, recipe, "subject", "class", token=token, word=word, place=place)
+    _draw(model, tuned, recipe, how, screen, "drawing by the run")
+    return name, base + tuned
 
 
-def verdict(scores: dict, word: str) -> list[str]:
-    """The scores in plain words. Thresholds are rules of thumb, for one run's own floor and ceiling."""
-    identity, obeys = scores["dino"]["relative"], scores["clip_t"]["score"] - scores["clip_t"]["floor"]
-    lines = []
-    if identity is None:
-        lines.append("There is one photo only: no ceiling to compare with.")
-    else:
-        how = (
-            "It is the same subject"
-            if identity >= 0.6
-            else "It is a relative"
-            if identity >= 0.3
-            else "It is not yet the subject"
-        )
-        lines.append(f"{how}: {identity:.0%} of the way from any {word} to the photos.")
-    kept = obeys > -0.05
-    lines.append(f"It {'still listens' if kept else 'listens less'}: CLIP-T {obeys:+.3f} against the base on the same prompts.")
-    if "class" in scores:
-        room = (scores["dino"]["ceiling"] or 1.0) - scores["class"]["base"]["pres"]
-        share = scores["class"]["excess"] / room if room > 0 else 0.0
-        still = f"A {word} is still any {word}" if share < 0.25 else f"Other {word}s have begun to look like it"
-        moved = f"moved {share:.0%} of the way to the photos" if share > 0 else "did not move towards the photos"
-        lines.append(f"{still}: class pictures {moved}.")
-    return lines
+def _parts(job: Job, recipe: Recipe, kind: str, class_kind: str, *, token: str, word: str, place: Path) -> list[Part]:
+    asked = [(kind, job.protocol.templates, token, job.protocol.count)]
+    if job.protocol.class_count:
+        asked.append((class_kind, (recipe.prior.prompt,), "", job.protocol.class_count))
+    parts = []
+    for what, templates, named, count in asked:
+        told = [template for template in templates for _ in range(count)]
+        jobs = [(fill(template, named, word), number) for template in templates for number in range(count)]
+        parts.append(Part(what, told, jobs, place))
+    return parts
 
 
-def _photos(subject: dict) -> list[Photo]:
+def _draw(model: LatentModel, parts: list[Part], recipe: Recipe, how: latent.Drawing, screen: Terminal, what: str) -> None:
+    jobs = [job for part in parts for job in part.jobs]
+    todo = len(gallery.missing(parts[0].place, jobs))
+    if todo:
+        with screen.progress(what, len(jobs), done=len(jobs) - todo, unit="pictures") as advance:
+            gallery.draw(model, parts[0].place, jobs, seed=recipe.seed, purpose="evaluate", how=how, advance=advance)
+
+
+def _rows(judge: scoring.Judge, part: Part, pictures: list, bad: dict[int, str], *, token: str) -> list[dict]:
+    plain = [without_token(prompt, token) for prompt, _ in part.jobs]
+    return scoring.rows(judge, part.kind, templates=part.templates, jobs=part.jobs, pictures=pictures, bad=bad, plain=plain)
+
+
+def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe, manifest: dict) -> dict:
+    subject, tops = job.subject, judge.ceilings
+    among = copying.leave_one_out(judge.photos)
+    scored = choosing.read(job.folder / choosing.FILE)
+    chosen = manifest.get("chosen")
+    scores = summary.scores(rows, tops)
+    if judge.lpips:
+        scores["diversity"]["title"] = "DIV: LPIPS"
+    return {
+        "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "photos_included": job.with_photos,
+        "run": _about(job, manifest, photos=len(judge.photos.dino)),
+        "protocol": _protocol(job.protocol, recipe),
+        "scores": scores,
+        "class": summary.drift(rows, fill(recipe.prior.prompt, "", subject["class"]), tops["dino"]),
+        "copying": summary.copies(rows, None if among is None else among.tolist()),
+        "truth": summary.truths(rows), "prompts": summary.by_prompt(rows),
+        "checkpoints": choosing.table(scored, recipe.choose, chosen), "choice": manifest.get("why", ""),
+        "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
+        "versions": rundir.library_versions(),
+        "command": shlex.join(["personalize", "evaluate", job.folder.name, *(["--checkpoint", job.at] if job.at else [])]),
+    }  # fmt: skip
+
+
+def _about(job: Job, manifest: dict, *, photos: int) -> dict:
+    train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
+    at = f"step {chosen}, chosen" if chosen else "the last step"
+    return {
+        "name": job.folder.name, "prompt": job.subject["prompt"], "token": job.subject["token"], "class": job.subject["class"],
+        "base": manifest["base"], "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"],
+        "checkpoint": f"checkpoint {job.at}" if job.at else at, "seed": manifest["seed"], "photos": photos,
+    }  # fmt: skip
+
+
+def _protocol(protocol: Protocol, recipe: Recipe) -> dict:
+    draw = recipe.draw
+    return {
+        "name": protocol.name, "prompts": len(protocol.templates), "count": protocol.count,
+        "class_count": protocol.class_count, "seed": recipe.seed, "sampler": draw.sampler, "steps": draw.steps,
+        "guidance": draw.guidance, "size": draw.size,
+    }  # fmt: skip
+
+
+def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
+    """Those that it was trained on and those that were held out, as they were then. UserError where one is gone or changed."""
     sources = [row["path"] for row in subject["photos"]]
     if sources[0].startswith("hf:"):
         found, _ = photo_files.load(sources[0].partition("[")[0], min_size=1)
-        return found
-    gone = [path for path in sources if not Path(path).exists()]
-    if gone:
-        raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
-    found, _ = photo_files.load(sources, min_size=1)
-    hashes = {row["sha256"] for row in subject["photos"]}
+    else:
+        gone = [path for path in sources if not Path(path).exists()]
+        if gone:
+            raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
+        found, _ = photo_files.load(sources, min_size=1)
+    held = {row["sha256"]: row.get("held_out", False) for row in subject["photos"]}
     for photo in found:
-        if photo.sha256 not in hashes:
+        if photo.sha256 not in held:
             raise UserError(f"photo {photo.path} is not the one this run was trained on: its content has changed.")
-    return found
+    return [p for p in found if not held[p.sha256]], [p for p in found if held[p.sha256]]
 
 
-def _sections(subject: dict, squares: list, *, tuned: scoring.Drawn, classes: tuple, class_prompt: str) -> list:
-    sections = [Section("The photos", f"what the run was shown, as {subject['prompt']!r}", [("", squares)], cell=160)]
-    prior = subject["prior_folder"]
-    if prior and Path(prior).is_dir():
-        count = min(100, len(priorset.present(Path(prior))))
-        note = "drawn by the frozen base before training, to keep the class what it is"
-        sections.append(
-            Section(
-                f"Class pictures: {class_prompt}",
-                note,
-                [("", priorset.pictures(Path(prior), count))],
-                cell=52,
-                columns=20,
-            )
-        )
-    pictures = latent.to_pil(tuned.images)
-    rows: dict[str, list] = {}
-    for prompt, picture in zip(tuned.prompts, pictures, strict=True):
-        rows.setdefault(prompt, []).append(picture)
-    note = "the same noise down each column"
-    sections.append(Section("The same subject, elsewhere", note, list(rows.items())))
-    base, now = classes
-    if base is not None:
-        both = [("by the base", latent.to_pil(base.images)), ("by the run, same noise", latent.to_pil(now.images))]
-        sections.append(Section(f"{class_prompt}: still any {subject['class']}?", "", both, columns=4))
-    return sections
-
-
-def _table(scores: dict) -> Table:
-    def shown(value: float | None, form: str = ".3f") -> str:
-        return "-" if value is None else f"{value:{form}}"
-
-    rows = [
-        [TITLES[m], *(shown(scores[m][k]) for k in ("floor", "score", "ceiling")), shown(scores[m]["relative"], ".0%")]
-        for m in TITLES
+def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
+    """What `personalize photos` says of each."""
+    crop = "center" if recipe.photos.crop == "random" else recipe.photos.crop
+    found = doctor.examine(photos, size, how=crop)
+    first_held = len(photos) - held_out
+    return [
+        {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in found.each[k]]}
+        for k, photo in enumerate(photos)
     ]
-    if "class" in scores:
-        drift, top = scores["class"], scores["dino"]["ceiling"]
-        rows.append(["PRES (class pictures like the photos)", shown(drift["base"]["pres"]), shown(drift["tuned"]["pres"]),
-                     shown(top), ""])  # fmt: skip
-    return Table(
-        "Scores",
-        ["", "base", "this run", "photos", "of the way"],
-        rows,
-        note="base: the same prompts without the token",
+
+
+def _shown(job: Job, recipe: Recipe, photos: Sequence[Photo], parts: dict, size: int) -> report.Shown:
+    def pictures(kind: str) -> list[Image.Image]:
+        return parts[kind][1] if kind in parts else []
+
+    prior, folder = [], job.subject["prior_folder"]
+    if folder and Path(folder).is_dir():
+        prior = priorset.pictures(Path(folder), min(PRIOR_SHOWN, len(priorset.present(Path(folder)))))
+    part, drawn, _ = parts["subject"]
+    return report.Shown(
+        photos=scoring.squares(photos, size, recipe.photos.crop) if job.with_photos else [],
+        prior=prior,
+        cells=dict(zip(part.jobs, drawn, strict=True)),
+        base_class=pictures("base class"),
+        tuned_class=pictures("class"),
     )
 
 
-def _subtitle(manifest: dict, recipe: Recipe, name: str) -> str:
-    train = manifest["recipe"]["train"]
-    return (
-        f"{', '.join(manifest['methods'])} on {manifest['base']}, {train['steps']} steps at lr {train['lr']:g}, {name}; "
-        f"{recipe.draw.steps} steps of {recipe.draw.sampler}, guidance {recipe.draw.guidance:g}, seed {recipe.seed}"
-    )
+def _written(out: Path, metrics: dict, rows: list[dict], shown: report.Shown) -> EvaluateResult:
+    out.mkdir(parents=True, exist_ok=True)
+    rundir.write_json(out / "metrics.json", metrics)
+    table = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    rundir.write_text(out / "per_image.csv", table.getvalue())
+    rundir.write_text(out / "report.md", report.markdown(metrics))
+    rundir.write_text(out / "report.html", report.html(metrics, shown))
+    return EvaluateResult(metrics, out / "report.html")

@@ -219,10 +219,11 @@ def _card(model: LatentModel, job: Job, manifest: dict, done: _Written, *, main:
     names = {main.name: bundle.BASE} if main.what == bundle.BASE else {}
     names |= {path.name: bundle.LORA for path in done.files.loras}
     names |= {path.name: bundle.WORD for path, _ in done.files.embeddings}
-    path = job.folder / "evaluation" / "scores.json"
-    scores = rundir.read_json(path) if path.exists() else {}
+    path = job.folder / "evaluation" / "metrics.json"
+    metrics = rundir.read_json(path) if path.exists() else {}
+    same = metrics.get("run", {}).get("model") == done.name
     return modelcard.Card(
         repo=job.push.repo, manifest=manifest, family=bundle.family(model), to=job.form.to, fused=job.form.fuse, files=names,
         samples=[(prompt, f"samples/{i}.png") for i, (prompt, _) in enumerate(done.samples, 1)],
-        scores=scores if scores.get("model") == done.name else {}, photos=hub.PHOTOS if job.push.with_photos else "",
+        scores=metrics["scores"] if same else {}, photos=hub.PHOTOS if job.push.with_photos else "",
     )  # fmt: skip

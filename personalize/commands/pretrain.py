@@ -1,7 +1,8 @@
 """`personalize pretrain`: makes Toyland's weights from nothing, in stages that each go on where they were stopped.
 
 The base is a latent diffusion model (Rombach et al. 2112.10752) in small: a VAE on the ELBO, then a text encoder and a
-U-Net on the DreamBooth core's own schedule and loss. Two encoders that only `evaluate` uses are trained beside it.
+U-Net on the DreamBooth core's own schedule and loss. Two encoders that only `evaluate` uses are trained beside it, and
+the probes that read what is to be seen.
 """
 
 import multiprocessing
@@ -26,6 +27,8 @@ class Pretrain:
     clip_steps: int = setting(500, "steps of 128 pictures with captions")
     identity_steps: int = setting(300, "steps of 64 pairs")
     unet_steps: int = setting(2_100, "steps of 64 latents")
+    probe_pictures: int = setting(30_000, "scenes drawn for the probes")
+    probe_steps: int = setting(3_000, "steps of 64 pictures")
     seed: int = setting(0, "seed of all randomness")
 
 
@@ -60,12 +63,28 @@ def run(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None]
     text, unet = stages.unet(work, latents, words, settings, device, say)
     vae.register_to_config(scaling_factor=scale)
     stages.export(out, words, vae, text, unet, clip, identity)
+    probes(work, out, settings, say=say)
     write_json(out / "pretraining.json", asdict(settings) | {"device": device.type})
     return out
 
 
+def probes(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None] = print) -> None:
+    """The truth probes alone, to `out`/probes: they need nothing of the base."""
+    import torch
+
+    from personalize.toyland import probes as stage
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = _drawn(work / "probe_pictures.npy", _probed, settings.probe_pictures, say)
+    stage.export(out / "probes", stage.train(work, images, settings, device, say))
+
+
 def _scene(k: int):
     return world.scene(k)
+
+
+def _probed(k: int):
+    return world.scene(world.PROBES + k)
 
 
 def _view(k: int):

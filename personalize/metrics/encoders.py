@@ -1,21 +1,23 @@
 """The encoders that judge: a ViT for identity (DINO), a CLIP pair for content and prompts. They never train a subject.
 
-B pictures, D dimensions. Everything runs in float32 and returns to the CPU. Weights are read from safetensors only.
+B pictures, D dimensions, P = grid × grid patches, row by row. Everything runs in float32 and returns to the CPU. Weights
+are read from safetensors only.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalize.errors import UserError
-from personalize.metrics.pixels import IMAGENET, OPENAI, PLAIN, Look, show
+from personalize.metrics.pixels import IMAGENET, OPENAI, PLAIN, Look, centre, resize, show
 from personalize.models.imports import lean
 
 BATCH = 64
@@ -23,22 +25,37 @@ TOYLAND = Path(__file__).parents[1] / "toyland" / "weights"
 DINO = "facebook/dino-vits16"
 # The main branch holds pickled weights only; this is the hub's own conversion of them to safetensors.
 CLIP = "openai/clip-vit-base-patch32@refs/pr/15"
+STATISTICS = {IMAGENET: "ImageNet mean and std", OPENAI: "OpenAI CLIP mean and std", PLAIN: "mean and std 0.5"}
+
+
+class Identity(NamedTuple):
+    """What one forward pass of DINO's ViT says of B pictures: token (B,D), the class token; patches (B,P,D)."""
+
+    token: Tensor
+    patches: Tensor
 
 
 @dataclass(frozen=True)
 class Encoders:
     """Functions to embeddings, each row of length 1 in float32 on the CPU.
 
-    dino        (B,3,H,W) in [-1,1] -> (B,D)
+    dino        (B,3,H,W) in [-1,1] -> Identity
     clip_image  (B,3,H,W) in [-1,1] -> (B,E)
     clip_text   B texts -> (B,E)
+    cover       masks (B,1,H,W) in [0,1] -> (B,P): the share of each of DINO's patches that a picture's mask covers,
+                after the resize and crop that DINO gives the picture
+    grid        patches of DINO per side
     names       "dino" and "clip" -> where the weights came from and the start of their SHA-256
+    looks       "dino" and "clip" -> how pictures are shown to it, in one line
     """
 
-    dino: Callable[[Tensor], Tensor]
+    dino: Callable[[Tensor], Identity]
     clip_image: Callable[[Tensor], Tensor]
     clip_text: Callable[[list[str]], Tensor]
+    cover: Callable[[Tensor], Tensor]
+    grid: int
     names: dict[str, str]
+    looks: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,17 +87,24 @@ def load(base_name: str, device: torch.device | str, *, dino: str = "", clip: st
     vit, vit_name = _identity(of_dino, device)
     pair, words, clip_name = _clip(of_clip, device)
 
-    def identity(pixels: Tensor) -> Tensor:
-        return vit(pixel_values=pixels).last_hidden_state[:, 0]
+    side, clip_side = vit.config.image_size, pair.config.vision_config.image_size
+    tokens = _eye(lambda pixels: vit(pixel_values=pixels).last_hidden_state, of_dino.look, side, device)
+
+    def identity(images: Tensor) -> Identity:
+        every = tokens(images)
+        return Identity(every[:, 0], every[:, 1:])
 
     def picture(pixels: Tensor) -> Tensor:
         return pair.visual_projection(pair.vision_model(pixel_values=pixels).pooler_output)
 
     return Encoders(
-        dino=_eye(identity, of_dino.look, vit.config.image_size, device),
-        clip_image=_eye(picture, of_clip.look, pair.config.vision_config.image_size, device),
+        dino=identity,
+        clip_image=_eye(picture, of_clip.look, clip_side, device),
         clip_text=_reader(pair, words, device),
+        cover=lambda masks: _covered(masks, of_dino.look, side, vit.config.patch_size),
+        grid=side // vit.config.patch_size,
         names={"dino": vit_name, "clip": clip_name},
+        looks={"dino": _told(of_dino.look, side), "clip": _told(of_clip.look, clip_side)},
     )
 
 
@@ -148,22 +172,42 @@ def _finished(source: _Source, model: nn.Module, found: dict, device: torch.devi
     """Refuses weights that transformers would have filled with random numbers; names the encoder by its weights."""
     if found["missing_keys"]:
         raise _refusal(source, f"its weights lack {sorted(found['missing_keys'])[0]}")
+    place = Path(source.place).name if Path(source.place).is_dir() else source.place
+    name = named(place + (f"@{source.revision}" if source.revision else ""), model.state_dict())
+    return model.to(device).eval().requires_grad_(False), name
+
+
+def named(place: str, weights: Mapping[str, Tensor]) -> str:
+    """Where weights on the CPU came from, and the start of their SHA-256: the same weights elsewhere have the same."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.numpy().tobytes())
-    place = Path(source.place).name if Path(source.place).is_dir() else source.place
-    name = place + (f"@{source.revision}" if source.revision else "") + f" sha256:{digest.hexdigest()[:12]}"
-    return model.to(device).eval().requires_grad_(False), name
+    return f"{place} sha256:{digest.hexdigest()[:12]}"
+
+
+def _short(look: Look, size: int) -> int:
+    """Pixels of the short side before the crop to `size`."""
+    return round(look.short * size)
+
+
+def _told(look: Look, size: int) -> str:
+    return f"short side {_short(look, size)} bicubic with antialias, centre crop {size}, {STATISTICS[look]}"
 
 
 def _eye(encode: Callable[[Tensor], Tensor], look: Look, size: int, device) -> Callable[[Tensor], Tensor]:
     @torch.inference_mode()
     def see(images: Tensor) -> Tensor:
         parts = [encode(show(part.to(device), look, size)) for part in images.split(BATCH)]
-        return F.normalize(torch.cat(parts).float(), dim=1).cpu()
+        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
     return see
+
+
+def _covered(masks: Tensor, look: Look, size: int, patch: int) -> Tensor:
+    """(B,1,H,W) in [0,1] -> (B,P), through the resize and crop of `show`."""
+    shown = centre(resize(masks.float(), _short(look, size)), size)
+    return F.avg_pool2d(shown, patch).flatten(1)
 
 
 def _reader(pair: nn.Module, words, device) -> Callable[[list[str]], Tensor]:

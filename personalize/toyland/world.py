@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass, replace
 
 HELD_OUT = 1 << 32
+PROBES = 1 << 31  # the first seed of the truth probes; the base and its encoders learn from seeds that count up from 0
 CLASSES = ("dog", "cat", "duck", "teapot", "car", "robot")
 PLACES = {
     "beach": "on the beach",
@@ -23,6 +24,7 @@ ACTIONS = ("standing", "swimming", "jumping")
 PATTERNS = ("plain", "spots", "stripes", "saddle", "belt", "belly")
 EARS = ("floppy", "pointed", "round")
 TAILS = ("up", "curled", "stub")
+PROPORTIONS = {"length": (0.85, 1.15), "height": (0.85, 1.15), "legs": (0.75, 1.25), "head": (0.88, 1.14)}  # spans
 COLOURS = {
     "red": (214, 40, 40),
     "orange": (240, 140, 40),
@@ -86,10 +88,7 @@ def subject(seed: int, class_word: str | None = None) -> Subject:
         body,
         second,
         r.choice(PATTERNS),
-        length=r.uniform(0.85, 1.15),
-        height=r.uniform(0.85, 1.15),
-        legs=r.uniform(0.75, 1.25),
-        head=r.uniform(0.88, 1.14),
+        **{name: r.uniform(*span) for name, span in PROPORTIONS.items()},
         ear=r.choice(EARS),
         tail=r.choice(TAILS),
     )
@@ -148,11 +147,12 @@ def colour_word(rgb: Colour) -> str:
 
 def _distance(a: Colour, b: Colour) -> float:
     """Difference of two colours in opponent axes, where hue counts as much as lightness; 0 to about 1."""
-    la, lb = (_opponent(c) for c in (a, b))
+    la, lb = (opponent(c) for c in (a, b))
     return sum((x - y) ** 2 for x, y in zip(la, lb)) ** 0.5
 
 
-def _opponent(c: Colour) -> tuple[float, float, float]:
+def opponent(c: Colour) -> tuple[float, float, float]:
+    """Lightness, red against green, both against blue; for colours of 0 to 255."""
     red, green, blue = (v / 255 for v in c)
     return (0.6 * (red + green + blue) / 3, 0.8 * (red - green), 0.5 * (0.5 * (red + green) - blue))
 

@@ -1,0 +1,106 @@
+"""Is the chosen checkpoint better than the last one, on truth?    python -m benchmarks.choosing WORK
+
+Eight held-out Toyland subjects, four conditions: the shipped recipe, three times as long, three times the learning rate,
+and without prior preservation. `train`'s own rule chooses on the dev split; what it chose and the last checkpoint are
+then drawn on Toyland's test prompts with fresh noise and judged by probes that know the world, not by the encoders
+that chose. The truth score of a checkpoint is the mean of three shares, stated before any was measured:
+
+identity    1 - error of the identity parameters, where 1 is the error of another subject of the class at random
+obedience   pictures with the right place, and the right action, of those whose prompt asks for one
+class kept  1 - share of the way that the identity parameters of class pictures moved from the base's to the subject's
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.study import DEFAULT, Study, recipe_of
+from personalize import api, choosing, intervals, methods, models, rundir, subjects, summary, trained, watching
+from personalize.config import Choose
+from personalize.files import write_text
+
+CONDITIONS = {  # name -> variant, steps of it
+    "default": ("long", DEFAULT), "3 × as long": ("long", 3 * DEFAULT), "3 × the rate": ("fast", DEFAULT),
+    "without prior": ("without", DEFAULT),
+}  # fmt: skip
+SHARES = ("identity", "obedience", "class kept")
+
+
+def scored(run: Path, ask: Choose) -> list[choosing.Scored]:
+    """Every checkpoint of a finished run on the dev split, as `train` would have scored it."""
+    recipe, manifest = dataclasses.replace(recipe_of(run), choose=ask), trained.require(run)
+    model = models.load("toyland", device="cpu", dtype="float32", say=lambda line: None)
+    there = {s.step for s in choosing.read(run / choosing.FILE)}
+    todo = [path for path in rundir.checkpoints(run) if int(path.name[5:]) % ask.every == 0 and int(path.name[5:]) not in there]
+    if todo:
+        entry = manifest["subjects"][0]
+        known, _ = subjects.load([[row["path"] for row in entry["photos"]]], recipe, tokens=[entry["token"]], size=model.size)
+        dev = watching.DevSplit.of(model, recipe, known, run, watching.SILENT.progress)
+        with torch.random.fork_rng(devices=[]):
+            params = [p for group in methods.attach(model, recipe) for p in group["params"]]
+        for path in todo:
+            trained.put_checkpoint(model, recipe, params, path)
+            with watching.resting(model):
+                dev.score(int(path.name[5:]))
+    return choosing.read(run / choosing.FILE)
+
+
+def chosen(course: list[choosing.Scored], ask: Choose) -> tuple[choosing.Choice, int]:
+    """The choice, and the step that the run would have ended at."""
+    for k in range(1, len(course) + 1):
+        if choosing.stalled(course[:k], ask.patience):
+            break
+    return choosing.choose(course[:k], ask), course[k - 1].step
+
+
+def truth(rows: list[dict]) -> dict[str, float]:
+    """The three shares of an evaluation's rows, and their mean."""
+    run = summary.of_kind(rows, "subject")
+    asked = [row[name] for row in run for name in ("true_place", "true_action") if row[name] is not None]
+    error = {kind: summary.interval(summary.of_kind(rows, kind), "identity_error").mean for kind in ("class", "base class")}
+    shares = (
+        1 - summary.interval(run, "identity_error").mean,
+        sum(asked) / len(asked),
+        1 - (error["base class"] - error["class"]) / error["base class"],
+    )
+    return dict(zip(SHARES, shares, strict=True)) | {"truth": sum(shares) / 3}
+
+
+def main(work: Path, only: str = "") -> None:
+    ask = api.resolve().choose
+    study, lines = Study(work), ["| condition | subject | ends at | chosen | last | " + " | ".join((*SHARES, "truth")) + " |"]
+    lines.append("|---|---|---|---|---|" + "---|" * 4)
+    totals = [
+        "| condition | chosen - last, truth (95 %) | P(better) | identity | obedience | class kept |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (variant, steps) in CONDITIONS.items():
+        if only and only != variant:
+            continue
+        gains: dict[str, list[float]] = {}
+        for subject, run in zip(study.names(), study.train(variant), strict=True):
+            course = [s for s in scored(run, ask) if s.step <= steps]
+            choice, end = chosen(course, ask)
+            last = course[-1].step
+            at = {step: truth(study.rows(run, str(step))) for step in {choice.step, last}}
+            for key in (*SHARES, "truth"):
+                gains.setdefault(key, []).append(at[choice.step][key] - at[last][key])
+            shown = " | ".join(f"{at[choice.step][key]:.2f} / {at[last][key]:.2f}" for key in (*SHARES, "truth"))
+            lines.append(f"| {name} | {subject} | {end} | {choice.step} | {last} | {shown} |")
+            print(lines[-1], flush=True)
+        found = {key: intervals.interval(values, [()] * len(values)) for key, values in gains.items()}
+        total = found["truth"]
+        totals.append(
+            f"| {name} | {total.mean:+.3f} ({total.low:+.3f} to {total.high:+.3f}) | {total.above:.2f} | "
+            + " | ".join(f"{found[key].mean:+.3f}" for key in SHARES) + " |"
+        )  # fmt: skip
+        print(totals[-1], flush=True)
+    text = "\n".join([*totals, "", *lines]) + "\n"
+    write_text(work / f"choosing{only and '-' + only}.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

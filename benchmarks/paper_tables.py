@@ -1,0 +1,100 @@
+"""DreamBooth's tables (Ruiz et al. 2208.12242) in small, sign by sign.    python -m benchmarks.paper_tables WORK
+
+Eight held-out Toyland subjects, the shipped recipe's 400 steps, Toyland's test prompts. Differences are paired by
+subject, prompt and noise; intervals are of a bootstrap over subjects, then prompts, then pictures.
+"""
+
+import sys
+from pathlib import Path
+
+from benchmarks.study import DEFAULT, Study, values
+from personalize import intervals, prompts
+from personalize.files import write_text
+
+ROWS = {  # name -> variant
+    "DreamBooth": "long", "without prior": "without", "wrong class word": "wrong", "no class word": "none",
+    "textual inversion": "inversion",
+}  # fmt: skip
+COLUMNS = {
+    "DINO": ("subject", "dino"), "CLIP-I": ("subject", "clip_i"), "CLIP-T": ("subject", "clip_t"),
+    "DIV": ("subject", "diversity"), "PRES": ("class", "dino"), "identity error": ("subject", "identity_error"),
+}  # fmt: skip
+# claim, higher, lower, measure, the paper's two numbers
+CLAIMS = (
+    ("(a) PRES falls with the prior term", "without prior", "DreamBooth", "PRES", (0.664, 0.493)),
+    ("(a) DIV rises with it", "DreamBooth", "without prior", "DIV", (0.391, 0.371)),
+    ("(a) DINO only slightly lower with it", "without prior", "DreamBooth", "DINO", (0.712, 0.684)),
+    ("(a) CLIP-T not lower with it", "DreamBooth", "without prior", "CLIP-T", (0.308, 0.306)),
+    ("(b) right class word above wrong, DINO", "without prior", "wrong class word", "DINO", (0.744, 0.454)),
+    ("(b) right class word above wrong, CLIP-I", "without prior", "wrong class word", "CLIP-I", (0.853, 0.728)),
+    ("(b) wrong class word above none, DINO", "wrong class word", "no class word", "DINO", (0.454, 0.303)),
+    ("(b) wrong class word above none, CLIP-I", "wrong class word", "no class word", "CLIP-I", (0.728, 0.607)),
+    ("(c) DreamBooth above textual inversion, DINO", "DreamBooth", "textual inversion", "DINO", (0.668, 0.569)),
+    ("(c) DreamBooth above textual inversion, CLIP-T", "DreamBooth", "textual inversion", "CLIP-T", (0.305, 0.255)),
+)
+
+
+def measured(study: Study) -> dict[str, dict[str, dict]]:
+    """Row -> column -> (subject, template, number) -> value."""
+    found = {}
+    for name, variant in ROWS.items():
+        bare = tuple(t.replace(" {class}", "") for t in prompts.TOYLAND) if variant == "none" else ()
+        rows = {
+            subject: study.rows(run, str(DEFAULT), templates=bare)
+            for subject, run in zip(study.names(), study.train(variant), strict=True)
+        }
+        found[name] = {
+            column: {k: v for subject, r in rows.items() for k, v in values(r, kind, metric, subject).items()}
+            for column, (kind, metric) in COLUMNS.items()
+        }
+        print(f"{name}: measured", flush=True)
+    return found
+
+
+def ceilings(study: Study) -> dict[str, intervals.Interval]:
+    """Photos against photos, a value a subject."""
+    from personalize.files import read_json
+
+    metrics = [read_json(run / "evaluation" / "metrics.json")["scores"] for run in study.train("long")]
+    return {
+        column: intervals.interval([m[name]["ceiling"] for m in metrics], [()] * len(metrics))
+        for column, name in (("DINO", "dino"), ("CLIP-I", "clip_i"))
+    }
+
+
+def main(work: Path) -> None:
+    study = Study(work)
+    found, tops = measured(study), ceilings(study)
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines.append("| photos | " + " | ".join(_cell(tops.get(column)) for column in COLUMNS) + " |")
+    for name, columns in found.items():
+        cells = [intervals.interval(list(c.values()), [key[:-1] for key in c]) for c in columns.values()]
+        lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
+    signs = ["| claim | paper | here (95 %) | P | sign |", "|---|---|---|---|---|"]
+    for claim, high, low, column, paper in CLAIMS:
+        signs.append(_sign(claim, intervals.difference(found[high][column], found[low][column]), paper))
+    for column, paper in (("DINO", (0.774, 0.668)), ("CLIP-I", (0.885, 0.803))):
+        mine = {}
+        for (subject, *rest), value in found["DreamBooth"][column].items():
+            mine[subject, *rest] = value
+        below = {key: tops[column].mean for key in mine}
+        signs.append(_sign(f"(d) photos above DreamBooth, {column}", intervals.difference(below, mine), paper))
+    text = "\n".join([*signs, "", *lines]) + "\n"
+    write_text(work / "paper_tables.md", text)
+    print(text)
+
+
+def _cell(found: intervals.Interval | None) -> str:
+    return "-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _sign(claim: str, change: intervals.Interval, paper: tuple[float, float]) -> str:
+    sure = "yes" if change.low > 0 else "no" if change.high < 0 else "not sure"
+    theirs = f"{paper[0]:.3f} - {paper[1]:.3f} = {paper[0] - paper[1]:+.3f}"
+    return (
+        f"| {claim} | {theirs} | {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) | {change.above:.2f} | {sure} |"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

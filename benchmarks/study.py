@@ -1,0 +1,79 @@
+"""Runs on held-out Toyland subjects that `choosing` and `paper_tables` look at: trained once, kept in a work folder.
+
+The recipe is the shipped one; subjects have seeds that no other part of the project uses.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalize import api, config, rundir, summary
+from personalize.commands.compare import read_rows
+from personalize.toyland import world
+from personalize.toyland.drawing import draw
+
+FIRST = world.HELD_OUT + 2_000_000
+CLASSES = ("dog", "cat", "duck", "teapot", "car", "robot", "dog", "cat")
+PHOTOS = ("meadow", "beach", "room", "mountains")  # the places of the four photos
+WRONG = {"dog": "teapot", "cat": "car", "duck": "robot", "teapot": "cat", "car": "duck", "robot": "dog"}
+DEFAULT = 400  # steps of the shipped recipe; its lr is constant, so these are the first steps of a longer run, bit for bit
+EVERY = ["train.checkpoint_every=100", "train.keep=1000", "choose.every=0"]
+
+VARIANTS = {
+    "long": [f"train.steps={3 * DEFAULT}"],
+    "fast": [f"train.steps={DEFAULT}", "train.lr=3e-4"],
+    "without": [f"train.steps={DEFAULT}", "prior.count=0"],
+    "wrong": [f"train.steps={DEFAULT}", "prior.count=0"],
+    "none": [f"train.steps={DEFAULT}", "prior.count=0", "train.prompt=a {token}"],
+    "inversion": ['train.methods=["textual-inversion"]'],
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A work folder, the subjects in it, and pictures of a prompt."""
+
+    work: Path
+    subjects: int = len(CLASSES)
+
+    def names(self) -> list[str]:
+        return [f"{k}-{word}" for k, word in enumerate(CLASSES[: self.subjects])]
+
+    def train(self, variant: str) -> list[Path]:
+        """The runs of a variant, one a subject; those that are finished are not trained again."""
+        return [self._run(k, variant) for k in range(self.subjects)]
+
+    def rows(self, run: Path, at: str = "", *, templates: tuple[str, ...] = ()) -> list[dict]:
+        """The rows of an evaluation by Toyland's prompts; templates for those without a class word."""
+        asked = [f"evaluate.prompts={list(templates)}".replace("'", '"')] if templates else []
+        return read_rows(api.evaluate(run, checkpoint=at, settings=asked).report.parent)
+
+    def _run(self, k: int, variant: str) -> Path:
+        name, word = self.names()[k], CLASSES[k]
+        folder, photos = self.work / "runs" / f"{name}-{variant}", self.work / "photos" / name
+        if (folder / "manifest.json").exists() and rundir.read_manifest(folder)["status"] == "finished":
+            return folder
+        who = world.subject(FIRST + 1000 * k, word)
+        photos.mkdir(parents=True, exist_ok=True)
+        for j, place in enumerate(PHOTOS):
+            scene = world.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", hat=None)
+            draw(scene)[0].save(photos / f"{j:02d}.png")
+        called = WRONG[word] if variant == "wrong" else word
+        settings = [*EVERY, *VARIANTS[variant]]
+        made = api.train(
+            photos, class_word=called, settings=settings, runs=self.work / "new", priors=self.work / "priors"
+        ).folder
+        folder.parent.mkdir(exist_ok=True)
+        shutil.move(made, folder)
+        print(f"trained {folder.name}", flush=True)
+        return folder
+
+
+def recipe_of(run: Path) -> config.Recipe:
+    return config.from_dict(rundir.read_manifest(run)["recipe"], str(run))
+
+
+def values(rows: list[dict], kind: str, name: str, subject: str) -> dict:
+    """(subject, template without class word, number) -> value: what variants are paired by."""
+    found = summary.keyed(summary.of_kind(rows, kind), name)
+    return {(subject, template.replace(" {class}", ""), number): value for (template, number), value in found.items()}

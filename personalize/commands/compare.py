@@ -1,0 +1,88 @@
+"""Several evaluations side by side: runs against the first one, picture by picture; or subjects, and the mean over them."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalize import intervals, rundir, summary
+
+MEASURES = ("dino", "clip_i", "clip_t", "diversity")
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """rows: what the file of the same name with .json holds; text: for the terminal, as Markdown; file: the Markdown."""
+
+    rows: list[dict]
+    text: str
+    file: Path
+
+
+def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
+    """Runs and the folders of their evaluations -> by how much each further one differs from the first, picture by picture."""
+    first, rows, lines = read_rows(evaluations[0]), [], []
+    for folder, evaluation in zip(folders[1:], evaluations[1:], strict=True):
+        changes = summary.compare(read_rows(evaluation), first)
+        rows.append({"run": str(folder), "against": str(folders[0]), "changes": changes})
+        lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
+        for name, change in changes.items():
+            title = summary.TITLES.get(name) or summary.TRUTHS.get(name) or "PRES: class pictures like the photos"
+            lines.append(
+                f"| {title} | {change['mean']:+.3f} | {change['low']:+.3f} to {change['high']:+.3f} | {change['above']:.2f} |"
+            )
+        lines.append("")
+    return _written(evaluations[0] / "comparison.md", rows, lines)
+
+
+def table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
+    """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, pictures."""
+    rows = [
+        {"subject": name, **_scores(rundir.read_json(folder / "metrics.json"))}
+        for name, folder in zip(names, evaluations, strict=True)
+    ]
+    lines = ["| subject | " + " | ".join(MEASURES) + " | PRES |", "|---|" + "---|" * (len(MEASURES) + 1)]
+    lines += [f"| {row['subject']} | " + " | ".join(_shown(row.get(m)) for m in (*MEASURES, "pres")) + " |" for row in rows]
+    means = []
+    for measure in (*MEASURES, "pres"):
+        kind, column = ("class", "dino") if measure == "pres" else ("subject", measure)
+        values, labels = [], []
+        for name, folder in zip(names, evaluations, strict=True):
+            for row in summary.of_kind(read_rows(folder), kind):
+                values.append(row.get(column))
+                labels.append((name, row["template"]))
+        found = intervals.interval(values, labels)
+        means.append("-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
+    lines += ["| **mean** (95 %) | " + " | ".join(means) + " |"]
+    return _written(out / "dreambench.md", rows, lines)
+
+
+def read_rows(evaluation: Path) -> list[dict]:
+    """The rows of a per_image.csv, their numbers as numbers."""
+    with open(evaluation / "per_image.csv", newline="", encoding="utf-8") as file:
+        return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str):
+    if name in ("kind", "template", "prompt", "unusable"):
+        return text
+    if name == "index":
+        return int(text)
+    return {"": None, "True": 1.0, "False": 0.0}[text] if text in ("", "True", "False") else float(text)
+
+
+def _scores(metrics: dict) -> dict:
+    found = {name: metrics["scores"][name]["score"] for name in MEASURES if name in metrics["scores"]}
+    return found | ({"pres": metrics["class"]["pres"]} if metrics["class"] else {})
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _written(path: Path, rows: list[dict], lines: list[str]) -> CompareResult:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines).rstrip() + "\n"
+    rundir.write_text(path, text)
+    rundir.write_json(path.with_suffix(".json"), rows)
+    return CompareResult(rows, text, path)

@@ -1,0 +1,81 @@
+"""Pictures that are drawn once and kept: a folder for what drew them, a file for each prompt and number.
+
+What was drawn is 8 bits a channel, as people see it; scores are of that, so a kept picture scores as a fresh one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from personalize import latent, rundir
+from personalize.models.base import LatentModel
+
+Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
+WHY = "unusable"  # name of the text chunk that says why
+BLACK = 8  # of 255: a picture with no channel above it shows nothing
+
+
+def place(root: Path, name: str, *, seed: int, purpose: str, how: latent.Drawing, size: int) -> Path:
+    """The folder in `root` for pictures of a model called `name`; drawn in any other way they have another one."""
+    settings = asdict(how) | {"batch": 0, "size": how.size or size, "seed": seed, "purpose": purpose}
+    return root / f"{name}-{rundir.key_of(settings)[:8]}"
+
+
+def file(folder: Path, job: Job) -> Path:
+    prompt, number = job
+    return folder / f"{rundir.slug(prompt)[:60]}-{rundir.key_of({'prompt': prompt})[:6]}-{number:03d}.png"
+
+
+def missing(folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not file(folder, job).exists()]
+
+
+def draw(
+    model: LatentModel, folder: Path, jobs: Sequence[Job], *, seed: int, purpose: str, how: latent.Drawing, advance: Callable
+) -> None:
+    """Draws what is missing of `jobs` into the folder; what a stop interrupts is kept. advance(n) tells how many."""
+    todo = missing(folder, jobs)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in latent.batches(model, len(todo), how):
+        texts, numbers = zip(*(todo[k] for k in part))
+        z0 = latent.draw(model, list(texts), latent.image_generators(seed, list(numbers), purpose), how)
+        images = model.decode_latents(z0).float().cpu()
+        for k, image in zip(part, images, strict=True):
+            _write(file(folder, todo[k]), image)
+        advance(len(part))
+
+
+def load(folder: Path, jobs: Sequence[Job]) -> tuple[list[Image.Image], dict[int, str]]:
+    """The pictures of jobs, and why some cannot be used, by their place: "not a number" or "black"."""
+    pictures, bad = [], {}
+    for k, job in enumerate(jobs):
+        with Image.open(file(folder, job)) as picture:
+            why = picture.text.get(WHY, "")
+            pictures.append(picture.convert("RGB"))
+        if why:
+            bad[k] = why
+    return pictures, bad
+
+
+def tensors(pictures: Sequence[Image.Image]) -> Tensor:
+    """B pictures of one size -> (B,3,H,W) in [-1,1]."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _write(path: Path, image: Tensor) -> None:
+    info, why = PngInfo(), ""
+    if not image.isfinite().all():
+        image, why = torch.full_like(image, -1.0), "not a number"
+    (picture,) = latent.to_pil(image[None])
+    if not why and np.asarray(picture).max() < BLACK:
+        why = "black"
+    if why:
+        info.add_text(WHY, why)
+    with rundir.writing(path) as temporary:
+        picture.save(temporary, pnginfo=info)

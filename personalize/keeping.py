@@ -1,0 +1,136 @@
+"""What a run keeps: checkpoints, the chosen one, its result; and how it goes on from them.
+
+Of several processes all compute, and the first one writes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from personalize import checkpoint, choosing, engine, methods, processes, rundir, runlog, trained, trainset, watching
+from personalize.config import Recipe
+from personalize.errors import UserError
+from personalize.terminal import Terminal
+
+
+@dataclass
+class Run:
+    """A run in this process: its folder, what it trains on, the average of its weights where one is kept, and the dev
+    split where checkpoints are chosen by it.
+    """
+
+    folder: Path
+    data: trainset.TrainingSet
+    engine: engine.Engine
+    average: list[Tensor]
+    manifest: dict
+    writes: bool
+    dev: watching.DevSplit | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.data.recipe
+
+
+def save(run: Run, step: int, *, judged: bool, screen: Terminal) -> None:
+    """A checkpoint, scored first where it is `judged`: its row in choosing.jsonl is there whenever it is."""
+    if not run.writes:
+        return
+    parts = {
+        "trained": methods.state(run.data.model, run.recipe),
+        "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer),
+    }
+    parts["average"] = {str(i): mean for i, mean in enumerate(run.average)}
+    if run.engine.scaler.is_enabled():
+        parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
+    if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
+        raise UserError(runlog.not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
+    if run.dev and judged:
+        with watching.resting(run.data.model, run.engine.params, run.average):
+            screen.say(run.dev.score(step).words())
+        run.data.release()
+    with rundir.writing(_checkpoint(run, step)) as temporary:
+        temporary.mkdir()
+        checkpoint.save(temporary / trained.STATE, parts, step)
+    best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
+    rundir.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
+
+
+def restore(run: Run, screen: Terminal) -> int:
+    """The newest checkpoint's step, its state put in place; 0 where there is none."""
+    found = [f / trained.STATE for f in rundir.checkpoints(run.folder) if (f / trained.STATE).exists()]
+    newest = processes.from_first(found[-1] if found else None)
+    if newest is None:
+        if run.recipe.train.init_from:
+            methods.start_from(run.data.model, run.recipe)
+        _forget_after(run, 0)
+        return 0
+    parts, step = checkpoint.load(newest)
+    methods.restore(run.data.model, run.recipe, parts["trained"])
+    checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
+    for i, mean in enumerate(run.average):
+        mean.copy_(parts["average"][str(i)])
+    if "scaler" in parts:
+        run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
+    _forget_after(run, step)
+    screen.say(f"going on with {run.folder} after step {step}")
+    return step
+
+
+def _forget_after(run: Run, step: int) -> None:
+    """Takes out of the run's logs what came after the checkpoint that it goes on from."""
+    if not run.writes:
+        return
+    for log in (run.folder / runlog.FILE, run.folder / choosing.FILE):
+        if run.dev or log.name == runlog.FILE:
+            rows = [row for row in (rundir.read_jsonl(log) if log.exists() else []) if row["step"] <= step]
+            rundir.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    if run.dev:
+        run.dev.scored = choosing.read(run.folder / choosing.FILE)
+
+
+def mark(run: Run, status: str) -> None:
+    if run.writes:
+        rundir.write_manifest(run.folder, run.manifest | {"status": status})
+
+
+def finish(run: Run, screen: Terminal) -> None:
+    """The result in model/: the chosen checkpoint or the last weights, of these the average where one is kept."""
+    if not run.writes:
+        return
+    model = run.data.model
+    for p, mean in zip(run.engine.params, run.average):
+        p.data.copy_(mean)
+    if run.dev:
+        choice = _choice(run)
+        screen.say(f"keeping {choice.why}")
+        trained.put_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, choice.step))
+        run.manifest |= {"chosen": choice.step, "why": choice.why}
+    for module in model.networks.values():
+        module.eval()
+    with rundir.writing(run.folder / "model") as temporary:
+        methods.save(model, temporary, run.recipe)
+    mark(run, "finished")
+
+
+def _choice(run: Run) -> choosing.Choice:
+    """Of the scored checkpoints that are still there: pruning keeps the best of each time and the newest."""
+    there = [s for s in run.dev.scored if _checkpoint(run, s.step).exists()]
+    return choosing.choose(there, run.recipe.choose)
+
+
+def _checkpoint(run: Run, step: int) -> Path:
+    return run.folder / "checkpoints" / f"step-{step:06d}"
+
+
+def disk_bytes(run: Run) -> int:
+    """Weights, two moments and an average for each checkpoint that will lie there at once, plus the result."""
+    weights = sum(p.numel() for p in run.engine.params)
+    whole = sum(p.numel() for p in run.data.model.unet.parameters())
+    train, every = run.recipe.train, run.recipe.choose.every
+    often = min(train.checkpoint_every or 10**9, every or 10**9)
+    copies = min(train.keep + 1 + bool(every), 1 + train.steps // often)
+    return 4 * weights * (3 + bool(train.ema)) * copies + (4 * whole if "full" in train.methods else 0)

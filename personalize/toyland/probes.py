@@ -1,0 +1,213 @@
+"""Truth probes: a small network that reads what a Toyland picture shows; it learns from drawn pictures only.
+
+B pictures, N scenes, K kinds of a table. It is no part of the base and sees no generated picture, nor one of the VAE's:
+what it says of those is the judgement of somebody who knows the world, not the model.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from personalize.core import rng
+from personalize.errors import UserError
+from personalize.files import read_json, write_json, writing
+from personalize.toyland import world
+from personalize.toyland.fitting import fit
+from personalize.toyland.networks import SIZE
+from personalize.toyland.pen import Pen
+from personalize.toyland.stages import pixels, rows_of, teller
+from personalize.toyland.subjects import DRAW
+
+NO_HAT = "none"
+TABLES = {
+    "class": world.CLASSES,
+    "place": tuple(world.PLACES),
+    "action": world.ACTIONS,
+    "accessory": (NO_HAT, *world.COLOURS),
+    "pattern": world.PATTERNS,
+    "ear": world.EARS,
+    "tail": world.TAILS,
+}
+VALUES = {"body": 3, "second": 3, "proportions": len(world.PROPORTIONS)}
+CHANNELS = (32, 64, 128, 160)  # at 32, 16, 8 and 4 px
+BATCH = 64
+COLOUR_UNIT = 0.2  # of the opponent axes, so that colours weigh like the rest
+UNSEEN = -100  # a kind that the class does not show; what cross_entropy leaves out
+# No config.json: a base's fingerprint takes in every one of its folders', and the base is the same with or without this.
+SIZES = "probes.json"
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        parts = [(nn.GroupNorm(8, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2)]
+        self.body = nn.Sequential(*parts[0], *parts[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Probe(nn.Module):
+    """(B,3,64,64) in [-1,1] -> the logits (B,K) of each table, body and second (B,3) in opponent axes, and the
+    proportions (B,4) in standard units."""
+
+    def __init__(self, channels: Sequence[int] = CHANNELS):
+        super().__init__()
+        a, b, c, d = self.channels = tuple(channels)
+        self.sizes = {name: len(table) for name, table in TABLES.items()} | VALUES
+        self.see = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(12, a, 3, padding=1), nn.GroupNorm(8, a), nn.ReLU(),
+            nn.Conv2d(a, b, 3, 2, 1), Residual(b),
+            nn.Conv2d(b, c, 3, 2, 1), Residual(c), nn.GroupNorm(8, c), nn.ReLU(),
+            nn.Conv2d(c, d, 3, 2, 1), nn.GroupNorm(8, d), nn.ReLU(), nn.Conv2d(d, 32, 1), nn.Flatten(),
+        )  # fmt: skip
+        self.tell = nn.Sequential(nn.Linear(32 * (SIZE // 16) ** 2, 256), nn.ReLU(), nn.Linear(256, sum(self.sizes.values())))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        parts = self.tell(self.see(x)).float().split(list(self.sizes.values()), dim=1)
+        out = dict(zip(self.sizes, parts, strict=True))
+        return out | {name: COLOUR_UNIT * out[name] for name in ("body", "second")}
+
+
+@cache
+def shown(class_word: str) -> frozenset[str]:
+    """What of a subject its class shows: the fields that its drawing reads. All of them for a class unknown here."""
+    read: set[str] = set()
+
+    class Watched:
+        def __init__(self, who: world.Subject):
+            self.who = who
+
+        def __getattr__(self, name: str):
+            read.add(name)
+            return getattr(self.who, name)
+
+    if class_word not in DRAW:
+        return frozenset(world.Subject.__dataclass_fields__) - {"class_word"}
+    for seed in range(20):
+        DRAW[class_word](Pen(8), Watched(world.subject(seed, class_word)))
+    return frozenset(read)
+
+
+def kinds(of: world.Subject) -> dict[str, int]:
+    """The row of the subject's pattern, ear and tail in their tables; UNSEEN where its class does not show it."""
+    seen = shown(of.class_word)
+    return {k: TABLES[k].index(getattr(of, k)) if k in seen else UNSEEN for k in ("pattern", "ear", "tail")}
+
+
+def values(of: world.Subject) -> dict[str, list[float]]:
+    """Body and second colour (3,) in opponent axes, proportions (4,) less their mean over their deviation; NaN: unseen."""
+    seen = shown(of.class_word)
+    standard = [
+        (getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) if name in seen else float("nan")
+        for name, (low, high) in world.PROPORTIONS.items()
+    ]
+    return {"body": list(world.opponent(of.body)), "second": list(world.opponent(of.second)), "proportions": standard}
+
+
+def truth(scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
+    """N scenes -> (N,) rows of each table, (N,3) and (N,4) values."""
+    rows = []
+    for s in scenes:
+        told = {"class": s.subject.class_word, "place": s.place, "action": s.action, "accessory": s.hat or NO_HAT}
+        told = {name: TABLES[name].index(word) for name, word in told.items()}
+        rows.append(told | kinds(s.subject) | values(s.subject))
+    return {name: torch.tensor([row[name] for row in rows]) for name in (*TABLES, *VALUES)}
+
+
+def loss_of(out: dict[str, Tensor], goal: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of every table plus the squared error of every value, what is unseen left out."""
+    total = sum(F.cross_entropy(out[name], goal[name], ignore_index=UNSEEN) for name in TABLES)
+    for name in VALUES:
+        unit = 1.0 if name == "proportions" else COLOUR_UNIT
+        off = (out[name] - goal[name]) / unit
+        total = total + off[~goal[name].isnan()].square().mean()
+    return total
+
+
+def disturbed(x: Tensor, g: torch.Generator) -> Tensor:
+    """(B,3,64,64) -> the same as a generator might have made it: shifted, coarse, blurred, noisy, its colours a little off.
+
+    Shift, coarseness and blur are drawn for quarters of the batch, the rest for each picture.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape or (1,), generator=g)
+
+    x = torch.cat([_blurred(_coarse(_moved(part, g), uniform(-24, 24)), uniform(-1, 1)) for part in x.chunk(4)])
+    count = len(x)
+    x = x * uniform(0.92, 1.06, count, 1, 1, 1) + uniform(-0.06, 0.06, count, 1, 1, 1) + uniform(-0.03, 0.03, count, 3, 1, 1)
+    patches = F.interpolate(torch.randn((count, 3, 16, 16), generator=g), x.shape[-1], mode="bilinear")
+    grain = torch.randn(x.shape, generator=g)
+    x = x + uniform(0, 0.06, count, 1, 1, 1) * patches + uniform(0, 0.06, count, 1, 1, 1) * grain
+    return x.clamp(-1, 1)
+
+
+def _moved(x: Tensor, g: torch.Generator, most: int = 3) -> Tensor:
+    dx, dy = torch.randint(0, 2 * most + 1, (2,), generator=g).tolist()
+    return F.pad(x, (most,) * 4, mode="replicate")[..., dy : dy + x.shape[-2], dx : dx + x.shape[-1]]
+
+
+def _coarse(x: Tensor, lost: Tensor) -> Tensor:
+    """Made `lost` px smaller and brought back; as it is where that is not positive."""
+    if lost <= 0:
+        return x
+    small = F.interpolate(x, x.shape[-1] - int(lost), mode="bilinear", antialias=True)
+    return F.interpolate(small, x.shape[-1], mode="bicubic")
+
+
+def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
+    """A Gaussian of that many px; as it is where that is not positive."""
+    if sigma <= 0:
+        return x
+    taps = torch.exp(-torch.arange(-3, 4).square() / (2 * sigma.square()))
+    taps = (taps / taps.sum()).repeat(3, 1, 1, 1)
+    x = F.conv2d(F.pad(x, (3, 3, 0, 0), mode="replicate"), taps, groups=3)
+    return F.conv2d(F.pad(x, (0, 0, 3, 3), mode="replicate"), taps.transpose(2, 3), groups=3)
+
+
+def train(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]) -> Probe:
+    """The stage: `images` (N,64,64,3) uint8 are the drawn scenes of the seeds from world.PROBES on."""
+    torch.manual_seed(settings.seed)
+    model = Probe().to(device)
+    goal = truth([world.scene(world.PROBES + k) for k in range(len(images))])
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of(step, BATCH, len(images), seed=settings.seed, purpose="probes")
+        with torch.autocast(device.type, enabled=False):
+            x = disturbed(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
+        return loss_of(model(x.to(device)), {name: of[rows].to(device) for name, of in goal.items()})
+
+    fit(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=2e-3, ema=0.998, weight_decay=0.02,
+        say=teller("probes", settings.probe_steps, say))  # fmt: skip
+    return model.eval()
+
+
+def export(out: Path, model: Probe) -> None:
+    """model.safetensors in half precision, and the sizes and tables that it was made for."""
+    from safetensors.torch import save_file
+
+    with writing(out / "model.safetensors") as temporary:
+        save_file({name: v.detach().cpu().half().contiguous() for name, v in model.state_dict().items()}, temporary)
+    write_json(out / SIZES, {"channels": model.channels, "tables": TABLES, "values": VALUES})
+
+
+def load(out: Path) -> Probe:
+    """What `export` wrote, in float32. UserError where it is missing, damaged or of another Toyland."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    sizes, again = read_json(out / SIZES), "Make it again: personalize pretrain"
+    if {k: tuple(v) for k, v in sizes["tables"].items()} != TABLES or sizes["values"] != VALUES:
+        raise UserError(f"{out} reads another Toyland than the one drawn here. {again}")
+    model = Probe(sizes["channels"])
+    try:
+        model.load_state_dict(load_file(out / "model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{out} holds no probe that can be read: {error}. {again}") from error
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,56 @@
+"""Scores in plain words: is it the same subject, does it still obey, is a dog still a dog? Thresholds are rules of thumb."""
+
+GOOD, WARN, BAD = "good", "warn", "bad"
+SAME, RELATIVE = 0.6, 0.3  # of the way from the base to the photos
+LISTENS, HARDLY = 0.05, 0.12  # of the base's CLIP-T that may be lost
+STILL, DRIFTED = 0.25, 0.5  # of the way that class pictures may move to the photos
+
+Line = tuple[str, str]  # level, sentence
+
+
+def verdict(metrics: dict) -> list[Line]:
+    """What metrics.json holds -> one sentence for each question, its level first."""
+    word = metrics["run"]["class"]
+    lines = [_identity(metrics["scores"]["dino"], word), _obedience(metrics["scores"]["clip_t"])]
+    if metrics["class"]:
+        lines.append(_class(metrics["class"], word))
+    if metrics["copying"] and metrics["copying"]["copied"]:
+        lines.append(_copies(metrics["copying"]))
+    if metrics["unusable"]:
+        count, first = len(metrics["unusable"]), metrics["unusable"][0]["why"]
+        is_ = f"{count} picture is" if count == 1 else f"{count} pictures are"
+        lines.append((BAD, f"{is_} unusable ({first}); scored as drawn, not left out."))
+    return lines
+
+
+def _identity(dino: dict, word: str) -> Line:
+    share = dino["relative"]
+    if share is None:
+        return WARN, "There is one photo only: no ceiling to compare with."
+    if share >= SAME:
+        level, how = GOOD, "It is the same subject"
+    elif share >= RELATIVE:
+        level, how = WARN, "It is a relative"
+    else:
+        level, how = BAD, "It is not yet the subject"
+    return level, f"{how}: {share:.0%} of the way from any {word} to the photos."
+
+
+def _obedience(clip_t: dict) -> Line:
+    lost = (clip_t["floor"] - clip_t["score"]) / abs(clip_t["floor"]) if clip_t["floor"] else 0.0
+    level, how = (GOOD, "It still listens") if lost <= LISTENS else (WARN if lost <= HARDLY else BAD, "It listens less")
+    return level, f"{how}: CLIP-T {clip_t['score'] - clip_t['floor']:+.3f} against the base on the same prompts."
+
+
+def _class(drift: dict, word: str) -> Line:
+    share = drift["share"] or 0.0
+    level = GOOD if share < STILL else WARN if share < DRIFTED else BAD
+    still = f"A {word} is still any {word}" if share < STILL else f"Other {word}s have begun to look like it"
+    moved = f"moved {share:.0%} of the way to the photos" if share > 0 else "did not move towards the photos"
+    return level, f"{still}: class pictures {moved}."
+
+
+def _copies(copying: dict) -> Line:
+    copied, count = copying["copied"], copying["pictures"]
+    level = BAD if copied > count / 2 else WARN
+    return level, f"{copied} of {count} pictures are nearer to a photo than the photos are to each other: look for copies."

@@ -1,0 +1,340 @@
+"""The whole of evaluate and of choosing on a tiny base: what is drawn, kept, counted, refused."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from personalize import api, choosing, gallery, prompts, protocols, rundir, trained
+from personalize.config import Evaluate
+from personalize.errors import UserError
+from personalize.terminal import Terminal
+
+TINY = ["train.steps=6", "train.lr=1e-3", "prior.count=0", "photos.min_size=16", "draw.steps=2", "train.keep=9", "token=zqv"]
+PROTOCOL = [
+    "evaluate.count=2",
+    "evaluate.class_count=3",
+    "evaluate.prompts=a {token} {class} in the snow,a {class} with {token}",
+]
+CHOOSE = [
+    "choose.every=2",
+    "choose.count=1",
+    "choose.class_count=2",
+    "choose.drift=9",
+    "choose.obedience=9",
+    "choose.copying=9",
+]
+
+
+class Screen(Terminal):
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_sd, eyes):
+    ours = [f"evaluate.dino={eyes}/encoders/identity", f"evaluate.clip={eyes}/encoders/clip"]
+    return [f"base={tiny_sd}", "device=cpu", "dtype=float32", *TINY, *PROTOCOL, *ours]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Five photos, the first of which has a mask."""
+    folder = tmp_path_factory.mktemp("photos")
+    for path in sorted((Path(__file__).parents[1] / "data_examples" / "dog").glob("*.png")):
+        shutil.copy(path, folder)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 255
+    Image.fromarray(mask).save(folder / "00.mask.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(photos, settings, tmp_path_factory):
+    """Two runs in a folder, one that chooses among its checkpoints and one at twice the learning rate."""
+    root = tmp_path_factory.mktemp("runs")
+    api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=root)
+    api.train(photos, class_word="dog", settings=[*settings, "train.lr=2e-3"], runs=root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(runs):
+    return api.evaluate(runs / "zqv-dog")
+
+
+def table(result):
+    with open(result.report.parent / "per_image.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- protocols ---
+
+
+def test_no_dev_prompt_is_in_any_protocol():
+    """Final numbers come from prompts that no checkpoint was chosen by."""
+    reported = {*prompts.TOYLAND, *prompts.LIVE, *prompts.OBJECT}
+    for dev in (protocols.DEV, protocols.TOYLAND_DEV):
+        assert len(set(dev)) == 8 and not set(dev) & reported
+
+
+@pytest.mark.parametrize(
+    ("ask", "base", "word", "shape"),
+    [
+        ({}, "toyland", "dog", ("toyland", 8, 4, 16)),
+        ({}, "sd", "dog", ("standard", 25, 4, 16)),
+        ({"protocol": "quick"}, "sd", "backpack", ("quick", 8, 2, 8)),
+        ({"protocol": "quick"}, "toyland", "dog", ("quick", 8, 2, 8)),
+        ({"protocol": "standard", "count": 1, "class_count": 0}, "toyland", "dog", ("standard", 25, 1, 0)),
+        ({"prompts": ("a {class}",)}, "sd", "dog", ("own prompts", 1, 4, 16)),
+    ],
+)
+def test_protocols_are_these_prompts_and_counts(ask, base, word, shape):
+    found = protocols.protocol(Evaluate(**ask), base, word)
+    assert (found.name, len(found.templates), found.count, found.class_count) == shape
+    assert len(set(found.templates)) == len(found.templates)
+
+
+def test_live_subjects_have_the_live_list():
+    assert protocols.protocol(Evaluate(), "sd", "cat").templates == prompts.LIVE
+    assert protocols.protocol(Evaluate(), "sd", "teapot").templates == prompts.OBJECT
+
+
+# --- evaluate ---
+
+
+def test_an_evaluation_is_these_files(result, runs):
+    out = result.report.parent
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "per_image.csv", "report.md", "report.html", "pictures"}
+    assert result.metrics == rundir.read_json(out / "metrics.json")
+    (place,) = (out / "pictures").iterdir()
+    assert len(list(place.iterdir())) == 2 * 2 + 3
+    assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
+
+
+def test_every_picture_is_a_row_by_the_run_and_by_the_base(result):
+    rows = table(result)
+    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("subject", "base", "class", "base class")}
+    assert counts == {"subject": 4, "base": 4, "class": 3, "base class": 3}
+    assert {row["prompt"] for row in rows if row["kind"] == "base"} == {"a dog in the snow", "a dog with"}
+    for row in rows:
+        assert all(row[name] for name in ("dino", "clip_i", "clip_t", "held_out", "dino_fg", "nearest", "diversity"))
+
+
+def test_scores_are_the_means_of_their_rows_beside_floor_and_ceiling(result):
+    rows, scores = table(result), result.metrics["scores"]
+    for name in ("dino", "clip_t", "held_out", "dino_fg"):
+        for kind, key in (("subject", "score"), ("base", "floor")):
+            mean = np.mean([float(row[name]) for row in rows if row["kind"] == kind])
+            assert scores[name][key] == pytest.approx(mean, abs=1e-6)
+        assert scores[name]["low"] <= scores[name]["score"] <= scores[name]["high"]
+    assert scores["dino"]["ceiling"] and scores["held_out"]["ceiling"] and scores["clip_t"]["ceiling"] is None
+    pres = [np.mean([float(row["dino"]) for row in rows if row["kind"] == kind]) for kind in ("class", "base class")]
+    assert result.metrics["class"]["excess"] == pytest.approx(pres[0] - pres[1], abs=1e-6)
+
+
+def test_a_photo_is_held_out_of_five_and_none_of_four(result, photos, runs, settings, tmp_path):
+    told = [(row["file"], row["trained"]) for row in result.metrics["photos"]]
+    assert told == [("00.png", True), ("01.png", True), ("02.png", True), ("03.png", True), ("04.png", False)]
+    (tmp_path / "four").mkdir()
+    for name in ("00.png", "01.png", "02.png", "03.png"):
+        shutil.copy(photos / name, tmp_path / "four")
+    folder = api.train(tmp_path / "four", class_word="dog", settings=settings, runs=tmp_path / "runs").folder
+    assert not any(row["held_out"] for row in rundir.read_manifest(folder)["subjects"][0]["photos"])
+
+
+def test_a_second_evaluation_draws_only_what_is_missing(result, runs, monkeypatch):
+    drawn, draw = [], gallery.draw
+
+    def count(model, folder, jobs, **options):
+        drawn.extend(gallery.missing(folder, jobs))
+        draw(model, folder, jobs, **options)
+
+    monkeypatch.setattr(gallery, "draw", count)
+    again = api.evaluate(runs / "zqv-dog")
+    assert not drawn and again.metrics["scores"] == result.metrics["scores"]
+    api.evaluate(runs / "zqv-dog", settings=["evaluate.count=3"])
+    assert len(drawn) == 2 * 2 and {number for _, number in drawn} == {2}
+
+
+def test_another_checkpoint_is_scored_by_its_own_pictures(result, runs):
+    other = "2" if rundir.read_manifest(runs / "zqv-dog")["chosen"] != 2 else "4"
+    first = api.evaluate(runs / "zqv-dog", checkpoint=other).metrics
+    assert first["scores"]["dino"]["floor"] == result.metrics["scores"]["dino"]["floor"]
+    assert first["run"]["checkpoint"] == f"checkpoint {other}"
+    assert first["scores"]["dino"]["score"] != result.metrics["scores"]["dino"]["score"]
+    api.evaluate(runs / "zqv-dog")
+
+
+def test_a_deleted_or_changed_photo_is_named(runs, photos, result):
+    gone = photos / "02.png"
+    kept = gone.read_bytes()
+    try:
+        gone.unlink()
+        with pytest.raises(UserError, match="02.png of this run is no longer there"):
+            api.evaluate(runs / "zqv-dog")
+        Image.new("RGB", (64, 64)).save(gone)
+        with pytest.raises(UserError, match="02.png is not the one"):
+            api.evaluate(runs / "zqv-dog")
+    finally:
+        gone.write_bytes(kept)
+
+
+def test_a_run_without_a_result_says_so(runs, tmp_path):
+    folder = tmp_path / "unfinished"
+    shutil.copytree(runs / "zqv-dog", folder)
+    rundir.write_manifest(folder, rundir.read_manifest(folder) | {"status": "interrupted"})
+    with pytest.raises(UserError, match="interrupted, not finished"):
+        api.evaluate(folder)
+
+
+def test_an_unknown_placeholder_is_named_before_anything_is_drawn(runs, monkeypatch):
+    monkeypatch.setattr(gallery, "draw", lambda *args, **options: pytest.fail("drawn"))
+    with pytest.raises(UserError, match="unknown placeholder {colour}"):
+        api.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {colour} {class}"'])
+
+
+def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, monkeypatch):
+    monkeypatch.setattr(gallery, "draw", lambda *args, **options: pytest.fail("drawn"))
+    with pytest.raises(UserError, match="evaluate.dino=FOLDER"):
+        api.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
+
+
+def test_unusable_pictures_are_counted_shown_and_scored(runs, result, tmp_path):
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    (place,) = [p for p in (copy / "zqv-dog" / "evaluation" / "pictures").iterdir() if p.name != "step-000002"][-1:]
+    victim = sorted(place.iterdir())[0]
+    victim.unlink()
+    import torch
+
+    gallery._write(victim, torch.full((3, 32, 32), torch.nan))
+    found = api.evaluate(copy / "zqv-dog", checkpoint=str(int(place.name[5:11]))).metrics
+    assert [row["why"] for row in found["unusable"]] == ["not a number"]
+    assert any("1 picture is unusable" in line for line in found["verdict"])
+    assert len(table_of(copy / "zqv-dog")) == len(table(result))
+
+
+def table_of(run):
+    with open(run / "evaluation" / "per_image.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- comparing ---
+
+
+def test_runs_are_compared_picture_by_picture(runs):
+    found = api.compare([runs / "zqv-dog", runs / "zqv-dog-2"])
+    (row,) = found.rows
+    one, two = (rundir.read_json(runs / name / "evaluation" / "metrics.json") for name in ("zqv-dog", "zqv-dog-2"))
+    want = two["scores"]["dino"]["score"] - one["scores"]["dino"]["score"]
+    assert row["changes"]["dino"]["mean"] == pytest.approx(want) and 0 <= row["changes"]["dino"]["above"] <= 1
+    assert (
+        "PRES" in found.text
+        and found.file.read_text() == found.text
+        and json.loads(found.file.with_suffix(".json").read_text())
+    )
+
+
+def test_one_run_cannot_be_compared(runs):
+    with pytest.raises(UserError, match="two or more"):
+        api.compare([runs / "zqv-dog"])
+
+
+def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
+    source = tmp_path / "subjects"
+    for name, word in (("rex", "dog"), ("tom", "cat")):
+        shutil.copytree(photos, source / name)
+        (source / name / "subject.toml").write_text(f'class = "{word}"\n')
+    short = [*settings, "train.steps=1", "evaluate.count=1", "evaluate.class_count=1"]
+    found = api.dreambench(str(source), settings=short, runs=tmp_path / "runs", priors=tmp_path / "priors")
+    assert [row["subject"] for row in found.rows] == ["rex", "tom"] and "**mean**" in found.text
+    with pytest.raises(UserError, match="subject.toml"):
+        api.dreambench(str(tmp_path / "empty"), settings=short)
+    with pytest.raises(UserError, match="hf:google/dreambooth"):
+        api.dreambench("hf:someone/else", settings=short)
+
+
+# --- choosing while training ---
+
+
+def test_a_run_keeps_the_checkpoint_that_its_scores_choose(runs, settings):
+    folder = runs / "zqv-dog"
+    manifest = rundir.read_manifest(folder)
+    scored = choosing.read(folder / choosing.FILE)
+    assert [s.step for s in scored] == [2, 4, 6]
+    limits = api.resolve(None, [*settings, *CHOOSE]).choose
+    assert manifest["chosen"] == choosing.choose(scored, limits).step and f"step {manifest['chosen']}" in manifest["why"]
+
+
+def test_the_result_is_the_chosen_checkpoint_bit_for_bit(runs, settings):
+    """What `generate` uses, unless told otherwise."""
+    import torch
+
+    from personalize import models
+
+    folder = runs / "zqv-dog"
+    manifest = trained.require(folder)
+    base = api.resolve(None, settings).base
+    found = []
+    for at in ("", str(manifest["chosen"]), "last"):
+        model = models.load(base, device="cpu", dtype="float32", say=lambda line: None)
+        name = trained.put_into(model, folder, manifest, at=at)
+        found.append((name, torch.cat([p.flatten() for p in model.unet.parameters()])))
+    assert found[0][0] == found[1][0] == f"step-{manifest['chosen']:06d}" and found[2][0] == "step-000006"
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_scoring_does_not_change_the_training(runs, photos, settings, tmp_path):
+    """The last checkpoint of a run that scores on the way is that of one that does not."""
+    plain = api.train(photos, class_word="dog", settings=settings, runs=tmp_path).folder
+    last = [rundir.checkpoints(folder)[-1] / trained.STATE for folder in (plain, runs / "zqv-dog")]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+def test_a_run_that_was_stopped_chooses_as_one_that_was_not(runs, photos, settings, tmp_path, monkeypatch):
+    from personalize import keeping
+
+    finish = keeping.finish
+    monkeypatch.setattr(keeping, "finish", lambda *args: (_ for _ in ()).throw(RuntimeError("the power went")))
+    with pytest.raises(RuntimeError):
+        api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path)
+    shutil.rmtree(tmp_path / "zqv-dog" / "checkpoints" / "step-000006")
+    monkeypatch.setattr(keeping, "finish", finish)
+    folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
+    assert rundir.read_manifest(folder)["chosen"] == rundir.read_manifest(runs / "zqv-dog")["chosen"]
+    assert choosing.read(folder / choosing.FILE) == choosing.read(runs / "zqv-dog" / choosing.FILE)
+
+
+def test_the_best_checkpoint_outlives_newer_ones(photos, settings, tmp_path, monkeypatch):
+    real = choosing.choose
+    monkeypatch.setattr(choosing, "choose", lambda scored, limits: real(scored[:1], limits))
+    folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE, "train.keep=1"], runs=tmp_path).folder
+    assert [path.name for path in rundir.checkpoints(folder)] == ["step-000002", "step-000006"]
+    assert rundir.read_manifest(folder)["chosen"] == 2
+
+
+def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "stalled", lambda scored, patience: len(scored) == 2)
+    screen = Screen()
+    found = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path, screen=screen)
+    assert found.steps == 4 and [path.name for path in rundir.checkpoints(found.folder)][-1] == "step-000004"
+    assert any("ended after step 4 of 6" in line for line in screen.lines)
+    assert rundir.read_manifest(found.folder)["status"] == "finished"
+
+
+def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
+    words = ["token=zqv,zzk", *CHOOSE]
+    found = api.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
+    (first, *_) = choosing.read(found.folder / choosing.FILE)
+    assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 16
+    scores = api.evaluate(found.folder, token="zzk")
+    assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"

@@ -1,0 +1,69 @@
+"""A picture is drawn once, is the same whoever else is drawn, and one that shows nothing is said to."""
+
+import numpy as np
+import pytest
+import torch
+
+from personalize import gallery, latent, models
+
+HOW = latent.Drawing("ddim", 2, 3.0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sd):
+    return models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+
+
+def draw(model, folder, jobs):
+    counts = []
+    gallery.draw(model, folder, jobs, seed=0, purpose="evaluate", how=HOW, advance=counts.append)
+    return sum(counts)
+
+
+def test_only_what_is_missing_is_drawn_and_nothing_changes(model, tmp_path):
+    jobs = [("a dog", 0), ("a dog", 1), ("a cat", 0)]
+    assert draw(model, tmp_path, jobs) == 3
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert draw(model, tmp_path, [*jobs, ("a cat", 1)]) == 1
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in before} == before and len(before) == 3
+
+
+def test_a_picture_does_not_depend_on_the_others(model, tmp_path):
+    jobs = [("a dog", 0), ("a dog", 1), ("a cat in the snow", 0)]
+    draw(model, tmp_path / "all", jobs)
+    draw(model, tmp_path / "one", jobs[2:])
+    (one,), _ = gallery.load(tmp_path / "one", jobs[2:])
+    every, _ = gallery.load(tmp_path / "all", jobs)
+    assert np.abs(np.asarray(one, int) - np.asarray(every[2], int)).max() <= 1
+
+
+def test_what_is_loaded_is_what_was_drawn_to_eight_bits(model, tmp_path):
+    draw(model, tmp_path, [("a dog", 0)])
+    z0 = latent.draw(model, ["a dog"], latent.image_generators(0, [0], "evaluate"), HOW)
+    pictures, bad = gallery.load(tmp_path, [("a dog", 0)])
+    assert (gallery.tensors(pictures) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == {}
+
+
+def test_pictures_of_other_settings_have_another_folder(tmp_path):
+    def at(**change):
+        options = {"seed": 0, "purpose": "evaluate", "how": HOW, "size": 32} | change
+        return gallery.place(tmp_path, "step-000100", **options)
+
+    assert at() == at(how=latent.Drawing("ddim", 2, 3.0, batch=7)) == at(how=latent.Drawing("ddim", 2, 3.0, size=32))
+    others = [at(seed=1), at(purpose="choose"), at(how=latent.Drawing("ddim", 3, 3.0)), at(size=64)]
+    assert len({at(), *others}) == 5
+
+
+def test_black_pictures_and_those_that_are_no_numbers_are_kept_and_named(model, tmp_path, monkeypatch):
+    images = torch.stack([torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), torch.nan), torch.zeros(3, 32, 32)])
+    monkeypatch.setattr(model, "decode_latents", lambda z0: images)
+    jobs = [("a dog", n) for n in range(3)]
+    draw(model, tmp_path, jobs)
+    pictures, bad = gallery.load(tmp_path, jobs)
+    assert len(pictures) == 3 and bad == {0: "black", 1: "not a number"}
+
+
+def test_names_from_strangers_stay_in_the_folder(tmp_path):
+    path = gallery.file(tmp_path, ("../../etc/passwd \0 <script>" + "x" * 500, 3))
+    assert path.parent == tmp_path and len(path.name) < 100
+    assert gallery.file(tmp_path, ("a dog!", 0)) != gallery.file(tmp_path, ("a dog?", 0))
