@@ -39,26 +39,29 @@ class Scored:
     @property
     def lost(self) -> float:
         """Share of the base's CLIP-T that is gone."""
-        before = _mean(self.base_obeys)
-        return (before - _mean(self.obeys)) / abs(before) if before else 0.0
+        return self._lost()[0]
 
     @property
     def drift(self) -> float:
         """Share of the way to the photos that class pictures moved."""
+        return self._drift()[0]
+
+    def _lost(self) -> tuple[float, float]:
+        return _share(self.base_obeys, self.obeys, room=abs(_mean(self.base_obeys)))
+
+    def _drift(self) -> tuple[float, float]:
         if not self.pres:
-            return 0.0
-        before = _mean(self.base_pres)
-        room = (1.0 if self.ceiling is None else self.ceiling) - before
-        return (_mean(self.pres) - before) / room if room > 0 else 0.0
+            return 0.0, 0.0
+        return _share(self.pres, self.base_pres, room=(1.0 if self.ceiling is None else self.ceiling) - _mean(self.base_pres))
 
     def over(self, limits: Choose) -> list[tuple[float, str]]:
-        """The limits that it does not keep: by how much, and in words."""
+        """The limits that it breaks by more than one standard error: by how much, and in words."""
         checks = (
-            (self.lost, limits.obedience, "{:.0%} of CLIP-T lost, limit {:.0%}"),
-            (self.drift, limits.drift, "class pictures moved {:.0%} of the way to the photos, limit {:.0%}"),
-            (self.copied, limits.copying, "{:.0%} of the pictures nearer to a photo than photos are, limit {:.0%}"),
+            (*self._lost(), limits.obedience, "{:.0%} of CLIP-T lost, limit {:.0%}"),
+            (*self._drift(), limits.drift, "class pictures moved {:.0%} of the way to the photos, limit {:.0%}"),
+            (self.copied, 0.0, limits.copying, "{:.0%} of the pictures nearer to a photo than photos are, limit {:.0%}"),
         )
-        return [(value - limit, words.format(value, limit)) for value, limit, words in checks if value > limit]
+        return [(value - limit, text.format(value, limit)) for value, se, limit, text in checks if value - se > limit]
 
     def words(self) -> str:
         """The checkpoint in one line."""
@@ -124,6 +127,12 @@ def _gap(a: Scored, b: Scored) -> float:
     """By how much a's identity is above b's, less one paired standard error."""
     change = intervals.difference(a.identity, b.identity)
     return change.mean - change.se
+
+
+def _share(a: dict[Key, float], b: dict[Key, float], *, room: float) -> tuple[float, float]:
+    """Mean of a - b as a share of `room`, and its standard error."""
+    change = intervals.difference(a, b)
+    return (change.mean / room, change.se / room) if room > 0 else (0.0, 0.0)
 
 
 def _mean(values: dict[Key, float]) -> float:

@@ -117,9 +117,11 @@ def finish(run: Run, screen: Terminal) -> None:
 
 
 def _choice(run: Run) -> choosing.Choice:
-    """Of the scored checkpoints that are still there: pruning keeps the best of each time and the newest."""
-    there = [s for s in run.dev.scored if _checkpoint(run, s.step).exists()]
-    return choosing.choose(there, run.recipe.choose)
+    """Of all scored checkpoints; of those still there, where later scores speak for one that was pruned."""
+    choice = choosing.choose(run.dev.scored, run.recipe.choose)
+    if _checkpoint(run, choice.step).exists():
+        return choice
+    return choosing.choose([s for s in run.dev.scored if _checkpoint(run, s.step).exists()], run.recipe.choose)
 
 
 def _checkpoint(run: Run, step: int) -> Path:

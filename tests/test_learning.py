@@ -8,7 +8,7 @@ from personalize import api
 from personalize.files import read_json, read_jsonl
 from personalize.rundir import read_manifest
 
-SETTINGS = ["prior.count=20", "train.steps=220", "train.snr_gamma=0", "draw.steps=12", "choose.every=110", "choose.drift=0.5"]
+SETTINGS = ["prior.count=20", "train.steps=220", "draw.steps=12", "choose.every=110", "choose.drift=0.5"]
 
 
 @pytest.fixture(scope="module")
