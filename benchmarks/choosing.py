@@ -7,7 +7,8 @@ that chose. The truth score of a checkpoint is the mean of three shares, stated 
 
 identity    1 - error of the identity parameters, where 1 is the error of another subject of the class at random
 obedience   pictures with the right place, and the right action, of those whose prompt asks for one
-class kept  1 - share of the way that the identity parameters of class pictures moved from the base's to the subject's
+class kept  1 - |share of the way that the identity parameters of class pictures moved from the base's to the subject's|:
+            pictures that turned to mush are far from the subject too, and no longer the class
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ def truth(rows: list[dict]) -> dict[str, float]:
     shares = (
         1 - summary.interval(run, "identity_error").mean,
         sum(asked) / len(asked),
-        1 - (error["base class"] - error["class"]) / error["base class"],
+        1 - abs(error["base class"] - error["class"]) / error["base class"],
     )
     return dict(zip(SHARES, shares, strict=True)) | {"truth": sum(shares) / 3}
 

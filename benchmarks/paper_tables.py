@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.study import DEFAULT, Study, values
 from personalize import intervals, prompts
-from personalize.files import write_text
+from personalize.files import read_json, write_text
 
 ROWS = {  # name -> variant
     "DreamBooth": "long", "without prior": "without", "wrong class word": "wrong", "no class word": "none",
@@ -51,13 +51,12 @@ def measured(study: Study) -> dict[str, dict[str, dict]]:
     return found
 
 
-def ceilings(study: Study) -> dict[str, intervals.Interval]:
-    """Photos against photos, a value a subject."""
-    from personalize.files import read_json
-
-    metrics = [read_json(run / "evaluation" / "metrics.json")["scores"] for run in study.train("long")]
+def ceilings(study: Study) -> dict[str, dict[str, float]]:
+    """Column -> subject -> photos against photos."""
+    runs = dict(zip(study.names(), study.train("long"), strict=True))
+    scores = {subject: read_json(run / "evaluation" / "metrics.json")["scores"] for subject, run in runs.items()}
     return {
-        column: intervals.interval([m[name]["ceiling"] for m in metrics], [()] * len(metrics))
+        column: {subject: found[name]["ceiling"] for subject, found in scores.items()}
         for column, name in (("DINO", "dino"), ("CLIP-I", "clip_i"))
     }
 
@@ -66,7 +65,8 @@ def main(work: Path) -> None:
     study = Study(work)
     found, tops = measured(study), ceilings(study)
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    lines.append("| photos | " + " | ".join(_cell(tops.get(column)) for column in COLUMNS) + " |")
+    photos = {column: intervals.interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
+    lines.append("| photos | " + " | ".join(_cell(photos.get(column)) for column in COLUMNS) + " |")
     for name, columns in found.items():
         cells = [intervals.interval(list(c.values()), [key[:-1] for key in c]) for c in columns.values()]
         lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
@@ -74,11 +74,9 @@ def main(work: Path) -> None:
     for claim, high, low, column, paper in CLAIMS:
         signs.append(_sign(claim, intervals.difference(found[high][column], found[low][column]), paper))
     for column, paper in (("DINO", (0.774, 0.668)), ("CLIP-I", (0.885, 0.803))):
-        mine = {}
-        for (subject, *rest), value in found["DreamBooth"][column].items():
-            mine[subject, *rest] = value
-        below = {key: tops[column].mean for key in mine}
-        signs.append(_sign(f"(d) photos above DreamBooth, {column}", intervals.difference(below, mine), paper))
+        mine = found["DreamBooth"][column]
+        above = {key: tops[column][key[0]] for key in mine}
+        signs.append(_sign(f"(d) photos above DreamBooth, {column}", intervals.difference(above, mine), paper))
     text = "\n".join([*signs, "", *lines]) + "\n"
     write_text(work / "paper_tables.md", text)
     print(text)

@@ -7,7 +7,7 @@ evaluate(run)
 """
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "export", "generate", "prior", "quickstart", "resolve", "train"]
+__all__ = ["compare", "dreambench", "evaluate", "export", "generate", "prior", "quickstart", "resolve", "train"]
 
 
 def __getattr__(name: str):

@@ -152,7 +152,7 @@ def evaluate(
     from personalize.commands import evaluate as command
     from personalize.protocols import protocol
 
-    folder = Path(run) if run else rundir.newest_run(Path(runs))
+    folder = Path(os.path.abspath(run or rundir.newest_run(Path(runs))))
     model, full, manifest = _opened(folder, base, settings, screen, say=not run)
     subject = trained.subject(manifest, token)
     asked = protocol(full.evaluate, model.name, subject["class"])
@@ -160,18 +160,18 @@ def evaluate(
 
 
 def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen: Terminal = SILENT, **options):
-    """Evaluates several runs by one protocol, and each further one against the first -> CompareResult(rows, text, file).
+    """Evaluates several runs as the first one asks, and each further one against it -> CompareResult(rows, text, file).
 
-    Pictures are paired by prompt template and number. `options` are those of `evaluate`.
+    Pictures are paired: same prompt, same noise. `options` are those of `evaluate`.
     """
     from personalize.commands import compare as command
 
     if len(runs) < 2:
-        raise UserError(f"{len(runs)} run cannot be compared: name two or more.")
-    done = []
+        raise UserError("one run cannot be compared: name two or more.")
+    same, done = command.asked(Path(runs[0])), []
     for run in runs:
         screen.say(f"evaluating {run}")
-        done.append(evaluate(run, settings=settings, screen=screen, **options).report.parent)
+        done.append(evaluate(run, settings=[*same, *settings], screen=screen, **options).report.parent)
     return command.run([Path(run) for run in runs], done)
 
 
@@ -182,21 +182,21 @@ def dreambench(
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     priors: Path = PRIORS,
+    photos: bool = True,
     screen: Terminal = SILENT,
 ):
     """Trains and evaluates every subject of a folder of folders, or of hf:google/dreambooth -> CompareResult, a row each.
 
-    A folder's class word is in its subject.toml. What is there already is not trained or drawn again.
-    """
+    A folder's class word is in its subject.toml. What is there already is not made again."""
     from personalize.commands import compare as command
     from personalize.subjects import listed
 
     found, done = listed(source), []
-    for name, (photos, word) in found.items():
+    for name, (source, word) in found.items():
         screen.say(f"{name}: {word}")
-        where = {"runs": Path(runs) / name, "priors": priors, "screen": screen}
-        folder = train(photos, class_word=word, recipe=recipe, settings=settings, **where).folder
-        done.append(evaluate(folder, settings=settings, screen=screen).report.parent)
+        where = {"runs": runs, "priors": priors, "screen": screen}
+        folder = train(source, class_word=word, recipe=recipe, settings=settings, **where).folder
+        done.append(evaluate(folder, photos=photos, settings=settings, screen=screen).report.parent)
     return command.table(list(found), done, out=Path(runs))
 
 

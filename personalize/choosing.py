@@ -57,15 +57,15 @@ class Scored:
     def over(self, limits: Choose) -> list[tuple[float, str]]:
         """The limits that it breaks by more than one standard error: by how much, and in words."""
         checks = (
-            (*self._lost(), limits.obedience, "{:.0%} of CLIP-T lost, limit {:.0%}"),
-            (*self._drift(), limits.drift, "class pictures moved {:.0%} of the way to the photos, limit {:.0%}"),
-            (self.copied, 0.0, limits.copying, "{:.0%} of the pictures nearer to a photo than photos are, limit {:.0%}"),
+            (*self._lost(), limits.obedience, "{:.0%} of CLIP-T lost (limit {:.0%})"),
+            (*self._drift(), limits.drift, "class drift {:.0%} (limit {:.0%})"),
+            (self.copied, 0.0, limits.copying, "{:.0%} copies (limit {:.0%})"),
         )
         return [(value - limit, text.format(value, limit)) for value, se, limit, text in checks if value - se > limit]
 
     def words(self) -> str:
         """The checkpoint in one line."""
-        moved = f", class pictures moved {self.drift:.0%}" if self.pres else ""
+        moved = f", class drift {self.drift:.0%}" if self.pres else ""
         return f"step {self.step}: identity {_mean(self.identity):.3f}, CLIP-T lost {self.lost:.1%}{moved}"
 
     def row(self) -> dict:

@@ -150,9 +150,17 @@ def evaluate(
     if protocol == "dreambench":
         if len(found) != 1:
             raise UserError("dreambench needs one folder of subjects, or hf:google/dreambooth.")
+        if checkpoint or token:
+            raise UserError("--checkpoint and --token are about one run, and dreambench makes its own.")
         settings = settings_of(set_, named | {"base": base})
-        result = api.dreambench(found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, screen=screen)
+        result = api.dreambench(
+            found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, photos=photos, screen=screen
+        )
         return _compared(result, as_json)
+    if recipe:
+        raise UserError(
+            f"--recipe {recipe} is for dreambench, which trains; a run has its own. Change single settings by --set."
+        )
     settings = settings_of(set_, named | {"evaluate.protocol": protocol})
     options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "settings": settings, "screen": screen}
     if len(found) > 1:

@@ -22,7 +22,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved reci
 Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished one.")]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Priors = Annotated[Path, typer.Option(help="Folder of all sets of class pictures.")]
-Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200, instead of its result.")]
+Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
 
 
 def settings_of(texts: list[str], named: dict) -> list[str]:

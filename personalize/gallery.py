@@ -21,9 +21,10 @@ WHY = "unusable"  # name of the text chunk that says why
 BLACK = 8  # of 255: a picture with no channel above it shows nothing
 
 
-def place(root: Path, name: str, *, seed: int, purpose: str, how: latent.Drawing, size: int) -> Path:
+def place(root: Path, name: str, model: LatentModel, *, seed: int, purpose: str, how: latent.Drawing) -> Path:
     """The folder in `root` for pictures of a model called `name`; drawn in any other way they have another one."""
-    settings = asdict(how) | {"batch": 0, "size": how.size or size, "seed": seed, "purpose": purpose}
+    settings = asdict(how) | {"batch": 0, "size": how.size or model.size, "seed": seed, "purpose": purpose}
+    settings["dtype"] = str(model.dtype)
     return root / f"{name}-{rundir.key_of(settings)[:8]}"
 
 
@@ -33,7 +34,7 @@ def file(folder: Path, job: Job) -> Path:
 
 
 def missing(folder: Path, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if not file(folder, job).exists()]
+    return [job for job in dict.fromkeys(jobs) if not file(folder, job).exists()]
 
 
 def draw(

@@ -35,8 +35,8 @@ class Run:
         return self.data.recipe
 
 
-def save(run: Run, step: int, *, judged: bool, screen: Terminal) -> None:
-    """A checkpoint, scored first where it is `judged`: its row in choosing.jsonl is there whenever it is."""
+def save(run: Run, step: int, screen: Terminal) -> None:
+    """A checkpoint; its scores, where checkpoints are chosen by them; and the older ones that nobody needs are deleted."""
     if not run.writes:
         return
     parts = {
@@ -48,15 +48,26 @@ def save(run: Run, step: int, *, judged: bool, screen: Terminal) -> None:
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
         raise UserError(runlog.not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
-    if run.dev and judged:
-        with watching.resting(run.data.model, run.engine.params, run.average):
-            screen.say(run.dev.score(step).words())
-        run.data.release()
     with rundir.writing(_checkpoint(run, step)) as temporary:
         temporary.mkdir()
         checkpoint.save(temporary / trained.STATE, parts, step)
+    _judge(run, step, screen)
     best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
     rundir.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
+
+
+def judged(recipe: Recipe, step: int) -> bool:
+    """Whether the checkpoint of this step is scored."""
+    every = recipe.choose.every
+    return bool(every) and (step == recipe.train.steps or step % every == 0)
+
+
+def _judge(run: Run, step: int, screen: Terminal) -> None:
+    if not (run.dev and judged(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
+        return
+    with watching.resting(run.data.model, run.engine.params, run.average):
+        screen.say(run.dev.score(step).words())
+    run.data.release()
 
 
 def restore(run: Run, screen: Terminal) -> int:
@@ -77,17 +88,21 @@ def restore(run: Run, screen: Terminal) -> int:
         run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
     _forget_after(run, step)
     screen.say(f"going on with {run.folder} after step {step}")
+    _judge(run, step, screen)  # where a stop came between saving and scoring
     return step
 
 
 def _forget_after(run: Run, step: int) -> None:
-    """Takes out of the run's logs what came after the checkpoint that it goes on from."""
+    """Takes out of the run's logs and dev pictures what came after the checkpoint that it goes on from."""
     if not run.writes:
         return
     for log in (run.folder / runlog.FILE, run.folder / choosing.FILE):
         if run.dev or log.name == runlog.FILE:
             rows = [row for row in (rundir.read_jsonl(log) if log.exists() else []) if row["step"] <= step]
             rundir.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    for place in (run.folder / "choosing").glob("step-*"):
+        if int(place.name.split("-")[1]) > step:
+            rundir.remove_folder(place)
     if run.dev:
         run.dev.scored = choosing.read(run.folder / choosing.FILE)
 

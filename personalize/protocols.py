@@ -48,11 +48,11 @@ def protocol(ask: Evaluate, base: str, class_word: str) -> Protocol:
         found = Protocol(name, listed, 4, 16)
     else:
         found = Protocol(name, prompts.dreambench(class_word), 4, 16)
-    templates = ask.prompts or found.templates
+    templates = tuple(dict.fromkeys(ask.prompts)) or found.templates
     class_count = found.class_count if ask.class_count < 0 else ask.class_count
     return Protocol("own prompts" if ask.prompts else name, templates, ask.count or found.count, class_count)
 
 
 def dev_templates(given: tuple[str, ...], base: str) -> tuple[str, ...]:
     """The prompts that checkpoints are chosen by."""
-    return given or (TOYLAND_DEV if base == "toyland" else DEV)
+    return tuple(dict.fromkeys(given)) or (TOYLAND_DEV if base == "toyland" else DEV)

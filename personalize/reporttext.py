@@ -82,8 +82,8 @@ def checkpoint_table(checkpoints: list[dict]) -> Table:
 
 def limits(row: dict) -> str:
     """What a checkpoint's line says of the limits."""
-    kept = "within limits" if row["qualifies"] else f"breaks {plain(row.get('failed') or ['a limit'])}"
-    return kept if not row.get("chosen") else "chosen" if row["qualifies"] else f"chosen, though it {kept}"
+    kept = "within limits" if row["qualifies"] else f"over: {plain(row.get('failed') or ['a limit'])}"
+    return kept if not row.get("chosen") else "chosen" if row["qualifies"] else f"chosen, though {kept}"
 
 
 def by_step(evaluation: dict) -> list[dict]:

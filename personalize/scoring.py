@@ -55,16 +55,16 @@ def judge(
     encoders: Encoders, photos: Sequence[Photo], held_out: Sequence[Photo], *, size: int, crop: str, class_word: str,
     lpips: diversity.Lpips | None = None, probe: truth.Probe | None = None,
 ) -> Judge:  # fmt: skip
-    """Photos as training crops them, at `size` px, seen by the encoders."""
-    how = "center" if crop == "random" else crop
+    """Photos as training crops them, at `size` px, seen by the encoders; one that is there twice counts once."""
+    photos = list({photo.sha256: photo for photo in photos}.values())
     marks = None
     if any(photo.mask is not None for photo in photos):
-        marks = foreground.marked(encoders, [_mask(photo, size, how) for photo in photos])
-    images = gallery.tensors(squares(photos, size, how))
+        marks = foreground.marked(encoders, [_mask(photo, size, still(crop)) for photo in photos])
+    images = gallery.tensors(squares(photos, size, crop))
     return Judge(
         encoders,
         embed(encoders, images),
-        embed(encoders, gallery.tensors(squares(held_out, size, how))) if held_out else None,
+        embed(encoders, gallery.tensors(squares(held_out, size, crop))) if held_out else None,
         marks,
         lpips,
         probe,
@@ -74,9 +74,13 @@ def judge(
 
 
 def squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
-    """Photos as training sees them, px of the side; a random crop is taken at its middle."""
-    how = "center" if crop == "random" else crop
-    return [square(photo, size, largest_box(photo, how)) for photo in photos]
+    """Photos as training sees them, px of the side."""
+    return [square(photo, size, largest_box(photo, still(crop))) for photo in photos]
+
+
+def still(crop: str) -> str:
+    """A random crop is looked at in its middle."""
+    return "center" if crop == "random" else crop
 
 
 def rows(
@@ -86,7 +90,6 @@ def rows(
     """N pictures by one model, of jobs (prompt, number), -> N rows. plain: their prompts without the token."""
     images = gallery.tensors(pictures)
     seen = embed(by.encoders, images, plain)
-    prompts = [prompt for prompt, _ in jobs]
     columns = {name: metric(seen, by.photos) for name, metric in METRICS.items()}
     columns["nearest"] = copying.nearest(seen, by.photos)
     columns["copied"] = copying.copied(seen, by.photos)
@@ -95,7 +98,7 @@ def rows(
     if by.foreground is not None:
         columns["dino_fg"] = foreground.dino_fg(seen, by.photos, by.foreground)
     distance, what = (by.lpips, images) if by.lpips else (diversity.patch_distance, seen.patches)
-    columns["diversity"] = diversity.pairwise(distance, what, prompts)
+    columns["diversity"] = diversity.pairwise(distance, what, templates)
     columns["photo"] = (seen.dino @ by.photos.dino.T).argmax(1)
     columns["authentic"] = copying.authentic(seen, by.photos)
     if by.probe:

@@ -106,7 +106,7 @@ def truths(rows: Sequence[Row]) -> dict | None:
 
 
 def by_prompt(rows: Sequence[Row]) -> list[dict]:
-    """Each prompt's means, the one that is least like the subject first."""
+    """Each prompt's means, in their order."""
     base = of_kind(rows, "base")
     groups: dict[str, list[Row]] = {}
     for row in of_kind(rows, "subject"):
@@ -119,7 +119,7 @@ def by_prompt(rows: Sequence[Row]) -> list[dict]:
         }
         before = intervals.mean([row["clip_t"] for row in plain], [()] * len(plain))
         found.append({"prompt": run[0]["prompt"], "count": len(run), **means, "base_clip_t": before})
-    return sorted(found, key=lambda row: row["dino"])
+    return found
 
 
 def compare(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:

@@ -29,8 +29,8 @@ def subject(manifest: dict, token: str = "") -> dict:
     return found[token] if token else manifest["subjects"][0]
 
 
-def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
-    """The run's result, or its checkpoint `at` ("400", "step-000400", "last"), into a fresh base; returns what it is called.
+def resolve(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> str:
+    """What the run's result, or its checkpoint `at` ("400", "step-000400", "last"), is called.
 
     UserError where the base is not the one the run was trained on, or the run has no such result.
     """
@@ -39,20 +39,26 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
             f"{folder} was trained on {manifest['base']!r} with weights {manifest['fingerprint']}, "
             f"but {model.name!r} here has {model.fingerprint}: the base has changed. Train again, or bring the old one back."
         )
-    recipe = config.from_dict(manifest["recipe"], str(folder))
     if at not in ("", "best"):
         found = {path.name: path for path in checkpoints(folder)}
         name = f"step-{int(at):06d}" if at.isdigit() else max(found, default=at) if at == "last" else at
         if name not in found:
             raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(found) or 'none'}.")
+        return name
+    if manifest["status"] != "finished":
+        raise UserError(
+            f"{folder} is {manifest['status']}, not finished. Run the same train command again, or give --checkpoint."
+        )
+    return f"step-{manifest['chosen']:06d}" if "chosen" in manifest else "model"
+
+
+def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
+    """What `resolve` names, into a fresh base; returns its name."""
+    name, recipe = resolve(model, folder, manifest, at), config.from_dict(manifest["recipe"], str(folder))
+    if at not in ("", "best"):
         params = [p for group in methods.attach(model, recipe) for p in group["params"]]
-        put_checkpoint(model, recipe, params, found[name])
+        put_checkpoint(model, recipe, params, folder / "checkpoints" / name)
     else:
-        if manifest["status"] != "finished":
-            raise UserError(
-                f"{folder} is {manifest['status']}, not finished. Run the same train command again, or give --checkpoint."
-            )
-        name = f"step-{manifest['chosen']:06d}" if "chosen" in manifest else "model"
         methods.load(model, folder / "model", recipe)
     for module in model.networks.values():
         module.to(model.dtype).eval().requires_grad_(False)

@@ -25,8 +25,10 @@ def verdict(metrics: dict) -> list[Line]:
 
 def _identity(dino: dict, word: str) -> Line:
     share = dino["relative"]
-    if share is None:
+    if dino["ceiling"] is None:
         return WARN, "There is one photo only: no ceiling to compare with."
+    if share is None:
+        return WARN, f"The photos are no more alike than any {word} is to them: no scale to read identity on."
     if share >= SAME:
         level, how = GOOD, "It is the same subject"
     elif share >= RELATIVE:
@@ -43,7 +45,9 @@ def _obedience(clip_t: dict) -> Line:
 
 
 def _class(drift: dict, word: str) -> Line:
-    share = drift["share"] or 0.0
+    share = drift["share"]
+    if share is None:
+        return WARN, f"Whether a {word} is still any {word} cannot be said: the photos are no more alike than class pictures."
     level = GOOD if share < STILL else WARN if share < DRIFTED else BAD
     still = f"A {word} is still any {word}" if share < STILL else f"Other {word}s have begun to look like it"
     moved = f"moved {share:.0%} of the way to the photos" if share > 0 else "did not move towards the photos"

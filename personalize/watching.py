@@ -106,15 +106,16 @@ class DevSplit:
                 jobs.append((fill(template, token, subject.class_word), number))
                 told.append((template, what))
         how, seed = drawing(self.recipe, ask.steps), self.recipe.seed
-        place = gallery.place(root, name, seed=seed, purpose="choose", how=how, size=self.model.size)
+        place = gallery.place(root, name, self.model, seed=seed, purpose="choose", how=how)
         if todo := gallery.missing(place, jobs):
             with progress("dev split by the base", len(todo), unit="pictures") as advance:
                 gallery.draw(self.model, place, jobs, seed=seed, purpose="choose", how=how, advance=advance)
         pictures, bad = gallery.load(place, jobs)
         plain = [without_token(prompt, subject.token) for prompt, _ in jobs]
-        rows = scoring.rows(
-            self.judges[k], kind, templates=[t for t, _ in told], jobs=jobs, pictures=pictures, bad=bad, plain=plain
-        )
+        with torch.autocast(self.model.device.type, enabled=False):  # half precision is for drawing
+            rows = scoring.rows(
+                self.judges[k], kind, templates=[t for t, _ in told], jobs=jobs, pictures=pictures, bad=bad, plain=plain
+            )
         return [row | {"kind": what} for row, (_, what) in zip(rows, told, strict=True)]
 
 
@@ -131,7 +132,7 @@ def _scored(step: int, rows: list[dict], base: list[dict], judge: scoring.Judge,
         pres=table(rows, "class", "dino"),
         base_pres=table(base, "base class", "dino"),
         ceiling=judge.ceilings["dino"],
-        copied=sum(bool(row["copied"]) for row in mine) / len(mine),
+        copied=sum(bool(row.get("copied")) for row in mine) / len(mine),
     )
 
 

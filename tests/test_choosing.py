@@ -53,7 +53,7 @@ def test_each_limit_can_rule_a_checkpoint_out(limit):
 
 def test_where_none_keeps_to_the_limits_the_least_over_is_kept_and_the_limit_named():
     found = choose([scored(100, 0.5, drift=0.6), scored(200, 0.9, drift=0.4)], LIMITS)
-    assert found.step == 200 and "class pictures moved 40%" in found.why and "none of 2" in found.why
+    assert found.step == 200 and "class drift 40%" in found.why and "none of 2" in found.why
 
 
 def test_a_limit_is_broken_only_where_that_is_clear():

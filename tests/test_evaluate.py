@@ -188,12 +188,15 @@ def test_a_deleted_or_changed_photo_is_named(runs, photos, result):
         gone.write_bytes(kept)
 
 
-def test_a_run_without_a_result_says_so(runs, tmp_path):
+def test_a_run_without_a_result_says_so_before_anything_is_drawn(runs, tmp_path, monkeypatch):
     folder = tmp_path / "unfinished"
     shutil.copytree(runs / "zqv-dog", folder)
     rundir.write_manifest(folder, rundir.read_manifest(folder) | {"status": "interrupted"})
+    monkeypatch.setattr(gallery, "draw", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="interrupted, not finished"):
         api.evaluate(folder)
+    with pytest.raises(UserError, match="no checkpoint '77'"):
+        api.evaluate(runs / "zqv-dog", checkpoint="77")
 
 
 def test_an_unknown_placeholder_is_named_before_anything_is_drawn(runs, monkeypatch):
@@ -211,7 +214,7 @@ def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, mo
 def test_unusable_pictures_are_counted_shown_and_scored(runs, result, tmp_path):
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
-    (place,) = [p for p in (copy / "zqv-dog" / "evaluation" / "pictures").iterdir() if p.name != "step-000002"][-1:]
+    place = sorted((copy / "zqv-dog" / "evaluation" / "pictures").iterdir())[-1]
     victim = sorted(place.iterdir())[0]
     victim.unlink()
     import torch
@@ -259,6 +262,8 @@ def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
     assert [row["subject"] for row in found.rows] == ["rex", "tom"] and "**mean**" in found.text
     with pytest.raises(UserError, match="subject.toml"):
         api.dreambench(str(tmp_path / "empty"), settings=short)
+    page = rundir.read_json(tmp_path / "runs" / "zqv-dog" / "evaluation" / "metrics.json")
+    assert page["photos_included"]
     with pytest.raises(UserError, match="hf:google/dreambooth"):
         api.dreambench("hf:someone/else", settings=short)
 
@@ -300,15 +305,23 @@ def test_scoring_does_not_change_the_training(runs, photos, settings, tmp_path):
     assert last[0].read_bytes() == last[1].read_bytes()
 
 
-def test_a_run_that_was_stopped_chooses_as_one_that_was_not(runs, photos, settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_run_that_was_stopped_before_scoring_chooses_as_one_that_was_not(at, runs, photos, settings, tmp_path, monkeypatch):
     from personalize import keeping
 
-    finish = keeping.finish
-    monkeypatch.setattr(keeping, "finish", lambda *args: (_ for _ in ()).throw(RuntimeError("the power went")))
+    judge, steps = keeping._judge, []
+
+    def cut(run, step, screen):
+        if step == at:
+            raise RuntimeError("the power went")
+        steps.append(step)
+        judge(run, step, screen)
+
+    monkeypatch.setattr(keeping, "_judge", cut)
     with pytest.raises(RuntimeError):
         api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path)
-    shutil.rmtree(tmp_path / "zqv-dog" / "checkpoints" / "step-000006")
-    monkeypatch.setattr(keeping, "finish", finish)
+    assert at not in steps
+    monkeypatch.setattr(keeping, "_judge", judge)
     folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
     assert rundir.read_manifest(folder)["chosen"] == rundir.read_manifest(runs / "zqv-dog")["chosen"]
     assert choosing.read(folder / choosing.FILE) == choosing.read(runs / "zqv-dog" / choosing.FILE)
@@ -338,3 +351,51 @@ def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
     assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 16
     scores = api.evaluate(found.folder, token="zzk")
     assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"
+
+
+def test_half_precision_draws_and_the_judges_see_in_float32(photos, settings, tmp_path, monkeypatch):
+    from personalize import scoring
+
+    seen, rows = [], scoring.rows
+
+    def look(by, kind, **given):
+        found = rows(by, kind, **given)
+        seen.append(max(abs(row["dino"] - round(row["dino"] * 128) / 128) for row in found))
+        return found
+
+    monkeypatch.setattr(scoring, "rows", look)
+    words = [*settings, *CHOOSE, "choose.count=2", "dtype=bfloat16", "train.steps=2"]
+    api.train(photos, class_word="dog", settings=words, runs=tmp_path)
+    assert len(seen) == 2 and min(seen) > 1e-4, "bfloat16 has 8 bits"
+
+
+def test_one_photo_is_enough_to_choose_and_to_evaluate(photos, settings, tmp_path):
+    (tmp_path / "one").mkdir()
+    shutil.copy(photos / "01.png", tmp_path / "one")
+    folder = api.train(tmp_path / "one", class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path / "runs").folder
+    metrics = api.evaluate(folder).metrics
+    assert metrics["copying"] is None and "one photo only" in metrics["verdict"][0]
+
+
+def test_what_choosing_needs_is_checked_before_any_class_picture_is_drawn(photos, settings, tmp_path, monkeypatch):
+    from personalize.commands import prior
+
+    monkeypatch.setattr(prior, "run", lambda *args, **options: pytest.fail("drawn"))
+    asked = [*settings, *CHOOSE, "prior.count=3"]
+    for wrong, words in (('choose.prompts="a {colour}"', "unknown placeholder"), ("evaluate.dino=/no/such", "no such folder")):
+        with pytest.raises(UserError, match=words):
+            api.train(photos, class_word="dog", settings=[*asked, wrong], runs=tmp_path)
+
+
+def test_a_page_without_photos_names_neither_them_nor_where_the_base_lies(runs, tiny_sd, photos):
+    out = api.evaluate(runs / "zqv-dog", photos=False).report.parent
+    for file in ("report.html", "report.md", "metrics.json", "per_image.csv"):
+        text = (out / file).read_text()
+        assert "04.png" not in text and str(tiny_sd.parent) not in text and str(photos) not in text
+    api.evaluate(runs / "zqv-dog")
+
+
+def test_a_template_given_twice_counts_once(runs):
+    twice = api.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']).metrics
+    assert len(twice["prompts"]) == 1 and twice["protocol"]["prompts"] == 1
+    api.evaluate(runs / "zqv-dog")

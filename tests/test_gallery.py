@@ -44,13 +44,14 @@ def test_what_is_loaded_is_what_was_drawn_to_eight_bits(model, tmp_path):
     assert (gallery.tensors(pictures) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == {}
 
 
-def test_pictures_of_other_settings_have_another_folder(tmp_path):
-    def at(**change):
-        options = {"seed": 0, "purpose": "evaluate", "how": HOW, "size": 32} | change
-        return gallery.place(tmp_path, "step-000100", **options)
+def test_pictures_of_other_settings_have_another_folder(model, tiny_sd, tmp_path):
+    def at(by=model, **change):
+        return gallery.place(tmp_path, "step-000100", by, **({"seed": 0, "purpose": "evaluate", "how": HOW} | change))
+
+    half = models.load(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
 
     assert at() == at(how=latent.Drawing("ddim", 2, 3.0, batch=7)) == at(how=latent.Drawing("ddim", 2, 3.0, size=32))
-    others = [at(seed=1), at(purpose="choose"), at(how=latent.Drawing("ddim", 3, 3.0)), at(size=64)]
+    others = [at(seed=1), at(purpose="choose"), at(how=latent.Drawing("ddim", 3, 3.0)), at(half)]
     assert len({at(), *others}) == 5
 
 

@@ -13,7 +13,7 @@ from personalize.core.rng import generator
 from personalize.errors import UserError
 from personalize.metrics import METRICS, encoders, pixels
 from personalize.metrics.encoders import Encoders, Identity
-from personalize.metrics.similarity import Embedded, aggregate, ceiling, clip_i, clip_t, dino, embed
+from personalize.metrics.similarity import Embedded, ceiling, clip_i, clip_t, dino, embed
 
 
 def unit(*shape, k=0):
@@ -74,7 +74,7 @@ def test_clip_t_needs_prompts_and_identity_needs_photos():
         dino(embedded(2), Embedded(torch.zeros(0, 5), torch.zeros(0, 7)))
 
 
-# --- ceiling and aggregation ---
+# --- ceiling ---
 
 
 def test_ceiling_of_two_photos_is_their_cosine_and_of_one_is_none():
@@ -90,15 +90,6 @@ def test_ceiling_leaves_each_photo_itself_out():
     assert ceiling(photos)["dino"] == pytest.approx(sum(pairs) / 20, abs=1e-6)
     same = Embedded(torch.eye(3)[:1].repeat(4, 1), torch.eye(3)[:1].repeat(4, 1))
     assert ceiling(same) == {"dino": 1.0, "clip_i": 1.0}
-
-
-def test_prompts_weigh_the_same_however_many_pictures_they_have():
-    scores, prompts = torch.tensor([1.0, 0.0, 1.0, 1.0]), ["a", "b", "a", "a"]
-    assert aggregate(scores, prompts) == 0.5
-    assert aggregate(scores[[1, 2, 0, 3]], ["b", "a", "a", "a"]) == 0.5
-    assert aggregate(scores, ["a"] * 4) == 0.75
-    with pytest.raises(AssertionError):
-        aggregate(torch.zeros(0), [])
 
 
 # --- embedding once ---

@@ -8,7 +8,7 @@ from personalize.verdict import BAD, GOOD, WARN, verdict
 def metrics(relative=0.8, lost=0.0, share=0.1, **more):
     return {
         "run": {"class": "dog"},
-        "scores": {"dino": {"relative": relative}, "clip_t": {"score": 0.6 * (1 - lost), "floor": 0.6}},
+        "scores": {"dino": {"relative": relative, "ceiling": 0.9}, "clip_t": {"score": 0.6 * (1 - lost), "floor": 0.6}},
         "class": {"share": share},
         "copying": {"copied": 0, "pictures": 32},
         "unusable": [],
@@ -20,7 +20,7 @@ def levels(found):
 
 
 @pytest.mark.parametrize(("relative", "level", "words"), [
-    (0.8, GOOD, "same subject: 80%"), (0.4, WARN, "a relative"), (0.1, BAD, "not yet"), (None, WARN, "one photo only"),
+    (0.8, GOOD, "same subject: 80%"), (0.4, WARN, "a relative"), (0.1, BAD, "not yet"), (None, WARN, "no more alike"),
 ])  # fmt: skip
 def test_identity(relative, level, words):
     first = verdict(metrics(relative=relative))[0]
@@ -34,6 +34,7 @@ def test_obedience(lost, level, words):
 
 
 @pytest.mark.parametrize(("share", "level", "words"), [
+    (None, WARN, "cannot be said"),
     (-0.1, GOOD, "did not move"), (0.2, GOOD, "still any dog"), (0.4, WARN, "Other dogs"), (0.7, BAD, "70%"),
 ])  # fmt: skip
 def test_the_class(share, level, words):
@@ -50,3 +51,9 @@ def test_copies_and_unusable_pictures_are_said_only_where_there_are_some():
         "2 pictures are unusable (black); scored as drawn, not left out.",
     ]
     assert levels(verdict(some))[3:] == [BAD, BAD]
+
+
+def test_a_single_photo_has_no_ceiling():
+    found = metrics()
+    found["scores"]["dino"] = {"relative": None, "ceiling": None}
+    assert verdict(found)[0] == (WARN, "There is one photo only: no ceiling to compare with.")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize import intervals, rundir, summary
+from personalize import config, intervals, rundir, summary, trained
+from personalize.settings import to_toml_value
 
 MEASURES = ("dino", "clip_i", "clip_t", "diversity")
 
@@ -17,6 +18,13 @@ class CompareResult:
     rows: list[dict]
     text: str
     file: Path
+
+
+def asked(folder: Path) -> list[str]:
+    """The settings that a run's pictures and scores depend on, so that others are drawn and judged the same way."""
+    recipe = config.flat(config.from_dict(trained.require(folder)["recipe"], str(folder)))
+    names = [name for name in recipe if name == "seed" or name.startswith(("draw.", "evaluate."))]
+    return [f"{name}={to_toml_value(recipe[name])}" for name in names]
 
 
 def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from personalize.config import Recipe
 from personalize.crops import Photo
 from personalize.errors import UserError
 from personalize.metrics import copying, diversity, encoders, truth
+from personalize.modelcard import public_name
 from personalize.models.base import LatentModel
 from personalize.prompts import fill, without_token
 from personalize.protocols import Protocol
@@ -47,7 +47,7 @@ class Job:
     @property
     def out(self) -> Path:
         many = len(rundir.read_manifest(self.folder).get("subjects", ())) > 1
-        return self.folder / "evaluation" / (self.subject["token"] if many else "")
+        return self.folder / "evaluation" / (rundir.slug(self.subject["token"]) if many else "")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Part:
 def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILENT) -> EvaluateResult:
     """Draw with the base, then with the run put into it, what is not there yet; score both against the photos."""
     manifest = trained.require(job.folder)
+    trained.resolve(model, job.folder, manifest, job.at)
     trained_on, held_out = _photos(job.subject)
     ask = recipe.evaluate
     lpips = diversity.read_lpips(Path(ask.lpips), model.device) if ask.lpips else None
@@ -80,11 +81,11 @@ def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILE
     )  # fmt: skip
     pictures = {part.kind: part.load() for part in parts}
     rows = [row for part in parts for row in _rows(judge, part, *pictures[part.kind], token=job.subject["token"])]
-    metrics = _metrics(judge, rows, job, recipe, manifest) | {
+    metrics = _metrics(judge, rows, job, recipe, manifest, model) | {
         "seconds": {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)},
         "encoders": seers.names | ({"lpips": lpips.name} if lpips else {}),
         "preprocessing": seers.looks,
-        "photos": _health([*trained_on, *held_out], recipe, size=model.size, held_out=len(held_out)),
+        "photos": _health([*trained_on, *held_out], recipe, size=model.size, held_out=len(held_out)) if job.with_photos else [],
     }
     metrics["run"]["model"] = name
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
@@ -97,14 +98,14 @@ def _draw_all(model: LatentModel, job: Job, recipe: Recipe, manifest: dict, scre
     subject, how = job.subject, watching.drawing(recipe)
     token, word = subject["token"], subject["class"]
     base_place = gallery.place(
-        job.folder.parent / watching.BASE_PICTURES, f"base-{model.fingerprint[:12]}", seed=recipe.seed, purpose="evaluate",
-        how=how, size=model.size,
+        job.folder.parent / watching.BASE_PICTURES, f"base-{model.fingerprint[:12]}", model,
+        seed=recipe.seed, purpose="evaluate", how=how,
     )  # fmt: skip
     base = _parts(job, recipe, "base", "base class", token="", word=word, place=base_place)
     _draw(model, base, recipe, how, screen, "drawing by the base")
     name = trained.put_into(model, job.folder, manifest, at=job.at)
     root = job.folder / "evaluation" / "pictures"
-    place = gallery.place(root, name, seed=recipe.seed, purpose="evaluate", how=how, size=model.size)
+    place = gallery.place(root, name, model, seed=recipe.seed, purpose="evaluate", how=how)
     tuned = _parts(job, recipe, "subject", "class", token=token, word=word, place=place)
     _draw(model, tuned, recipe, how, screen, "drawing by the run")
     return name, base + tuned
@@ -135,18 +136,18 @@ def _rows(judge: scoring.Judge, part: Part, pictures: list, bad: dict[int, str],
     return scoring.rows(judge, part.kind, templates=part.templates, jobs=part.jobs, pictures=pictures, bad=bad, plain=plain)
 
 
-def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe, manifest: dict) -> dict:
+def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe, manifest: dict, model: LatentModel) -> dict:
     subject, tops = job.subject, judge.ceilings
     among = copying.leave_one_out(judge.photos)
     scored = choosing.read(job.folder / choosing.FILE)
     chosen = manifest.get("chosen")
     scores = summary.scores(rows, tops)
-    if judge.lpips:
+    if judge.lpips and "diversity" in scores:
         scores["diversity"]["title"] = "DIV: LPIPS"
     return {
         "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "photos_included": job.with_photos,
         "run": _about(job, manifest, photos=len(judge.photos.dino)),
-        "protocol": _protocol(job.protocol, recipe),
+        "protocol": _protocol(job.protocol, recipe, model),
         "scores": scores,
         "class": summary.drift(rows, fill(recipe.prior.prompt, "", subject["class"]), tops["dino"]),
         "copying": summary.copies(rows, None if among is None else among.tolist()),
@@ -154,7 +155,6 @@ def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe, m
         "checkpoints": choosing.table(scored, recipe.choose, chosen), "choice": manifest.get("why", ""),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
         "versions": rundir.library_versions(),
-        "command": shlex.join(["personalize", "evaluate", job.folder.name, *(["--checkpoint", job.at] if job.at else [])]),
     }  # fmt: skip
 
 
@@ -163,41 +163,43 @@ def _about(job: Job, manifest: dict, *, photos: int) -> dict:
     at = f"step {chosen}, chosen" if chosen else "the last step"
     return {
         "name": job.folder.name, "prompt": job.subject["prompt"], "token": job.subject["token"], "class": job.subject["class"],
-        "base": manifest["base"], "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"],
+        "base": public_name(manifest["base"]), "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"],
         "checkpoint": f"checkpoint {job.at}" if job.at else at, "seed": manifest["seed"], "photos": photos,
     }  # fmt: skip
 
 
-def _protocol(protocol: Protocol, recipe: Recipe) -> dict:
+def _protocol(protocol: Protocol, recipe: Recipe, model: LatentModel) -> dict:
     draw = recipe.draw
     return {
         "name": protocol.name, "prompts": len(protocol.templates), "count": protocol.count,
         "class_count": protocol.class_count, "seed": recipe.seed, "sampler": draw.sampler, "steps": draw.steps,
-        "guidance": draw.guidance, "size": draw.size,
+        "guidance": draw.guidance, "size": draw.size or model.size, "dtype": str(model.dtype).removeprefix("torch."),
     }  # fmt: skip
 
 
 def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
-    """Those that it was trained on and those that were held out, as they were then. UserError where one is gone or changed."""
+    """Those that it was trained on and those that were held out. UserError where one is gone or has changed."""
     sources = [row["path"] for row in subject["photos"]]
     if sources[0].startswith("hf:"):
-        found, _ = photo_files.load(sources[0].partition("[")[0], min_size=1)
+        found, _ = photo_files.load(sources[0].rpartition("[")[0], min_size=1)
     else:
         gone = [path for path in sources if not Path(path).exists()]
         if gone:
             raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
         found, _ = photo_files.load(sources, min_size=1)
-    held = {row["sha256"]: row.get("held_out", False) for row in subject["photos"]}
-    for photo in found:
-        if photo.sha256 not in held:
-            raise UserError(f"photo {photo.path} is not the one this run was trained on: its content has changed.")
-    return [p for p in found if not held[p.sha256]], [p for p in found if held[p.sha256]]
+    rows = subject["photos"]
+    for photo, row in zip(found, rows, strict=True):
+        if photo.sha256 != row["sha256"]:
+            raise UserError(
+                f"photo {photo.path} is not the one this run was trained on: its content has changed. Bring the old one back."
+            )
+    kept = [row.get("held_out", False) for row in rows]
+    return [p for p, held in zip(found, kept) if not held], [p for p, held in zip(found, kept) if held]
 
 
 def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    crop = "center" if recipe.photos.crop == "random" else recipe.photos.crop
-    found = doctor.examine(photos, size, how=crop)
+    found = doctor.examine(photos, size, how=scoring.still(recipe.photos.crop))
     first_held = len(photos) - held_out
     return [
         {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in found.each[k]]}

@@ -5,6 +5,7 @@ again and goes on, bit for bit on the CPU; anything else gets a folder of its ow
 """
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,10 @@ from personalize import photos as photo_files
 from personalize.config import Recipe
 from personalize.errors import Interrupted, UserError
 from personalize.keeping import Run
+from personalize.metrics import encoders
 from personalize.models.base import LatentModel
+from personalize.prompts import fill
+from personalize.protocols import dev_templates
 from personalize.subjects import Subject
 from personalize.subjects import load as load_subjects
 from personalize.terminal import SILENT, Terminal
@@ -87,6 +91,8 @@ def run(
         data.release()
         for line in [*plan.words(data, run.engine), *shown]:
             screen.say(line)
+        if every := recipe.choose.every:
+            screen.say(f"every {every} steps pictures are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
         rundir.require_free_disk(folder, keeping.disk_bytes(run))
         return _train(run, screen)
 
@@ -101,6 +107,10 @@ def check(model: LatentModel, sources: Sequence, recipe: Recipe) -> tuple[Recipe
         raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
     chosen, remarks = choose_tokens(model, recipe.token, len(recipe.class_word), train.methods, classes=recipe.class_word)
     known, notices = load_subjects(sources, recipe, tokens=chosen, size=size)
+    if recipe.choose.every:
+        for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.name), recipe.class_word):
+            fill(template, "", word)
+        encoders.load(model.name, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
     return dataclasses.replace(recipe, token=chosen), known, notices + remarks
 
 
@@ -141,9 +151,9 @@ def _train(run: Run, screen: Terminal) -> TrainResult:
 
 def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> int:
     """Returns the step it ended at: the last one, or where more would only harm."""
-    train, choose = run.recipe.train, run.recipe.choose
+    train = run.recipe.train
     log = runlog.Log(run.folder, run.engine, trackers, writes=run.writes)
-    if start and choose.every and _ended(run):
+    if start and run.recipe.choose.every and _ended(run):
         return start
     steps = screen.progress("training", train.steps, done=start, unit="steps")
     with runlog.stop_signals() as stopped, steps as advance:
@@ -156,13 +166,13 @@ def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> int:
             log.add(step + 1, values)
             advance(note=log.line)
             last = step + 1 == train.steps
-            judged = choose.every and (last or (step + 1) % choose.every == 0)
+            judged = keeping.judged(run.recipe, step + 1)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while a picture is drawn stops the next step. One process's stops all.
             stop = processes.any_of_us(bool(stopped), run.data.model.device)
             if due or judged or last or stop:
                 log.flush()
-                keeping.save(run, step + 1, judged=bool(judged), screen=screen)
+                keeping.save(run, step + 1, screen)
             if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
                 _sample(run, step + 1)
             if stop and step + 1 < train.steps:
@@ -185,6 +195,9 @@ def _manifest(
     # photos in their order, which decides the batches
     shown = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in known]
     identity = {"photos": shown, "base": model.fingerprint, "recipe": shape, "prior": wanted}
+    if recipe.choose.every:  # scores of one run are of pictures drawn in one way and seen by one pair of eyes
+        how = dataclasses.asdict(watching.drawing(recipe, recipe.choose.steps)) | {"batch": 0}
+        identity["choosing"] = [how, recipe.evaluate.dino, recipe.evaluate.clip]
     entries = [
         {
             "token": s.token, "class": s.class_word, "prompt": s.prompt(recipe.train.prompt),

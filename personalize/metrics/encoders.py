@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ class _Source:
     tokenizer: str = ""
 
 
+@lru_cache(maxsize=1)
 def load(base_name: str, device: torch.device | str, *, dino: str = "", clip: str = "", folder: Path = TOYLAND) -> Encoders:
     """The encoders for pictures of a base -> Encoders.
 

@@ -1,7 +1,7 @@
 """Cosines of embeddings: how much pictures are like the photos, and like their prompts (Ruiz et al. 2208.12242, 4.1).
 
 N pictures, K photos, D dimensions of an encoder, P patches. Embeddings have length 1, so that a product is a cosine. Scores are
-per picture; `aggregate` takes their mean the way it is meant: photos -> picture -> prompt -> prompts.
+per picture; `intervals` takes their means, of prompts and then of all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from personalize.metrics.encoders import Encoders
@@ -70,18 +69,6 @@ def ceiling(photos: Embedded) -> dict[str, float | None]:
     What a perfect copy of the subject would reach: scores are read against it, not against 1.
     """
     return {"dino": _among(photos.dino), "clip_i": _among(photos.clip)}
-
-
-def aggregate(scores: Tensor, prompts: Sequence[str]) -> float:
-    """(N,) scores, N prompts  ->  mean over prompts of the mean over each prompt's pictures.
-
-    Prompts weigh the same however many pictures they have. Sums are in float64.
-    """
-    assert scores.ndim == 1 and len(scores) == len(prompts) > 0, (scores.shape, len(prompts))
-    rows = _rows(prompts)
-    at = torch.tensor([rows[prompt] for prompt in prompts])
-    sums = torch.zeros(len(rows), dtype=torch.float64).index_add(0, at, scores.detach().cpu().double())
-    return (sums / at.bincount(minlength=len(rows))).mean().item()
 
 
 def _rows(prompts: Sequence[str]) -> dict[str, int]:
