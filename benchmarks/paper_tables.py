@@ -46,6 +46,7 @@ def measured(study: Study) -> dict[str, dict[str, dict]]:
         found[name] = {
             column: {k: v for subject, r in rows.items() for k, v in values(r, kind, metric, subject).items()}
             for column, (kind, metric) in COLUMNS.items()
+            if (variant, metric) != ("wrong", "identity_error")  # the probe would read the parts of the wrong class
         }
         print(f"{name}: measured", flush=True)
     return found
@@ -68,7 +69,8 @@ def main(work: Path) -> None:
     photos = {column: intervals.interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
     lines.append("| photos | " + " | ".join(_cell(photos.get(column)) for column in COLUMNS) + " |")
     for name, columns in found.items():
-        cells = [intervals.interval(list(c.values()), [key[:-1] for key in c]) for c in columns.values()]
+        found_in = [columns.get(column, {}) for column in COLUMNS]
+        cells = [intervals.interval(list(c.values()), [key[:-1] for key in c]) for c in found_in]
         lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
     signs = ["| claim | paper | here (95 %) | P | sign |", "|---|---|---|---|---|"]
     for claim, high, low, column, paper in CLAIMS:

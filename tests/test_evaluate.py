@@ -399,3 +399,12 @@ def test_a_template_given_twice_counts_once(runs):
     twice = api.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']).metrics
     assert len(twice["prompts"]) == 1 and twice["protocol"]["prompts"] == 1
     api.evaluate(runs / "zqv-dog")
+
+
+def test_dreambooths_own_subjects_are_thirty_of_fifteen_classes():
+    from personalize.subjects import listed
+
+    found = listed("hf:google/dreambooth")
+    assert len(found) == 30 and len({word for _, word in found.values()}) == 15
+    assert sum(word in prompts.LIVE_CLASSES for _, word in found.values()) == 9
+    assert found["dog3"] == ("hf:google/dreambooth/dog3", "dog")
