@@ -1,4 +1,4 @@
-"""Is the chosen checkpoint better than the last one, on truth?    python -m benchmarks.choosing WORK
+"""Is the chosen checkpoint better than the last one, on truth?    python -m benchmarks.choosing WORK [VARIANT [KEY=VALUE …]]
 
 Eight held-out Toyland subjects, four conditions: the shipped recipe, three times as long, three times the learning rate,
 and without prior preservation. `train`'s own rule chooses on the dev split; what it chose and the last checkpoint are
@@ -20,7 +20,7 @@ import torch
 from benchmarks.study import DEFAULT, Study, recipe_of
 from personalize import api, choosing, intervals, methods, models, rundir, subjects, summary, trained, watching
 from personalize.config import Choose
-from personalize.files import write_text
+from personalize.files import slug, write_text
 
 CONDITIONS = {  # name -> variant, steps of it
     "default": ("long", DEFAULT), "3 × as long": ("long", 3 * DEFAULT), "3 × the rate": ("fast", DEFAULT),
@@ -69,8 +69,8 @@ def truth(rows: list[dict]) -> dict[str, float]:
     return dict(zip(SHARES, shares, strict=True)) | {"truth": sum(shares) / 3}
 
 
-def main(work: Path, only: str = "") -> None:
-    ask = api.resolve().choose
+def main(work: Path, only: str = "", *settings: str) -> None:
+    ask = api.resolve(settings=settings).choose
     study, lines = Study(work), ["| condition | subject | ends at | chosen | last | " + " | ".join((*SHARES, "truth")) + " |"]
     lines.append("|---|---|---|---|---|" + "---|" * 4)
     totals = [
@@ -78,7 +78,7 @@ def main(work: Path, only: str = "") -> None:
         "|---|---|---|---|---|---|",
     ]
     for name, (variant, steps) in CONDITIONS.items():
-        if only and only != variant:
+        if only not in ("", "all", variant):
             continue
         gains: dict[str, list[float]] = {}
         for subject, run in zip(study.names(), study.train(variant), strict=True):
@@ -99,7 +99,7 @@ def main(work: Path, only: str = "") -> None:
         )  # fmt: skip
         print(totals[-1], flush=True)
     text = "\n".join([*totals, "", *lines]) + "\n"
-    write_text(work / f"choosing{only and '-' + only}.md", text)
+    write_text(work / f"{slug('-'.join(['choosing', only, *settings]))}.md", text)
     print(text)
 
 
