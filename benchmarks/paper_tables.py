@@ -1,7 +1,7 @@
 """DreamBooth's tables (Ruiz et al. 2208.12242) in small, sign by sign.    python -m benchmarks.paper_tables WORK
 
-Eight held-out Toyland subjects, the shipped recipe's 400 steps, Toyland's test prompts. Differences are paired by
-subject, prompt and noise; intervals are of a bootstrap over subjects, then prompts, then pictures.
+Eight held-out Toyland subjects, the shipped recipe's 400 steps (and its first 100), Toyland's test prompts. Differences
+are paired by subject, prompt and noise; intervals are of a bootstrap over subjects, then prompts, then pictures.
 """
 
 import sys
@@ -11,9 +11,12 @@ from benchmarks.study import DEFAULT, Study, values
 from personalize import intervals, prompts
 from personalize.files import read_json, write_text
 
-ROWS = {  # name -> variant
-    "DreamBooth": "long", "without prior": "without", "wrong class word": "wrong", "no class word": "none",
-    "textual inversion": "inversion",
+EARLY = 100  # steps, at which the class word still tells
+ROWS = {  # name -> variant, step
+    "DreamBooth": ("long", DEFAULT), "without prior": ("without", DEFAULT), "wrong class word": ("wrong", DEFAULT),
+    "no class word": ("none", DEFAULT), "textual inversion": ("inversion", DEFAULT),
+    "early: without prior": ("without", EARLY), "early: wrong class word": ("wrong", EARLY),
+    "early: no class word": ("none", EARLY),
 }  # fmt: skip
 COLUMNS = {
     "DINO": ("subject", "dino"), "CLIP-I": ("subject", "clip_i"), "CLIP-T": ("subject", "clip_t"),
@@ -29,6 +32,10 @@ CLAIMS = (
     ("(b) right class word above wrong, CLIP-I", "without prior", "wrong class word", "CLIP-I", (0.853, 0.728)),
     ("(b) wrong class word above none, DINO", "wrong class word", "no class word", "DINO", (0.454, 0.303)),
     ("(b) wrong class word above none, CLIP-I", "wrong class word", "no class word", "CLIP-I", (0.728, 0.607)),
+    ("(b) early: right above wrong, DINO", "early: without prior", "early: wrong class word", "DINO", (0.744, 0.454)),
+    ("(b) early: right above wrong, CLIP-I", "early: without prior", "early: wrong class word", "CLIP-I", (0.853, 0.728)),
+    ("(b) early: wrong above none, DINO", "early: wrong class word", "early: no class word", "DINO", (0.454, 0.303)),
+    ("(b) early: wrong above none, CLIP-I", "early: wrong class word", "early: no class word", "CLIP-I", (0.728, 0.607)),
     ("(c) DreamBooth above textual inversion, DINO", "DreamBooth", "textual inversion", "DINO", (0.668, 0.569)),
     ("(c) DreamBooth above textual inversion, CLIP-T", "DreamBooth", "textual inversion", "CLIP-T", (0.305, 0.255)),
 )
@@ -37,10 +44,10 @@ CLAIMS = (
 def measured(study: Study) -> dict[str, dict[str, dict]]:
     """Row -> column -> (subject, template, number) -> value."""
     found = {}
-    for name, variant in ROWS.items():
+    for name, (variant, step) in ROWS.items():
         bare = tuple(t.replace(" {class}", "") for t in prompts.TOYLAND) if variant == "none" else ()
         rows = {
-            subject: study.rows(run, str(DEFAULT), templates=bare)
+            subject: study.rows(run, str(step), templates=bare)
             for subject, run in zip(study.names(), study.train(variant), strict=True)
         }
         found[name] = {
