@@ -8,6 +8,9 @@ from pathlib import Path
 from personalize import config, intervals, rundir, summary, trained
 from personalize.settings import to_toml_value
 
+NAMES = (
+    summary.TITLES | {k: f"truth: {v}" for k, v in summary.TRUTHS.items()} | {"pres": "PRES: class pictures like the photos"}
+)
 MEASURES = ("dino", "clip_i", "clip_t", "diversity")
 
 
@@ -35,7 +38,7 @@ def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
         rows.append({"run": str(folder), "against": str(folders[0]), "changes": changes})
         lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
         for name, change in changes.items():
-            title = summary.TITLES.get(name) or summary.TRUTHS.get(name) or "PRES: class pictures like the photos"
+            title = NAMES[name]
             lines.append(
                 f"| {title} | {change['mean']:+.3f} | {change['low']:+.3f} to {change['high']:+.3f} | {change['above']:.2f} |"
             )
