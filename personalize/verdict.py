@@ -41,7 +41,8 @@ def _identity(dino: dict, word: str) -> Line:
 def _obedience(clip_t: dict) -> Line:
     lost = (clip_t["floor"] - clip_t["score"]) / abs(clip_t["floor"]) if clip_t["floor"] else 0.0
     level, how = (GOOD, "It still listens") if lost <= LISTENS else (WARN if lost <= HARDLY else BAD, "It listens less")
-    return level, f"{how}: CLIP-T {clip_t['score'] - clip_t['floor']:+.3f} against the base on the same prompts."
+    change = round(clip_t["score"] - clip_t["floor"], 3) + 0.0  # no negative zero
+    return level, f"{how}: CLIP-T {change:+.3f} against the base on the same prompts."
 
 
 def _class(drift: dict, word: str) -> Line:

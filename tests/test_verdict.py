@@ -53,6 +53,10 @@ def test_copies_and_unusable_pictures_are_said_only_where_there_are_some():
     assert levels(verdict(some))[3:] == [BAD, BAD]
 
 
+def test_no_change_has_no_sign_of_loss():
+    assert "CLIP-T +0.000" in verdict(metrics(lost=1e-5))[1][1]
+
+
 def test_a_single_photo_has_no_ceiling():
     found = metrics()
     found["scores"]["dino"] = {"relative": None, "ceiling": None}
