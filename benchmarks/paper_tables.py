@@ -14,7 +14,8 @@ from personalize.files import read_json, write_text
 EARLY = 100  # steps, at which the class word still tells
 ROWS = {  # name -> variant, step
     "DreamBooth": ("long", DEFAULT), "without prior": ("without", DEFAULT), "wrong class word": ("wrong", DEFAULT),
-    "no class word": ("none", DEFAULT), "textual inversion": ("inversion", DEFAULT),
+    "wrong class word, its pictures": ("wrong-prior", DEFAULT), "no class word": ("none", DEFAULT),
+    "textual inversion": ("inversion", DEFAULT),
     "early: without prior": ("without", EARLY), "early: wrong class word": ("wrong", EARLY),
     "early: no class word": ("none", EARLY),
 }  # fmt: skip
@@ -32,6 +33,20 @@ CLAIMS = (
     ("(b) right class word above wrong, CLIP-I", "without prior", "wrong class word", "CLIP-I", (0.853, 0.728)),
     ("(b) wrong class word above none, DINO", "wrong class word", "no class word", "DINO", (0.454, 0.303)),
     ("(b) wrong class word above none, CLIP-I", "wrong class word", "no class word", "CLIP-I", (0.728, 0.607)),
+    (
+        "(b) with the prior term: right above wrong, DINO",
+        "DreamBooth",
+        "wrong class word, its pictures",
+        "DINO",
+        (0.744, 0.454),
+    ),
+    (
+        "(b) with the prior term: right above wrong, CLIP-I",
+        "DreamBooth",
+        "wrong class word, its pictures",
+        "CLIP-I",
+        (0.853, 0.728),
+    ),
     ("(b) early: right above wrong, DINO", "early: without prior", "early: wrong class word", "DINO", (0.744, 0.454)),
     ("(b) early: right above wrong, CLIP-I", "early: without prior", "early: wrong class word", "CLIP-I", (0.853, 0.728)),
     ("(b) early: wrong above none, DINO", "early: wrong class word", "early: no class word", "DINO", (0.454, 0.303)),
@@ -53,7 +68,9 @@ def measured(study: Study) -> dict[str, dict[str, dict]]:
         found[name] = {
             column: {k: v for subject, r in rows.items() for k, v in values(r, kind, metric, subject).items()}
             for column, (kind, metric) in COLUMNS.items()
-            if (variant, metric) != ("wrong", "identity_error")  # the probe would read the parts of the wrong class
+            if not (
+                variant.startswith("wrong") and metric == "identity_error"
+            )  # the probe would read the parts of the wrong class
         }
         print(f"{name}: measured", flush=True)
     return found

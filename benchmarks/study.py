@@ -24,6 +24,7 @@ VARIANTS = {
     "fast": [f"train.steps={DEFAULT}", "train.lr=3e-4"],
     "without": [f"train.steps={DEFAULT}", "prior.count=0"],
     "wrong": [f"train.steps={DEFAULT}", "prior.count=0"],
+    "wrong-prior": [f"train.steps={DEFAULT}"],
     "none": [f"train.steps={DEFAULT}", "prior.count=0", "train.prompt=a {token}"],
     "inversion": ['train.methods=["textual-inversion"]'],
 }
@@ -58,7 +59,7 @@ class Study:
         for j, place in enumerate(PHOTOS):
             scene = world.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", hat=None)
             draw(scene)[0].save(photos / f"{j:02d}.png")
-        called = WRONG[word] if variant == "wrong" else word
+        called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]
         made = api.train(
             photos, class_word=called, settings=settings, runs=self.work / "new", priors=self.work / "priors"
