@@ -145,9 +145,10 @@ def table(scored: Sequence[Scored], limits: Choose, chosen: int | None) -> list[
     rows = []
     for s in scored:
         identity = intervals.interval(list(s.identity.values()), [key[:-1] for key in s.identity])
+        failed = [words for _, words in s.over(limits)]
         rows.append({
             "step": s.step, "identity": identity.mean, "low": identity.low, "high": identity.high,
             "obeys": _mean(s.obeys), "base_obeys": _mean(s.base_obeys), "drift": s.drift,
-            "failed": (failed := [words for _, words in s.over(limits)]), "qualifies": not failed, "chosen": s.step == chosen,
+            "failed": failed, "qualifies": not failed, "chosen": s.step == chosen,
         })  # fmt: skip
     return rows

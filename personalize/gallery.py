@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from personalize import latent, rundir
+from personalize.errors import UserError
 from personalize.models.base import LatentModel
 
 Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
@@ -53,12 +54,18 @@ def draw(
 
 
 def load(folder: Path, jobs: Sequence[Job]) -> tuple[list[Image.Image], dict[int, str]]:
-    """The pictures of jobs, and why some cannot be used, by their place: "not a number" or "black"."""
+    """The pictures of jobs, and why some cannot be used, by their place: "not a number" or "black".
+
+    UserError for a damaged file.
+    """
     pictures, bad = [], {}
     for k, job in enumerate(jobs):
-        with Image.open(file(folder, job)) as picture:
-            why = picture.text.get(WHY, "")
-            pictures.append(picture.convert("RGB"))
+        try:
+            with Image.open(file(folder, job), formats=("PNG",)) as picture:
+                why = picture.text.get(WHY, "")
+                pictures.append(picture.convert("RGB"))
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+            raise UserError(f"{file(folder, job)} cannot be read: {error}. Delete it, and it is drawn again.") from error
         if why:
             bad[k] = why
     return pictures, bad

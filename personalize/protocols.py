@@ -41,16 +41,16 @@ class Protocol:
 def protocol(ask: Evaluate, base: str, class_word: str) -> Protocol:
     """What the settings ask for; "" is toyland for Toyland and standard otherwise. Counts that are given win."""
     name = ask.protocol or ("toyland" if base == "toyland" else "standard")
-    listed = prompts.TOYLAND if base == "toyland" or name == "toyland" else prompts.dreambench(class_word)
-    if name == "quick":
-        found = Protocol(name, listed[:: max(1, len(listed) // 8)][:8], 2, 8)
-    elif name == "toyland":
-        found = Protocol(name, listed, 4, 16)
-    else:
-        found = Protocol(name, prompts.dreambench(class_word), 4, 16)
-    templates = tuple(dict.fromkeys(ask.prompts)) or found.templates
-    class_count = found.class_count if ask.class_count < 0 else ask.class_count
-    return Protocol("own prompts" if ask.prompts else name, templates, ask.count or found.count, class_count)
+    quick, own = name == "quick", name == "toyland" or (name == "quick" and base == "toyland")
+    listed = prompts.TOYLAND if own else prompts.dreambench(class_word)
+    templates = listed[:: len(listed) // 8][:8] if quick else listed
+    count, class_count = (2, 8) if quick else (4, 16)
+    return Protocol(
+        "own prompts" if ask.prompts else name,
+        tuple(dict.fromkeys(ask.prompts)) or templates,
+        ask.count or count,
+        class_count if ask.class_count < 0 else ask.class_count,
+    )
 
 
 def dev_templates(given: tuple[str, ...], base: str) -> tuple[str, ...]:

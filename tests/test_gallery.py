@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from personalize import gallery, latent, models
+from personalize.errors import UserError
 
 HOW = latent.Drawing("ddim", 2, 3.0)
 
@@ -62,6 +63,14 @@ def test_black_pictures_and_those_that_are_no_numbers_are_kept_and_named(model, 
     draw(model, tmp_path, jobs)
     pictures, bad = gallery.load(tmp_path, jobs)
     assert len(pictures) == 3 and bad == {0: "black", 1: "not a number"}
+
+
+def test_a_damaged_picture_is_named_with_the_remedy(model, tmp_path):
+    draw(model, tmp_path, [("a dog", 0)])
+    path = gallery.file(tmp_path, ("a dog", 0))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read.*drawn again"):
+        gallery.load(tmp_path, [("a dog", 0)])
 
 
 def test_names_from_strangers_stay_in_the_folder(tmp_path):

@@ -38,10 +38,8 @@ def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
         rows.append({"run": str(folder), "against": str(folders[0]), "changes": changes})
         lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
         for name, change in changes.items():
-            title = NAMES[name]
-            lines.append(
-                f"| {title} | {change['mean']:+.3f} | {change['low']:+.3f} to {change['high']:+.3f} | {change['above']:.2f} |"
-            )
+            mean, low, high, above = (change[key] for key in ("mean", "low", "high", "above"))
+            lines.append(f"| {NAMES[name]} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {above:.2f} |")
         lines.append("")
     return _written(evaluations[0] / "comparison.md", rows, lines)
 
