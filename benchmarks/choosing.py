@@ -21,6 +21,7 @@ from benchmarks.study import DEFAULT, Study, recipe_of
 from personalize import api, choosing, intervals, methods, models, rundir, subjects, summary, trained, watching
 from personalize.config import Choose
 from personalize.files import slug, write_text
+from personalize.terminal import SILENT
 
 CONDITIONS = {  # name -> variant, steps of it
     "default": ("long", DEFAULT), "3 × as long": ("long", 3 * DEFAULT), "3 × the rate": ("fast", DEFAULT),
@@ -38,7 +39,7 @@ def scored(run: Path, ask: Choose) -> list[choosing.Scored]:
     if todo:
         entry = manifest["subjects"][0]
         known, _ = subjects.load([[row["path"] for row in entry["photos"]]], recipe, tokens=[entry["token"]], size=model.size)
-        dev = watching.DevSplit.of(model, recipe, known, run, watching.SILENT.progress)
+        dev = watching.DevSplit.of(model, recipe, known, run, progress=SILENT.progress)
         with torch.random.fork_rng(devices=[]):
             params = [p for group in methods.attach(model, recipe) for p in group["params"]]
         for path in todo:

@@ -4,7 +4,7 @@ What was drawn is 8 bits a channel, as people see it; scores are of that, so a k
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch import Tensor
 from personalize import latent, rundir
 from personalize.errors import UserError
 from personalize.models.base import LatentModel
+from personalize.prompts import fill, without_token
+from personalize.protocols import Protocol
 
 Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
 WHY = "unusable"  # name of the text chunk that says why
@@ -38,34 +40,63 @@ def missing(folder: Path, jobs: Sequence[Job]) -> list[Job]:
     return [job for job in dict.fromkeys(jobs) if not file(folder, job).exists()]
 
 
+@dataclass(frozen=True)
+class Sitting:
+    """N pictures of a subject by one model: those of its prompts, then those of its class's.
+
+    kinds      "subject" and "class"; of the base, whose prompts do not say the token, "base" and "base class"
+    templates  what `jobs` were filled in from; plain: their prompts without the token
+    place      the folder that they lie in
+    """
+
+    kinds: list[str]
+    templates: list[str]
+    jobs: list[Job]
+    plain: list[str]
+    place: Path
+
+
+def sitting(protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str) -> Sitting:
+    """What a protocol asks of a run whose subject is called `token`, or of the base, for which that is ""."""
+    kind, class_kind = ("subject", "class") if token else ("base", "base class")
+    asked = [(kind, template, token, protocol.count) for template in protocol.templates]
+    asked.append((class_kind, class_prompt, "", protocol.class_count))
+    rows = [(what, template, (fill(template, named, word), n)) for what, template, named, count in asked for n in range(count)]
+    kinds, templates, jobs = map(list, zip(*rows))
+    return Sitting(kinds, templates, jobs, [without_token(prompt, token) for prompt, _ in jobs], place)
+
+
 def draw(
-    model: LatentModel, folder: Path, jobs: Sequence[Job], *, seed: int, purpose: str, how: latent.Drawing, advance: Callable
+    model: LatentModel, sat: Sitting, *, seed: int, purpose: str, how: latent.Drawing, progress: Callable, what: str
 ) -> None:
-    """Draws what is missing of `jobs` into the folder; what a stop interrupts is kept. advance(n) tells how many."""
-    todo = missing(folder, jobs)
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in latent.batches(model, len(todo), how):
-        texts, numbers = zip(*(todo[k] for k in part))
-        z0 = latent.draw(model, list(texts), latent.image_generators(seed, list(numbers), purpose), how)
-        images = model.decode_latents(z0).float().cpu()
-        for k, image in zip(part, images, strict=True):
-            _write(file(folder, todo[k]), image)
-        advance(len(part))
+    """Draws what is missing of a sitting; what a stop interrupts is kept. progress: as `Terminal.progress`."""
+    todo = missing(sat.place, sat.jobs)
+    if not todo:
+        return
+    sat.place.mkdir(parents=True, exist_ok=True)
+    with progress(what, len(sat.jobs), done=len(sat.jobs) - len(todo), unit="pictures") as advance:
+        for part in latent.batches(model, len(todo), how):
+            texts, numbers = zip(*(todo[k] for k in part))
+            z0 = latent.draw(model, list(texts), latent.image_generators(seed, list(numbers), purpose), how)
+            for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
+                _write(file(sat.place, todo[k]), image)
+            advance(len(part))
 
 
-def load(folder: Path, jobs: Sequence[Job]) -> tuple[list[Image.Image], dict[int, str]]:
-    """The pictures of jobs, and why some cannot be used, by their place: "not a number" or "black".
+def load(sat: Sitting) -> tuple[list[Image.Image], dict[int, str]]:
+    """The pictures of a sitting, and why some cannot be used, by their place: "not a number" or "black".
 
     UserError for a damaged file.
     """
     pictures, bad = [], {}
-    for k, job in enumerate(jobs):
+    for k, job in enumerate(sat.jobs):
+        path = file(sat.place, job)
         try:
-            with Image.open(file(folder, job), formats=("PNG",)) as picture:
+            with Image.open(path, formats=("PNG",)) as picture:
                 why = picture.text.get(WHY, "")
                 pictures.append(picture.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-            raise UserError(f"{file(folder, job)} cannot be read: {error}. Delete it, and it is drawn again.") from error
+            raise UserError(f"{path} cannot be read: {error}. Delete it, and it is drawn again.") from error
         if why:
             bad[k] = why
     return pictures, bad

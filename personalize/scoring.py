@@ -83,13 +83,10 @@ def still(crop: str) -> str:
     return "center" if crop == "random" else crop
 
 
-def rows(
-    by: Judge, kind: str, *, templates: Sequence[str], jobs: Sequence[gallery.Job], pictures: Sequence[Image.Image],
-    bad: dict[int, str], plain: Sequence[str],
-) -> list[Row]:  # fmt: skip
-    """N pictures by one model, of jobs (prompt, number), -> N rows. plain: their prompts without the token."""
+def rows(by: Judge, sat: gallery.Sitting, pictures: Sequence[Image.Image], bad: dict[int, str]) -> list[Row]:
+    """A sitting's N pictures, and why some cannot be used, -> N rows."""
     images = gallery.tensors(pictures)
-    seen = embed(by.encoders, images, plain)
+    seen = embed(by.encoders, images, sat.plain)
     columns = {name: metric(seen, by.photos) for name, metric in METRICS.items()}
     columns["nearest"] = copying.nearest(seen, by.photos)
     columns["copied"] = copying.copied(seen, by.photos)
@@ -98,18 +95,19 @@ def rows(
     if by.foreground is not None:
         columns["dino_fg"] = foreground.dino_fg(seen, by.photos, by.foreground)
     distance, what = (by.lpips, images) if by.lpips else (diversity.patch_distance, seen.patches)
-    columns["diversity"] = diversity.pairwise(distance, what, templates)
+    columns["diversity"] = diversity.pairwise(distance, what, list(zip(sat.kinds, sat.templates, strict=True)))
     columns["photo"] = (seen.dino @ by.photos.dino.T).argmax(1)
     columns["authentic"] = copying.authentic(seen, by.photos)
     if by.probe:
         reading = truth.read(by.probe, images)
-        columns |= {f"true_{k}": v for k, v in truth.obeyed(reading, list(plain), by.class_word).items()}
+        columns |= {f"true_{k}": v for k, v in truth.obeyed(reading, sat.plain, by.class_word).items()}
         columns["identity_error"] = truth.identity_error(reading, by.reference, by.class_word)
     plainly = {name: [_number(v) for v in values.tolist()] for name, values in columns.items() if values is not None}
+    asked = zip(sat.kinds, sat.templates, sat.jobs, strict=True)
     return [
         {"kind": kind, "template": template, "prompt": prompt, "index": number, "unusable": bad.get(k, "")}
         | {name: values[k] for name, values in plainly.items()}
-        for k, (template, (prompt, number)) in enumerate(zip(templates, jobs, strict=True))
+        for k, (kind, template, (prompt, number)) in enumerate(asked)
     ]
 
 

@@ -5,7 +5,7 @@ The frozen base draws the dev split's pictures before anything is trained, from 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from personalize.choosing import Scored
 from personalize.config import Recipe
 from personalize.metrics import encoders
 from personalize.models.base import LatentModel
-from personalize.prompts import fill, without_token
+from personalize.protocols import Protocol
 from personalize.sheet import grid
 from personalize.subjects import Subject
 from personalize.summary import keyed, of_kind
@@ -31,6 +31,11 @@ def drawing(recipe: Recipe, steps: int = 0) -> latent.Drawing:
     return latent.Drawing(
         draw.sampler, steps or draw.steps, draw.guidance, draw.rescale, draw.interval, draw.negative, draw.size, draw.batch
     )
+
+
+def base_name(model: LatentModel) -> str:
+    """What the base is called among kept pictures."""
+    return f"base-{model.fingerprint[:12]}"
 
 
 @contextmanager
@@ -69,57 +74,46 @@ class DevSplit:
     folder: Path
     known: list[Subject]
     judges: list[scoring.Judge]
-    base: list[list[dict]]
-    scored: list[Scored]
+    progress: Callable
+    base: list[list[dict]] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: LatentModel, recipe: Recipe, known: list[Subject], folder: Path, progress: Callable) -> "DevSplit":
+    def of(cls, model: LatentModel, recipe: Recipe, known: list[Subject], folder: Path, *, progress: Callable) -> "DevSplit":
         """Draws by the base, which nothing is attached to yet, and looks at the photos."""
         judge = encoders.load(model.name, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
         size, crop = recipe.photos.size or model.size, recipe.photos.crop
         judges = [scoring.judge(judge, s.photos, (), size=size, crop=crop, class_word=s.class_word) for s in known]
-        self = cls(model, recipe, folder, known, judges, [], [])
+        self = cls(model, recipe, folder, known, judges, progress)
         root = folder.parent / BASE_PICTURES
-        self.base = [self._rows(k, "base", root, f"base-{model.fingerprint[:12]}", progress) for k in range(len(known))]
+        self.base = [self._rows(k, "", root, base_name(model)) for k in range(len(known))]
         return self
 
     def score(self, step: int) -> Scored:
         """Draws with the weights as they are -> the checkpoint's scores, also written to the run."""
         parts = []
         for k, subject in enumerate(self.known):
-            rows = self._rows(k, "subject", self.folder / "choosing", f"step-{step:06d}", SILENT.progress)
-            parts.append(_scored(step, rows, self.base[k], self.judges[k], subject.token))
+            rows = self._rows(k, subject.token, self.folder / "choosing", f"step-{step:06d}")
+            parts.append(_scored(step, rows, self.base[k], top=self.judges[k].ceilings["dino"], token=subject.token))
         scored = _joined(parts)
         self.scored.append(scored)
         rundir.append_jsonl(self.folder / choosing.FILE, scored.row())
         return scored
 
-    def _rows(self, k: int, kind: str, root: Path, name: str, progress: Callable) -> list[dict]:
-        """Rows of a subject's pictures and of its class's, by the model as it is."""
-        ask, subject, base = self.recipe.choose, self.known[k], kind == "base"
-        templates = protocols.dev_templates(ask.prompts, self.model.name)
-        asked = [(t, "" if base else subject.token, ask.count, kind) for t in templates]
-        asked.append((self.recipe.prior.prompt, "", ask.class_count, "base class" if base else "class"))
-        jobs, told = [], []
-        for template, token, count, what in asked:
-            for number in range(count):
-                jobs.append((fill(template, token, subject.class_word), number))
-                told.append((template, what))
-        how, seed = drawing(self.recipe, ask.steps), self.recipe.seed
+    def _rows(self, k: int, token: str, root: Path, name: str) -> list[dict]:
+        """Rows of a subject's pictures and of its class's, by the model as it is; token "": by the base."""
+        ask, seed, how = self.recipe.choose, self.recipe.seed, drawing(self.recipe, self.recipe.choose.steps)
+        asked = Protocol("dev", protocols.dev_templates(ask.prompts, self.model.name), ask.count, ask.class_count)
         place = gallery.place(root, name, self.model, seed=seed, purpose="choose", how=how)
-        if todo := gallery.missing(place, jobs):
-            with progress("dev split by the base", len(todo), unit="pictures") as advance:
-                gallery.draw(self.model, place, jobs, seed=seed, purpose="choose", how=how, advance=advance)
-        pictures, bad = gallery.load(place, jobs)
-        plain = [without_token(prompt, subject.token) for prompt, _ in jobs]
+        sat = gallery.sitting(asked, place, class_prompt=self.recipe.prior.prompt, token=token, word=self.known[k].class_word)
+        progress = SILENT.progress if token else self.progress
+        gallery.draw(self.model, sat, seed=seed, purpose="choose", how=how, progress=progress, what="dev split by the base")
+        pictures, bad = gallery.load(sat)
         with torch.autocast(self.model.device.type, enabled=False):  # half precision is for drawing
-            rows = scoring.rows(
-                self.judges[k], kind, templates=[t for t, _ in told], jobs=jobs, pictures=pictures, bad=bad, plain=plain
-            )
-        return [row | {"kind": what} for row, (_, what) in zip(rows, told, strict=True)]
+            return scoring.rows(self.judges[k], sat, pictures, bad)
 
 
-def _scored(step: int, rows: list[dict], base: list[dict], judge: scoring.Judge, token: str) -> Scored:
+def _scored(step: int, rows: list[dict], base: list[dict], *, top: float | None, token: str) -> Scored:
     def table(of: list[dict], kind: str, name: str) -> dict:
         return {(token, *key): value for key, value in keyed(of_kind(of, kind), name).items()}
 
@@ -131,7 +125,7 @@ def _scored(step: int, rows: list[dict], base: list[dict], judge: scoring.Judge,
         base_obeys=table(base, "base", "clip_t"),
         pres=table(rows, "class", "dino"),
         base_pres=table(base, "base class", "dino"),
-        ceiling=judge.ceilings["dino"],
+        ceiling=top,
         copied=sum(bool(row.get("copied")) for row in mine) / len(mine),
     )
 

@@ -154,9 +154,9 @@ def test_a_photo_is_held_out_of_five_and_none_of_four(result, photos, runs, sett
 def test_a_second_evaluation_draws_only_what_is_missing(result, runs, monkeypatch):
     drawn, draw = [], gallery.draw
 
-    def count(model, folder, jobs, **options):
-        drawn.extend(gallery.missing(folder, jobs))
-        draw(model, folder, jobs, **options)
+    def count(model, sat, **options):
+        drawn.extend(gallery.missing(sat.place, sat.jobs))
+        draw(model, sat, **options)
 
     monkeypatch.setattr(gallery, "draw", count)
     again = api.evaluate(runs / "zqv-dog")
@@ -358,8 +358,8 @@ def test_half_precision_draws_and_the_judges_see_in_float32(photos, settings, tm
 
     seen, rows = [], scoring.rows
 
-    def look(by, kind, **given):
-        found = rows(by, kind, **given)
+    def look(*given):
+        found = rows(*given)
         seen.append(max(abs(row["dino"] - round(row["dino"] * 128) / 128) for row in found))
         return found
 

@@ -1,11 +1,15 @@
 """A picture is drawn once, is the same whoever else is drawn, and one that shows nothing is said to."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from personalize import gallery, latent, models
 from personalize.errors import UserError
+from personalize.protocols import Protocol
+from personalize.terminal import SILENT
 
 HOW = latent.Drawing("ddim", 2, 3.0)
 
@@ -15,10 +19,18 @@ def model(tiny_sd):
     return models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
 
 
+def sat(folder, jobs):
+    prompts = [prompt for prompt, _ in jobs]
+    return gallery.Sitting(["subject"] * len(jobs), prompts, list(jobs), prompts, folder)
+
+
 def draw(model, folder, jobs):
-    counts = []
-    gallery.draw(model, folder, jobs, seed=0, purpose="evaluate", how=HOW, advance=counts.append)
-    return sum(counts)
+    """How many were drawn."""
+    missing = len(gallery.missing(folder, jobs))
+    way = {"seed": 0, "purpose": "evaluate", "how": HOW, "progress": SILENT.progress, "what": "drawing"}
+    gallery.draw(model, sat(folder, jobs), **way)
+    assert not gallery.missing(folder, jobs)
+    return missing
 
 
 def test_only_what_is_missing_is_drawn_and_nothing_changes(model, tmp_path):
@@ -33,16 +45,25 @@ def test_a_picture_does_not_depend_on_the_others(model, tmp_path):
     jobs = [("a dog", 0), ("a dog", 1), ("a cat in the snow", 0)]
     draw(model, tmp_path / "all", jobs)
     draw(model, tmp_path / "one", jobs[2:])
-    (one,), _ = gallery.load(tmp_path / "one", jobs[2:])
-    every, _ = gallery.load(tmp_path / "all", jobs)
+    (one,), _ = gallery.load(sat(tmp_path / "one", jobs[2:]))
+    every, _ = gallery.load(sat(tmp_path / "all", jobs))
     assert np.abs(np.asarray(one, int) - np.asarray(every[2], int)).max() <= 1
 
 
 def test_what_is_loaded_is_what_was_drawn_to_eight_bits(model, tmp_path):
     draw(model, tmp_path, [("a dog", 0)])
     z0 = latent.draw(model, ["a dog"], latent.image_generators(0, [0], "evaluate"), HOW)
-    pictures, bad = gallery.load(tmp_path, [("a dog", 0)])
+    pictures, bad = gallery.load(sat(tmp_path, [("a dog", 0)]))
     assert (gallery.tensors(pictures) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == {}
+
+
+def test_a_sitting_is_each_prompt_and_the_class_prompt_by_number():
+    asked = Protocol("own", ("a {token} {class} asleep", "a {class}"), 2, 3)
+    run = gallery.sitting(asked, Path("p"), class_prompt="a {class}", token="sks", word="dog")
+    base = gallery.sitting(asked, Path("p"), class_prompt="a {class}", token="", word="dog")
+    assert run.jobs == [("a sks dog asleep", 0), ("a sks dog asleep", 1), *(("a dog", n) for n in (0, 1, 0, 1, 2))]
+    assert run.plain == [prompt for prompt, _ in base.jobs] and run.templates == base.templates
+    assert run.kinds == ["subject"] * 4 + ["class"] * 3 and base.kinds == ["base"] * 4 + ["base class"] * 3
 
 
 def test_pictures_of_other_settings_have_another_folder(model, tiny_sd, tmp_path):
@@ -61,7 +82,7 @@ def test_black_pictures_and_those_that_are_no_numbers_are_kept_and_named(model, 
     monkeypatch.setattr(model, "decode_latents", lambda z0: images)
     jobs = [("a dog", n) for n in range(3)]
     draw(model, tmp_path, jobs)
-    pictures, bad = gallery.load(tmp_path, jobs)
+    pictures, bad = gallery.load(sat(tmp_path, jobs))
     assert len(pictures) == 3 and bad == {0: "black", 1: "not a number"}
 
 
@@ -70,7 +91,7 @@ def test_a_damaged_picture_is_named_with_the_remedy(model, tmp_path):
     path = gallery.file(tmp_path, ("a dog", 0))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read.*drawn again"):
-        gallery.load(tmp_path, [("a dog", 0)])
+        gallery.load(sat(tmp_path, [("a dog", 0)]))
 
 
 def test_names_from_strangers_stay_in_the_folder(tmp_path):

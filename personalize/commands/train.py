@@ -79,7 +79,9 @@ def run(
             pictures[word] = priorset.latents(place, recipe.prior.count)
         if writes:
             _begin(folder, manifest, recipe, known, size=recipe.photos.size or model.size)
-        dev = watching.DevSplit.of(model, recipe, known, folder, screen.progress) if writes and recipe.choose.every else None
+        dev = None
+        if writes and recipe.choose.every:
+            dev = watching.DevSplit.of(model, recipe, known, folder, progress=screen.progress)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             groups = methods.attach(model, recipe)

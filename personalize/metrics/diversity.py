@@ -7,7 +7,7 @@ distance needs none beyond DINO's, and is no LPIPS: never compare one with the o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ save_file({k: v.detach().contiguous() for f in ("alexnet-owt-7be5be79.pth", "ale
 weights_only=True).items() if k.startswith(("features.", "lin"))}, "lpips.safetensors")"""
 
 
-def pairwise(distance: Distance, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+def pairwise(distance: Distance, pictures: Tensor, prompts: Sequence[Hashable]) -> Tensor:
     """(N, ...) pictures or their patches, N prompts  ->  (N,): mean distance to the other pictures of the same prompt.
 
     NaN for the only picture of a prompt, which says nothing of variety.
