@@ -26,6 +26,9 @@ CASES = {  # name: (base, settings)
     "SD1.5 512 px, full, 8-bit AdamW, checkpointing": (
         "sd15", ["train.optimizer=adamw8bit", "train.gradient_checkpointing=true"],
     ),
+    "SD1.5 512 px, full, 8-bit AdamW, checkpointing, bf16, split masters": (
+        "sd15", ["train.optimizer=adamw8bit", "train.gradient_checkpointing=true", "dtype=bfloat16", "train.masters=split"],
+    ),
 }  # fmt: skip
 CONFIGS = {
     "tiny": {
@@ -114,7 +117,7 @@ def measure(base: str, settings: list[str]) -> dict[str, int]:
     import torch
 
     from personalize.estimate import Rehearsal
-    from personalize.footprint import steady_heap
+    from personalize.heap import steady_heap
     from personalize.models import diffusion, sd  # noqa: F401
 
     steady_heap()

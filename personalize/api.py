@@ -52,11 +52,12 @@ def train(
     runs: Path = RUNS,
     priors: Path = PRIORS,
     prior_folder: Path | None = None,
+    profile: bool = False,
     screen: Terminal = SILENT,
 ):
     """Train on photos, drawing class pictures that are missing -> TrainResult(folder, steps, seconds).
 
-    Several class words: as many folders of photos, each a subject with a token of its own.
+    Several class words: as many folders of photos, each a subject with a token of its own. `profile`: see `profiling`.
     """
     from personalize import processes
     from personalize.commands import prior as prior_command
@@ -64,18 +65,16 @@ def train(
 
     full, sources = _asked(photos, class_word, recipe, settings)
     if prior_folder and len(full.class_word) > 1:
-        raise UserError(
-            f"--prior {prior_folder} is one folder of class pictures, but there are {len(full.class_word)} subjects."
-        )
+        raise UserError(f"--prior {prior_folder} holds pictures of one class, and there are {len(full.class_word)} subjects.")
     model = _model(full, screen)
     with processes.joined(model.device):
         folders = {}
         if config.draws_class_pictures(full):
-            command.check(model, sources, full)  # before the class pictures, which take longer
+            command.check(model, sources, full, profile=profile)  # before the class pictures, which take longer
             for word in dict.fromkeys(full.class_word):
                 drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
                 folders[word] = processes.from_first(drawn.folder)
-        return command.run(model, sources, full, priors=folders, runs=Path(runs), screen=screen)
+        return command.run(model, sources, full, priors=folders, runs=Path(runs), profile=profile, screen=screen)
 
 
 def _asked(photos, class_word: str | Sequence[str], recipe: Path | str | None, settings: Sequence[str]) -> tuple[Recipe, list]:
@@ -284,9 +283,9 @@ def quickstart(
 
 
 def _model(recipe: Recipe, screen: Terminal):
-    from personalize import models
+    from personalize import heap, models
 
-    return models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say)
+    return heap.kept_for(models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say))
 
 
 def _opened(folder: Path, base: str, settings: Sequence[str], screen: Terminal, *, say: bool):

@@ -57,3 +57,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         if entry.get("step") is not None and "state1" in entry:  # bitsandbytes counts steps in a plain number
             entry["step"] = int(entry["step"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for p, entry in optimizer.state.items():  # files have no layout, and a fused step reads state and weights side by side
+        for name, value in entry.items():
+            if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():
+                entry[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -70,6 +70,7 @@ def train(
     token: Annotated[list[str], typer.Option(help="Rare word for the subject.")] = [],
     prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class pictures.")] = None,
     init_from: Annotated[str, typer.Option(help="Adapter or embedding to go on from.")] = "",
+    profile: Annotated[bool, typer.Option("--profile", help="A page of where a step goes, and a trace, into the run.")] = False,
     base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
     runs: Runs = Path("runs"), priors: Priors = Path("priors"),
     quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
@@ -83,11 +84,13 @@ def train(
     source = [*(photos or []), *([photos_option] if photos_option else [])]
     if not source:
         raise UserError("which photos? Give a folder of 3 to 5, as in: personalize train photos/ --class dog")
+    if profile:  # torch reads it as it is imported; its profiler would say on stderr that it starts and stops
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from personalize import api
 
     result = api.train(
         source[0] if len(source) == 1 else source, recipe=recipe, settings=settings, runs=runs,
-        priors=priors, prior_folder=prior_folder, screen=Terminal(quiet=quiet or as_json),
+        priors=priors, prior_folder=prior_folder, profile=profile, screen=Terminal(quiet=quiet or as_json),
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         show({"folder": result.folder, "steps": result.steps, "seconds": round(result.seconds, 1)}, "folder", as_json)

@@ -72,7 +72,15 @@ class Train:
     beta1: float = setting(0.9, "AdamW's decay of the gradient mean, a step", least=0, most=0.999999)
     beta2: float = setting(0.999, "AdamW's decay of the squared gradient mean, a step", least=0, most=0.999999)
     clip: float = setting(1.0, "largest joint norm of all gradients; 0: no clipping", least=0)
+    engine: str = setting(
+        "eager", "how a step runs; graph: recorded once and replayed, on CUDA (not yet tried on one); compiled: torch.compile",
+        choices=("eager", "graph", "compiled"),
+    )  # fmt: skip
     accumulate: int = setting(1, "parts a step's batch is computed in, to save memory", least=1)
+    masters: str = setting(
+        "float32", "weights that full trains; split: bfloat16 and the 16 bits it lacks, exact, a third less memory",
+        choices=("float32", "split"),
+    )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third slower")
     ema: float = setting(0.0, "decay of the averaged weights, a step; 0: no average", least=0, most=0.999999)
     quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))

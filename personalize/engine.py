@@ -1,4 +1,4 @@
-"""How one optimizer step runs: eager, with autocast, loss scaling for float16, parts of a batch, one joint clip.
+"""How one optimizer step runs: eager, recorded or compiled, with autocast, loss scaling for float16, parts of a batch.
 
 B pictures of the global batch; z0 eps (B,C,h,w), t (B,).
 """
@@ -9,19 +9,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from personalize import latent, processes
+from personalize import graph, latent, optimizers, processes
+from personalize.compiled import Compiled
 from personalize.config import Recipe
+from personalize.core import halves
 from personalize.core.guidance import Cond
 from personalize.core.losses import dreambooth_loss
-from personalize.errors import UserError
+from personalize.core.schedule import Schedule
+from personalize.masters import Masters
 from personalize.models.base import LatentModel
+
+COND = "cond."  # begins the names of a conditioning among a batch's tensors
 
 
 @dataclass
 class Batch:
-    """One optimizer step's pictures. is_prior (B,) bool on the CPU; cond(rows) gives the conditioning of those rows.
+    """One optimizer step's pictures. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
 
     goal (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
+    counts: photos and class pictures; None: is_prior, which is then on the CPU, says it.
     """
 
     z0: Tensor
@@ -31,46 +37,86 @@ class Batch:
     cond: Callable[[slice], Cond]
     goal: Tensor | None = None
     mask: Tensor | None = None
+    counts: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts is None:
+            self.counts = int((~self.is_prior).sum()), int(self.is_prior.sum())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors by name, on the device of the latents."""
+        found = {"z0": self.z0, "eps": self.eps, "t": self.t, "goal": self.goal, "mask": self.mask}
+        found["is_prior"] = latent.sent(self.is_prior, self.z0.device)
+        found |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], counts: tuple[int, int]) -> "Batch":
+        """The other way."""
+        cond = {name.removeprefix(COND): value for name, value in tensors.items() if name.startswith(COND)}
+        own = {name: value for name, value in tensors.items() if not name.startswith(COND)}
+        return cls(cond=lambda rows: {name: value[rows] for name, value in cond.items()}, counts=counts, **own)
 
 
 @dataclass
 class Engine:
-    """The optimizer, and `step`, which is all that the training loop calls."""
+    """The optimizer, and `step`, which is all that the training loop calls. `say`: where it is told how steps run.
+
+    A recorded step keeps the places of weights and of the optimizer's state: they may be overwritten, not replaced,
+    once it is recorded.
+    """
 
     model: LatentModel
     recipe: Recipe
     groups: list[dict]
+    say: Callable[[str], None] = lambda line: None
+    masters: Masters | None = field(init=False)  # where parameters are in two halves; the optimizer has their shells
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     params: list[Tensor] = field(init=False)
+    schedule: Schedule = field(init=False)
+    lr: float = field(init=False, default=0.0)  # of the first group, at the newest step
 
     def __post_init__(self) -> None:
         self.params = [p for group in self.groups for p in group["params"]]
-        self.optimizer = make_optimizer(self.groups, self.recipe)
+        train, halved = self.recipe.train, hasattr(self.params[0], halves.LOW)
+        self.masters = Masters(self.groups, apart=train.optimizer == "adamw8bit") if halved else None
+        self.optimizer = optimizers.make_optimizer(self.masters.groups if halved else self.groups, train)
         half = self.model.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
+        self.schedule = self.model.schedule.to(self.model.device)
+        self._run = self._chosen()
 
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
         """One update at learning rate × `scale` -> loss, subject, prior, norm (before clipping), each () on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scale
-        totals = self.backward(batch)
-        processes.sum_gradients(self.params)
-        self.scaler.unscale_(self.optimizer)
-        limit = self.recipe.train.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.params, limit, foreach=True)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**dict(zip(("loss", "subject", "prior"), totals, strict=True)), "norm": norm}
+        self.lr = optimizers.set_rates(self.optimizer, scale)
+        return dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+
+    def update(self, batch: Batch) -> Tensor:
+        """One update at the rates that are set -> (4,): loss, subject, prior, norm. On a GPU it waits for nothing."""
+        try:
+            totals = self.backward(batch)
+            processes.sum_gradients(self.params)
+            self.scaler.unscale_(self.optimizer)
+            norm = optimizers.joint_norm(self.params)
+            for _ in self.masters.opened() if self.masters else [None]:
+                optimizers.clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
+            return torch.cat([totals, norm[None]])
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Frees all gradients."""
+        for p in self.params:
+            p.grad = None
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds the gradient of this process's rows, in `train.accumulate` parts -> (3,): loss, subject, prior of all rows."""
         train, device = self.recipe.train, self.model.device
-        counts = (int((~batch.is_prior).sum()), int(batch.is_prior.sum()))
         totals = torch.zeros(3, device=device)
         mine = processes.share(len(batch.z0))
         size = -(-len(batch.z0) // train.accumulate)
+        is_prior = latent.sent(batch.is_prior, device)
         for start in range(mine.start, mine.stop, size):
             rows = slice(start, min(start + size, mine.stop))
             with torch.autocast(device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
@@ -78,29 +124,45 @@ class Engine:
                     self.model, batch.z0[rows], batch.cond(rows), t=batch.t[rows], eps=batch.eps[rows],
                     goal=None if batch.goal is None else batch.goal[rows],
                     mask=None if batch.mask is None else batch.mask[rows],
-                    snr_gamma=train.snr_gamma,
+                    snr_gamma=train.snr_gamma, schedule=self.schedule,
                 )  # fmt: skip
-            is_prior = batch.is_prior[rows].to(device)
-            parts = dreambooth_loss(per_image, is_prior, train.prior_weight, counts=counts)
+            parts = dreambooth_loss(per_image, is_prior[rows], train.prior_weight, counts=batch.counts)
             self.scaler.scale(parts[0]).backward()
             totals += torch.stack(parts).detach()
         return processes.total(totals)
 
+    def _chosen(self) -> Callable[[Batch], Tensor]:
+        asked = self.recipe.train.engine
+        if asked == "compiled":
+            return Compiled(self.update, self.model, steps=self.recipe.train.steps, say=self.say)
+        if asked == "eager":
+            return self.update
+        if why := graph_refusal(self.model, self.recipe, self.groups):
+            self.say(f"steps run eagerly, not as a CUDA graph: {why}")
+            return self.update
+        return self.recorded_by(graph.CudaGraphs())
 
-def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, fused, or bitsandbytes' with its state in 8 bits. UserError where that is not installed."""
+    def recorded_by(self, recorder: graph.Recorder) -> Callable[[Batch], Tensor]:
+        """`update`, recorded after some steps and then replayed."""
+        for group in self.optimizer.param_groups:  # torch asks for it; the fused kernel is the same
+            group["capturable"] = True
+        replayed = graph.Replayed(lambda tensors, counts: self.update(Batch.of(tensors, counts)), recorder, say=self.say)
+        return lambda batch: replayed(batch.tensors(), batch.counts)
+
+
+def graph_refusal(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str:
+    """Why a run's steps cannot be one CUDA graph, or ""."""
     train = recipe.train
-    groups = [{**group, "initial_lr": group["lr"]} for group in groups]
-    options = {"betas": (train.beta1, train.beta2), "weight_decay": train.weight_decay}
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=True, **options)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UserError(
-            "train.optimizer = 'adamw8bit' needs bitsandbytes: pip install bitsandbytes, or use --set train.optimizer=adamw"
-        ) from error
-    return AdamW8bit(groups, **options)
+    reasons = {
+        f"the device is {model.device.type}": model.device.type != "cuda",
+        "several processes": processes.world() > 1,
+        "float16 loss scaling": model.dtype == torch.float16,
+        "8-bit AdamW": train.optimizer == "adamw8bit",
+        "a quantized base": bool(train.quantize),
+        "gradient checkpointing keeps the state of random generators": train.gradient_checkpointing,
+        "text is encoded at each step": any(group["name"] != "unet" for group in groups),
+    }
+    return next((why for why, holds in reasons.items() if holds), "")
 
 
 def rate(recipe: Recipe, step: int) -> float:

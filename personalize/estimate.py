@@ -4,7 +4,7 @@ B pictures, C latent channels, h w latent size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest.mock import patch
 
 import torch
@@ -63,9 +63,10 @@ class Rehearsal:
             priors = {subject.class_word: torch.zeros(shape) for subject in self.known}
         self.data = trainset.build(self.model, self.recipe, self.known, priors=priors, text_trains=text_trains)
         self.model.decode_latents(torch.zeros(1, *self.data.at(0).z0.shape[1:]))
-        self.engine = Engine(self.model, self.recipe, self.groups)
+        eager = replace(self.recipe.train, engine="eager")  # no fake can be recorded, and a graph holds the same tensors
+        self.engine = Engine(self.model, replace(self.recipe, train=eager), self.groups)
         if counter is not None:
-            counter.watch(self.engine.optimizer)
+            counter.watch(self.engine.optimizer, self.engine.params)
         self.model.release(vae=self.data.seen is not None, texts=self.data.texts is not None)
         if self.recipe.train.ema:
             self.average = [p.detach().clone() for p in self.engine.params]

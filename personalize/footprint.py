@@ -4,9 +4,7 @@ A fake step is the real one, loss, backward, clipping and optimizer, so whatever
 recomputed activations, another attention kernel) is counted as it is, within seconds and without reading a weight.
 """
 
-import ctypes
 import gc
-import sys
 import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +24,6 @@ aten = torch.ops.aten
 # Bytes that a run takes beside its tensors. CPU: pages of the libraries' code and small blocks, measured 40 to 110 MB once
 # the heap is steady. CUDA: workspaces of cuBLAS, which live in torch's memory; the context, half a GB, is not in it.
 RUNTIME = {"cpu": 60_000_000, "cuda": 70_000_000}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _PRESENT: ContextVar["Counter"] = ContextVar("counter")
 ANSWERS = {torch.bool: True, torch.int64: 1, torch.int32: 1, torch.uint8: 1}
 
@@ -90,17 +87,6 @@ def footprint(phases: Mapping[str, Callable[["Counter"], object]], *, device: st
     return Footprint(device, counted)
 
 
-def steady_heap() -> None:
-    """Lets blocks of 2 MB and more leave this process as soon as they are freed, where the C library is glibc.
-
-    Else glibc keeps blocks of up to 32 MB once it has seen such, in pieces that rarely fit again: a run at full size
-    holds 15 to 25 % more than its tensors. Costs system time, 8 % of a step of Stable Diffusion 1.5 and none of Toyland.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
-
-
 @contextmanager
 def counting(device: str = "cpu") -> Iterator["Counter"]:
     """Inside this, new tensors are fake, and those on "cpu" or "cuda" are counted. No random generator moves on."""
@@ -158,8 +144,8 @@ class Counter(TorchDispatchMode):
                 self.work["moved"] += sum(t.nbytes for t in used + made)
         return out
 
-    def watch(self, optimizer: Optimizer) -> None:
-        """Call what this optimizer keeps "optimizer", and the gradients of its parameters "gradients"."""
+    def watch(self, optimizer: Optimizer, params: Iterable[Tensor] = ()) -> None:
+        """Call what this optimizer keeps "optimizer", and the gradients of its or these parameters "gradients"."""
 
         def entered(*_) -> None:
             self.label = "optimizer"
@@ -169,9 +155,8 @@ class Counter(TorchDispatchMode):
 
         optimizer.register_step_pre_hook(entered)
         optimizer.register_step_post_hook(left)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
+        for p in params or [p for group in optimizer.param_groups for p in group["params"]]:
+            p.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
 
     def lap(self) -> Counted:
         """What was counted since the last lap."""

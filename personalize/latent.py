@@ -12,6 +12,7 @@ from torch import Tensor
 from personalize.core import losses, rng
 from personalize.core.guidance import GUIDANCE, Cond
 from personalize.core.samplers import SAMPLERS
+from personalize.core.schedule import Schedule
 from personalize.errors import UserError, nearest
 from personalize.models.base import LatentModel
 from personalize.models.schedulers import DIFFUSERS
@@ -33,13 +34,14 @@ class Drawing:
 
 def per_image_loss(
     model: LatentModel, z0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, goal: Tensor | None = None,
-    mask: Tensor | None = None, snr_gamma: float = 0.0,
+    mask: Tensor | None = None, snr_gamma: float = 0.0, schedule: Schedule | None = None,
 ) -> Tensor:  # fmt: skip
     """z0, cond, t, eps -> (B,) float32: squared error of the base's own target, min-SNR weighted if gamma > 0.
 
-    goal (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean.
+    goal (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean; schedule: the model's
+    own, with its table on the device, so that nothing is copied there.
     """
-    schedule = model.schedule
+    schedule = schedule or model.schedule
     out = model.predict(schedule.add_noise(z0, eps, t), t, cond)
     loss = losses.denoising_loss(out, schedule.target(z0, eps, t) if goal is None else goal, mask)
     return loss * losses.min_snr_weight(schedule.snr(t), snr_gamma, schedule.prediction) if snr_gamma else loss
@@ -66,11 +68,11 @@ def draw(model: LatentModel, prompts: list[str], generators: list[torch.Generato
     side = size // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
     with torch.inference_mode():
-        uncond = None if how.guidance == 1 else encode(model, [how.negative] * len(prompts))
+        uncond = None if how.guidance == 1 else encode(model, [how.negative] * len(prompts), draws=True)
         T = model.schedule.T
         guided = GUIDANCE["cfg"](
             model.predict,
-            encode(model, prompts),
+            encode(model, prompts, draws=True),
             uncond,
             how.guidance,
             rescale=how.rescale,
@@ -80,12 +82,26 @@ def draw(model: LatentModel, prompts: list[str], generators: list[torch.Generato
         return sample(guided, noise, model.schedule, how.steps, generators=generators, on_step=on_step)
 
 
-def encode(model: LatentModel, prompts: list[str]) -> Cond:
-    """`encode_prompts`, with each different prompt encoded once. (B texts) -> cond of B rows."""
+def encode(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Cond:
+    """`encode_prompts`, with each different prompt encoded once. (B texts) -> cond of B rows; `draws`: prepared for drawing."""
     different = list(dict.fromkeys(prompts))
     cond = model.encode_prompts(different)
+    if draws:
+        cond = model.prepare(cond)
     rows = torch.tensor([different.index(p) for p in prompts], device=model.device)
     return {key: value[rows] for key, value in cond.items()}
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, which a GPU is not waited for: without pinned memory each copy waits for all work before it."""
+    if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not Tensor:  # a fake has no memory to pin
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def picked(table: Tensor, rows: list[int]) -> Tensor:
+    """`table[rows]`, likewise."""
+    return table[sent(torch.tensor(rows), table.device)]
 
 
 def batches(model: LatentModel, count: int, how: Drawing) -> Iterator[range]:

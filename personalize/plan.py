@@ -48,7 +48,7 @@ def probe(data: TrainingSet, engine: Engine) -> float:
         if data.model.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = processes.from_first(time.monotonic() - began)
-        engine.optimizer.zero_grad(set_to_none=True)
+        engine.clear()
         if seconds > 2:
             break
     return seconds

@@ -29,7 +29,7 @@ class Log:
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         """A step's values; its learning rate is read now, for it is another one when the row is written."""
-        self.pending.append((step, self.engine.optimizer.param_groups[0]["lr"], values))
+        self.pending.append((step, self.engine.lr, values))
         if len(self.pending) >= self.every:
             self.flush()
 

@@ -16,6 +16,7 @@ from personalize.core import rng
 from personalize.core.guidance import Cond
 from personalize.crops import Photo, batch, mask_batch, order
 from personalize.engine import Batch
+from personalize.latent import picked, sent
 from personalize.models.base import LatentModel
 from personalize.prompts import fill
 from personalize.subjects import Subject
@@ -61,17 +62,17 @@ class TrainingSet:
         which = order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
         mean, std, mask = self.look(which, step)
-        z0 = mean + std * torch.randn(mean.shape, generator=g).to(mean.device)
+        z0 = mean + std * sent(torch.randn(mean.shape, generator=g), mean.device)
         drawn = order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
-            z0 = torch.cat([z0, self.prior.z0[drawn]])
-        eps = torch.randn(z0.shape, generator=g).to(z0.device)
-        t = torch.randint(0, self.model.schedule.T, (len(z0),), generator=g).to(z0.device)
+            z0 = torch.cat([z0, picked(self.prior.z0, drawn)])
+        eps = sent(torch.randn(z0.shape, generator=g), z0.device)
+        t = sent(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
         goal = None
         if priors and self.prior.goal is not None:
-            eps[subjects:], t[subjects:] = self.prior.eps[drawn], self.prior.t[drawn]
+            eps[subjects:], t[subjects:] = picked(self.prior.eps, drawn), picked(self.prior.t, drawn)
             goal = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
-            goal[subjects:] = self.prior.goal[drawn]
+            goal[subjects:] = picked(self.prior.goal, drawn)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
         rows = which + [self.prior.texts[i] for i in drawn]
@@ -86,13 +87,13 @@ class TrainingSet:
         """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
         if self.seen is not None:
             mean, std, mask = self.seen
-            return mean[which], std[which], None if mask is None else mask[which]
+            return picked(mean, which), picked(std, which), None if mask is None else picked(mask, which)
         return look(self.model, self.recipe, [self.photos[i] for i in which], step)
 
     def cond(self, rows: list[int]) -> Cond:
         if self.texts is None:
             return latent.encode(self.model, [self.prompts[i] for i in rows])
-        return {key: value[rows] for key, value in self.texts.items()}
+        return {key: picked(value, rows) for key, value in self.texts.items()}
 
 
 def build(

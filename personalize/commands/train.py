@@ -25,6 +25,7 @@ from personalize import (
     plan,
     priorset,
     processes,
+    profiling,
     rundir,
     runlog,
     trainset,
@@ -54,15 +55,17 @@ class TrainResult:
 
 
 def run(
-    model: LatentModel, sources: Sequence, recipe: Recipe, *, priors: Mapping[str, Path], runs: Path, screen: Terminal = SILENT
-) -> TrainResult:
+    model: LatentModel, sources: Sequence, recipe: Recipe, *, priors: Mapping[str, Path], runs: Path,
+    profile: bool = False, screen: Terminal = SILENT,
+) -> TrainResult:  # fmt: skip
     """Train on photos, one source a subject, with the folders `priors` of class pictures by class word.
 
-    Of several processes each calls it, inside `processes.joined`. UserError names what is wrong.
+    Of several processes each calls it, inside `processes.joined`. UserError names what is wrong. `profile` leaves a page
+    of where a step goes, see `profiling`, and changes nothing of the run.
     """
     writes = processes.rank() == 0
     screen = screen if writes else SILENT
-    recipe, known, notices = check(model, sources, recipe)
+    recipe, known, notices = check(model, sources, recipe, profile=profile)
     for line in notices:
         screen.say(line)
     wanted = {word: priorset.settings(model, recipe, word) for word in priors}
@@ -72,6 +75,8 @@ def run(
     with rundir.lock(folder) if writes else nullcontext():
         if processes.from_first(writes and _finished(folder)):
             screen.say(f"this run is finished: {folder}")
+            if profile:
+                screen.say("nothing was trained, so nothing was profiled; with another --runs folder it is trained again")
             return TrainResult(folder, 0, 0.0)
         pictures = {}
         for word, place in priors.items():
@@ -87,7 +92,7 @@ def run(
             groups = methods.attach(model, recipe)
         text_trains = any(group["name"] != "unet" for group in groups)
         data = trainset.build(model, recipe, known, priors=pictures, text_trains=text_trains)
-        run = Run(folder, data, engine.Engine(model, recipe, groups), [], manifest, writes, dev)
+        run = Run(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
         own = priorset.pictures(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
         shown = plan.representable(data, own)
         data.release()
@@ -96,14 +101,19 @@ def run(
         if every := recipe.choose.every:
             screen.say(f"every {every} steps pictures are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
         rundir.require_free_disk(folder, keeping.disk_bytes(run))
-        return _train(run, screen)
+        return _train(run, screen, profile=profile)
 
 
-def check(model: LatentModel, sources: Sequence, recipe: Recipe) -> tuple[Recipe, list[Subject], list[str]]:
+def check(
+    model: LatentModel, sources: Sequence, recipe: Recipe, *, profile: bool = False
+) -> tuple[Recipe, list[Subject], list[str]]:
     """The recipe with its tokens, subjects, notices. UserError for all that can be wrong before any long work begins."""
     train, size = recipe.train, recipe.photos.size or model.size
     methods.check(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
+    methods.check_masters(recipe, model.dtype)
     latent.sampler_named(recipe.draw.sampler)
+    if profile:
+        profiling.require_steps(recipe)
     runlog.check_trackers(train.trackers)
     if size % (8 * model.downscale):
         raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
@@ -129,7 +139,7 @@ def _begin(folder: Path, manifest: dict, recipe: Recipe, known: list[Subject], *
         photo_files.preview(shown, size, how=recipe.photos.crop).save(temporary)
 
 
-def _train(run: Run, screen: Terminal) -> TrainResult:
+def _train(run: Run, screen: Terminal, *, profile: bool) -> TrainResult:
     recipe = run.recipe
     if recipe.train.ema:
         run.average = [p.detach().clone() for p in run.engine.params]
@@ -137,8 +147,9 @@ def _train(run: Run, screen: Terminal) -> TrainResult:
     began = time.monotonic()
     trackers = runlog.start_trackers(recipe.train.trackers, run.folder) if run.writes else []
     try:
-        reached = _loop(run, start, trackers=trackers, screen=screen)
-        keeping.finish(run, screen)
+        with profiling.watching(run, start, screen) if profile else nullcontext():
+            reached = _loop(run, start, trackers=trackers, screen=screen)
+            keeping.finish(run, screen)
     except UserError:
         keeping.mark(run, "failed")
         raise

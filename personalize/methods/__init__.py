@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from personalize.config import ADAPTERS, Lora, Recipe
@@ -50,6 +51,21 @@ def check(names: Sequence[str], *, quantize: str = "", text_encoder: bool = Fals
         from personalize.methods import peft
 
         peft.check(adapters[0], lora or Lora(), quantize)
+
+
+def check_masters(recipe: Recipe, dtype: torch.dtype) -> None:
+    """UserError where the master weights cannot be kept in two halves."""
+    train = recipe.train
+    if train.masters != "split":
+        return
+    wrong = {
+        f"the model computes in {str(dtype).removeprefix('torch.')}; give dtype=bfloat16": dtype != torch.bfloat16,
+        f"{', '.join(train.methods)} trains few weights; use it with train.methods=full": train.methods != ("full",),
+        "an average needs whole weights; give train.ema=0": bool(train.ema),
+        "parts would add up in bfloat16; give train.accumulate=1": train.accumulate > 1,
+    }
+    for why in (why for why, holds in wrong.items() if holds):
+        raise UserError(f"train.masters = 'split' cannot be: {why}, or train.masters=float32.")
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:

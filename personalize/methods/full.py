@@ -4,9 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from personalize.config import Recipe
+from personalize.core import halves
 from personalize.errors import UserError
 from personalize.files import read_json, write_json
 from personalize.formats import headers
@@ -15,32 +17,38 @@ from personalize.models.base import LatentModel
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
-    """Parameter groups in float32: the U-Net's, then each text encoder's."""
+    """Parameter groups in float32, or in two halves: the U-Net's, then each text encoder's."""
     train = recipe.train
     rates = {"unet": train.lr}
+    halved = train.masters == "split" and model.dtype == torch.bfloat16
     return [
-        {"name": part, "params": unfreeze(network), "lr": rates.get(part, train.text_lr or train.lr)}
+        {"name": part, "params": (_halve if halved else unfreeze)(network), "lr": rates.get(part, train.text_lr or train.lr)}
         for part, network in _trained(model, recipe).items()
     ]
 
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
-    return {f"{part}.{k}": v for part, module in _trained(model, recipe).items() for k, v in module.state_dict().items()}
+    """Weights in two halves are copies in float32, all others the live ones."""
+    return {k: halves.master(v) for k, v in _live(model, recipe).items()}
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
     copy_all(state(model, recipe), tensors, what=f"this state was made for another base than {model.name!r}")
+    for key, live in _live(model, recipe).items():
+        if hasattr(live, halves.LOW):
+            halves.put(live, tensors[key])
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     """A folder that diffusers' `from_pretrained` loads; parts that did not train are linked to the base's.
 
     Parts that the base's index names and its folder lacks, such as a safety checker that was not downloaded, are
-    left out of the index too.
+    left out of the index too. Weights in two halves are float32 from here on, in the model as in the files.
     """
     trained, index = _trained(model, recipe), read_json(model.folder / "model_index.json")
     for part in [name for name, value in index.items() if isinstance(value, list)]:
         if part in trained:
+            halves.unite(trained[part])
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (model.folder / part).is_dir():
             shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
@@ -70,6 +78,18 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
 
 def _trained(model: LatentModel, recipe: Recipe) -> dict[str, nn.Module]:
     return {"unet": model.unet, **(model.text_encoders if recipe.train.text_encoder else {})}
+
+
+def _live(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
+    parts = _trained(model, recipe)
+    return {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict(keep_vars=True).items()}
+
+
+def _halve(module: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a bfloat16 module, trainable, each with its lower half."""
+    for p in module.requires_grad_(True).parameters():
+        halves.halve(p)
+    return list(module.parameters())
 
 
 def _load_in_float32(path: Path) -> None:

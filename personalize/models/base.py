@@ -42,6 +42,9 @@ class LatentModel(Protocol):
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """B texts -> tensors whose first dimension is B, for `predict`."""
 
+    def prepare(self, cond: Cond) -> Cond:
+        """The same conditioning with what no step of drawing changes computed beforehand, for as long as no weight does."""
+
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """(B,C,h,w), (B,), cond -> raw output (B,C,h,w)."""
 

@@ -39,6 +39,7 @@ def encode(model, prompts: list[str]) -> Cond:
 
 def arguments(cond: Cond, size: int) -> dict:
     """The size conditions say: a picture that was `size` px to begin with, not cropped, to be drawn at `size` px."""
-    sizes = torch.tensor([size, size, 0, 0, size, size], device=cond["text"].device, dtype=cond["text"].dtype)
+    sizes = cond["text"].new_full((6,), size)  # made where it is used: a copy from the host cannot be part of a CUDA graph
+    sizes[2:4] = 0
     added = {"text_embeds": cond["pooled"], "time_ids": sizes.expand(len(cond["text"]), 6)}
     return {"encoder_hidden_states": cond["text"], "added_cond_kwargs": added}

@@ -1,0 +1,204 @@
+"""The Triton kernels of `group_norm`. A picture is rows of channels, R = h w rows of C; a program takes some of each.
+
+Forward: moments of parts, their sum by group, and the output. Backward: sums of parts, their sum by group, and the input's
+gradient. Nothing is added atomically, so results are the same bits each time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE_R = tl.constexpr(32)
+ROWS, COLUMNS = TILE_R.value, 64  # of a tile; 64 channels in bfloat16 are one line of 128 bytes
+MOST_PARTS = 64  # that the rows of a picture are summed in
+
+
+@triton.jit
+def _tile(row, stop, columns, C):
+    """Places of a tile within a picture, and which of them are there."""
+    rows = row + tl.arange(0, TILE_R)
+    return rows[:, None] * C + columns[None, :], (rows[:, None] < stop) & (columns[None, :] < C)
+
+
+@triton.jit
+def _per_channel(mean_at, rstd_at, columns, C, G):
+    """Mean and 1 / deviation of the group of each channel."""
+    group = columns // (C // G)
+    there = columns < C
+    return tl.load(mean_at + group, mask=there, other=0.0), tl.load(rstd_at + group, mask=there, other=0.0)
+
+
+@triton.jit
+def _moments(x_at, mean_at, m2_at, R, C, part, TILE_C: tl.constexpr):
+    """(B,R,C) -> mean and sum of squares around it (B,parts,C) of `part` rows each, joined as Chan et al. do."""
+    b, p, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    columns = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    mean, m2, seen = tl.zeros([TILE_C], tl.float32), tl.zeros([TILE_C], tl.float32), 0.0
+    stop = tl.minimum((p + 1) * part, R)
+    for row in range(p * part, stop, TILE_R):
+        places, there = _tile(row, stop, columns, C)
+        x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+        more = tl.minimum(TILE_R, stop - row).to(tl.float32)
+        its_mean = tl.sum(x, 0) / more
+        off = tl.where(there, x - its_mean[None, :], 0.0)
+        apart = its_mean - mean
+        m2 += tl.sum(off * off, 0) + apart * apart * (seen * more / (seen + more))
+        mean += apart * (more / (seen + more))
+        seen += more
+    to = (b * parts + p) * C + columns
+    tl.store(mean_at + to, mean, mask=columns < C)
+    tl.store(m2_at + to, m2, mask=columns < C)
+
+
+@triton.jit
+def _join(means_at, m2s_at, mean_at, rstd_at, R, C, G, part, parts, eps, TILE_P: tl.constexpr, TILE_C: tl.constexpr):
+    """(B,parts,C) moments -> mean and 1 / deviation (B,G)."""
+    b, g = tl.program_id(0), tl.program_id(1)
+    width = C // G
+    rows, inside = tl.arange(0, TILE_P), tl.arange(0, TILE_C)
+    there = (rows[:, None] < parts) & (inside[None, :] < width)
+    places = (b * parts + rows[:, None]) * C + g * width + inside[None, :]
+    counts = tl.where(there, tl.minimum(part, R - rows[:, None] * part), 0).to(tl.float32)
+    means = tl.load(means_at + places, mask=there, other=0.0)
+    total = (R * width).to(tl.float32)
+    mean = tl.sum(tl.sum(means * counts, 0), 0) / total
+    off = means - mean
+    m2 = tl.load(m2s_at + places, mask=there, other=0.0) + counts * off * off
+    variance = tl.sum(tl.sum(m2, 0), 0) / total
+    tl.store(mean_at + b * G + g, mean)
+    tl.store(rstd_at + b * G + g, 1.0 / tl.sqrt(variance + eps))
+
+
+@triton.jit
+def _apply(x_at, out_at, w_at, b_at, mean_at, rstd_at, R, C, G, SILU: tl.constexpr, TILE_C: tl.constexpr):
+    b, columns = tl.program_id(0), tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    places, there = _tile(tl.program_id(1) * TILE_R, R, columns, C)
+    mean, rstd = _per_channel(mean_at + b * G, rstd_at + b * G, columns, C, G)
+    w = tl.load(w_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    bias = tl.load(b_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+    out = (x - mean[None, :]) * (rstd * w)[None, :] + bias[None, :]
+    if SILU:
+        out = out * tl.sigmoid(out)
+    tl.store(out_at + b * R * C + places, out.to(out_at.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _gradients(x, dy, mean, rstd, w, bias, SILU: tl.constexpr):
+    """Normalized input, and the gradient after the weight and the bias."""
+    normal = (x - mean[None, :]) * rstd[None, :]
+    if SILU:
+        s = tl.sigmoid(normal * w[None, :] + bias[None, :])
+        dy = dy * s * (1.0 + (normal * w[None, :] + bias[None, :]) * (1.0 - s))
+    return normal, dy
+
+
+@triton.jit
+def _sums(
+    x_at, dy_at, w_at, b_at, mean_at, rstd_at, db_at, dw_at, R, C, G, part, SILU: tl.constexpr, TILE_C: tl.constexpr
+):  # fmt: skip
+    """Parts (B,parts,C) of the gradients of the bias and the weight."""
+    b, p, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    columns = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    mean, rstd = _per_channel(mean_at + b * G, rstd_at + b * G, columns, C, G)
+    w = tl.load(w_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    bias = tl.load(b_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    db, dw = tl.zeros([TILE_C], tl.float32), tl.zeros([TILE_C], tl.float32)
+    stop = tl.minimum((p + 1) * part, R)
+    for row in range(p * part, stop, TILE_R):
+        places, there = _tile(row, stop, columns, C)
+        x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+        dy = tl.load(dy_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+        normal, dz = _gradients(x, dy, mean, rstd, w, bias, SILU)
+        db += tl.sum(dz, 0)
+        dw += tl.sum(dz * normal, 0)
+    to = (b * parts + p) * C + columns
+    tl.store(db_at + to, db, mask=columns < C)
+    tl.store(dw_at + to, dw, mask=columns < C)
+
+
+@triton.jit
+def _join_sums(
+    dbs_at, dws_at, w_at, db_at, dw_at, s1_at, s2_at, C, G, parts, TILE_P: tl.constexpr, TILE_C: tl.constexpr
+):  # fmt: skip
+    """Their sums (B,C), and those over a group, each times its weight (B,G)."""
+    b, g = tl.program_id(0), tl.program_id(1)
+    rows, inside = tl.arange(0, TILE_P), tl.arange(0, TILE_C)
+    columns, width = g * (C // G) + inside, C // G
+    there = (rows[:, None] < parts) & (inside[None, :] < width)
+    places = (b * parts + rows[:, None]) * C + columns[None, :]
+    db = tl.sum(tl.load(dbs_at + places, mask=there, other=0.0), 0)
+    dw = tl.sum(tl.load(dws_at + places, mask=there, other=0.0), 0)
+    w = tl.load(w_at + columns, mask=inside < width, other=0.0).to(tl.float32)
+    tl.store(db_at + b * C + columns, db, mask=inside < width)
+    tl.store(dw_at + b * C + columns, dw, mask=inside < width)
+    tl.store(s1_at + b * G + g, tl.sum(db * w, 0))
+    tl.store(s2_at + b * G + g, tl.sum(dw * w, 0))
+
+
+@triton.jit
+def _input_gradient(
+    x_at, dy_at, dx_at, w_at, b_at, mean_at, rstd_at, s1_at, s2_at, R, C, G, SILU: tl.constexpr, TILE_C: tl.constexpr
+):  # fmt: skip
+    b, columns = tl.program_id(0), tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
+    places, there = _tile(tl.program_id(1) * TILE_R, R, columns, C)
+    mean, rstd = _per_channel(mean_at + b * G, rstd_at + b * G, columns, C, G)
+    s1, s2 = _per_channel(s1_at + b * G, s2_at + b * G, columns, C, G)
+    w = tl.load(w_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    bias = tl.load(b_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+    dy = tl.load(dy_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+    normal, dz = _gradients(x, dy, mean, rstd, w, bias, SILU)
+    share = 1.0 / (R * (C // G)).to(tl.float32)
+    dx = rstd[None, :] * (dz * w[None, :] - (s1[None, :] + normal * s2[None, :]) * share)
+    tl.store(dx_at + b * R * C + places, dx.to(dx_at.dtype.element_ty), mask=there)
+
+
+class Fused(torch.autograd.Function):
+    """x (B,C,h,w) channels-last, groups, weight (C,), bias (C,), eps, silu -> (B,C,h,w) of x's type."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+        B, C, R, part, parts = _sizes(x)
+        means, m2s = x.new_empty(2, B, parts, C, dtype=torch.float32)
+        mean, rstd = x.new_empty(2, B, groups, dtype=torch.float32)
+        out, blocks = torch.empty_like(x, memory_format=torch.channels_last), triton.cdiv(C, COLUMNS)
+        wide = {"TILE_P": triton.next_power_of_2(parts), "TILE_C": triton.next_power_of_2(C // groups)}
+        _moments[B, parts, blocks](x, means, m2s, R, C, part, TILE_C=COLUMNS)
+        _join[B, groups](means, m2s, mean, rstd, R, C, groups, part, parts, eps, **wide)
+        _apply[B, triton.cdiv(R, ROWS), blocks](
+            x, out, weight, bias, mean, rstd, R, C, groups, SILU=silu, TILE_C=COLUMNS
+        )  # fmt: skip
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.groups, ctx.silu = groups, silu
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor):
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        (B, C, R, part, parts), G = _sizes(x), ctx.groups
+        dbs, dws = x.new_empty(2, B, parts, C, dtype=torch.float32)
+        db, dw = x.new_empty(2, B, C, dtype=torch.float32)
+        s1, s2 = x.new_empty(2, B, G, dtype=torch.float32)
+        dx, blocks = torch.empty_like(x, memory_format=torch.channels_last), triton.cdiv(C, COLUMNS)
+        tile, given = {"SILU": ctx.silu, "TILE_C": COLUMNS}, (weight, bias, mean, rstd)
+        wide = {"TILE_P": triton.next_power_of_2(parts), "TILE_C": triton.next_power_of_2(C // G)}
+        _sums[B, parts, blocks](x, dy, *given, dbs, dws, R, C, G, part, **tile)
+        _join_sums[B, G](dbs, dws, weight, db, dw, s1, s2, C, G, parts, **wide)
+        _input_gradient[B, triton.cdiv(R, ROWS), blocks](x, dy, dx, *given, s1, s2, R, C, G, **tile)
+        wanted = ctx.needs_input_grad
+        return (
+            dx, None, dw.sum(0).to(weight.dtype) if wanted[2] else None, db.sum(0).to(bias.dtype) if wanted[3] else None,
+            None, None,
+        )  # fmt: skip
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int, int]:
+    """B, C, R, and the rows of a part, whole tiles of them, and the number of parts."""
+    B, C, R = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    part = ROWS * triton.cdiv(R, ROWS * MOST_PARTS)
+    return B, C, R, part, triton.cdiv(R, part)

@@ -1,0 +1,71 @@
+"""Engines on a tiny base, batches that differ from step to step, and a recorder that needs no GPU."""
+
+import contextlib
+
+import torch
+
+from personalize import config, latent, methods, models
+from personalize.core import rng
+from personalize.engine import Batch, Engine, rate
+
+PROMPTS = ["a zqv dog", "a photo of a cat", "a dog", "a dog"]
+COMMON = ["class_word=dog", "train.steps=8", "train.lr=1e-3", "train.warmup=2", "train.lr_schedule=cosine"]
+COMMON += ["train.prior_weight=0.7", "train.clip=0.5"]
+FULL, LORA = "train.methods=full", "train.methods=lora"
+
+
+def engine_of(folder, *more, dtype="float32", said=None):
+    recipe = config.load(None, [*COMMON, *more])
+    model = models.load(str(folder), device="cpu", dtype=dtype, say=lambda line: None)
+    torch.manual_seed(0)
+    groups = methods.attach(model, recipe)
+    return Engine(model, recipe, groups, say=(said if said is not None else []).append)
+
+
+def batch_of(engine, step, *, subjects=2, extras=False):
+    """Photos and two class pictures, other ones at each step."""
+    g = rng.generator(step, "test")
+    n, texts = subjects + 2, latent.encode(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
+    texts = {name: value.detach() for name, value in texts.items()}
+    z0, eps, goal = (torch.randn(n, 4, 16, 16, generator=g) for _ in range(3))
+    t, mask = torch.randint(0, 1000, (n,), generator=g), torch.rand(n, 1, 16, 16, generator=g)
+    extra = {"goal": goal, "mask": mask} if extras else {}
+    return Batch(z0, eps, t, torch.arange(n) >= subjects, lambda rows: {k: v[rows] for k, v in texts.items()}, **extra)
+
+
+def ran(engine, run=None, steps=5, **shape):
+    """Rows of loss, subject, prior, norm; then all weights."""
+    if run is not None:
+        engine._run = run
+    rows = [
+        torch.stack(list(engine.step(batch_of(engine, k, **shape), scale=rate(engine.recipe, k)).values()))
+        for k in range(steps)
+    ]
+    return torch.stack(rows), [p.detach().clone() for p in engine.params]
+
+
+def same(one, other):
+    return torch.equal(one[0], other[0]) and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+class StandIn:
+    """Records by keeping the function, and replays by calling it."""
+
+    def __init__(self, refuses=""):
+        self.warmed, self.recorded, self.replayed, self.refuses = 0, 0, 0, refuses
+
+    @contextlib.contextmanager
+    def warm(self):
+        self.warmed += 1
+        yield
+
+    def record(self, function):
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+        self.recorded += 1
+
+        def replay():
+            self.replayed += 1
+            function()
+
+        return replay

@@ -1,0 +1,85 @@
+"""On a real card: recorded and compiled steps are eager ones, nothing waits for the device, the kernels are torch's own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_cases import DTYPES, SHAPES, compare
+
+from personalize import config, graph, methods, models, trainset
+from personalize import photos as files
+from personalize.engine import Engine, rate
+from personalize.kernels import group_norm
+from personalize.subjects import Subject
+
+pytestmark = pytest.mark.gpu
+PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
+COMMON = ["class_word=dog", "train.steps=20", "train.lr=1e-3", "train.warmup=4", "train.lr_schedule=linear", "train.batch=2"]
+
+
+def prepared(folder, *more, dtype="float32"):
+    model = models.load(str(folder), device="cuda", dtype=dtype, say=lambda line: None)
+    recipe, said = config.load(None, [*COMMON, *more]), []
+    known = [Subject("zqv", "dog", files.load(PHOTOS, min_size=32)[0][:4])]
+    torch.manual_seed(0)
+    groups = methods.attach(model, recipe)
+    data = trainset.build(model, recipe, known, priors={"dog": torch.randn(5, 4, 16, 16)}, text_trains=False)
+    return data, Engine(model, recipe, groups, say=said.append), said
+
+
+def ran(folder, *more, dtype="float32", steps=10):
+    data, engine, said = prepared(folder, *more, dtype=dtype)
+    rows = [engine.step(data.at(k), scale=rate(engine.recipe, k)) for k in range(steps)]
+    losses = torch.stack([torch.stack(list(row.values())) for row in rows]).cpu()
+    return losses, torch.cat([p.detach().flatten() for p in engine.params]).cpu(), said
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize("how", ["graph", "compiled"])
+def test_every_engine_gives_the_eager_losses(tiny_sd, method, dtype, tolerance, how):
+    eager, ours = (ran(tiny_sd, f"train.methods={method}", f"train.engine={e}", dtype=dtype) for e in ("eager", how))
+    torch.testing.assert_close(ours[0], eager[0], rtol=tolerance, atol=tolerance / 10)
+    assert (ours[1] - eager[1]).norm() < tolerance * eager[1].norm()
+    assert not ours[2] if how == "graph" else ours[2][0].startswith("compiled in"), ours[2]
+
+
+def test_auto_is_a_graph(tiny_sd):
+    _, engine, said = prepared(tiny_sd)
+    assert engine._run != engine.update and not said
+
+
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_no_step_waits_for_the_device(tiny_sd, how):
+    data, engine, _ = prepared(tiny_sd, f"train.engine={how}")
+    for step in range(graph.WARM + 2):
+        engine.step(data.at(step), scale=1.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(graph.WARM + 2, graph.WARM + 5):
+            engine.step(data.at(step), scale=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_does_not_grow_with_steps(tiny_sd):
+    data, engine, _ = prepared(tiny_sd)
+    for step in range(8):
+        engine.step(data.at(step), scale=1.0)
+    before = torch.cuda.memory_allocated()
+    for step in range(8, 18):
+        engine.step(data.at(step), scale=1.0)
+    assert torch.cuda.memory_allocated() <= before + 4096
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", ""])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 320, 64, 64, 32), (1, 2560, 8, 8, 32)], ids=str)
+def test_the_kernel_is_torchs_operators_to_rounding(shape, dtype, silu):
+    pytest.importorskip("triton")
+
+    def fused(x, groups, weight, bias, eps, silu):
+        assert group_norm.refusal(x.cuda(), groups) == ""
+        return group_norm.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), eps, silu=silu).cpu()
+
+    compare(fused, shape, dtype, silu)
