@@ -78,7 +78,7 @@ class Train:
     )  # fmt: skip
     accumulate: int = setting(1, "parts a step's batch is computed in, to save memory", least=1)
     masters: str = setting(
-        "float32", "weights that full trains; split: bfloat16 and the 16 bits it lacks, exact, a third less memory",
+        "float32", "weights that full trains; split: bfloat16 and the 16 bits it lacks, exact, with adamw8bit a fifth less",
         choices=("float32", "split"),
     )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third slower")
