@@ -175,9 +175,9 @@ def _theirs(ask: Ask):
 
 def _ours(ask: Ask):
     """The same by `personalize`, as its `generate` does it; the batch is its own choice unless asked for."""
-    from personalize import latent, models
+    from personalize import heap, latent, models
 
-    model = models.load(ask.base, device=ask.device, dtype=ask.dtype)
+    model = heap.kept_for(models.load(ask.base, device=ask.device, dtype=ask.dtype))
 
     def draw(count: int, steps: int, batch: int) -> list:
         made, how = [], latent.Drawing(ask.sampler, steps, GUIDANCE, batch=batch)
