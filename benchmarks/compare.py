@@ -61,6 +61,11 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.peer and set(options.only or PARTS) & {"gate", "full", "lora"}:
         parser.error("which script to compare with? Give --peer, or --only drawing and --only picture.")
+    for script in options.peer:
+        if script.name not in jobs.METHODS:
+            parser.error(f"--peer {script} is none of {', '.join(jobs.METHODS)}: its flags are not known here.")
+        if not script.is_file():
+            parser.error(f"--peer {script} is not there. Give the path of your copy of {script.name}.")
     return options
 
 

@@ -262,7 +262,7 @@ def test_a_script_runs_as_if_it_were_started_alone(tmp_path):
 
 
 def test_a_program_that_fails_is_quoted_without_paths(tmp_path):
-    broken = "import sys; sys.exit('ImportError: cannot import x from y (/root/lib/y.py)')"
+    broken = "import sys; sys.exit('ImportError: cannot import x from y (/some/lib/y.py)')"
     with pytest.raises(jobs.Failed, match="exit status 1: ImportError: cannot import x from y$"):
         jobs.spawn([sys.executable, "-c", broken], tmp_path / "log.txt")
 
@@ -272,3 +272,11 @@ def test_pictures_that_differ_by_one_of_255_are_48_db_apart():
     assert drawing.difference(a, a) == drawing.Apart(0, math.inf)
     found = drawing.difference(a, a + 1)
     assert found.mean == 1 and found.psnr == pytest.approx(48.13, abs=0.01)
+
+
+@pytest.mark.parametrize("name, said", [("train_dreambooth.py", "is not there"), ("mine.py", "its flags are not known")])
+def test_a_peer_that_cannot_be_run_is_named_before_anything_runs(name, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compare.parsed(["--peer", f"nowhere/{name}"])
+    told = capsys.readouterr().err
+    assert f"nowhere/{name}" in told and said in told
