@@ -32,6 +32,7 @@ FEW = 8  # class pictures of a LoRA job: drawing them is the same work in both m
 
 def main() -> None:
     options = parsed(sys.argv[1:])
+    require(options.peer)
     lines = [*header(sys.argv[1:], options.peer), ""]
     with tempfile.TemporaryDirectory(prefix="compare-") as name:
         work = Path(name)
@@ -61,12 +62,16 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.peer and set(options.only or PARTS) & {"gate", "full", "lora"}:
         parser.error("which script to compare with? Give --peer, or --only drawing and --only picture.")
-    for script in options.peer:
-        if script.name not in jobs.METHODS:
-            parser.error(f"--peer {script} is none of {', '.join(jobs.METHODS)}: its flags are not known here.")
-        if not script.is_file():
-            parser.error(f"--peer {script} is not there. Give the path of your copy of {script.name}.")
     return options
+
+
+def require(peers: list[Path]) -> None:
+    """SystemExit for a script that is not there, or whose flags nobody has told us."""
+    for script in peers:
+        if script.name not in jobs.METHODS:
+            sys.exit(f"--peer {script} is none of {', '.join(jobs.METHODS)}: its flags are not known here.")
+        if not script.is_file():
+            sys.exit(f"--peer {script} is not there. Give the path of your copy of {script.name}.")
 
 
 def prepared(options: argparse.Namespace, work: Path) -> jobs.Job:
