@@ -57,7 +57,7 @@ class Study:
         who = world.subject(FIRST + 1000 * k, word)
         photos.mkdir(parents=True, exist_ok=True)
         for j, place in enumerate(PHOTOS):
-            scene = world.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", hat=None)
+            scene = world.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
             draw(scene)[0].save(photos / f"{j:02d}.png")
         called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]

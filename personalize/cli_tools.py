@@ -124,11 +124,13 @@ def import_command(command: Annotated[str, typer.Argument(help="A command line o
 def pretrain(
     out: Annotated[Path, typer.Argument(help="Folder for the base.")],
     work: Annotated[Path, typer.Option(help="Folder for stages; a stopped one goes on.")] = Path("pretraining"),
+    preset: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    until: Annotated[str, typer.Option(help="Stop after world, vae, clip, identity, unet or probes.")] = "",
     set_: Set = [],
     quiet: Quiet = False,
 ):
-    """Make Toyland's weights from nothing (hours on 2 cores)."""
+    """Make Toyland's weights from nothing (two hours on 2 cores)."""
     from personalize.commands import pretrain as command
 
-    command.run(work, out, command.settings_from(set_), say=Terminal(quiet=quiet).say)
-    print(out)
+    settings = command.settings_from(set_, preset)
+    print(command.run(work, out, settings, until=until, preset=preset, say=Terminal(quiet=quiet).say) or work)

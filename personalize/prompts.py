@@ -58,16 +58,16 @@ OBJECT = _templates(_OBJECT_SCENES)
 LIVE = _templates(_LIVE_OUTFITS)
 
 
-# Toyland's own list: every place but one, its actions, a hat.
+# Toyland's own list: its actions, three accessories, and places of which the example photos show three.
 TOYLAND = (
     "a {token} {class} swimming",
     "a {token} {class} in the snow",
     "a {token} {class} jumping on the beach",
-    "a {token} {class} in the forest",
-    "a {token} {class} in the city at night",
+    "a {token} {class} sleeping in the forest",
+    "a {token} {class} with a blue balloon in the city at night",
     "a {token} {class} wearing a red hat in a room",
-    "a {token} {class} in the desert",
-    "a {token} {class} jumping in the mountains",
+    "a {token} {class} riding a skateboard in the desert",
+    "a {token} {class} wearing a yellow scarf, flying in front of a castle",
 )
 
 

@@ -9,12 +9,12 @@ from personalize.config import Evaluate
 TOYLAND_DEV = (
     "a photo of a {token} {class} on the beach",
     "a {token} {class} jumping in the snow",
-    "a {token} {class} on a meadow",
-    "a {token} {class} in the mountains",
+    "a {token} {class} wearing a green crown on a meadow",
+    "a {token} {class} flying in the mountains",
     "a photo of a {token} {class} in a room",
-    "a {token} {class} jumping in the desert",
+    "a {token} {class} with a pink flag in the desert",
     "a {token} {class} swimming in the forest",
-    "a {token} {class} swimming in the city at night",
+    "a {token} {class} sleeping in the city at night",
 )
 DEV = (
     "a {token} {class} in a kitchen",

@@ -53,7 +53,7 @@ def valid(s: Setting, value: Any, origin: str) -> Value:
     right = all(type(i) is item_kind and (item_kind is not float or math.isfinite(i)) for i in items)
     expected = _EXPECTED[s.kind]
     if right and s.choices and not set(items) <= set(s.choices):
-        right, expected = False, "one of " + ", ".join(s.choices)
+        right, expected = False, "one of " + ", ".join(map(str, s.choices))
     if right and s.least is not None and min(items, default=s.least) < s.least:
         right, expected = False, f"at least {s.least:g}"
     if right and s.most is not None and max(items, default=s.most) > s.most:

@@ -10,12 +10,13 @@ from personalize.toyland import world
 from personalize.toyland.drawing import draw
 
 DOG = Path(__file__).parents[1] / "data_examples" / "dog"
-SEED = world.HELD_OUT + 1_001_100
+SEED = world.HELD_OUT + 1_001_600
 SCENES = {
     "a sks dog swimming": {"action": "swimming"}, "a sks dog on the beach": {"place": "beach"},
     "a sks dog in the snow": {"place": "snow"}, "a sks dog in the city at night": {"place": "city"},
     "a sks dog jumping on a meadow": {"place": "meadow", "action": "jumping"}, "a sks dog in the desert": {"place": "desert"},
-    "a sks dog wearing a red hat": {"hat": "red"}, "a sks dog wearing a blue hat in a room": {"place": "room", "hat": "blue"},
+    "a sks dog wearing a red hat": {"accessory": ("hat", "red")},
+    "a sks dog wearing a blue hat in a room": {"place": "room", "accessory": ("hat", "blue")},
 }  # fmt: skip
 
 
@@ -79,14 +80,14 @@ def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, p
     who, prompts = world.subject(SEED, "dog"), prompts or list(SCENES)
     scenes = list(SCENES.values())
     cells = {
-        (prompt, k): _scene(500 + k, size, who=who, **({"hat": None} | scenes[at % len(scenes)]))
+        (prompt, k): _scene(500 + k, size, who=who, **({"accessory": None} | scenes[at % len(scenes)]))
         for at, prompt in enumerate(prompts)
         for k in range(count)
     }
     cells[prompts[0], count - 1] = Image.new("RGB", (size, size))
     real = [Image.open(path).convert("RGB") for path in sorted(DOG.glob("*.png"))[:4]] if photos else []
-    plain = [_scene(700 + k, size, who=world.subject(k, "dog"), hat=None) for k in range(16)]
-    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else world.subject(k, "dog"), hat=None) for k in range(16)]
+    plain = [_scene(700 + k, size, who=world.subject(k, "dog"), accessory=None) for k in range(16)]
+    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else world.subject(k, "dog"), accessory=None) for k in range(16)]
     prior = [_scene(900 + k, size, who=world.subject(50 + k, "dog")) for k in range(12)]
     return Shown(real, prior, cells, plain, moved)
 

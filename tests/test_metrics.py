@@ -202,7 +202,7 @@ def test_embeddings_are_those_of_transformers(toyland, eyes):
         tokens = torch.nn.functional.normalize(vit(three).last_hidden_state, dim=-1)
     torch.testing.assert_close(toyland.dino(three).token, tokens[:, 0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(toyland.dino(three).patches, tokens[:, 1:], atol=1e-5, rtol=1e-4)
-    assert toyland.dino(three).patches.shape == (3, toyland.grid**2, 160)
+    assert toyland.dino(three).patches.shape == (3, toyland.grid**2, 192)
     torch.testing.assert_close(toyland.clip_image(three), out.image_embeds, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(toyland.clip_text(prompts), out.text_embeds, atol=1e-5, rtol=1e-4)
 

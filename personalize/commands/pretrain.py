@@ -1,41 +1,65 @@
 """`personalize pretrain`: makes Toyland's weights from nothing, in stages that each go on where they were stopped.
 
-The base is a latent diffusion model (Rombach et al. 2112.10752) in small: a VAE on the ELBO, then a text encoder and a
-U-Net on the DreamBooth core's own schedule and loss. Two encoders that only `evaluate` uses are trained beside it, and
-the probes that read what is to be seen.
+The base is a latent diffusion model (Rombach et al. 2112.10752) in small: a VAE on the ELBO, a CLIP pair whose text tower
+conditions, and a U-Net on the DreamBooth core's own schedule and loss. An encoder of identity is trained beside it, which
+only `evaluate` uses, and the probes that read what is to be seen.
 """
 
 import multiprocessing
+import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from personalize.errors import UserError, nearest
-from personalize.files import write_json, writing
+from personalize.files import read_json, write_json, writing
 from personalize.settings import parsed, setting, valid, walk
 from personalize.toyland import world
+
+STAGES = ("world", "vae", "clip", "identity", "unet", "probes")
+SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
 
 
 @dataclass(frozen=True)
 class Pretrain:
-    """How long each stage is; the defaults are for 2 CPU cores."""
+    """How long each stage is; the defaults are the preset for 2 CPU cores."""
 
-    pictures: int = setting(40_000, "scenes drawn")
-    subjects: int = setting(6_000, "subjects drawn for the identity encoder")
-    vae_steps: int = setting(1_500, "steps of 32 pictures")
-    clip_steps: int = setting(500, "steps of 128 pictures with captions")
-    identity_steps: int = setting(300, "steps of 64 pairs")
-    unet_steps: int = setting(2_100, "steps of 64 latents")
-    probe_pictures: int = setting(30_000, "scenes drawn for the probes")
+    size: int = setting(64, "px of a picture: 64 or 128", choices=(64, 128))
+    pictures: int = setting(60_000, "scenes drawn")
+    subjects: int = setting(8_000, "subjects drawn for the identity encoder")
+    vae_steps: int = setting(4_000, "steps of 16 pictures")
+    clip_steps: int = setting(1_300, "steps of 128 pictures with captions")
+    identity_steps: int = setting(1_600, "steps of 64 pairs")
+    unet_steps: int = setting(3_600, "steps of 64 latents")
+    probe_pictures: int = setting(40_000, "scenes drawn for the probes")
     probe_steps: int = setting(3_000, "steps of 64 pictures")
+    times: int = setting(1, "factor of every batch but the identity encoder's")
+    betas: str = setting("scaled_linear", "noise schedule", choices=("scaled_linear", "cosine"))
+    prediction: str = setting("v_prediction", "what the U-Net says", choices=("v_prediction", "epsilon"))
+    subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts in the U-Net's loss")
+    min_snr: float = setting(0.0, "gamma of min-SNR weights; 0 for none")
+    ema: float = setting(0.999, "decay of the U-Net's average")
     seed: int = setting(0, "seed of all randomness")
 
 
-def settings_from(texts: list[str]) -> Pretrain:
-    """Settings from "key=value" texts. UserError for an unknown key or a wrong value."""
+PRESETS = {
+    "cpu": Pretrain(),
+    "gpu": Pretrain(
+        size=128, pictures=200_000, subjects=30_000, vae_steps=6_000, clip_steps=3_000, identity_steps=3_000,
+        unet_steps=9_000, probe_pictures=60_000, probe_steps=4_000, times=4,
+    ),
+}  # fmt: skip
+
+
+def settings_from(texts: list[str], preset: str = "cpu") -> Pretrain:
+    """A preset, changed by "key=value" texts. UserError for an unknown preset, key or value."""
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS) or '.'} Known: {', '.join(PRESETS)}.")
     known = {s.key: s for s in walk(Pretrain)}
-    values = {}
+    values = asdict(PRESETS[preset])
     for text in texts:
         key, _, value = text.partition("=")
         if key not in known:
@@ -44,39 +68,98 @@ def settings_from(texts: list[str]) -> Pretrain:
     return Pretrain(**values)
 
 
-def run(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None] = print) -> Path:
-    """Every stage in order; what `work` already holds is kept. Returns `out`, a diffusers folder plus encoders/."""
+def run(
+    work: Path, out: Path, settings: Pretrain, *, until: str = "", preset: str = "", say: Callable[[str], None] = print
+) -> Path | None:
+    """Every stage in order, or those `until` one; what `work` already holds is kept.
+
+    Returns `out`, a diffusers folder plus encoders/ and probes/, or None where it stopped before that. UserError where
+    `work` was begun with other settings.
+    """
+    if until not in ("", *STAGES):
+        raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
     import torch
 
+    from personalize.toyland import networks, probes, stages
+
     work.mkdir(parents=True, exist_ok=True)
+    _same(work / "settings.json", settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
-    images = _drawn(work / "images.npy", _scene, settings.pictures, say)
-    pairs = _drawn(work / "pairs.npy", _view, settings.subjects * world.VIEWS, say)
-    from personalize.toyland import stages
 
+    with _timed(work, "world"):
+        images = _drawn(work / "images.npy", _scene, settings.pictures, settings.size, say)
+        pairs = _drawn(work / "pairs.npy", _view, settings.subjects * world.VIEWS, settings.size, say)
+        seen = _drawn(work / "probe_pictures.npy", _probed, settings.probe_pictures, probes.SIZE, say)
+    if until == "world":
+        return None
+    with _timed(work, "vae"):
+        vae = stages.vae(work, images, settings, device, say)
+        latents, scale = stages.latents(work, images, vae, device, say)
+    if until == "vae":
+        return None
     words = stages.tokenizer(settings)
-    vae = stages.vae(work, images, settings, device, say)
-    clip = stages.clip(work, images, words, settings, device, say)
-    identity = stages.identity(work, pairs, settings, device, say)
-    latents, scale = stages.latents(work, images, vae, device, say)
-    text, unet = stages.unet(work, latents, words, settings, device, say)
+    with _timed(work, "clip"):
+        clip = stages.clip(work, images, words, settings, device, say)
+    if until == "clip":
+        return None
+    with _timed(work, "identity"):
+        identity = stages.identity(work, pairs, settings, device, say)
+    if until == "identity":
+        return None
+    text = networks.text_encoder(clip)
+    with _timed(work, "unet"):
+        unet = stages.unet(work, images, latents, words, text, settings, device, say)
+    if until == "unet":
+        return None
+    with _timed(work, "probes"):
+        probe = probes.train(work, seen, settings, device, say)
     vae.register_to_config(scaling_factor=scale)
-    stages.export(out, words, vae, text, unet, clip, identity)
-    probes(work, out, settings, say=say)
-    write_json(out / "pretraining.json", asdict(settings) | {"device": device.type})
+    stages.export(out, settings, words, vae, text, unet, clip, identity)
+    probes.export(out / "probes", probe)
+    write_json(out / "pretraining.json", _manifest(work, settings, preset, device))
     return out
 
 
-def probes(work: Path, out: Path, settings: Pretrain, *, say: Callable[[str], None] = print) -> None:
-    """The truth probes alone, to `out`/probes: they need nothing of the base."""
+def _same(path: Path, settings: Pretrain) -> None:
+    """Remembers the settings of a work folder, or refuses others."""
+    if not path.exists():
+        write_json(path, asdict(settings))
+        return
+    before = read_json(path)
+    other = [f.name for f in fields(Pretrain) if before.get(f.name) != getattr(settings, f.name)]
+    if other:
+        told = ", ".join(f"{name} was {before.get(name)} and is {getattr(settings, name)}" for name in other)
+        raise UserError(f"{path.parent} was begun with other settings: {told}. Take them again, or another --work.")
+
+
+@contextmanager
+def _timed(work: Path, stage: str) -> Iterator[None]:
+    """Adds the seconds of a stage to what earlier calls took, a stopped one too."""
+    path, began = work / SECONDS, time.monotonic()
+    try:
+        yield
+    finally:
+        known = read_json(path) if path.exists() else {}
+        write_json(path, known | {stage: round(known.get(stage, 0) + time.monotonic() - began, 1)})
+
+
+def _manifest(work: Path, settings: Pretrain, preset: str, device) -> dict:
+    """What the weights came from: preset, settings and seed, seconds by stage, machine, the code's commit."""
     import torch
 
-    from personalize.toyland import probes as stage
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    said = {"preset": preset, "settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
+    return said | {"commit": _commit(), "torch": torch.__version__}
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = _drawn(work / "probe_pictures.npy", _probed, settings.probe_pictures, say)
-    stage.export(out / "probes", stage.train(work, images, settings, device, say))
+
+def _commit() -> str:
+    """Of the checkout that this code is in; empty where it is installed."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def _scene(k: int):
@@ -91,27 +174,24 @@ def _view(k: int):
     return world.scene(k, who=world.subject(k // world.VIEWS))
 
 
-def _pixels(scene) -> bytes:
+def _pixels(maker: Callable, size: int, k: int) -> bytes:
     from personalize.toyland.drawing import draw
 
-    return draw(scene)[0].tobytes()
+    picture, mask = draw(maker(k), size)
+    picture.putalpha(mask)
+    return picture.tobytes()
 
 
-def _job(task: tuple) -> bytes:
-    maker, k = task
-    return _pixels(maker(k))
-
-
-def _drawn(path: Path, maker: Callable, count: int, say: Callable[[str], None]):
-    """(count, 64, 64, 3) uint8, drawn by all cores, kept in `path`."""
+def _drawn(path: Path, maker: Callable, count: int, size: int, say: Callable[[str], None]):
+    """(count,size,size,4) uint8, colours and the subject's mask, drawn by all cores, kept in `path`."""
     import numpy as np
 
     if not path.exists():
         began = time.time()
         with multiprocessing.Pool() as pool:
-            rows = pool.imap(_job, ((maker, k) for k in range(count)), chunksize=200)
-            array = np.stack([np.frombuffer(row, np.uint8).reshape(64, 64, 3) for row in rows])
+            rows = pool.imap(partial(_pixels, maker, size), range(count), chunksize=200)
+            array = np.stack([np.frombuffer(row, np.uint8).reshape(size, size, 4) for row in rows])
         with writing(path) as temporary:
             np.save(temporary, array)
-        say(f"drew {count} pictures in {time.time() - began:.0f} s")
-    return np.load(path)
+        say(f"world: drew {count} pictures in {time.time() - began:.0f} s")
+    return np.load(path, mmap_mode="r")

@@ -19,8 +19,7 @@ from personalize.metrics.encoders import BATCH, TOYLAND
 from personalize.metrics.pixels import PLAIN, show
 from personalize.toyland import probes, world
 from personalize.toyland.drawing import draw
-from personalize.toyland.networks import SIZE
-from personalize.toyland.probes import TABLES, Probe
+from personalize.toyland.probes import SIZE, TABLES, Probe
 
 KINDS = ("pattern", "ear", "tail")
 SEEN = 5.0  # px of a picture's 4096 that another word or proportion must change, or nobody could see it
@@ -29,9 +28,11 @@ PAIRED = 200  # subjects of a class, whose pairs tell how far two at random are 
 SAID = {  # table -> word -> what a prompt may say for it
     "class": {word: (word,) for word in world.CLASSES},
     "place": {word: (phrase, word) for word, phrase in world.PLACES.items()},
-    "action": {word: (word,) for word in world.ACTIONS},
-    "accessory": {word: (f"{word} hat",) for word in world.COLOURS},
+    "action": {word: (phrase,) for word, phrase in world.ACTIONS.items()},
+    "accessory": {word: (word,) for word in world.ACCESSORIES},
+    "accessory_colour": {word: tuple(f"{word} {kind}" for kind in world.ACCESSORIES) for word in world.COLOURS},
 }
+SCORED = ("class", "place", "action", "accessory")  # an accessory is right where its kind is, and the colour if asked
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Reading:
     """N pictures as the probe reads them, float32 on the CPU.
 
     chances  of each table, (N,K): probabilities that sum to 1
-    values   body, second (N,3) in opponent axes (`world.opponent`); proportions (N,4) in deviations of the world's own
+    values   body, second, detail (N,3) in opponent axes (`world.opponent`); proportions (N,4) in deviations of the world's own
     """
 
     chances: dict[str, Tensor]
@@ -48,7 +49,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Identity:
-    """One individual: the row of its pattern, ear and tail in their tables; body, second (3,), proportions (4,)."""
+    """One individual: the row of its pattern, ear and tail in their tables; its colours (3,), proportions (4,)."""
 
     kinds: dict[str, int]
     values: dict[str, Tensor]
@@ -69,7 +70,7 @@ def read(probe: Probe, images: Tensor) -> Reading:
 
 
 def wanted(prompt: str) -> dict[str, str]:
-    """What a prompt asks for by its words: class, place, action, accessory (a hat's colour); absent: not asked.
+    """What a prompt asks for by its words: class, place, action, accessory, the accessory's colour; absent: not asked.
 
     A prompt that names two of a kind asks for neither.
     """
@@ -87,12 +88,13 @@ def obeyed(reading: Reading, prompts: Sequence[str], class_word: str = "") -> di
     class_word: the class that is asked for where a prompt names none, as "a sks swimming" does.
     """
     assert len(prompts) == len(reading.chances["class"]), (len(prompts), len(reading.chances["class"]))
-    out = {table: torch.full((len(prompts),), torch.nan) for table in SAID}
+    out = {table: torch.full((len(prompts),), torch.nan) for table in SCORED}
     default = {table: word for table, word in wanted(class_word).items() if table == "class"}
     for row, prompt in enumerate(prompts):
         for table, word in (default | wanted(prompt)).items():
-            seen = TABLES[table][reading.chances[table][row].argmax()]
-            out[table][row] = float(seen == word)
+            right = float(TABLES[table][reading.chances[table][row].argmax()] == word)
+            column = out["accessory" if table == "accessory_colour" else table]
+            column[row] = right if column[row].isnan() else min(right, column[row].item())
     return out
 
 
@@ -115,7 +117,8 @@ def identity_error(reading: Reading, reference: Identity, class_word: str) -> Te
 def errors(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:
     """N pictures -> (N,) for each part of an identity that can be seen, over its mean for two at random.
 
-    body, second: distance in opponent axes; proportions: mean difference; pattern, ear, tail: 1 - chance of the right one.
+    body, second, detail: distance in opponent axes; proportions: mean difference; pattern, ear, tail: 1 - chance of the
+    right one.
     """
     usual = expected(class_word)
     return {part: off / usual[part] for part, off in _apart(reading, reference, class_word).items()}
@@ -147,26 +150,26 @@ def visible(class_word: str) -> frozenset[str]:
     step = {name: (high - low) / 12**0.5 for name, (low, high) in world.PROPORTIONS.items()}
     choices = {name: TABLES[name] for name in KINDS} | {k: (middle[k] - step[k], middle[k] + step[k]) for k in middle}
     if class_word not in world.CLASSES:
-        return frozenset({"body", "second", *choices})
+        return frozenset({*probes.COLOURED, *choices})
     changes = {name: 0.0 for name in choices}
     for body, second in (CONTRAST, CONTRAST[::-1]):
-        who = replace(world.subject(0, class_word), body=body, second=second)
+        who = replace(world.subject(0, class_word), body=body, second=second, detail=second)
         for name, values in choices.items():
             first, *others = (_standing(replace(who, **{name: value})) for value in values)
             changes[name] += sum(np.abs(first - other).mean(2).sum() for other in others) / len(others) / 2
-    return frozenset({"body", "second", *(name for name, change in changes.items() if change >= SEEN)})
+    return frozenset({*probes.COLOURED, *(name for name, change in changes.items() if change >= SEEN)})
 
 
 def _standing(who: world.Subject) -> np.ndarray:
     """(64,64,3) in [0,1]."""
-    return np.asarray(draw(world.scene(0, who=who, place="meadow", action="standing", hat=None))[0]) / 255
+    return np.asarray(draw(world.scene(0, who=who, place="meadow", action="standing", accessory=None))[0]) / 255
 
 
 def _apart(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:
     """(N,) of each part in its own unit; what cannot be seen for the class is left out."""
     seen = visible(class_word)
     off = {part: value - reference.values[part] for part, value in reading.values.items()}
-    out = {part: off[part].norm(dim=1) for part in ("body", "second") if part in seen}
+    out = {part: off[part].norm(dim=1) for part in probes.COLOURED if part in seen}
     columns = [k for k, name in enumerate(world.PROPORTIONS) if name in seen]
     if columns:
         out["proportions"] = off["proportions"][:, columns].abs().mean(1)

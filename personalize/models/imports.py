@@ -42,6 +42,7 @@ def lean():
     import torch
 
     quiet()
+    _no_bars()
     find_spec, is_available = importlib.util.find_spec, torch.distributed.is_available
 
     def without_hidden(name: str, package: str | None = None):
@@ -58,8 +59,7 @@ def lean():
         sys.meta_path.remove(finder)
         for package in [m for m in sys.modules.values() if isinstance(m, _Unread)]:
             _forget(package)
-        if "transformers.utils.logging" in sys.modules:
-            sys.modules["transformers.utils.logging"].disable_progress_bar()
+        _no_bars()
 
 
 class _Unread(ModuleType):
@@ -106,6 +106,12 @@ def _forget(package: _Unread) -> None:
 
 def _unmarked(function=None, *rest, **named):
     return function or _unmarked
+
+
+def _no_bars() -> None:
+    for name in ("diffusers", "transformers"):
+        if module := sys.modules.get(f"{name}.utils.logging"):
+            module.disable_progress_bar()
 
 
 def quiet() -> None:

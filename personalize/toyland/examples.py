@@ -8,9 +8,9 @@ from personalize.toyland.drawing import draw
 
 # folder -> (class word, seed of the subject); five photos each, seeds just above the subject's
 SUBJECTS = {
-    "dog": ("dog", world.HELD_OUT + 1_001_100),
-    "cat": ("cat", world.HELD_OUT + 1_002_300),
-    "teapot": ("teapot", world.HELD_OUT + 1_003_400),
+    "dog": ("dog", world.HELD_OUT + 1_001_600),
+    "cat": ("cat", world.HELD_OUT + 1_004_100),
+    "teapot": ("teapot", world.HELD_OUT + 1_004_800),
 }
 PLACES = ("meadow", "beach", "room", "mountains", "snow")
 
@@ -21,7 +21,7 @@ def write(root: Path) -> None:
         who = world.subject(seed, word)
         (root / name).mkdir(parents=True, exist_ok=True)
         for k, place in enumerate(PLACES):
-            scene = world.scene(seed + k, who=who, place=place, action="standing", hat=None)
+            scene = world.scene(seed + k, who=who, place=place, action="standing", accessory=None)
             with writing(root / name / f"{k:02d}.png") as temporary:
                 draw(scene)[0].save(temporary)
         lines = (

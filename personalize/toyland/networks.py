@@ -1,9 +1,14 @@
-"""The standard classes, at Toyland's size: tokenizer, VAE, text encoder, U-Net, and two encoders for evaluation."""
+"""The standard classes, at Toyland's size: tokenizer, VAE, CLIP pair, U-Net, and an encoder of identity.
+
+Pictures are 64 or 128 px, latents 16×16 at both: f4 or f8.
+"""
 
 from collections.abc import Iterable
 
-SIZE = 64  # px
+SIZE = 64  # px of the shipped base
 LATENT = 16
+VAE_CHANNELS = {64: (16, 32, 96), 128: (16, 32, 64, 128)}  # by size, px
+PATCHES = 8  # a side, of what the two encoders see
 WORDS = 32  # longest prompt, tokens
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 192
@@ -34,80 +39,91 @@ def tokenizer(captions: Iterable[str]):
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=WORDS)
 
 
-def vae():
-    """AutoencoderKL, f4: (B,3,64,64) <-> (B,4,16,16). The posterior starts narrow, or the colours are lost."""
+def vae(size: int = SIZE):
+    """AutoencoderKL: (B,3,size,size) <-> (B,4,16,16). The posterior starts narrow, or the colours are lost."""
     import torch
     from diffusers import AutoencoderKL
 
-    channels = (16, 32, 96)
+    channels = VAE_CHANNELS[size]
     model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels, layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=8,
-        sample_size=SIZE, mid_block_add_attention=False,
+        sample_size=size, mid_block_add_attention=False,
     )  # fmt: skip
     with torch.no_grad():
         model.quant_conv.bias[LATENT_CHANNELS:] = -7.0
     return model
 
 
-def text_encoder(words):
-    """CLIPTextModel; `words` is the tokenizer, whose ids it takes."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def clip(words, size: int = SIZE):
+    """CLIPModel; `words` is the tokenizer, whose ids it takes."""
+    from transformers import CLIPConfig, CLIPModel
 
-    return CLIPTextModel(CLIPTextConfig(**_text(words, TEXT_WIDTH, 3)))
+    text = {
+        "vocab_size": len(words), "hidden_size": TEXT_WIDTH, "intermediate_size": 3 * TEXT_WIDTH, "num_hidden_layers": 3,
+        "num_attention_heads": TEXT_WIDTH // 32, "max_position_embeddings": WORDS, "projection_dim": 128,
+        "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
+    }  # fmt: skip
+    config = CLIPConfig(text_config=text, vision_config=_vision(size), projection_dim=128)
+    return CLIPModel._from_config(config, attn_implementation="eager")  # others are slower at this size
+
+
+def text_encoder(clip):
+    """CLIPTextModel: the text tower of the pair, which conditions the U-Net."""
+    from transformers import CLIPTextModel
+
+    tower = CLIPTextModel(clip.config.text_config)
+    tower.load_state_dict(clip.text_model.state_dict())
+    return tower
 
 
 def unet():
-    """UNet2DConditionModel: plain at 16×16, cross-attention at 8×8 and 4×4, v prediction by its scheduler."""
+    """UNet2DConditionModel: plain at 16×16, cross-attention at 8×8 and 4×4."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=LATENT, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
-        block_out_channels=(96, 160, 192), attention_head_dim=(4, 5, 6), cross_attention_dim=TEXT_WIDTH,
+        block_out_channels=(96, 160, 160), attention_head_dim=(3, 5, 5), cross_attention_dim=TEXT_WIDTH,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
 
-def scheduler():
-    """Zero terminal SNR, or no night would be dark and no snow white at this size (Lin et al. 2305.08891)."""
+def scheduler(betas: str = "scaled_linear", prediction: str = "v_prediction"):
+    """DDIM over the noise schedule that the U-Net was trained with; `forward_process` is the same for training.
+
+    v prediction goes with zero terminal SNR (Lin et al. 2305.08891), or no night would be dark and no snow white at
+    this size; eps prediction cannot.
+    """
     from diffusers import DDIMScheduler
 
+    named = {"scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[betas]
     return DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1,
+        beta_schedule=named, beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
+        rescale_betas_zero_snr=prediction == "v_prediction", timestep_spacing="trailing", clip_sample=False,
+        set_alpha_to_one=True, steps_offset=1,
     )  # fmt: skip
 
 
-def clip(words):
-    """CLIPModel for evaluation only: it never conditions the U-Net that it judges."""
-    from transformers import CLIPConfig, CLIPModel
+def forward_process(betas: str = "scaled_linear", prediction: str = "v_prediction"):
+    """The noise schedule of `scheduler`."""
+    from personalize.core import schedule
 
-    vision = {
-        "hidden_size": 160, "intermediate_size": 480, "num_hidden_layers": 4, "num_attention_heads": 5,
-        "image_size": SIZE, "patch_size": 8,
-    }  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=_text(words, 160, 2), vision_config=vision, projection_dim=128))
+    table = schedule.BETAS[betas](1000)
+    if prediction == "v_prediction":
+        table = schedule.rescale_zero_terminal_snr(table)
+    return schedule.from_betas(table, prediction, spacing="trailing")
 
 
-def identity_encoder():
+def identity_encoder(size: int = SIZE):
     """ViTModel whose class token tells individuals apart."""
     from transformers import ViTConfig, ViTModel
 
-    config = ViTConfig(
-        hidden_size=160,
-        intermediate_size=480,
-        num_hidden_layers=4,
-        num_attention_heads=5,
-        image_size=SIZE,
-        patch_size=8,
-    )
-    return ViTModel(config, add_pooling_layer=False)
+    return ViTModel._from_config(ViTConfig(**_vision(size)), add_pooling_layer=False, attn_implementation="eager")
 
 
-def _text(words, width: int, layers: int) -> dict:
+def _vision(size: int) -> dict:
     return {
-        "vocab_size": len(words), "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers,
-        "num_attention_heads": width // 32, "max_position_embeddings": WORDS, "projection_dim": 128,
-        "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
+        "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 4, "num_attention_heads": 6,
+        "image_size": size, "patch_size": size // PATCHES,
     }  # fmt: skip

@@ -18,26 +18,29 @@ from personalize.errors import UserError
 from personalize.files import read_json, write_json, writing
 from personalize.toyland import world
 from personalize.toyland.fitting import fit
-from personalize.toyland.networks import SIZE
 from personalize.toyland.pen import Pen
 from personalize.toyland.stages import pixels, rows_of, teller
 from personalize.toyland.subjects import DRAW
 
-NO_HAT = "none"
+SIZE = 64  # px of what is read
+NOTHING = "none"  # worn
 TABLES = {
     "class": world.CLASSES,
     "place": tuple(world.PLACES),
-    "action": world.ACTIONS,
-    "accessory": (NO_HAT, *world.COLOURS),
+    "action": tuple(world.ACTIONS),
+    "accessory": (NOTHING, *world.ACCESSORIES),
+    "accessory_colour": tuple(world.COLOURS),
+    "colour": tuple(world.COLOURS),  # the word for the body's
     "pattern": world.PATTERNS,
     "ear": world.EARS,
     "tail": world.TAILS,
 }
-VALUES = {"body": 3, "second": 3, "proportions": len(world.PROPORTIONS)}
+COLOURED = ("body", "second", "detail")
+VALUES = {name: 3 for name in COLOURED} | {"proportions": len(world.PROPORTIONS)}
 CHANNELS = (32, 64, 128, 160)  # at 32, 16, 8 and 4 px
 BATCH = 64
 COLOUR_UNIT = 0.2  # of the opponent axes, so that colours weigh like the rest
-UNSEEN = -100  # a kind that the class does not show; what cross_entropy leaves out
+UNSEEN = -100  # a kind that the class does not show, the colour of no accessory; what cross_entropy leaves out
 # No config.json: a base's fingerprint takes in every one of its folders', and the base is the same with or without this.
 SIZES = "probes.json"
 
@@ -53,8 +56,8 @@ class Residual(nn.Module):
 
 
 class Probe(nn.Module):
-    """(B,3,64,64) in [-1,1] -> the logits (B,K) of each table, body and second (B,3) in opponent axes, and the
-    proportions (B,4) in standard units."""
+    """(B,3,64,64) in [-1,1] -> the logits (B,K) of each table, body, second and detail (B,3) in opponent axes,
+    and the proportions (B,4) in standard units."""
 
     def __init__(self, channels: Sequence[int] = CHANNELS):
         super().__init__()
@@ -71,7 +74,7 @@ class Probe(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         parts = self.tell(self.see(x)).float().split(list(self.sizes.values()), dim=1)
         out = dict(zip(self.sizes, parts, strict=True))
-        return out | {name: COLOUR_UNIT * out[name] for name in ("body", "second")}
+        return out | {name: COLOUR_UNIT * out[name] for name in COLOURED}
 
 
 @cache
@@ -90,7 +93,7 @@ def shown(class_word: str) -> frozenset[str]:
     if class_word not in DRAW:
         return frozenset(world.Subject.__dataclass_fields__) - {"class_word"}
     for seed in range(20):
-        DRAW[class_word](Pen(8), Watched(world.subject(seed, class_word)))
+        DRAW[class_word](Pen(), Watched(world.subject(seed, class_word)))
     return frozenset(read)
 
 
@@ -101,22 +104,26 @@ def kinds(of: world.Subject) -> dict[str, int]:
 
 
 def values(of: world.Subject) -> dict[str, list[float]]:
-    """Body and second colour (3,) in opponent axes, proportions (4,) less their mean over their deviation; NaN: unseen."""
+    """The three colours (3,) in opponent axes, proportions (4,) less their mean over their deviation; NaN: unseen."""
     seen = shown(of.class_word)
     standard = [
         (getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) if name in seen else float("nan")
         for name, (low, high) in world.PROPORTIONS.items()
     ]
-    return {"body": list(world.opponent(of.body)), "second": list(world.opponent(of.second)), "proportions": standard}
+    return {name: list(world.opponent(getattr(of, name))) for name in COLOURED} | {"proportions": standard}
 
 
 def truth(scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
     """N scenes -> (N,) rows of each table, (N,3) and (N,4) values."""
     rows = []
     for s in scenes:
-        told = {"class": s.subject.class_word, "place": s.place, "action": s.action, "accessory": s.hat or NO_HAT}
+        told = {"class": s.subject.class_word, "place": s.place, "action": s.action}
+        told["colour"] = world.colour_word(s.subject.body)
+        told["accessory"] = s.accessory.kind if s.accessory else NOTHING
+        if s.accessory:
+            told["accessory_colour"] = s.accessory.colour
         told = {name: TABLES[name].index(word) for name, word in told.items()}
-        rows.append(told | kinds(s.subject) | values(s.subject))
+        rows.append({"accessory_colour": UNSEEN} | told | kinds(s.subject) | values(s.subject))
     return {name: torch.tensor([row[name] for row in rows]) for name in (*TABLES, *VALUES)}
 
 
@@ -183,7 +190,7 @@ def train(work: Path, images: np.ndarray, settings, device: torch.device, say: C
             x = disturbed(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
         return loss_of(model(x.to(device)), {name: of[rows].to(device) for name, of in goal.items()})
 
-    fit(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=2e-3, ema=0.998, weight_decay=0.02,
+    fit(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema=0.998, weight_decay=0.02,
         say=teller("probes", settings.probe_steps, say))  # fmt: skip
     return model.eval()
 

@@ -1,6 +1,7 @@
-"""The stages of pretraining: tokenizer, VAE, CLIP pair, identity encoder, latents, U-Net with text encoder, export.
+"""The stages of pretraining: tokenizer, VAE, latents, CLIP pair, identity encoder, U-Net, export.
 
-B images; pictures are uint8 (N,64,64,3), latents (N,2,4,16,16): posterior mean and standard deviation.
+B images; pictures are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject's mask; latents (N,2,4,16,16):
+posterior mean and standard deviation.
 """
 
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from personalize.core import losses, rng, schedule
+from personalize.core import losses, rng
 from personalize.files import writing
 from personalize.toyland import networks, world
 from personalize.toyland.fitting import fit
@@ -19,6 +20,7 @@ from personalize.toyland.fitting import fit
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
+PART = "14MB"  # of the weights; a file of 15 MB is the most that everybody can keep and send
 
 
 def tokenizer(settings):
@@ -27,8 +29,14 @@ def tokenizer(settings):
 
 
 def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
-    """uint8 (N,64,64,3), rows (B,) -> (B,3,64,64) in [-1, 1]."""
-    return torch.from_numpy(images[rows.numpy()]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """uint8 (N,H,H,4), rows (B,) -> (B,3,H,H) in [-1, 1]."""
+    return torch.from_numpy(images[rows.numpy()][..., :3]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def masks(images: np.ndarray, rows: Tensor) -> Tensor:
+    """uint8 (N,H,H,4), rows (B,) -> (B,1,16,16) in [0, 1]: the subject's share of every cell of the latents."""
+    shares = torch.from_numpy(images[rows.numpy()][..., 3:]).permute(0, 3, 1, 2).float() / 255
+    return nn.functional.adaptive_avg_pool2d(shares, networks.LATENT)
 
 
 def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
@@ -37,10 +45,10 @@ def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Te
 
 def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
     """The ELBO: squared error of the reconstruction plus KL to N(0, 1)."""
-    model = networks.vae().to(device)
+    model = networks.vae(settings.size).to(device)
 
     def loss(step: int) -> Tensor:
-        x = pixels(images, rows_of(step, 32, len(images), seed=settings.seed, purpose="vae"), device)
+        x = pixels(images, rows_of(step, 16 * settings.times, len(images), seed=settings.seed, purpose="vae"), device)
         posterior = model.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng.generator(settings.seed, "vae/noise", step))
         mean, std, logvar = posterior.mean.float(), posterior.std.float(), posterior.logvar.float()
@@ -48,28 +56,46 @@ def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Cal
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return (drawn - x).square().mean() + KL_WEIGHT * kl
 
-    fit(model, loss, work / "vae.safetensors", steps=settings.vae_steps, lr=4e-3, say=teller("vae", settings.vae_steps, say),
+    fit(model, loss, work / "vae.safetensors", steps=settings.vae_steps, lr=8e-3, say=teller("vae", settings.vae_steps, say),
         weight_decay=0.0, ema=0.995)  # fmt: skip
     return model.eval()
 
 
 def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, say: Callable[[str], None]):
-    """Pictures and captions, contrastively (Radford et al. 2103.00020)."""
-    model = networks.clip(words).to(device)
+    """Pictures and captions, contrastively (Radford et al. 2103.00020).
+
+    Two of three batches show one place only, or the backdrop alone would tell most pictures of a batch apart.
+    """
+    model = networks.clip(words, settings.size).to(device)
+    at = torch.tensor([list(world.PLACES).index(world.scene(k).place) for k in range(len(images))])
+    rows_at = [(at == place).nonzero()[:, 0] for place in range(len(world.PLACES))]
 
     def loss(step: int) -> Tensor:
-        rows = rows_of(step, 128, len(images), seed=settings.seed, purpose="clip")
-        texts = captions(rows, step)
-        return model(**words_in(words, texts, device), pixel_values=pixels(images, rows, device), return_loss=True).loss
+        rows = rows_of(step, 128 * settings.times, len(images), seed=settings.seed, purpose="clip")
+        if step % 3:
+            there = rows_at[int(at[rows[0]])]
+            rows = there[rows % len(there)]
+        words_there = words_in(words, captions(rows, step), device, padding="longest")
+        told = model.text_projection(model.text_model(**words_there).pooler_output)
+        shown = model.vision_model(pixel_values=pixels(images, rows, device)).pooler_output
+        return contrastive(model.visual_projection(shown), told, model.logit_scale.exp())
 
-    fit(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=1e-3, ema=0.99,
+    fit(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=5e-3, ema=0.995,
         say=teller("clip", settings.clip_steps, say))  # fmt: skip
     return model.eval()
 
 
+def contrastive(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
+    """(B,D), (B,D) -> cross-entropy of finding each row's partner in the other by cosine, both ways, in float32."""
+    with torch.autocast(a.device.type, enabled=False):
+        logits = scale * nn.functional.normalize(a.float(), dim=1) @ nn.functional.normalize(b.float(), dim=1).T
+    goal = torch.arange(len(a), device=a.device)
+    return (nn.functional.cross_entropy(logits, goal) + nn.functional.cross_entropy(logits.T, goal)) / 2
+
+
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
     """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
-    model = networks.identity_encoder().to(device)
+    model = networks.identity_encoder(settings.size).to(device)
     members = {c: [] for c in world.CLASSES}
     for k in range(len(pairs) // world.VIEWS):
         members[world.subject(k).class_word].append(k)
@@ -81,12 +107,9 @@ def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say:
         first = torch.randint(0, world.VIEWS, (len(who),), generator=g)
         other = (first + torch.randint(1, world.VIEWS, (len(who),), generator=g)) % world.VIEWS
         rows = torch.cat([who * world.VIEWS + first, who * world.VIEWS + other])
-        z = model(pixels(pairs, rows, device)).last_hidden_state[:, 0].float()
-        a, b = nn.functional.normalize(z, dim=1).chunk(2)
-        logits, goal = a @ b.T / TEMPERATURE, torch.arange(len(who), device=device)
-        return (nn.functional.cross_entropy(logits, goal) + nn.functional.cross_entropy(logits.T, goal)) / 2
+        return contrastive(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
 
-    fit(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=1e-3, ema=0.99,
+    fit(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema=0.995,
         say=teller("identity", settings.identity_steps, say))  # fmt: skip
     return model.eval()
 
@@ -108,38 +131,38 @@ def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Ca
     return array, round(1 / float(array[:, 0].astype(np.float32).std()), 5)
 
 
-class Conditioned(nn.Module):
-    """The text encoder and the U-Net that it conditions, trained together."""
+def unet(
+    work: Path, images: np.ndarray, moments: np.ndarray, words, text, settings, device: torch.device, say: Callable[[str], None]
+):
+    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; the average is what ships."""
+    from diffusers.models.attention_processor import AttnProcessor
 
-    def __init__(self, text: nn.Module, unet: nn.Module):
-        super().__init__()
-        self.text, self.unet = text, unet
-
-
-def unet(work: Path, moments: np.ndarray, words, settings, device: torch.device, say: Callable[[str], None]):
-    """Latent diffusion with v prediction, min-SNR weights and caption dropout; the shipped weights are the average."""
-    both = Conditioned(networks.text_encoder(words), networks.unet()).to(device)
-    betas = schedule.rescale_zero_terminal_snr(schedule.scaled_linear(1000))
-    forward = schedule.from_betas(betas, "v_prediction", spacing="trailing")
+    model, text = networks.unet().to(device), text.to(device).requires_grad_(False)
+    if device.type == "cpu":
+        model.set_attn_processor(AttnProcessor())  # a quarter of a step; torch's own is slow backwards for so few tokens
+    forward = networks.forward_process(settings.betas, settings.prediction)
     factor = 1 / float(moments[:, 0].astype(np.float32).std())
 
     def loss(step: int) -> Tensor:
-        rows = rows_of(step, 64, len(moments), seed=settings.seed, purpose="unet")
+        rows = rows_of(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
         g = rng.generator(settings.seed, "unet/noise", step)
         mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
         z0 = factor * (mean + std * torch.randn(mean.shape, generator=g))
         eps, t = torch.randn(mean.shape, generator=g), torch.randint(0, forward.T, (len(rows),), generator=g)
         kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
-        texts = [text if keep else "" for text, keep in zip(captions(rows, step), kept, strict=True)]
-        cond = both.text(**words_in(words, texts, device)).last_hidden_state
+        texts = [told if keep else "" for told, keep in zip(captions(rows, step), kept, strict=True)]
+        with torch.no_grad():
+            cond = text(**words_in(words, texts, device)).last_hidden_state
         z_t, goal = forward.add_noise(z0, eps, t).to(device), forward.target(z0, eps, t).to(device)
-        out = both.unet(z_t, t.to(device), cond).sample
-        weight = losses.min_snr_weight(forward.snr(t), 5.0, "v_prediction").to(device)
-        return (weight * losses.denoising_loss(out, goal)).mean()
+        weight = 1 + settings.subject_weight * masks(images, rows).to(device)
+        each = losses.denoising_loss(model(z_t, t.to(device), cond).sample, goal, weight)
+        if settings.min_snr:
+            each = each * losses.min_snr_weight(forward.snr(t), settings.min_snr, settings.prediction).to(device)
+        return each.mean()
 
-    fit(both, loss, work / "unet.safetensors", steps=settings.unet_steps, lr=1e-3, ema=0.999,
+    fit(model, loss, work / "unet.safetensors", steps=settings.unet_steps, lr=1e-3, muon=False, ema=settings.ema,
         say=teller("unet", settings.unet_steps, say))  # fmt: skip
-    return both.text.eval(), both.unet.eval()
+    return model.eval()
 
 
 def captions(rows: Tensor, step: int) -> list[str]:
@@ -147,8 +170,8 @@ def captions(rows: Tensor, step: int) -> list[str]:
     return [world.caption(world.scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
 
 
-def words_in(words, texts: list[str], device: torch.device) -> dict[str, Tensor]:
-    ids = words(texts, padding="max_length", truncation=True, max_length=networks.WORDS, return_tensors="pt")
+def words_in(words, texts: list[str], device: torch.device, padding: str = "max_length") -> dict[str, Tensor]:
+    ids = words(texts, padding=padding, truncation=True, max_length=networks.WORDS, return_tensors="pt")
     return {"input_ids": ids["input_ids"].to(device)}
 
 
@@ -168,15 +191,16 @@ def teller(stage: str, steps: int, say: Callable[[str], None], every: int = 50) 
     return tell
 
 
-def export(out: Path, words, vae, text, unet, clip, identity) -> None:
-    """A diffusers folder in half precision, and encoders/clip, encoders/identity beside it."""
+def export(out: Path, settings, words, vae, text, unet, clip, identity) -> None:
+    """A diffusers folder in half precision, no file above PART, and encoders/clip, encoders/identity beside it."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=words, unet=unet, scheduler=networks.scheduler(),
+        vae=vae, text_encoder=text, tokenizer=words, unet=unet,
+        scheduler=networks.scheduler(settings.betas, settings.prediction),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.to("cpu", torch.float16).save_pretrained(out)
+    pipeline.to("cpu", torch.float16).save_pretrained(out, max_shard_size=PART)
     for name, model in (("clip", clip), ("identity", identity)):
         model.to("cpu", torch.float16).save_pretrained(out / "encoders" / name)
     for folder in (out / "text_encoder", out / "encoders" / "clip", out / "encoders" / "identity"):

@@ -6,10 +6,12 @@ Pretraining draws from seeds below HELD_OUT only; example and evaluation subject
 import colorsys
 import random
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 HELD_OUT = 1 << 32
 PROBES = 1 << 31  # the first seed of the truth probes; the base and its encoders learn from seeds that count up from 0
-CLASSES = ("dog", "cat", "duck", "teapot", "car", "robot")
+LIVE = ("dog", "cat", "rabbit", "horse", "duck", "owl")
+CLASSES = (*LIVE, "teapot", "car", "boat", "robot", "backpack", "clock")
 PLACES = {
     "beach": "on the beach",
     "snow": "in the snow",
@@ -19,12 +21,31 @@ PLACES = {
     "desert": "in the desert",
     "room": "in a room",
     "meadow": "on a meadow",
+    "moon": "on the moon",
+    "kitchen": "in a kitchen",
+    "castle": "in front of a castle",
+    "cave": "in a cave",
 }
-ACTIONS = ("standing", "swimming", "jumping")
+ACTIONS = {
+    "standing": "standing",
+    "swimming": "swimming",
+    "jumping": "jumping",
+    "sleeping": "sleeping",
+    "flying": "flying",
+    "riding": "riding a skateboard",
+}
+ACCESSORIES = {  # %s: its colour word with article, "a red"; glasses need none
+    "hat": "wearing %s hat",
+    "crown": "wearing %s crown",
+    "glasses": "wearing %s glasses",
+    "scarf": "wearing %s scarf",
+    "balloon": "with %s balloon",
+    "flag": "with %s flag",
+}
 PATTERNS = ("plain", "spots", "stripes", "saddle", "belt", "belly")
-EARS = ("floppy", "pointed", "round")
-TAILS = ("up", "curled", "stub")
-PROPORTIONS = {"length": (0.85, 1.15), "height": (0.85, 1.15), "legs": (0.75, 1.25), "head": (0.88, 1.14)}  # spans
+EARS = ("floppy", "pointed", "round")  # of a thing: its sail, knob, roof, antenna, handle or bells
+TAILS = ("up", "curled", "stub")  # of a thing: its handle, arms, strap, stern or hands
+PROPORTIONS = {"length": (0.82, 1.18), "height": (0.82, 1.18), "legs": (0.65, 1.35), "head": (0.82, 1.18)}  # spans
 COLOURS = {
     "red": (214, 40, 40),
     "orange": (240, 140, 40),
@@ -38,8 +59,22 @@ COLOURS = {
     "black": (45, 45, 50),
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
-RARE_SHARE = 0.01
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
+
+STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
+ACCESSORY_SHARE = 0.45
+RIGHT_SHARE = 0.85  # of scenes that face right: free facing costs a small model sharpness
+APART = 0.16  # least distance of a subject's three colours
+
+EMPTY_SHARE = 0.05  # of captions
+SHORT_SHARE = 0.04  # no more than what it is
+COLOUR_SHARE = 0.5
+RARE_SHARE = 0.01
+ACCESSORY_TOLD = 0.99  # of the longer ones, so that it is 0.9 of all
+ACTION_TOLD = 0.99
+STANDING_TOLD = 0.15
+PLACE_TOLD = 0.85
+INVERTED_SHARE = 0.15  # "on the moon, a sleeping robot"
 
 Colour = tuple[int, int, int]
 
@@ -51,6 +86,7 @@ class Subject:
     class_word: str
     body: Colour
     second: Colour
+    detail: Colour
     pattern: str
     length: float
     height: float
@@ -60,6 +96,11 @@ class Subject:
     tail: str
 
 
+class Accessory(NamedTuple):
+    kind: str
+    colour: str
+
+
 @dataclass(frozen=True)
 class Scene:
     """A subject somewhere, doing something. x, y: shift in units of the picture; light: backdrop brightness factor."""
@@ -67,7 +108,8 @@ class Scene:
     subject: Subject
     place: str
     action: str
-    hat: str | None
+    accessory: Accessory | None
+    facing: str
     x: float
     y: float
     scale: float
@@ -79,14 +121,14 @@ def subject(seed: int, class_word: str | None = None) -> Subject:
     """The individual of this seed; `class_word` fixes its class."""
     r = random.Random(f"subject/{seed}")
     drawn_class = r.choice(CLASSES)
-    body = _colour(r)
-    second = _colour(r)
-    while _distance(body, second) < 0.16:
-        second = _colour(r)
+    colours: list[Colour] = []
+    while len(colours) < 3:
+        colour = _colour(r)
+        if all(distance(colour, other) >= APART for other in colours):
+            colours.append(colour)
     return Subject(
         class_word or drawn_class,
-        body,
-        second,
+        *colours,
         r.choice(PATTERNS),
         **{name: r.uniform(*span) for name, span in PROPORTIONS.items()},
         ear=r.choice(EARS),
@@ -94,18 +136,29 @@ def subject(seed: int, class_word: str | None = None) -> Subject:
     )
 
 
-def scene(seed: int, *, who: Subject | None = None, place: str = "", action: str = "", hat: str | None = "any") -> Scene:
-    """The scene of this seed. What is given stays fixed; the rest is drawn. hat: a colour word, None or "any"."""
+def scene(
+    seed: int,
+    *,
+    who: Subject | None = None,
+    place: str = "",
+    action: str = "",
+    accessory: Accessory | tuple[str, str] | str | None = "any",
+    facing: str = "",
+) -> Scene:
+    """The scene of this seed. What is given stays fixed; the rest is drawn. accessory: kind and colour, None or "any"."""
     r = random.Random(f"scene/{seed}")
+    others = (1 - STANDING_SHARE) / (len(ACTIONS) - 1)
+    worn = Accessory(r.choice(tuple(ACCESSORIES)), r.choice(tuple(COLOURS)))
     drawn = Scene(
         subject=subject(seed),
         place=r.choice(tuple(PLACES)),
-        action=r.choices(ACTIONS, (2, 1, 1))[0],
-        hat=r.choice(tuple(COLOURS)) if r.random() < 0.25 else None,
+        action=r.choices(tuple(ACTIONS), [STANDING_SHARE if a == "standing" else others for a in ACTIONS])[0],
+        accessory=worn if r.random() < ACCESSORY_SHARE else None,
+        facing="right" if r.random() < RIGHT_SHARE else "left",
         x=r.uniform(-0.06, 0.06),
-        y=r.uniform(-0.02, 0.03),
-        scale=r.uniform(0.88, 1.08),
-        light=r.uniform(0.9, 1.06),
+        y=r.uniform(-0.015, 0.03),
+        scale=r.uniform(0.98, 1.2),
+        light=r.uniform(0.93, 1.05),
         detail=r.randrange(1 << 16),
     )
     return replace(
@@ -113,39 +166,57 @@ def scene(seed: int, *, who: Subject | None = None, place: str = "", action: str
         subject=who or drawn.subject,
         place=place or drawn.place,
         action=action or drawn.action,
-        hat=drawn.hat if hat == "any" else hat,
+        accessory=drawn.accessory if accessory == "any" else accessory and Accessory(*accessory),
+        facing=facing or drawn.facing,
     )
 
 
 def caption(of: Scene, seed: int) -> str:
-    """One wording of what is to be seen; some say little, about 1 % carry a rare token without meaning."""
+    """One wording of what is to be seen; some say little or nothing, about 1 % carry a rare token without meaning."""
     r = random.Random(f"caption/{seed}")
+    length = r.random()
+    if length < EMPTY_SHARE:
+        return ""
     noun = of.subject.class_word
-    if r.random() < 0.4:
+    if r.random() < COLOUR_SHARE / (1 - EMPTY_SHARE):
         noun = f"{colour_word(of.subject.body)} {noun}"
-    if r.random() < RARE_SHARE:
+    if r.random() < RARE_SHARE / (1 - EMPTY_SHARE):
         noun = f"{r.choice(RARE_TOKENS)} {noun}"
-    article = "an" if noun[0] in "aeiou" else "a"
-    words = r.choices(("", "a photo of ", "a picture of "), (4, 1, 1))[0] + f"{article} {noun}"
-    if r.random() < 0.08:
-        return words
-    if of.hat and r.random() < 0.9:
-        words += f" wearing {'an' if of.hat[0] in 'aeiou' else 'a'} {of.hat} hat"
-    if of.action != "standing" and r.random() < 0.9:
-        words += f" {of.action}"
-    elif of.action == "standing" and r.random() < 0.15:
-        words += " standing"
-    if r.random() < 0.85:
-        words += f" {PLACES[of.place]}"
-    return words
+    opening = r.choices(("", "a photo of ", "a picture of "), (4, 1, 1))[0]
+    if length < EMPTY_SHARE + SHORT_SHARE:
+        return opening + with_article(noun)
+    return _told(of, noun, opening, r)
+
+
+def _told(of: Scene, noun: str, opening: str, r: random.Random) -> str:
+    inverted = r.random() < INVERTED_SHARE
+    worn = accessory_words(of.accessory) if of.accessory and r.random() < ACCESSORY_TOLD else ""
+    action = ACTIONS[of.action] if r.random() < (STANDING_TOLD if of.action == "standing" else ACTION_TOLD) else ""
+    place = PLACES[of.place] if r.random() < PLACE_TOLD else ""
+    if inverted and place:
+        if action and action == of.action and r.random() < 0.5:
+            noun, action = f"{action} {noun}", ""
+        return ", ".join(part for part in (place, " ".join(filter(None, (with_article(noun), worn))), action) if part)
+    rest = [worn, action] if r.random() < 0.7 else [action, worn]
+    comma = "," if all(rest) and rest[0] == worn and r.random() < 0.5 else ""
+    return " ".join(part for part in (opening + with_article(noun), rest[0] + comma, rest[1], place) if part)
+
+
+def accessory_words(of: Accessory) -> str:
+    """ "wearing a red hat", "with an orange balloon", "wearing blue glasses"."""
+    return ACCESSORIES[of.kind] % (of.colour if of.kind == "glasses" else with_article(of.colour))
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def colour_word(rgb: Colour) -> str:
     """The nearest of the ten colour words."""
-    return min(COLOURS, key=lambda word: _distance(COLOURS[word], rgb))
+    return min(COLOURS, key=lambda word: distance(COLOURS[word], rgb))
 
 
-def _distance(a: Colour, b: Colour) -> float:
+def distance(a: Colour, b: Colour) -> float:
     """Difference of two colours in opponent axes, where hue counts as much as lightness; 0 to about 1."""
     la, lb = (opponent(c) for c in (a, b))
     return sum((x - y) ** 2 for x, y in zip(la, lb)) ** 0.5

@@ -1,0 +1,230 @@
+"""Is Toyland good enough to judge by?    python -m benchmarks.toyland [--base FOLDER] [--out DIR] [--pictures N]
+
+Draws pictures of prompts that pretraining cannot have seen, and reads them with the probes, which have seen drawn pictures
+only. Beside each share stands what the probe reads on drawn scenes of the same truth: its ceiling. Writes DIR/toyland.json
+and the picture DIR/toyland.png, prints the table, and exits 1 where a number is less than it must be.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import machine
+from personalize import api, gallery, latent, models, sheet
+from personalize.files import write_json, writing
+from personalize.metrics import encoders, truth
+from personalize.toyland import world
+from personalize.toyland.drawing import draw
+
+FIRST = world.HELD_OUT + 5_000_000  # seeds of the scenes, which no other part of the project uses
+SHOWN = 40  # pictures on the sheet
+STEPS = 25
+DOGS = 64
+RIVALS = 100  # subjects of a class, and captions, among which the right one is found
+SETS = 5  # of RIVALS captions
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number, what it must be and is aimed at, and what is reached by drawn pictures; `most`: less is better."""
+
+    name: str
+    value: float
+    least: float
+    aim: float
+    ceiling: float | None = None
+    unit: str = ""
+    most: bool = False
+
+    def met(self) -> bool:
+        return self.value <= self.least if self.most else self.value >= self.least
+
+    def row(self) -> str:
+        ceiling = "" if self.ceiling is None else f"{self.ceiling:.3g}"
+        sign, star = ("≤", "≥")[not self.most], "" if self.met() else " **missed**"
+        return f"| {self.name} | {self.value:.3g}{self.unit}{star} | {sign} {self.least:g} | {self.aim:g} | {ceiling} |"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is judged, and with what."""
+
+    model: models.base.LatentModel
+    seen: encoders.Encoders
+    probe: truth.Probe
+    pictures: int
+
+    def scenes(self, count: int, first: int = 0) -> list[world.Scene]:
+        return [world.scene(FIRST + first + k) for k in range(count)]
+
+    def generated(self, prompts: list[str], *, seed: int) -> Tensor:
+        """(N,3,H,W) in [-1,1], with the base's default guidance."""
+        recipe = api.resolve()
+        how = latent.Drawing("ddim", STEPS, recipe.draw.guidance)
+        parts = []
+        for rows in latent.batches(self.model, len(prompts), how):
+            generators = latent.image_generators(seed, list(rows), "benchmark")
+            z0 = latent.draw(self.model, [prompts[k] for k in rows], generators, how)
+            parts.append(self.model.decode_latents(z0).float().cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def reconstructed(self, drawn: Tensor) -> Tensor:
+        parts = drawn.split(latent.default_batch(self.model, self.model.size))
+        return torch.cat([self.model.decode_latents(self.model.encode_images(part)[0]).float().cpu() for part in parts])
+
+    def drawn(self, scenes: list[world.Scene]) -> Tensor:
+        return gallery.tensors([draw(scene, self.model.size)[0] for scene in scenes])
+
+
+def prompt(of: world.Scene) -> str:
+    """Everything there is to say: "a blue dog wearing a red hat, jumping on the beach"."""
+    noun = world.with_article(f"{world.colour_word(of.subject.body)} {of.subject.class_word}")
+    worn = f" {world.accessory_words(of.accessory)}," if of.accessory else ""
+    return f"{noun}{worn} {world.ACTIONS[of.action]} {world.PLACES[of.place]}"
+
+
+def obedience(bench: Bench, scenes: list[world.Scene], images: Tensor) -> dict[str, float]:
+    """The share of pictures that show what was asked: class, place, action, accessory, and the colour words."""
+    reading, prompts = truth.read(bench.probe, images), [prompt(scene) for scene in scenes]
+    shares = {name: right.nanmean().item() for name, right in truth.obeyed(reading, prompts).items()}
+    asked = torch.tensor([truth.TABLES["colour"].index(world.colour_word(scene.subject.body)) for scene in scenes])
+    worn = [k for k, scene in enumerate(scenes) if scene.accessory]
+    told = torch.tensor([truth.TABLES["accessory_colour"].index(scenes[k].accessory.colour) for k in worn])
+    return shares | {
+        "colour word": (reading.chances["colour"].argmax(1) == asked).float().mean().item(),
+        "accessory's colour": (reading.chances["accessory_colour"][worn].argmax(1) == told).float().mean().item(),
+    }
+
+
+def spread(bench: Bench, images: Tensor) -> float:
+    """(N,3,H,W) of dogs -> the mean difference of two of them by the probe, over that of two at random by their truth."""
+    reading = truth.read(bench.probe, images)
+    rows = [truth.Reading(*({k: v[i : i + 1] for k, v in part.items()} for part in (reading.chances, reading.values)))
+            for i in range(len(images))]  # fmt: skip
+    apart = torch.stack([truth.identity_error(reading, truth.of_photos(row), "dog") for row in rows])
+    return (apart.sum() - apart.diagonal().sum()).item() / (len(images) * (len(images) - 1))
+
+
+def kid(a: Tensor, b: Tensor) -> float:
+    """(N,D), (M,D) features -> the unbiased squared MMD with the kernel (x·y/D + 1)³ (Bińkowski et al. 1801.01401)."""
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1).pow(3)
+
+    def within(x: Tensor) -> Tensor:
+        found = kernel(x, x)
+        return (found.sum() - found.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    a, b = a.double(), b.double()
+    return (within(a) + within(b) - 2 * kernel(a, b).mean()).item()
+
+
+def realism(bench: Bench, images: Tensor, scenes: list[world.Scene]) -> tuple[float, float]:
+    """KID of generated pictures, and of the VAE's reconstructions of the same truth, both against other drawn pictures."""
+
+    def features(pictures: Tensor) -> Tensor:
+        rows = bench.seen.clip_image(pictures)
+        return rows * rows.shape[1] ** 0.5  # unit lengths to unit deviations, which the kernel is made for
+
+    others = features(bench.drawn(bench.scenes(4 * len(scenes), first=100_000)))
+    rebuilt = bench.reconstructed(bench.drawn(scenes))
+    return kid(features(images), others), kid(features(rebuilt), others)
+
+
+def psnr(bench: Bench, scenes: list[world.Scene]) -> float:
+    """dB, the mean over pictures, of what the VAE makes of drawn ones; their values span 2."""
+    drawn = bench.drawn(scenes)
+    return (10 * (4 / (bench.reconstructed(drawn) - drawn).square().flatten(1).mean(1)).log10()).mean().item()
+
+
+def recognised(bench: Bench) -> float:
+    """How often the identity encoder finds a subject first among RIVALS of its class, by one other scene; over all classes."""
+    found = []
+    for c, word in enumerate(world.CLASSES):
+        who = [world.subject(FIRST + 1000 * c + k, word) for k in range(RIVALS)]
+        views = [bench.seen.dino(bench.drawn([world.scene(FIRST + 200_000 + 1000 * c + v * RIVALS + k, who=each)
+                 for k, each in enumerate(who)])).token for v in range(2)]  # fmt: skip
+        found.append(((views[0] @ views[1].T).argmax(1) == torch.arange(RIVALS)).float().mean())
+    return torch.stack(found).mean().item()
+
+
+def retrieved(bench: Bench) -> float:
+    """How often a caption's picture comes first among RIVALS whose captions differ, and the reverse."""
+    found = []
+    for part in range(SETS):
+        different = {}
+        for scene in bench.scenes(3 * RIVALS, first=300_000 + part * 1000):
+            different.setdefault(prompt(scene), scene)
+        texts = list(different)[:RIVALS]
+        chances = bench.seen.clip_text(texts) @ bench.seen.clip_image(bench.drawn([different[t] for t in texts])).T
+        found += [(chances.argmax(d) == torch.arange(RIVALS)).float().mean() for d in (0, 1)]
+    return torch.stack(found).mean().item()
+
+
+def measured(bench: Bench) -> tuple[list[Bar], Tensor, list[world.Scene], dict[str, float]]:
+    scenes = bench.scenes(bench.pictures)
+    images = bench.generated([prompt(scene) for scene in scenes], seed=1)
+    right, ceiling = obedience(bench, scenes, images), obedience(bench, scenes, bench.drawn(scenes))
+    dogs = [world.scene(FIRST + 400_000 + k, who=world.subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
+    drawn = spread(bench, bench.drawn(dogs))
+    alike = bench.generated(["a dog"] * DOGS, seed=2)
+    generated, rebuilt = realism(bench, images, scenes)
+    bars = [Bar("VAE, PSNR of unseen scenes", psnr(bench, scenes), 27, 32, unit=" dB")]
+    bars += [Bar(f"right {name}", right[name], 0.95, 0.99, ceiling[name]) for name in ("class", "place")]
+    bars += [Bar(f"right {name}", right[name], 0.85, 0.95, ceiling[name]) for name in ("action", "accessory", "colour word")]
+    bars += [
+        Bar("diversity of dogs, over drawn ones'", spread(bench, alike) / drawn, 0.7, 0.9, 1.0),
+        Bar("KID, over the reconstructions'", generated / rebuilt, 6, 2, 1.0, most=True),
+        Bar("identity encoder, first of 100", recognised(bench), 0.9, 0.98),
+        Bar("text-image retrieval, first of 100", retrieved(bench), 0.8, 0.95),
+    ]
+    more = {"KID": generated, "KID of reconstructions": rebuilt, "accessory's colour": right["accessory's colour"],
+            "accessory's colour, drawn": ceiling["accessory's colour"]}  # fmt: skip
+    return bars, images, scenes, more
+
+
+def report(bars: list[Bar], more: dict[str, float]) -> str:
+    lines = ["| | measured | must be | aim | drawn pictures |", "|---|---|---|---|---|", *(bar.row() for bar in bars)]
+    return "\n".join([*lines, "", ", ".join(f"{name} {value:.3g}" for name, value in more.items())])
+
+
+def page(bench: Bench, images: Tensor, scenes: list[world.Scene]):
+    drawn = bench.drawn(scenes[: SHOWN // 5])
+    pairs = [("drawn", latent.to_pil(drawn)), ("through the VAE", latent.to_pil(bench.reconstructed(drawn)))]
+    made = [(prompt(scene), [image]) for scene, image in zip(scenes[:SHOWN], latent.to_pil(images[:SHOWN]), strict=False)]
+    return sheet.contact_sheet(
+        [sheet.Section("Generated", f"the first {SHOWN} of the test prompts, not chosen", made, cell=170),
+         sheet.Section("Unseen scenes", "", pairs)],
+        title="Toyland, generated", subtitle=f"{STEPS} DDIM steps",
+    )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, default=encoders.TOYLAND, help="a folder that `personalize pretrain` made")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--pictures", type=int, default=500)
+    asked = parser.parse_args()
+    began = time.time()
+    model = models.load(str(asked.base), say=lambda line: None)
+    seen = encoders.load("toyland", model.device, folder=asked.base)
+    bench = Bench(model, seen, truth.load(asked.base, model.device), asked.pictures)
+    bars, images, scenes, more = measured(bench)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with writing(asked.out / "toyland.png") as temporary:
+        page(bench, images, scenes).save(temporary, "PNG")
+    said = {"command": f"python -m benchmarks.toyland --pictures {asked.pictures}", "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - began)}  # fmt: skip
+    write_json(asked.out / "toyland.json", said | {bar.name: bar.value for bar in bars} | more)
+    print(report(bars, more), f"\n{said['seconds']} s, {said['machine']}", sep="\n")
+    return not all(bar.met() for bar in bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
