@@ -42,6 +42,18 @@ def test_kid_is_nothing_for_one_distribution_and_grows_with_the_difference():
     assert abs(toyland.kid(a, b)) < 0.02 < toyland.kid(a, c + 0.3) < toyland.kid(a, c + 0.6)
 
 
+def test_the_excess_of_kid_sees_a_difference_that_chance_would_hide_and_a_multiple_of_nothing_is_no_number():
+    g = torch.Generator().manual_seed(0)
+    drawn, others = torch.randn(400, 16, generator=g), torch.randn(1600, 16, generator=g)
+    little, more = (toyland.excess(drawn + d, drawn, others) for d in (0.15, 0.3))
+    assert 0 < little.value < more.value and little.error < abs(toyland.kid(drawn, others)) + little.value
+    assert toyland.excess(drawn, drawn, others) == toyland.Excess(0.0, 0.0)
+    assert toyland.multiple(more, little) == more.value / little.value
+    assert toyland.multiple(toyland.Excess(-0.1, 0.1), little) == 0.0
+    for nothing in (-0.01, 0.01):
+        assert toyland.multiple(more, toyland.Excess(nothing, 0.01)) == float("inf")
+
+
 def test_a_bar_is_met_from_its_side():
     assert toyland.Bar("x", 0.9, 0.9, 1).met() and not toyland.Bar("x", 0.89, 0.9, 1).met()
     assert toyland.Bar("x", 6, 6, 2, most=True).met() and not toyland.Bar("x", 6.1, 6, 2, most=True).met()

@@ -5,19 +5,16 @@ conditions, and a U-Net on the DreamBooth core's own schedule and loss. An encod
 only `evaluate` uses, and the probes that read what is to be seen.
 """
 
-import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 
 from personalize.errors import UserError, nearest
-from personalize.files import read_json, write_json, writing
+from personalize.files import read_json, write_json
 from personalize.settings import parsed, setting, valid, walk
-from personalize.toyland import world
 
 STAGES = ("world", "vae", "clip", "identity", "unet", "probes")
 SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
@@ -80,43 +77,19 @@ def run(
         raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
     import torch
 
-    from personalize.toyland import networks, probes, stages
+    from personalize.toyland.making import Making
 
     work.mkdir(parents=True, exist_ok=True)
     _same(work / "settings.json", settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
-
-    with _timed(work, "world"):
-        images = _drawn(work / "images.npy", _scene, settings.pictures, settings.size, say)
-        pairs = _drawn(work / "pairs.npy", _view, settings.subjects * world.VIEWS, settings.size, say)
-        seen = _drawn(work / "probe_pictures.npy", _probed, settings.probe_pictures, probes.SIZE, say)
-    if until == "world":
-        return None
-    with _timed(work, "vae"):
-        vae = stages.vae(work, images, settings, device, say)
-        latents, scale = stages.latents(work, images, vae, device, say)
-    if until == "vae":
-        return None
-    words = stages.tokenizer(settings)
-    with _timed(work, "clip"):
-        clip = stages.clip(work, images, words, settings, device, say)
-    if until == "clip":
-        return None
-    with _timed(work, "identity"):
-        identity = stages.identity(work, pairs, settings, device, say)
-    if until == "identity":
-        return None
-    text = networks.text_encoder(clip)
-    with _timed(work, "unet"):
-        unet = stages.unet(work, images, latents, words, text, settings, device, say)
-    if until == "unet":
-        return None
-    with _timed(work, "probes"):
-        probe = probes.train(work, seen, settings, device, say)
-    vae.register_to_config(scaling_factor=scale)
-    stages.export(out, settings, words, vae, text, unet, clip, identity)
-    probes.export(out / "probes", probe)
+    making = Making(work, settings, device, say)
+    for stage in STAGES:
+        with _timed(work, stage):
+            getattr(making, stage)()
+        if stage == until != STAGES[-1]:
+            return None
+    making.export(out)
     write_json(out / "pretraining.json", _manifest(work, settings, preset, device))
     return out
 
@@ -160,38 +133,3 @@ def _commit() -> str:
         return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def _scene(k: int):
-    return world.scene(k)
-
-
-def _probed(k: int):
-    return world.scene(world.PROBES + k)
-
-
-def _view(k: int):
-    return world.scene(k, who=world.subject(k // world.VIEWS))
-
-
-def _pixels(maker: Callable, size: int, k: int) -> bytes:
-    from personalize.toyland.drawing import draw
-
-    picture, mask = draw(maker(k), size)
-    picture.putalpha(mask)
-    return picture.tobytes()
-
-
-def _drawn(path: Path, maker: Callable, count: int, size: int, say: Callable[[str], None]):
-    """(count,size,size,4) uint8, colours and the subject's mask, drawn by all cores, kept in `path`."""
-    import numpy as np
-
-    if not path.exists():
-        began = time.time()
-        with multiprocessing.Pool() as pool:
-            rows = pool.imap(partial(_pixels, maker, size), range(count), chunksize=200)
-            array = np.stack([np.frombuffer(row, np.uint8).reshape(size, size, 4) for row in rows])
-        with writing(path) as temporary:
-            np.save(temporary, array)
-        say(f"world: drew {count} pictures in {time.time() - began:.0f} s")
-    return np.load(path, mmap_mode="r")

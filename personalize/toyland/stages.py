@@ -20,7 +20,7 @@ from personalize.toyland.fitting import fit
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
-PART = "14MB"  # of the weights; a file of 15 MB is the most that everybody can keep and send
+PART = "14MB"  # larger weights are written in parts
 
 
 def tokenizer(settings):
