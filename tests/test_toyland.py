@@ -45,7 +45,7 @@ PROMPTS = [
     "a pink horse with a blue flag on a meadow",
     "a red teapot wearing a yellow crown, riding a skateboard on the beach",
 ]
-FLOORS = {"class": 0.75, "place": 0.85, "action": 0.85}  # accessories: docs/toyland.md
+FLOORS = {"class": 0.9, "place": 0.9, "action": 0.9, "accessory": 0.35}
 SEEN = 5.0  # px of a picture's 4096 that change, or nobody could see it
 
 
@@ -281,6 +281,21 @@ def test_training_and_drawing_have_one_noise_schedule(betas, prediction):
     assert abs(ours.alphas_cumprod.float() - theirs.alphas_cumprod).max() < 1e-6
     assert ours.prediction == theirs.config.prediction_type
     assert (ours.alphas_cumprod[-1] == 0) == (prediction == "v_prediction")
+
+
+def test_a_cell_of_the_latents_has_the_subject_s_share_of_it():
+    import numpy as np
+    import torch
+
+    from personalize.toyland import stages
+
+    pictures = np.zeros((2, 64, 64, 4), np.uint8)
+    pictures[1, 8:12, 4:6, 3] = 255  # the left half of one cell
+    pictures[..., :3] = 255
+    shares = stages.masks(pictures, torch.tensor([1, 0, 1]))
+    assert shares.shape == (3, 1, 16, 16) and shares[0, 0, 2, 1] == 0.5
+    assert shares.sum(dim=(1, 2, 3)).tolist() == [0.5, 0.0, 0.5]
+    assert stages.pixels(pictures, torch.tensor([1]), torch.device("cpu")).eq(1).all()
 
 
 def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path):
