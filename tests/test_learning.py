@@ -28,8 +28,10 @@ def test_it_becomes_the_same_subject(job):
 
 
 def test_it_still_listens(job):
+    """CLIP-T loses an eighth to the subject's own colours; a text encoder that trains too fast takes two thirds of it."""
     _, result = job
-    assert result.metrics["scores"]["clip_t"]["score"] > result.metrics["scores"]["clip_t"]["floor"] - 0.05
+    assert result.metrics["scores"]["clip_t"]["score"] > 0.8 * result.metrics["scores"]["clip_t"]["floor"]
+    assert result.metrics["truth"]["action"]["score"] > 0.7
 
 
 def test_a_dog_is_still_any_dog(job):

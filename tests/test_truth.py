@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from personalize.commands.pretrain import Pretrain, _probed
+from personalize.commands.pretrain import Pretrain
 from personalize.errors import UserError
 from personalize.files import write_json
 from personalize.metrics import truth
 from personalize.models import TOYLAND, fingerprint
-from personalize.toyland import probes, world
+from personalize.toyland import making, probes, world
 from personalize.toyland.drawing import draw
 
-FIRST = world.HELD_OUT + 7_000_000
+FIRST = world.HELD_OUT + 9_000_000
 COUNT = 120
 RED_HAT = {"accessory": "hat", "accessory_colour": "red"}
 
@@ -186,7 +186,7 @@ def test_the_probes_seeds_are_no_other_stages_and_not_held_out():
     s = Pretrain()
     others = max(s.pictures, s.subjects * world.VIEWS)
     assert others < world.PROBES and world.PROBES + s.probe_pictures <= world.HELD_OUT
-    assert _probed(5) == world.scene(world.PROBES + 5)
+    assert making._probed(5) == world.scene(world.PROBES + 5)
 
 
 def test_the_shipped_probe_is_small_half_precision_and_no_pickle():
