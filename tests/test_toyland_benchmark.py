@@ -45,11 +45,13 @@ def test_kid_is_nothing_for_one_distribution_and_grows_with_the_difference():
 def test_the_excess_of_kid_sees_a_difference_that_chance_would_hide_and_a_multiple_of_nothing_is_no_number():
     g = torch.Generator().manual_seed(0)
     drawn, others = torch.randn(400, 16, generator=g), torch.randn(1600, 16, generator=g)
-    little, more = (toyland.excess(drawn + d, drawn, others) for d in (0.15, 0.3))
-    assert 0 < little.value < more.value and little.error < abs(toyland.kid(drawn, others)) + little.value
+    little, more = (toyland.excess(narrower * drawn, drawn, others) for narrower in (0.9, 0.8))
+    chance = torch.tensor([toyland.kid(drawn[k::10], others) for k in range(10)]).std().item() / 10**0.5
+    assert 0 < little.value < chance < more.value and max(little.error, more.error) < chance
+    assert more.value > 2 * more.error
     assert toyland.excess(drawn, drawn, others) == toyland.Excess(0.0, 0.0)
-    assert toyland.multiple(more, little) == more.value / little.value
-    assert toyland.multiple(toyland.Excess(-0.1, 0.1), little) == 0.0
+    assert toyland.multiple(little, more) == little.value / more.value
+    assert toyland.multiple(toyland.Excess(-0.1, 0.1), more) == 0.0
     for nothing in (-0.01, 0.01):
         assert toyland.multiple(more, toyland.Excess(nothing, 0.01)) == float("inf")
 
