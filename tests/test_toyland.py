@@ -81,6 +81,17 @@ def test_the_mask_is_where_the_subject_is(word, action):
     assert action == "swimming" or changed[inside == 0].mean() < 0.002, "what is under water shines through"
 
 
+@pytest.mark.parametrize("kind", world.ACCESSORIES)
+def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
+    """It is where another colour of it changes the picture."""
+    scene = world.scene(3, action="standing", accessory=(kind, "red"))
+    mask, levels = (np.asarray(draw(scene, body=body)[1]).astype(int) for body in (255, 60))
+    assert ((mask == 0) == (levels == 0)).all() and ((mask == 255) <= (levels >= 60)).all()
+    changed = np.abs(pixels(scene) - pixels(replace(scene, accessory=world.Accessory(kind, "blue")))).sum(2) > 0.5
+    assert 0.005 < changed.mean() and levels[changed].mean() > 180
+    assert (levels[(mask == 255) & ~changed] == 60).mean() > 0.8
+
+
 @pytest.mark.parametrize("size", [64, 128, 200])
 def test_a_picture_is_the_same_at_any_size(size):
     for seed in range(4):
@@ -161,7 +172,7 @@ def test_scenes_and_captions_have_the_shares_that_they_should():
         told["colour"] += f"{world.colour_word(scene.subject.body)} {scene.subject.class_word}" in " ".join(words)
         told["accessory"] += bool(scene.accessory) and scene.accessory.kind in words
         told["action"] += scene.action != "standing" and scene.action in words
-    for words, share in ((world.CLASSES, 1 / 12), (world.PLACES, 1 / 12), (world.ACCESSORIES, 0.075)):
+    for words, share in ((world.CLASSES, 1 / 12), (world.PLACES, 1 / 12), (world.ACCESSORIES, 0.1)):
         assert all(abs(count[word] / CAPTIONS - share) < 0.02 for word in words)
     assert all(abs(count[a] / CAPTIONS - (1 / 3 if a == "standing" else 2 / 15)) < 0.025 for a in world.ACTIONS)
     assert abs(count["right"] / CAPTIONS - world.RIGHT_SHARE) < 0.02
@@ -283,18 +294,19 @@ def test_training_and_drawing_have_one_noise_schedule(betas, prediction):
     assert (ours.alphas_cumprod[-1] == 0) == (prediction == "v_prediction")
 
 
-def test_a_cell_of_the_latents_has_the_subject_s_share_of_it():
+def test_a_cell_of_the_latents_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():
     import numpy as np
     import torch
 
     from personalize.toyland import stages
 
     pictures = np.zeros((2, 64, 64, 4), np.uint8)
-    pictures[1, 8:12, 4:6, 3] = 255  # the left half of one cell
+    pictures[1, 8:12, 4:6, 3] = stages.BODY  # the left half of one cell
+    pictures[1, 12:14, 4:8, 3] = 255
     pictures[..., :3] = 255
     shares = stages.masks(pictures, torch.tensor([1, 0, 1]))
-    assert shares.shape == (3, 1, 16, 16) and shares[0, 0, 2, 1] == 0.5
-    assert shares.sum(dim=(1, 2, 3)).tolist() == [0.5, 0.0, 0.5]
+    assert shares.shape == (3, 1, 16, 16) and shares[0, 0, 2:4, 1].tolist() == [0.5, 1.5]
+    assert shares.sum(dim=(1, 2, 3)).tolist() == [2.0, 0.0, 2.0]
     assert stages.pixels(pictures, torch.tensor([1]), torch.device("cpu")).eq(1).all()
 
 

