@@ -35,7 +35,7 @@ def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
 
 
 def masks(images: np.ndarray, rows: Tensor) -> Tensor:
-    """uint8 (N,H,H,4), rows (B,) -> (B,1,16,16): the subject's share of every cell of the latents; its accessory's counts thrice."""
+    """uint8 (N,H,H,4), rows (B,) -> (B,1,16,16): the subject's share of a cell of the latents, its accessory's thrice."""
     shares = torch.from_numpy(images[rows.numpy()][..., 3:]).permute(0, 3, 1, 2).float() / BODY
     return nn.functional.adaptive_avg_pool2d(shares, networks.LATENT)
 
