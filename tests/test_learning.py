@@ -28,9 +28,9 @@ def test_it_becomes_the_same_subject(job):
 
 
 def test_it_still_listens(job):
-    """This run loses an eighth of CLIP-T; with a text encoder that trains too fast (train.text_lr 1e-3) it is two thirds."""
+    """This run loses a hundredth of CLIP-T, and every picture has its action."""
     _, result = job
-    assert result.metrics["scores"]["clip_t"]["score"] > 0.8 * result.metrics["scores"]["clip_t"]["floor"]
+    assert result.metrics["scores"]["clip_t"]["score"] > 0.9 * result.metrics["scores"]["clip_t"]["floor"]
     assert result.metrics["truth"]["action"]["score"] > 0.7
 
 
