@@ -294,7 +294,7 @@ def test_training_and_drawing_have_one_noise_schedule(betas, prediction):
     assert (ours.alphas_cumprod[-1] == 0) == (prediction == "v_prediction")
 
 
-def test_a_cell_of_the_latents_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():
+def test_a_cell_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():
     import numpy as np
     import torch
 
@@ -304,9 +304,10 @@ def test_a_cell_of_the_latents_has_the_subject_s_share_of_it_and_three_times_its
     pictures[1, 8:12, 4:6, 3] = stages.BODY  # the left half of one cell
     pictures[1, 12:14, 4:8, 3] = 255
     pictures[..., :3] = 255
-    shares = stages.masks(pictures, torch.tensor([1, 0, 1]))
+    shares = stages.masks(pictures, torch.tensor([1, 0, 1]), cells=16)
     assert shares.shape == (3, 1, 16, 16) and shares[0, 0, 2:4, 1].tolist() == [0.5, 1.5]
     assert shares.sum(dim=(1, 2, 3)).tolist() == [2.0, 0.0, 2.0]
+    assert stages.masks(pictures, torch.tensor([1]), cells=64)[0, 0, 12, 3:6].tolist() == [0.0, 3.0, 3.0]
     assert stages.pixels(pictures, torch.tensor([1]), torch.device("cpu")).eq(1).all()
 
 

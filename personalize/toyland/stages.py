@@ -34,10 +34,10 @@ def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
     return torch.from_numpy(images[rows.numpy()][..., :3]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def masks(images: np.ndarray, rows: Tensor) -> Tensor:
-    """uint8 (N,H,H,4), rows (B,) -> (B,1,16,16): the subject's share of a cell of the latents, its accessory's thrice."""
+def masks(images: np.ndarray, rows: Tensor, cells: int) -> Tensor:
+    """uint8 (N,H,H,4), rows (B,) -> (B,1,cells,cells): the subject's share of a cell, its accessory's thrice."""
     shares = torch.from_numpy(images[rows.numpy()][..., 3:]).permute(0, 3, 1, 2).float() / BODY
-    return nn.functional.adaptive_avg_pool2d(shares, networks.LATENT)
+    return nn.functional.adaptive_avg_pool2d(shares, cells)
 
 
 def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
@@ -45,17 +45,18 @@ def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Te
 
 
 def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
-    """The ELBO: squared error of the reconstruction plus KL to N(0, 1)."""
+    """The ELBO: squared error of the reconstruction plus KL to N(0, 1); noise is presumed lower where the subject is."""
     model = networks.vae(settings.size).to(device)
 
     def loss(step: int) -> Tensor:
-        x = pixels(images, rows_of(step, 16 * settings.times, len(images), seed=settings.seed, purpose="vae"), device)
+        rows = rows_of(step, 16 * settings.times, len(images), seed=settings.seed, purpose="vae")
+        x, weight = pixels(images, rows, device), 1 + settings.subject_weight * masks(images, rows, settings.size).to(device)
         posterior = model.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng.generator(settings.seed, "vae/noise", step))
         mean, std, logvar = posterior.mean.float(), posterior.std.float(), posterior.logvar.float()
         drawn = model.decode(mean + std * noise.to(device)).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return (drawn - x).square().mean() + KL_WEIGHT * kl
+        return losses.denoising_loss(drawn, x, weight).mean() + KL_WEIGHT * kl
 
     fit(model, loss, work / "vae.safetensors", steps=settings.vae_steps, lr=8e-3, say=teller("vae", settings.vae_steps, say),
         weight_decay=0.0, ema=0.995)  # fmt: skip
@@ -155,7 +156,7 @@ def unet(
         with torch.no_grad():
             cond = text(**words_in(words, texts, device)).last_hidden_state
         z_t, goal = forward.add_noise(z0, eps, t).to(device), forward.target(z0, eps, t).to(device)
-        weight = 1 + settings.subject_weight * masks(images, rows).to(device)
+        weight = 1 + settings.subject_weight * masks(images, rows, networks.LATENT).to(device)
         each = losses.denoising_loss(model(z_t, t.to(device), cond).sample, goal, weight)
         if settings.min_snr:
             each = each * losses.min_snr_weight(forward.snr(t), settings.min_snr, settings.prediction).to(device)
