@@ -45,7 +45,7 @@ PROMPTS = [
     "a pink horse with a blue flag on a meadow",
     "a red teapot wearing a yellow crown, riding a skateboard on the beach",
 ]
-FLOORS = {"class": 0.9, "place": 0.9, "action": 0.8, "accessory": 0.5}
+FLOORS = {"class": 0.9, "place": 0.9, "action": 0.8, "accessory": 0.75}
 SEEN = 5.0  # px of a picture's 4096 that change, or nobody could see it
 
 

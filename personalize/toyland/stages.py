@@ -17,7 +17,7 @@ from personalize.files import writing
 from personalize.toyland import networks, world
 from personalize.toyland.fitting import fit
 
-KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024
+KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
 BODY = 85  # of 255, where the mask shows the subject itself; its accessory is 255, so it counts three times
