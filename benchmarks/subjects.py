@@ -29,7 +29,7 @@ from personalize.metrics import encoders
 from personalize.toyland import world
 from personalize.toyland.drawing import draw
 
-FIRST = {"dev": world.HELD_OUT + 6_000_000, "test": world.HELD_OUT + 7_000_000}
+FIRST = {"dev": world.HELD_OUT + 6_000_000, "test": world.HELD_OUT + 8_000_000}
 CLASSES = {"dev": ("dog", "cat", "duck", "teapot"), "test": world.CLASSES}
 PHOTOS = ("meadow", "beach", "room", "mountains", "snow")  # the places of the five photos
 LOOK_ALIKES = 100
