@@ -8,7 +8,7 @@ from personalize import api
 from personalize.files import read_json, read_jsonl
 from personalize.rundir import read_manifest
 
-SETTINGS = ["prior.count=20", "draw.steps=16", "choose.drift=0.5"]
+SETTINGS = ["prior.count=20", "draw.steps=16", "choose.steps=10", "choose.class_count=4", "choose.drift=0.5"]
 
 
 @pytest.fixture(scope="module")
