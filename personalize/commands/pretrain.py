@@ -30,7 +30,7 @@ class Pretrain:
     vae_steps: int = setting(4_000, "steps of 16 pictures")
     clip_steps: int = setting(1_300, "steps of 128 pictures with captions")
     identity_steps: int = setting(2_400, "steps of 64 pairs")
-    unet_steps: int = setting(6_500, "steps of 64 latents")
+    unet_steps: int = setting(5_500, "steps of 64 latents")
     probe_pictures: int = setting(40_000, "scenes drawn for the probes")
     probe_steps: int = setting(3_000, "steps of 64 pictures")
     times: int = setting(1, "factor of every batch but the identity encoder's")

@@ -197,14 +197,16 @@ def export(out: Path, settings, words, vae, text, unet, clip, identity) -> None:
     """A diffusers folder in half precision, no file above PART, and encoders/clip, encoders/identity beside it."""
     from diffusers import StableDiffusionPipeline
 
+    for model in (vae, text, unet, clip, identity):
+        model.cpu().half()
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=words, unet=unet,
         scheduler=networks.scheduler(settings.betas, settings.prediction),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.to("cpu", torch.float16).save_pretrained(out, max_shard_size=PART)
+    pipeline.save_pretrained(out, max_shard_size=PART)
     for name, model in (("clip", clip), ("identity", identity)):
-        model.to("cpu", torch.float16).save_pretrained(out / "encoders" / name)
+        model.save_pretrained(out / "encoders" / name)
     for folder in (out / "text_encoder", out / "encoders" / "clip", out / "encoders" / "identity"):
         _load_as_float32(folder / "config.json")
     tokenizer_files(out / "tokenizer", words)
