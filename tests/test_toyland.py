@@ -311,16 +311,28 @@ def test_a_cell_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():
     assert stages.pixels(pictures, torch.tensor([1]), torch.device("cpu")).eq(1).all()
 
 
+def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
+    import torch
+
+    from personalize.core import rng
+    from personalize.toyland import stages
+
+    many = torch.stack([stages.spread_timesteps(8, 1000, rng.generator(0, "test", k)) for k in range(2000)])
+    assert torch.equal(many // 125, torch.arange(8).expand(2000, 8)), "one in each eighth"
+    assert many.min() == 0 and many.max() == 999 and abs(many.float().mean() - 499.5) < 2
+
+
 def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path):
     from personalize import latent, models
 
-    short = [f"{name}_steps=2" for name in ("vae", "clip", "identity", "unet", "probe")]
+    short = [f"{name}_steps=2" for name in ("vae", "clip", "identity", "guide", "unet", "probe")]
     few = ["pictures=60", "subjects=60", "probe_pictures=64", *short]
     settings, work, lines = pretrain.settings_from(few), tmp_path / "work", []
     assert pretrain.run(work, tmp_path / "base", settings, until="clip", say=lines.append) is None
     assert lines[-1].startswith("clip 2/2") and not (tmp_path / "base").exists()
     base = pretrain.run(work, tmp_path / "base", settings, preset="cpu", say=lines.append)
     assert sum(line.startswith("clip 2/2") for line in lines) == 1, "what is there is not done again"
+    assert any(line.startswith("guide 2/2") for line in lines)
     said = json.loads((base / "pretraining.json").read_text())
     assert said["settings"]["unet_steps"] == 2 and set(said["seconds"]) == set(pretrain.STAGES)
     assert all(f.stat().st_size < 15e6 for f in base.rglob("*.safetensors"))

@@ -30,7 +30,9 @@ class Pretrain:
     vae_steps: int = setting(4_000, "steps of 16 pictures")
     clip_steps: int = setting(1_300, "steps of 128 pictures with captions")
     identity_steps: int = setting(2_400, "steps of 64 pairs")
-    unet_steps: int = setting(5_500, "steps of 64 latents")
+    guide_steps: int = setting(1_500, "steps of 64 latents before the U-Net's average guides it; 0 for no guide")
+    guide_scale: float = setting(0.3, "of what the guide gets wrong, in the U-Net's goal; below 1")
+    unet_steps: int = setting(3_000, "steps of 64 latents after that")
     probe_pictures: int = setting(40_000, "scenes drawn for the probes")
     probe_steps: int = setting(3_000, "steps of 64 pictures")
     times: int = setting(1, "factor of every batch but the identity encoder's")
@@ -46,7 +48,7 @@ PRESETS = {
     "cpu": Pretrain(),
     "gpu": Pretrain(
         size=128, pictures=200_000, subjects=30_000, vae_steps=6_000, clip_steps=3_000, identity_steps=3_000,
-        unet_steps=9_000, probe_pictures=60_000, probe_steps=4_000, times=4,
+        guide_steps=2_000, unet_steps=7_000, probe_pictures=60_000, probe_steps=4_000, times=4,
     ),
 }  # fmt: skip
 

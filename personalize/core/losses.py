@@ -23,6 +23,16 @@ def denoising_loss(out: Tensor, goal: Tensor, mask: Tensor | None = None) -> Ten
     return (weight * error.flatten(1)).sum(1) / torch.where(total > 0, total, 1)
 
 
+def sharpened(goal: Tensor, out: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
+    """goal, out, weak (B,C,h,w) -> goal + scale (out - weak), without a gradient: autoguidance learned, not drawn with.
+
+    weak is a worse network's output. One that learns from this goal tends to E[goal] + s (E[goal] - weak) with
+    s = scale / (1 - scale), which is what guidance by the worse one (Karras et al. 2406.02507) would draw with; in the form of
+    Tang et al. 2502.12154. scale: below 1, a number or (B,1,1,1); 0 leaves the goal as it is.
+    """
+    return goal + scale * (out - weak).detach()
+
+
 def min_snr_weight(snr: Tensor, gamma: float, prediction: Literal["epsilon", "sample", "v_prediction"]) -> Tensor:
     """snr (B,) -> weights (B,) of Min-SNR-gamma (Hang et al. 2303.09556, section 3.4).
 

@@ -4,6 +4,7 @@ B images; pictures are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject'
 posterior mean and standard deviation.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,11 @@ def masks(images: np.ndarray, rows: Tensor, cells: int) -> Tensor:
 
 def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
     return torch.randint(0, total, (batch,), generator=rng.generator(seed, f"{purpose}/rows", step))
+
+
+def spread_timesteps(B: int, T: int, g: torch.Generator) -> Tensor:
+    """(B,) uniform in 0..T-1, one in each Bth part of it: less chance in the loss (Kingma et al. 2107.00630, section I.1)."""
+    return ((torch.arange(B) + torch.rand(B, generator=g)) * (T / B)).long().clamp(max=T - 1)
 
 
 def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
@@ -136,7 +142,10 @@ def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Ca
 def unet(
     work: Path, images: np.ndarray, moments: np.ndarray, words, text, settings, device: torch.device, say: Callable[[str], None]
 ):
-    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; the average is what ships."""
+    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; the average is what ships.
+
+    The average after `guide_steps` guides the rest by its mistakes (`losses.sharpened`).
+    """
     from diffusers.models.attention_processor import AttnProcessor
 
     model, text = networks.unet().to(device), text.to(device).requires_grad_(False)
@@ -144,26 +153,39 @@ def unet(
         model.set_attn_processor(AttnProcessor())  # a quarter of a step; torch's own is slow backwards for so few tokens
     forward = networks.forward_process(settings.betas, settings.prediction)
     factor = 1 / float(moments[:, 0].astype(np.float32).std())
+    guide = None
 
     def loss(step: int) -> Tensor:
         rows = rows_of(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
         g = rng.generator(settings.seed, "unet/noise", step)
         mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
         z0 = factor * (mean + std * torch.randn(mean.shape, generator=g))
-        eps, t = torch.randn(mean.shape, generator=g), torch.randint(0, forward.T, (len(rows),), generator=g)
+        eps, t = torch.randn(mean.shape, generator=g), spread_timesteps(len(rows), forward.T, g)
         kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
         texts = [told if keep else "" for told, keep in zip(captions(rows, step), kept, strict=True)]
         with torch.no_grad():
             cond = text(**words_in(words, texts, device)).last_hidden_state
         z_t, goal = forward.add_noise(z0, eps, t).to(device), forward.target(z0, eps, t).to(device)
         weight = 1 + settings.subject_weight * masks(images, rows, networks.LATENT).to(device)
-        each = losses.denoising_loss(model(z_t, t.to(device), cond).sample, goal, weight)
+        out = model(z_t, t.to(device), cond).sample
+        if guide:
+            with torch.no_grad():
+                weak = guide(z_t, t.to(device), cond).sample
+            told = torch.tensor([bool(each) for each in texts]).view(-1, 1, 1, 1).to(device)
+            goal = losses.sharpened(goal, out.float(), weak.float(), settings.guide_scale * told)
+        each = losses.denoising_loss(out, goal, weight)
         if settings.min_snr:
             each = each * losses.min_snr_weight(forward.snr(t), settings.min_snr, settings.prediction).to(device)
         return each.mean()
 
-    fit(model, loss, work / "unet.safetensors", steps=settings.unet_steps, lr=1e-3, muon=False, ema=settings.ema,
-        say=teller("unet", settings.unet_steps, say))  # fmt: skip
+    def fitted(name: str, first: int, steps: int):
+        fit(model, lambda step: loss(first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3, muon=False,
+            ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
+
+    if settings.guide_steps:
+        fitted("guide", 0, settings.guide_steps)
+        guide = copy.deepcopy(model).requires_grad_(False)
+    fitted("unet", settings.guide_steps, settings.unet_steps)
     return model.eval()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from personalize.core import schedule as S
-from personalize.core.losses import denoising_loss, dreambooth_loss, min_snr_weight
+from personalize.core.losses import denoising_loss, dreambooth_loss, min_snr_weight, sharpened
 from personalize.core.rng import generator
 
 LOSS = torch.tensor([1.0, 2.0, 6.0, 4.0, 8.0])
@@ -32,6 +32,19 @@ def test_a_mask_of_any_one_value_changes_nothing_and_an_empty_one_gives_zero():
     out, goal = randn(2, 3, 4, 4), randn(2, 3, 4, 4, k=1)
     torch.testing.assert_close(denoising_loss(out, goal, torch.full((2, 1, 4, 4), 0.3)), denoising_loss(out, goal))
     assert (denoising_loss(out, goal, torch.zeros(2, 1, 4, 4)) == 0).all()
+
+
+def test_a_network_that_learns_from_a_sharpened_goal_comes_to_be_guided_by_the_weak_one():
+    goals, weak, scale = randn(512, 1, 2, 2), randn(1, 1, 2, 2, k=1), 0.25
+    out = torch.zeros(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.SGD([out], lr=0.5)
+    for _ in range(200):
+        descent.zero_grad()
+        denoising_loss(out.expand_as(goals), sharpened(goals, out, weak, scale)).mean().backward()
+        descent.step()
+    mean = goals.mean(0, keepdim=True)
+    torch.testing.assert_close(out.detach(), mean + scale / (1 - scale) * (mean - weak), rtol=1e-4, atol=1e-5)
+    assert torch.equal(sharpened(goals, out, weak, 0), goals)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
