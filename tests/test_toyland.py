@@ -350,6 +350,8 @@ def test_pretraining_names_a_wrong_preset_stage_or_setting(tmp_path):
         pretrain.run(tmp_path, tmp_path, pretrain.settings_from([]), until="vea")
     with pytest.raises(UserError, match="one of 64, 128"):
         pretrain.settings_from(["size=96"])
+    with pytest.raises(UserError, match="guide_scale.*0.9"):  # from 1 on its goal runs away
+        pretrain.settings_from(["guide_scale=1.5"])
     assert pretrain.settings_from(["size=64"], "gpu").size == 64 and pretrain.settings_from([], "gpu").size == 128
 
 
