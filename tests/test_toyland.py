@@ -339,6 +339,11 @@ def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_pat
     model = models.load(str(base), say=lambda line: None)
     z0 = latent.draw(model, ["a dog"], latent.image_generators(0, [0]), latent.Drawing("ddim", 2, 3.0))
     assert model.decode_latents(z0).isfinite().all()
+    (work / "unet.safetensors").unlink()  # as if stopped with the guide trained and nothing after it
+    again = pretrain.run(work, tmp_path / "again", settings, preset="cpu", say=lines.append)
+    assert sum(line.startswith("guide 2/2") for line in lines) == 1
+    for part in (base / "unet").glob("*.safetensors"):
+        assert part.read_bytes() == (again / "unet" / part.name).read_bytes()
     with pytest.raises(UserError, match="unet_steps was 2 and is 3"):
         pretrain.run(work, base, pretrain.settings_from([*few, "unet_steps=3"]))
 
