@@ -129,7 +129,7 @@ def pretrain(
     set_: Set = [],
     quiet: Quiet = False,
 ):
-    """Make Toyland's weights from nothing (two hours on 2 cores)."""
+    """Make Toyland's weights from nothing (two and a half hours on 2 cores)."""
     from personalize.commands import pretrain as command
 
     settings = command.settings_from(set_, preset)

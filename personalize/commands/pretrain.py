@@ -79,8 +79,10 @@ def run(
         raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
     import torch
 
+    from personalize.models import imports
     from personalize.toyland.making import Making
 
+    imports.quiet()
     work.mkdir(parents=True, exist_ok=True)
     _same(work / "settings.json", settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
