@@ -3,6 +3,7 @@
 Each takes its rows of every global batch, and gradients are summed, so that the number of processes does not change a run.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def joined(device: torch.device) -> Iterator[None]:
     if world() == 1 or distributed.is_initialized():
         yield
         return
+    # Its functions keep the group there is when they are imported, whose threads would then outlive Python: now there is none.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield

@@ -63,6 +63,27 @@ def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path):
     assert read_manifest(one)["identity"] == read_manifest(two)["identity"]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="names of threads are read from /proc")
+def test_the_threads_of_a_group_end_with_it():
+    code = """if True:
+        import pathlib, torch
+        from personalize import processes
+        with processes.joined(torch.device("cpu")):
+            import torch.distributed.nn.functional  # as torch's compiler does, for an optimizer
+            assert processes.from_first(processes.rank()) == 0
+        names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in names if "gloo" in name], names
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    both = [subprocess.Popen([sys.executable, "-c", code], env={**where, "RANK": rank}, stderr=subprocess.PIPE, text=True)
+            for rank in "01"]  # fmt: skip
+    said = [each.communicate(timeout=120)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+
+
 @pytest.mark.parametrize("count, world", [(1, 1), (5, 2), (1, 2), (7, 3), (2, 4)])
 def test_every_row_has_one_owner(monkeypatch, count, world):
     monkeypatch.setenv("WORLD_SIZE", str(world))
