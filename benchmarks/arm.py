@@ -81,8 +81,8 @@ class Events:
         """The same moments in `personalize`, whose optimizer need not be one of torch's."""
         stepped, drawn = self.around(begin=self.begin, end=self.step), self.around(span=self.draw)
         return {
-            "personalize.engine": lambda module: wrapped(module.Engine, "step", stepped),
-            "personalize.priorset": lambda module: wrapped(module, "complete", drawn),
+            "personalize.training.engine": lambda module: wrapped(module.Engine, "step", stepped),
+            "personalize.data.class_images": lambda module: wrapped(module, "complete", drawn),
         }
 
     def write(self, path: Path) -> None:

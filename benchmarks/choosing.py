@@ -18,10 +18,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.study import DEFAULT, Study, recipe_of
-from personalize import api, choosing, intervals, methods, models, rundir, subjects, summary, trained, watching
-from personalize.config import Choose
-from personalize.files import slug, write_text
-from personalize.terminal import SILENT
+from personalize import api, methods, models
+from personalize.common import run_folder
+from personalize.common.files import slug, write_text
+from personalize.common.recipe import Choose
+from personalize.common.terminal import SILENT
+from personalize.data import subjects
+from personalize.evaluation import bootstrap, checkpoint_selection, summary
+from personalize.training import load_run, validation
 
 CONDITIONS = {  # name -> variant, steps of it
     "default": ("long", DEFAULT), "3 × as long": ("long", 3 * DEFAULT), "3 × the rate": ("fast", DEFAULT),
@@ -30,31 +34,33 @@ CONDITIONS = {  # name -> variant, steps of it
 SHARES = ("identity", "obedience", "class kept")
 
 
-def scored(run: Path, ask: Choose) -> list[choosing.Scored]:
+def scored(run: Path, ask: Choose) -> list[checkpoint_selection.Scored]:
     """Every checkpoint of a finished run on the dev split, as `train` would have scored it."""
-    recipe, manifest = dataclasses.replace(recipe_of(run), choose=ask), trained.require(run)
+    recipe, manifest = dataclasses.replace(recipe_of(run), choose=ask), load_run.require(run)
     model = models.load("toyland", device="cpu", dtype="float32", say=lambda line: None)
-    there = {s.step for s in choosing.read(run / choosing.FILE)}
-    todo = [path for path in rundir.checkpoints(run) if int(path.name[5:]) % ask.every == 0 and int(path.name[5:]) not in there]
+    there = {s.step for s in checkpoint_selection.read(run / checkpoint_selection.FILE)}
+    todo = [
+        path for path in run_folder.checkpoints(run) if int(path.name[5:]) % ask.every == 0 and int(path.name[5:]) not in there
+    ]
     if todo:
         entry = manifest["subjects"][0]
         known, _ = subjects.load([[row["path"] for row in entry["photos"]]], recipe, tokens=[entry["token"]], size=model.size)
-        dev = watching.DevSplit.of(model, recipe, known, run, progress=SILENT.progress)
+        dev = validation.DevSplit.of(model, recipe, known, run, progress=SILENT.progress)
         with torch.random.fork_rng(devices=[]):
             params = [p for group in methods.attach(model, recipe) for p in group["params"]]
         for path in todo:
-            trained.put_checkpoint(model, recipe, params, path)
-            with watching.resting(model):
+            load_run.put_checkpoint(model, recipe, params, path)
+            with validation.resting(model):
                 dev.score(int(path.name[5:]))
-    return choosing.read(run / choosing.FILE)
+    return checkpoint_selection.read(run / checkpoint_selection.FILE)
 
 
-def chosen(course: list[choosing.Scored], ask: Choose) -> tuple[choosing.Choice, int]:
+def chosen(course: list[checkpoint_selection.Scored], ask: Choose) -> tuple[checkpoint_selection.Choice, int]:
     """The choice, and the step that the run would have ended at."""
     for k in range(1, len(course) + 1):
-        if choosing.stalled(course[:k], ask.patience):
+        if checkpoint_selection.stalled(course[:k], ask.patience):
             break
-    return choosing.choose(course[:k], ask), course[k - 1].step
+    return checkpoint_selection.choose(course[:k], ask), course[k - 1].step
 
 
 def truth(rows: list[dict]) -> dict[str, float]:
@@ -92,7 +98,7 @@ def main(work: Path, only: str = "", *settings: str) -> None:
             shown = " | ".join(f"{at[choice.step][key]:.2f} / {at[last][key]:.2f}" for key in (*SHARES, "truth"))
             lines.append(f"| {name} | {subject} | {end} | {choice.step} | {last} | {shown} |")
             print(lines[-1], flush=True)
-        found = {key: intervals.interval(values, [()] * len(values)) for key, values in gains.items()}
+        found = {key: bootstrap.interval(values, [()] * len(values)) for key, values in gains.items()}
         total = found["truth"]
         totals.append(
             f"| {name} | {total.mean:+.3f} ({total.low:+.3f} to {total.high:+.3f}) | {total.above:.2f} | "

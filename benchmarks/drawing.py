@@ -175,18 +175,20 @@ def _theirs(ask: Ask):
 
 def _ours(ask: Ask):
     """The same by `personalize`, as its `generate` does it; the batch is its own choice unless asked for."""
-    from personalize import heap, latent, models
+    from personalize import models
+    from personalize.common import malloc
+    from personalize.generation import sampling
 
-    model = heap.kept_for(models.load(ask.base, device=ask.device, dtype=ask.dtype))
+    model = malloc.kept_for(models.load(ask.base, device=ask.device, dtype=ask.dtype))
 
     def draw(count: int, steps: int, batch: int) -> list:
-        made, how = [], latent.Drawing(ask.sampler, steps, GUIDANCE, batch=batch)
-        for part in latent.batches(model, count, how):
-            z0 = latent.draw(model, [PROMPT] * len(part), list(map(seeded, part)), how)
-            made += latent.to_pil(model.decode_latents(z0))
+        made, how = [], sampling.Drawing(ask.sampler, steps, GUIDANCE, batch=batch)
+        for part in sampling.batches(model, count, how):
+            z0 = sampling.draw(model, [PROMPT] * len(part), list(map(seeded, part)), how)
+            made += sampling.to_pil(model.decode_latents(z0))
         return made
 
-    return draw, ask.batch or min(ask.count, latent.default_batch(model, model.size))
+    return draw, ask.batch or min(ask.count, sampling.default_batch(model, model.size))
 
 
 def seeded(i: int):

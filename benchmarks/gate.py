@@ -105,8 +105,10 @@ def saved(folder: Path, method: str) -> dict[str, Tensor]:
 
 def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor], out: Path) -> Trained:
     """The batches through `personalize.engine`, and what `personalize` saves then."""
-    from personalize import api, latent, methods, models
-    from personalize.engine import Batch, Engine
+    from personalize import api, methods, models
+    from personalize.data.training_set import Batch
+    from personalize.generation import sampling
+    from personalize.training.engine import Engine
 
     flags = jobs.ours(job, method, out)
     recipe = api.resolve(None, [f"base={job.base}", f"train.methods={method}", *flags[flags.index("--set") + 1 :: 2]])
@@ -115,7 +117,7 @@ def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor
     if adapter:
         methods.restore(model, recipe, {f"lora:unet.{k}": v for k, v in adapter.items()})
     with torch.no_grad():
-        cond = latent.encode(model, prompts(job))
+        cond = sampling.encode(model, prompts(job))
     engine, losses = Engine(model, recipe, groups), []
     is_prior = torch.arange(2 * job.batch) >= job.batch
     for z0, eps, t in batches:

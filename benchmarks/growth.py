@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.memory import status
-from personalize.terminal import Terminal
+from personalize.common.terminal import Terminal
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- growth -->", "<!-- /growth -->")
@@ -144,14 +144,14 @@ def child(job: str, asked: dict, work: Path) -> dict:
 
 def photograph(folder: Path, count: int) -> None:
     """Photos of one dog, in as many scenes."""
-    from personalize.toyland import world
-    from personalize.toyland.drawing import draw
+    from personalize.toyland.world import scenes
+    from personalize.toyland.world.render import draw
 
     folder.mkdir()
-    seed = world.HELD_OUT + PEOPLE
-    who = world.subject(seed, "dog")
+    seed = scenes.HELD_OUT + PEOPLE
+    who = scenes.subject(seed, "dog")
     for k in range(count):
-        draw(world.scene(seed + k, who=who), FRAME)[0].save(folder / f"{k:03d}.png")
+        draw(scenes.scene(seed + k, who=who), FRAME)[0].save(folder / f"{k:03d}.png")
 
 
 def prior(work: str, folder: str, count: int) -> dict:

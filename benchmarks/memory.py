@@ -58,7 +58,7 @@ def base(kind: str, folder: Path) -> str:
         from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        from personalize.toyland import networks, stages
+        from personalize.toyland.pretraining import networks, stages
 
         configs = CONFIGS[kind]
         words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog sks"] * 5)
@@ -97,9 +97,10 @@ def filled(make: Callable):
 
 def case(base: str, settings: list[str]):
     """The recipe of a case and its subject: two photos at the size of the base, four for small ones."""
-    from personalize import api, photos
-    from personalize.crops import Photo
-    from personalize.subjects import Subject
+    from personalize import api
+    from personalize.data import photos
+    from personalize.data.crops import Photo
+    from personalize.data.subjects import Subject
 
     big = "sd15" in base
     common = [f"base={base}", "class_word=dog", "token=sks", "device=cpu", "dtype=float32"]
@@ -116,9 +117,9 @@ def measure(base: str, settings: list[str]) -> dict[str, int]:
     import peft  # noqa: F401
     import torch
 
-    from personalize.estimate import Rehearsal
-    from personalize.heap import steady_heap
-    from personalize.models import diffusion, sd  # noqa: F401
+    from personalize.common.malloc import steady_heap
+    from personalize.models import latent_diffusion, sd  # noqa: F401
+    from personalize.training.memory.rehearsal import Rehearsal
 
     steady_heap()
     run = Rehearsal(*case(base, settings))
@@ -159,7 +160,7 @@ def in_child(what: str, base: str, settings: list[str]) -> dict[str, int]:
     if what == "measure":
         peaks = measure(base, settings)
         return {**peaks, "peak": max(peaks.values())}
-    from personalize.estimate import rehearse
+    from personalize.training.memory.rehearsal import rehearse
 
     counted = rehearse(*case(base, settings))
     return {**{name: phase.peak for name, phase in counted.phases.items()}, "peak": counted.peak}

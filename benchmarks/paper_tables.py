@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.study import DEFAULT, Study, values
-from personalize import intervals, prompts
-from personalize.files import read_json, write_text
+from personalize.common import prompts
+from personalize.common.files import read_json, write_text
+from personalize.evaluation import bootstrap
 
 EARLY = 100  # steps, at which the class word still tells
 ROWS = {  # name -> variant, step
@@ -90,29 +91,29 @@ def main(work: Path) -> None:
     study = Study(work)
     found, tops = measured(study), ceilings(study)
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    photos = {column: intervals.interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
+    photos = {column: bootstrap.interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
     lines.append("| photos | " + " | ".join(_cell(photos.get(column)) for column in COLUMNS) + " |")
     for name, columns in found.items():
         found_in = [columns.get(column, {}) for column in COLUMNS]
-        cells = [intervals.interval(list(c.values()), [key[:-1] for key in c]) for c in found_in]
+        cells = [bootstrap.interval(list(c.values()), [key[:-1] for key in c]) for c in found_in]
         lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
     signs = ["| claim | paper | here (95 %) | P | sign |", "|---|---|---|---|---|"]
     for claim, high, low, column, paper in CLAIMS:
-        signs.append(_sign(claim, intervals.difference(found[high][column], found[low][column]), paper))
+        signs.append(_sign(claim, bootstrap.difference(found[high][column], found[low][column]), paper))
     for column, paper in (("DINO", (0.774, 0.668)), ("CLIP-I", (0.885, 0.803))):
         mine = found["DreamBooth"][column]
         above = {key: tops[column][key[0]] for key in mine}
-        signs.append(_sign(f"(d) photos above DreamBooth, {column}", intervals.difference(above, mine), paper))
+        signs.append(_sign(f"(d) photos above DreamBooth, {column}", bootstrap.difference(above, mine), paper))
     text = "\n".join([*signs, "", *lines]) + "\n"
     write_text(work / "paper_tables.md", text)
     print(text)
 
 
-def _cell(found: intervals.Interval | None) -> str:
+def _cell(found: bootstrap.Interval | None) -> str:
     return "-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
-def _sign(claim: str, change: intervals.Interval, paper: tuple[float, float]) -> str:
+def _sign(claim: str, change: bootstrap.Interval, paper: tuple[float, float]) -> str:
     sure = "yes" if change.low > 0 else "no" if change.high < 0 else "not sure"
     theirs = f"{paper[0]:.3f} - {paper[1]:.3f} = {paper[0] - paper[1]:+.3f}"
     return (

@@ -7,12 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize import api, config, rundir, summary
+from personalize import api
 from personalize.commands.compare import read_rows
-from personalize.toyland import world
-from personalize.toyland.drawing import draw
+from personalize.common import recipe, run_folder
+from personalize.evaluation import summary
+from personalize.toyland.world import scenes
+from personalize.toyland.world.render import draw
 
-FIRST = world.HELD_OUT + 2_000_000
+FIRST = scenes.HELD_OUT + 2_000_000
 CLASSES = ("dog", "cat", "duck", "teapot", "car", "robot", "dog", "cat")
 PHOTOS = ("meadow", "beach", "room", "mountains")  # the places of the four photos
 WRONG = {"dog": "teapot", "cat": "car", "duck": "robot", "teapot": "cat", "car": "duck", "robot": "dog"}
@@ -52,12 +54,12 @@ class Study:
     def _run(self, k: int, variant: str) -> Path:
         name, word = self.names()[k], CLASSES[k]
         folder, photos = self.work / "runs" / f"{name}-{variant}", self.work / "photos" / name
-        if (folder / "manifest.json").exists() and rundir.read_manifest(folder)["status"] == "finished":
+        if (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished":
             return folder
-        who = world.subject(FIRST + 1000 * k, word)
+        who = scenes.subject(FIRST + 1000 * k, word)
         photos.mkdir(parents=True, exist_ok=True)
         for j, place in enumerate(PHOTOS):
-            scene = world.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
+            scene = scenes.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
             draw(scene)[0].save(photos / f"{j:02d}.png")
         called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]
@@ -70,8 +72,8 @@ class Study:
         return folder
 
 
-def recipe_of(run: Path) -> config.Recipe:
-    return config.from_dict(rundir.read_manifest(run)["recipe"], str(run))
+def recipe_of(run: Path) -> recipe.Recipe:
+    return recipe.from_dict(run_folder.read_manifest(run)["recipe"], str(run))
 
 
 def values(rows: list[dict], kind: str, name: str, subject: str) -> dict:

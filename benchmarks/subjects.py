@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from personalize import api, gallery, rundir, summary
+from personalize import api
 from personalize.commands.compare import read_rows
-from personalize.files import slug, write_text
-from personalize.metrics import encoders
-from personalize.toyland import world
-from personalize.toyland.drawing import draw
+from personalize.common import run_folder
+from personalize.common.files import slug, write_text
+from personalize.evaluation import encoders, image_cache, summary
+from personalize.toyland.world import scenes
+from personalize.toyland.world.render import draw
 
-FIRST = {"dev": world.HELD_OUT + 6_000_000, "test": world.HELD_OUT + 8_000_000}
-CLASSES = {"dev": ("dog", "cat", "duck", "teapot"), "test": world.CLASSES}
+FIRST = {"dev": scenes.HELD_OUT + 6_000_000, "test": scenes.HELD_OUT + 8_000_000}
+CLASSES = {"dev": ("dog", "cat", "duck", "teapot"), "test": scenes.CLASSES}
 PHOTOS = ("meadow", "beach", "room", "mountains", "snow")  # the places of the five photos
 LOOK_ALIKES = 100
 BARS = {"identity": (0.6, True), "first": (0.5, True), "error": (0.5, False), "obedience": (0.85, True),
@@ -44,15 +45,15 @@ def seed_of(which: str, k: int) -> int:
 
 def photographed(seed: int, word: str) -> list[Image.Image]:
     """The five photos of the subject of a seed."""
-    who = world.subject(seed, word)
-    return [draw(world.scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
+    who = scenes.subject(seed, word)
+    return [draw(scenes.scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
             for k, place in enumerate(PHOTOS)]  # fmt: skip
 
 
 def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path, float]:
     """The run of a subject and the seconds of its training; kept for the same settings."""
-    name = f"{word}-{seed - world.HELD_OUT}"
-    run, photos = work / f"runs-{rundir.key_of({'settings': settings})[:8]}" / name, work / "photos" / name
+    name = f"{word}-{seed - scenes.HELD_OUT}"
+    run, photos = work / f"runs-{run_folder.key_of({'settings': settings})[:8]}" / name, work / "photos" / name
     told = run.with_suffix(".seconds")
     if not told.exists():
         photos.mkdir(parents=True, exist_ok=True)
@@ -69,9 +70,9 @@ def first(run: Path, seed: int, word: str, token: str) -> float:
     """The share of the evaluation's pictures of the subject that DINO holds nearer to its photos than to any look-alike's."""
     seen = encoders.load("toyland", "cpu")
     paths = sorted((run / "evaluation" / "pictures").glob(f"*/*-{slug(token)}-*.png"))
-    pictures = seen.dino(gallery.tensors([Image.open(path).convert("RGB") for path in paths])).token
+    pictures = seen.dino(image_cache.tensors([Image.open(path).convert("RGB") for path in paths])).token
     others = [seed + 1000 * k for k in range(LOOK_ALIKES + 1)]  # the subject itself is the first
-    albums = torch.stack([seen.dino(gallery.tensors(photographed(each, word))).token for each in others])
+    albums = torch.stack([seen.dino(image_cache.tensors(photographed(each, word))).token for each in others])
     nearness = torch.einsum("nd,skd->nsk", pictures, albums).mean(2)
     return (nearness.argmax(1) == 0).float().mean().item()
 
@@ -83,7 +84,7 @@ def row(work: Path, seed: int, word: str, settings: list[str]) -> dict[str, floa
     right = {kind: [r[name] for r in summary.of_kind(rows, kind) for name in ASKED if r[name] is not None]
              for kind in ("subject", "base")}  # fmt: skip
     share = {kind: sum(values) / len(values) for kind, values in right.items()}
-    token = rundir.read_manifest(run)["subjects"][0]["token"]
+    token = run_folder.read_manifest(run)["subjects"][0]["token"]
     return {
         "identity": scores["dino"]["relative"],
         "first": first(run, seed, word, token),
@@ -107,7 +108,7 @@ def main(work: Path, which: str = "dev", *settings: str) -> int:
     text = "\n".join(
         [f"`python -m benchmarks.subjects WORK {' '.join([which, *settings])}`, {time.time() - began:.0f} s", "", *lines]
     )
-    write_text(work / f"{which}-{rundir.key_of({'settings': settings})[:8]}.md", text + "\n")
+    write_text(work / f"{which}-{run_folder.key_of({'settings': settings})[:8]}.md", text + "\n")
     print(text)
     return which == "test" and not all((means[n] >= bar) if more else (means[n] <= bar) for n, (bar, more) in BARS.items())
 

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from personalize import api, gallery, latent, models, sheet
-from personalize.files import write_json, writing
-from personalize.metrics import encoders, truth
-from personalize.toyland import world
-from personalize.toyland.drawing import draw
+from personalize import api, models
+from personalize.common.files import write_json, writing
+from personalize.data import image_grid
+from personalize.evaluation import encoders, image_cache
+from personalize.evaluation.metrics import toyland_truth
+from personalize.generation import sampling
+from personalize.toyland.world import scenes as world
+from personalize.toyland.world.render import draw
 
 FIRST = world.HELD_OUT + 5_000_000  # seeds of the scenes, which no other part of the project uses
 SHOWN = 40  # pictures on the sheet
@@ -55,9 +58,9 @@ class Bar:
 class Bench:
     """What is judged, and with what."""
 
-    model: models.base.LatentModel
+    model: models.interface.LatentModel
     seen: encoders.Encoders
-    probe: truth.Probe
+    probe: toyland_truth.Probe
     pictures: int
 
     def scenes(self, count: int, first: int = 0) -> list[world.Scene]:
@@ -65,21 +68,21 @@ class Bench:
 
     def generated(self, prompts: list[str], *, seed: int) -> Tensor:
         """(N,3,H,W) in [-1,1], with the base's default guidance."""
-        how = latent.Drawing("ddpm", STEPS, api.resolve().draw.guidance)  # DDIM with eta = 1
+        how = sampling.Drawing("ddpm", STEPS, api.resolve().draw.guidance)  # DDIM with eta = 1
         parts = []
-        for rows in latent.batches(self.model, len(prompts), how):
-            generators = latent.image_generators(seed, list(rows), "benchmark")
-            z0 = latent.draw(self.model, [prompts[k] for k in rows], generators, how)
+        for rows in sampling.batches(self.model, len(prompts), how):
+            generators = sampling.image_generators(seed, list(rows), "benchmark")
+            z0 = sampling.draw(self.model, [prompts[k] for k in rows], generators, how)
             parts.append(self.model.decode_latents(z0).float().cpu())
         return torch.cat(parts)
 
     @torch.inference_mode()
     def reconstructed(self, drawn: Tensor) -> Tensor:
-        parts = drawn.split(latent.default_batch(self.model, self.model.size))
+        parts = drawn.split(sampling.default_batch(self.model, self.model.size))
         return torch.cat([self.model.decode_latents(self.model.encode_images(part)[0]).float().cpu() for part in parts])
 
     def drawn(self, scenes: list[world.Scene]) -> Tensor:
-        return gallery.tensors([draw(scene, self.model.size)[0] for scene in scenes])
+        return image_cache.tensors([draw(scene, self.model.size)[0] for scene in scenes])
 
 
 def prompt(of: world.Scene) -> str:
@@ -91,11 +94,11 @@ def prompt(of: world.Scene) -> str:
 
 def obedience(bench: Bench, scenes: list[world.Scene], images: Tensor) -> dict[str, float]:
     """The share of pictures that show what was asked: class, place, action, accessory, and the colour words."""
-    reading, prompts = truth.read(bench.probe, images), [prompt(scene) for scene in scenes]
-    shares = {name: right.nanmean().item() for name, right in truth.obeyed(reading, prompts).items()}
-    asked = torch.tensor([truth.TABLES["colour"].index(world.colour_word(scene.subject.body)) for scene in scenes])
+    reading, prompts = toyland_truth.read(bench.probe, images), [prompt(scene) for scene in scenes]
+    shares = {name: right.nanmean().item() for name, right in toyland_truth.obeyed(reading, prompts).items()}
+    asked = torch.tensor([toyland_truth.TABLES["colour"].index(world.colour_word(scene.subject.body)) for scene in scenes])
     worn = [k for k, scene in enumerate(scenes) if scene.accessory]
-    told = torch.tensor([truth.TABLES["accessory_colour"].index(scenes[k].accessory.colour) for k in worn])
+    told = torch.tensor([toyland_truth.TABLES["accessory_colour"].index(scenes[k].accessory.colour) for k in worn])
     return shares | {
         "colour word": (reading.chances["colour"].argmax(1) == asked).float().mean().item(),
         "accessory's colour": (reading.chances["accessory_colour"][worn].argmax(1) == told).float().mean().item(),
@@ -104,10 +107,10 @@ def obedience(bench: Bench, scenes: list[world.Scene], images: Tensor) -> dict[s
 
 def spread(bench: Bench, images: Tensor) -> float:
     """(N,3,H,W) of dogs -> the mean difference of two of them by the probe, over that of two at random by their truth."""
-    reading = truth.read(bench.probe, images)
-    rows = [truth.Reading(*({k: v[i : i + 1] for k, v in part.items()} for part in (reading.chances, reading.values)))
+    reading = toyland_truth.read(bench.probe, images)
+    rows = [toyland_truth.Reading(*({k: v[i : i + 1] for k, v in part.items()} for part in (reading.chances, reading.values)))
             for i in range(len(images))]  # fmt: skip
-    apart = torch.stack([truth.identity_error(reading, truth.of_photos(row), "dog") for row in rows])
+    apart = torch.stack([toyland_truth.identity_error(reading, toyland_truth.of_photos(row), "dog") for row in rows])
     return (apart.sum() - apart.diagonal().sum()).item() / (len(images) * (len(images) - 1))
 
 
@@ -224,11 +227,11 @@ def report(bars: list[Bar], more: dict[str, float]) -> str:
 
 def page(bench: Bench, images: Tensor, scenes: list[world.Scene]):
     drawn = bench.drawn(scenes[: SHOWN // 5])
-    pairs = [("drawn", latent.to_pil(drawn)), ("through the VAE", latent.to_pil(bench.reconstructed(drawn)))]
-    made = [(prompt(scene), [image]) for scene, image in zip(scenes[:SHOWN], latent.to_pil(images[:SHOWN]), strict=False)]
-    return sheet.contact_sheet(
-        [sheet.Section("Generated", f"the first {SHOWN} of the test prompts, not chosen", made, cell=170),
-         sheet.Section("Unseen scenes", "", pairs)],
+    pairs = [("drawn", sampling.to_pil(drawn)), ("through the VAE", sampling.to_pil(bench.reconstructed(drawn)))]
+    made = [(prompt(scene), [image]) for scene, image in zip(scenes[:SHOWN], sampling.to_pil(images[:SHOWN]), strict=False)]
+    return image_grid.contact_sheet(
+        [image_grid.Section("Generated", f"the first {SHOWN} of the test prompts, not chosen", made, cell=170),
+         image_grid.Section("Unseen scenes", "", pairs)],
         title="Toyland, generated", subtitle=f"{STEPS} DDIM steps",
     )  # fmt: skip
 
@@ -242,7 +245,7 @@ def main() -> int:
     began = time.time()
     model = models.load(str(asked.base), say=lambda line: None)
     seen = encoders.load("toyland", model.device, folder=asked.base)
-    bench = Bench(model, seen, truth.load(asked.base, model.device), asked.pictures)
+    bench = Bench(model, seen, toyland_truth.load(asked.base, model.device), asked.pictures)
     bars, images, scenes, more = measured(bench)
     asked.out.mkdir(parents=True, exist_ok=True)
     with writing(asked.out / "toyland.png") as temporary:

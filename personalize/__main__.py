@@ -1,3 +1,3 @@
-from personalize.cli import main
+from personalize.cli.app import main
 
 main()

@@ -8,13 +8,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from personalize import config, rundir
-from personalize.config import Recipe
-from personalize.errors import UserError
-from personalize.terminal import SILENT, Terminal
+from personalize.common import recipe as config
+from personalize.common import run_folder
+from personalize.common.errors import UserError
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import SILENT, Terminal
 
 RUNS, PRIORS = Path("runs"), Path("priors")
-DEFAULTS = Path(__file__).parent / "defaults.toml"
+DEFAULTS = Path(__file__).parent / "common" / "defaults.toml"
 
 
 def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:
@@ -59,21 +60,21 @@ def train(
 
     Several class words: as many folders of photos, each a subject with a token of its own. `profile`: see `profiling`.
     """
-    from personalize import processes
     from personalize.commands import prior as prior_command
     from personalize.commands import train as command
+    from personalize.common import distributed
 
     full, sources = _asked(photos, class_word, recipe, settings)
     if prior_folder and len(full.class_word) > 1:
         raise UserError(f"--prior {prior_folder} holds pictures of one class, and there are {len(full.class_word)} subjects.")
     model = _model(full, screen)
-    with processes.joined(model.device):
+    with distributed.joined(model.device):
         folders = {}
         if config.draws_class_pictures(full):
             command.check(model, sources, full, profile=profile)  # before the class pictures, which take longer
             for word in dict.fromkeys(full.class_word):
                 drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
-                folders[word] = processes.from_first(drawn.folder)
+                folders[word] = distributed.from_first(drawn.folder)
         return command.run(model, sources, full, priors=folders, runs=Path(runs), profile=profile, screen=screen)
 
 
@@ -109,9 +110,9 @@ def generate(
     files of any program, put on top.
     """
     from personalize.commands import generate as command
-    from personalize.prompts import fill
+    from personalize.common.prompts import fill
 
-    folder = Path(run) if run else None if base else rundir.newest_run(Path(runs))
+    folder = Path(run) if run else None if base else run_folder.newest_run(Path(runs))
     prompts, name, known = list(prompts), "", []
     if folder is None:
         if any("{" in prompt for prompt in prompts):
@@ -119,10 +120,10 @@ def generate(
         full = resolve(None, [*settings, f"base={base}"])
         model = _model(full, screen)
     else:
-        from personalize import trained
+        from personalize.training import load_run
 
         model, full, manifest = _opened(folder, base, settings, screen, say=not run)
-        name, known = trained.put_into(model, folder, manifest, at=checkpoint), manifest["subjects"]
+        name, known = load_run.put_into(model, folder, manifest, at=checkpoint), manifest["subjects"]
         prompts = [fill(prompt, known[0]["token"], known[0]["class"]) for prompt in prompts]
     if known and not any(subject["token"] in prompt.split() for prompt in prompts for subject in known):
         token, word = known[0]["token"], known[0]["class"]
@@ -147,13 +148,13 @@ def evaluate(
 
     `token` names the subject of a run that has several; the first without it. `photos=False` leaves them off the page.
     """
-    from personalize import trained
     from personalize.commands import evaluate as command
-    from personalize.protocols import protocol
+    from personalize.evaluation.protocols import protocol
+    from personalize.training import load_run
 
-    folder = Path(os.path.abspath(run or rundir.newest_run(Path(runs))))
+    folder = Path(os.path.abspath(run or run_folder.newest_run(Path(runs))))
     model, full, manifest = _opened(folder, base, settings, screen, say=not run)
-    subject = trained.subject(manifest, token)
+    subject = load_run.subject(manifest, token)
     asked = protocol(full.evaluate, model.name, subject["class"])
     return command.run(model, command.Job(folder, subject, checkpoint, asked, photos), full, screen=screen)
 
@@ -188,7 +189,7 @@ def dreambench(
 
     A folder's class word is in its subject.toml. What is there already is not made again."""
     from personalize.commands import compare as command
-    from personalize.subjects import listed
+    from personalize.data.subjects import listed
 
     found, done = listed(source), []
     for name, (source, word) in found.items():
@@ -216,7 +217,7 @@ def plan(
 
 def tokens(base: str = "toyland", *, limit: int = 20, settings: Sequence[str] = (), screen: Terminal = SILENT):
     """Rare words of a base, one token in each of its text encoders, the weakest prior first -> list of tokens.Found."""
-    from personalize.commands import tokens as command
+    from personalize.commands import rare_tokens as command
 
     return command.run(_model(resolve(None, [*settings, f"base={base}"]), screen), limit=limit)
 
@@ -243,13 +244,13 @@ def export(
     to: diffusers, single-file, kohya or a1111-embedding; `fuse` bakes an adapter into its base. What was written is kept
     only if a fresh process draws the run's picture with it; `check=False` leaves that out. `push`: owner/name on the hub.
     """
-    from personalize.bundle import Form
     from personalize.commands import export as command
-    from personalize.hub import Push
+    from personalize.commands.export.hub import Push
+    from personalize.commands.export.targets import Form
 
     if not push and (public or with_photos):
         raise UserError("--public and --with-photos are about a repository on the hub: name it, --push owner/name.")
-    folder = Path(run) if run else rundir.newest_run(Path(runs))
+    folder = Path(run) if run else run_folder.newest_run(Path(runs))
     goal = Push(push, public, with_photos) if push else None
     job = command.Job(folder, Form(to, fuse, half), at=checkpoint, out=Path(out) if out else None, check=check, push=goal)
     command.require_possible(job)
@@ -269,8 +270,8 @@ def quickstart(
     screen: Terminal = SILENT,
 ):
     """prior and train, generate, evaluate in a row -> EvaluateResult. Without example photos, Toyland draws them."""
-    from personalize import prompts
-    from personalize.toyland import examples
+    from personalize.common import prompts
+    from personalize.toyland.world import examples
 
     if str(photos) == "data_examples/dog" and not Path(photos).exists():
         examples.write(Path("data_examples"))
@@ -283,16 +284,17 @@ def quickstart(
 
 
 def _model(recipe: Recipe, screen: Terminal):
-    from personalize import heap, models
+    from personalize import models
+    from personalize.common import malloc
 
-    return heap.kept_for(models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say))
+    return malloc.kept_for(models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say))
 
 
 def _opened(folder: Path, base: str, settings: Sequence[str], screen: Terminal, *, say: bool):
     """The base of a run, its recipe with `settings` on top, its manifest."""
-    from personalize import trained
+    from personalize.training import load_run
 
-    manifest = trained.require(folder)
+    manifest = load_run.require(folder)
     if say:
         screen.say(f"run: {os.path.relpath(folder)} ({manifest['subjects'][0]['prompt']!r}, newest finished)")
     full = config.load(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])

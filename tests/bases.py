@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from personalize.formats import single_file
-from personalize.formats.headers import load, save
-from personalize.models.imports import lean
-from personalize.toyland import networks, stages
+from personalize.formats.safetensors_io import load, save
+from personalize.models.lazy_imports import lean
+from personalize.toyland.pretraining import networks, stages
 
 with lean():
     import diffusers

@@ -32,8 +32,8 @@ def tiny_sd(tmp_path_factory) -> Path:
     """A diffusers folder of the Stable Diffusion 1.x layout, random, 32 px, epsilon prediction, PNDM config."""
     import torch
 
-    from personalize.models.imports import lean
-    from personalize.toyland import networks, stages
+    from personalize.models.lazy_imports import lean
+    from personalize.toyland.pretraining import networks, stages
 
     with lean():
         from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -73,8 +73,8 @@ def tiny_sdxl(tmp_path_factory) -> Path:
     """A diffusers folder of the SDXL layout, random, 32 px: encoders of two widths, a tokenizer that pads with "!"."""
     import torch
 
-    from personalize.models.imports import lean
-    from personalize.toyland import networks, stages
+    from personalize.models.lazy_imports import lean
+    from personalize.toyland.pretraining import networks, stages
 
     with lean():
         from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -122,7 +122,7 @@ def eyes(tmp_path_factory) -> Path:
     """Encoders of random weights in the layout that Toyland ships: encoders/identity, encoders/clip."""
     import torch
 
-    from personalize.toyland import networks
+    from personalize.toyland.pretraining import networks
 
     root = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)

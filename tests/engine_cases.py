@@ -4,9 +4,12 @@ import contextlib
 
 import torch
 
-from personalize import config, latent, methods, models
+from personalize import methods, models
+from personalize.common import recipe as config
 from personalize.core import rng
-from personalize.engine import Batch, Engine, rate
+from personalize.data.training_set import Batch
+from personalize.generation import sampling
+from personalize.training.engine import Engine, rate
 
 PROMPTS = ["a zqv dog", "a photo of a cat", "a dog", "a dog"]
 COMMON = ["class_word=dog", "train.steps=8", "train.lr=1e-3", "train.warmup=2", "train.lr_schedule=cosine"]
@@ -25,7 +28,7 @@ def engine_of(folder, *more, dtype="float32", said=None):
 def batch_of(engine, step, *, subjects=2, extras=False):
     """Photos and two class pictures, other ones at each step."""
     g = rng.generator(step, "test")
-    n, texts = subjects + 2, latent.encode(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
+    n, texts = subjects + 2, sampling.encode(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
     texts = {name: value.detach() for name, value in texts.items()}
     z0, eps, goal = (torch.randn(n, 4, 16, 16, generator=g) for _ in range(3))
     t, mask = torch.randint(0, 1000, (n,), generator=g), torch.rand(n, 1, 16, 16, generator=g)

@@ -2,7 +2,7 @@
 
 import torch
 
-from personalize.kernels.group_norm import twin
+from personalize.models.kernels.group_norm import twin
 
 SHAPES = [(2, 32, 8, 8, 4), (1, 96, 5, 7, 32), (3, 30, 1, 1, 3), (1, 130, 9, 3, 13), (1, 6, 65, 37, 2)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

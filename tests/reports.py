@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize.report import Shown
-from personalize.toyland import world
-from personalize.toyland.drawing import draw
+from personalize.evaluation.report.page import Shown
+from personalize.toyland.world import scenes as world
+from personalize.toyland.world.render import draw
 
 DOG = Path(__file__).parents[1] / "data_examples" / "dog"
 SEED = world.HELD_OUT + 1_001_600

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from personalize import api
-from personalize.files import read_json, read_jsonl
-from personalize.rundir import read_manifest
+from personalize.common.files import read_json, read_jsonl
+from personalize.common.run_folder import read_manifest
 
 SETTINGS = ["prior.count=20", "draw.steps=16", "choose.steps=10", "choose.class_count=4", "choose.drift=0.5"]
 

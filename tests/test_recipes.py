@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from personalize import api, cli, config, methods
+from personalize import api, methods
+from personalize.cli import app
+from personalize.common import recipe as config
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.toml"))
@@ -28,7 +30,7 @@ def test_a_recipe_runs_dry_by_the_command_in_its_header(path, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
     words = shlex.split(command.removeprefix("# personalize "))
     assert words[-1] == f"recipes/{names(path)}.toml"
-    done = CliRunner().invoke(cli.app, [*words, "--dry-run"])
+    done = CliRunner().invoke(app.app, [*words, "--dry-run"])
     assert done.exit_code == 0, done.output
     recipe = api.resolve(path, ["class_word=dog"])
     assert done.stdout == config.to_toml(recipe, comments=True)

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize import config, intervals, rundir, summary, trained
-from personalize.settings import to_toml_value
+from personalize.common import recipe as config
+from personalize.common import run_folder
+from personalize.common.settings import to_toml_value
+from personalize.evaluation import bootstrap, summary
+from personalize.training import load_run
 
 NAMES = (
     summary.TITLES | {k: f"truth: {v}" for k, v in summary.TRUTHS.items()} | {"pres": "PRES: class pictures like the photos"}
@@ -25,7 +28,7 @@ class CompareResult:
 
 def asked(folder: Path) -> list[str]:
     """The settings that a run's pictures and scores depend on, so that others are drawn and judged the same way."""
-    recipe = config.flat(config.from_dict(trained.require(folder)["recipe"], str(folder)))
+    recipe = config.flat(config.from_dict(load_run.require(folder)["recipe"], str(folder)))
     names = [name for name in recipe if name == "seed" or name.startswith(("draw.", "evaluate."))]
     return [f"{name}={to_toml_value(recipe[name])}" for name in names]
 
@@ -47,7 +50,7 @@ def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
 def table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
     """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, pictures."""
     rows = [
-        {"subject": name, **_scores(rundir.read_json(folder / "metrics.json"))}
+        {"subject": name, **_scores(run_folder.read_json(folder / "metrics.json"))}
         for name, folder in zip(names, evaluations, strict=True)
     ]
     lines = ["| subject | " + " | ".join(MEASURES) + " | PRES |", "|---|" + "---|" * (len(MEASURES) + 1)]
@@ -60,7 +63,7 @@ def table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> Co
             for row in summary.of_kind(read_rows(folder), kind):
                 values.append(row.get(column))
                 labels.append((name, row["template"]))
-        found = intervals.interval(values, labels)
+        found = bootstrap.interval(values, labels)
         means.append("-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
     lines += ["| **mean** (95 %) | " + " | ".join(means) + " |"]
     return _written(out / "dreambench.md", rows, lines)
@@ -92,6 +95,6 @@ def _shown(value: float | None) -> str:
 def _written(path: Path, rows: list[dict], lines: list[str]) -> CompareResult:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines).rstrip() + "\n"
-    rundir.write_text(path, text)
-    rundir.write_json(path.with_suffix(".json"), rows)
+    run_folder.write_text(path, text)
+    run_folder.write_json(path.with_suffix(".json"), rows)
     return CompareResult(rows, text, path)

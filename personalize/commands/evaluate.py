@@ -8,19 +8,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize import choosing, doctor, gallery, priorset, report, rundir, scoring, summary, trained, watching
-from personalize import photos as photo_files
-from personalize.config import Recipe
-from personalize.crops import Photo
-from personalize.errors import UserError
-from personalize.metrics import copying, diversity, encoders, truth
-from personalize.modelcard import public_name
-from personalize.models.base import LatentModel
-from personalize.prompts import fill
-from personalize.protocols import Protocol
-from personalize.terminal import SILENT, Terminal
-from personalize.toyland import world
-from personalize.verdict import verdict
+from personalize.commands.export.model_card import public_name
+from personalize.common import run_folder
+from personalize.common.errors import UserError
+from personalize.common.prompts import fill
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data import class_images, photo_checks
+from personalize.data import photos as photo_files
+from personalize.data.crops import Photo
+from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
+from personalize.evaluation.metrics import diversity, memorization, toyland_truth
+from personalize.evaluation.protocols import Protocol
+from personalize.evaluation.report import page
+from personalize.evaluation.report.verdict import verdict
+from personalize.models.interface import LatentModel
+from personalize.toyland.world import scenes
+from personalize.training import load_run, validation
 
 PRIOR_SHOWN = 20  # class pictures on the page
 
@@ -30,7 +34,7 @@ class EvaluateResult:
     """metrics: what metrics.json holds; report: the page."""
 
     metrics: dict
-    report: Path
+    page: Path
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,22 @@ class Job:
 
     @property
     def out(self) -> Path:
-        many = len(rundir.read_manifest(self.folder).get("subjects", ())) > 1
-        return self.folder / "evaluation" / (rundir.slug(self.subject["token"]) if many else "")
+        many = len(run_folder.read_manifest(self.folder).get("subjects", ())) > 1
+        return self.folder / "evaluation" / (run_folder.slug(self.subject["token"]) if many else "")
 
 
 def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILENT) -> EvaluateResult:
     """Draw with the base, then with the run put into it, what is not there yet; score both against the photos."""
-    manifest = trained.require(job.folder)
-    trained.resolve(model, job.folder, manifest, job.at)
+    manifest = load_run.require(job.folder)
+    load_run.resolve(model, job.folder, manifest, job.at)
     trained_on, held_out = _photos(job.subject)
     ask = recipe.evaluate
     lpips = diversity.read_lpips(Path(ask.lpips), model.device) if ask.lpips else None
-    probe = truth.load() if model.name == "toyland" and job.subject["class"] in world.CLASSES else None
+    probe = toyland_truth.load() if model.name == "toyland" and job.subject["class"] in scenes.CLASSES else None
     seers = encoders.load(model.name, model.device, dino=ask.dino, clip=ask.clip)
     began = time.monotonic()
     base = _sit(model, job, recipe, "", screen=screen)
-    name = trained.put_into(model, job.folder, manifest, at=job.at)
+    name = load_run.put_into(model, job.folder, manifest, at=job.at)
     sittings = [base, _sit(model, job, recipe, name, screen=screen)]
     drawn = time.monotonic() - began
     judge = scoring.judge(
@@ -69,14 +73,16 @@ def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILE
     )  # fmt: skip
     rows, pictures = [], []
     for sat in sittings:
-        loaded, bad = gallery.load(sat)
+        loaded, bad = image_cache.load(sat)
         rows += scoring.rows(judge, sat, loaded, bad)
         pictures += loaded
     metrics = _metrics(judge, rows, job, recipe) | {
         "run": _about(job, manifest, name, photos=len(judge.photos.dino)),
         "protocol": _protocol(job.protocol, recipe, model),
         "choice": manifest.get("why", ""),
-        "checkpoints": choosing.table(choosing.read(job.folder / choosing.FILE), recipe.choose, manifest.get("chosen")),
+        "checkpoints": checkpoint_selection.table(
+            checkpoint_selection.read(job.folder / checkpoint_selection.FILE), recipe.choose, manifest.get("chosen")
+        ),
         "seconds": {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)},
         "encoders": seers.names | ({"lpips": lpips.name} if lpips else {}),
         "preprocessing": seers.looks,
@@ -88,20 +94,20 @@ def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILE
     return _written(job.out, metrics, rows, shown)
 
 
-def _sit(model: LatentModel, job: Job, recipe: Recipe, name: str, *, screen: Terminal) -> gallery.Sitting:
+def _sit(model: LatentModel, job: Job, recipe: Recipe, name: str, *, screen: Terminal) -> image_cache.Sitting:
     """The pictures that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
-    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / watching.BASE_PICTURES
-    way = {"seed": recipe.seed, "purpose": "evaluate", "how": watching.drawing(recipe)}
-    place = gallery.place(root, name or watching.base_name(model), model, **way)
+    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_PICTURES
+    way = {"seed": recipe.seed, "purpose": "evaluate", "how": validation.drawing(recipe)}
+    place = image_cache.place(root, name or validation.base_name(model), model, **way)
     token = job.subject["token"] if name else ""
-    sat = gallery.sitting(job.protocol, place, class_prompt=recipe.prior.prompt, token=token, word=job.subject["class"])
-    gallery.draw(model, sat, **way, progress=screen.progress, what=f"drawing by the {'run' if name else 'base'}")
+    sat = image_cache.sitting(job.protocol, place, class_prompt=recipe.prior.prompt, token=token, word=job.subject["class"])
+    image_cache.draw(model, sat, **way, progress=screen.progress, what=f"drawing by the {'run' if name else 'base'}")
     return sat
 
 
 def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe) -> dict:
     subject, tops = job.subject, judge.ceilings
-    among = copying.leave_one_out(judge.photos)
+    among = memorization.leave_one_out(judge.photos)
     scores = summary.scores(rows, tops)
     if judge.lpips and "diversity" in scores:
         scores["diversity"]["title"] = "DIV: LPIPS"
@@ -112,7 +118,7 @@ def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe) -
         "copying": summary.copies(rows, None if among is None else among.tolist()),
         "truth": summary.truths(rows), "prompts": summary.by_prompt(rows),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
-        "versions": rundir.library_versions(),
+        "versions": run_folder.library_versions(),
     }  # fmt: skip
 
 
@@ -160,7 +166,7 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
 
 def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    found = doctor.examine(photos, size, how=scoring.still(recipe.photos.crop))
+    found = photo_checks.examine(photos, size, how=scoring.still(recipe.photos.crop))
     first_held = len(photos) - held_out
     return [
         {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in found.each[k]]}
@@ -168,12 +174,12 @@ def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) ->
     ]
 
 
-def _shown(job: Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> report.Shown:
+def _shown(job: Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> page.Shown:
     """What the page shows; drawn: each row and its picture."""
     prior, folder = [], job.subject["prior_folder"]
     if folder and Path(folder).is_dir():
-        prior = priorset.pictures(Path(folder), min(PRIOR_SHOWN, len(priorset.present(Path(folder)))))
-    return report.Shown(
+        prior = class_images.pictures(Path(folder), min(PRIOR_SHOWN, len(class_images.present(Path(folder)))))
+    return page.Shown(
         photos=photos,
         prior=prior,
         cells={(row["prompt"], row["index"]): picture for row, picture in drawn if row["kind"] == "subject"},
@@ -182,15 +188,15 @@ def _shown(job: Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Im
     )
 
 
-def _written(out: Path, metrics: dict, rows: list[dict], shown: report.Shown) -> EvaluateResult:
+def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> EvaluateResult:
     out.mkdir(parents=True, exist_ok=True)
-    rundir.write_json(out / "metrics.json", metrics)
+    run_folder.write_json(out / "metrics.json", metrics)
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    rundir.write_text(out / "per_image.csv", table.getvalue())
-    rundir.write_text(out / "report.md", report.markdown(metrics))
-    rundir.write_text(out / "report.html", report.html(metrics, shown))
+    run_folder.write_text(out / "per_image.csv", table.getvalue())
+    run_folder.write_text(out / "report.md", page.markdown(metrics))
+    run_folder.write_text(out / "report.html", page.html(metrics, shown))
     return EvaluateResult(metrics, out / "report.html")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 
-from personalize import latent, rundir
-from personalize.config import Draw
-from personalize.errors import UserError
-from personalize.models.base import LatentModel
-from personalize.sheet import grid
-from personalize.terminal import SILENT, Terminal
+from personalize.common import run_folder
+from personalize.common.errors import UserError
+from personalize.common.recipe import Draw
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data.image_grid import grid
+from personalize.generation import sampling
+from personalize.models.interface import LatentModel
 
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
@@ -33,33 +34,33 @@ def run(
 
     origin: run, checkpoint, and what `put_files` gave. Picture i of a seed starts from the same noise for every prompt.
     """
-    how = latent.Drawing(
+    how = sampling.Drawing(
         draw.sampler, draw.steps, draw.guidance, draw.rescale, draw.interval, draw.negative, draw.size, draw.batch
     )
-    latent.sampler_named(how.sampler)
+    sampling.sampler_named(how.sampler)
     if out.is_file():
         raise UserError(f"--out {out} is a file, and pictures go into a folder. Give another name.")
     for line in _remarks(model, prompts, origin):
         screen.say(line)
     jobs = [(prompt, i) for prompt in prompts for i in range(draw.count)]
     out.mkdir(parents=True, exist_ok=True)
-    rows = rundir.read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
+    rows = run_folder.read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
     known = {row["file"]: row for row in rows}
     files, pictures = [], []
     with screen.progress("drawing", len(jobs), unit="pictures") as advance:
-        for part in latent.batches(model, len(jobs), how):
+        for part in sampling.batches(model, len(jobs), how):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = latent.draw(model, list(texts), latent.image_generators(seed, list(numbers)), how)
-            for picture, prompt, i in zip(latent.to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
+            z0 = sampling.draw(model, list(texts), sampling.image_generators(seed, list(numbers)), how)
+            for picture, prompt, i in zip(sampling.to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
                 row = _row(model, how, prompt, origin=origin, seed=seed, index=i, size=picture.size)
                 files.append(out / row["file"])
                 pictures.append(picture)
-                with rundir.writing(files[-1]) as temporary:
+                with run_folder.writing(files[-1]) as temporary:
                     picture.save(temporary, pnginfo=_metadata(row))
                 if known.get(row["file"]) != row:
-                    rundir.append_jsonl(out / "images.jsonl", row)
+                    run_folder.append_jsonl(out / "images.jsonl", row)
             advance(len(part))
-    with rundir.writing(out / "grid.png") as temporary:
+    with run_folder.writing(out / "grid.png") as temporary:
         grid(pictures, draw.count if len(prompts) > 1 else min(4, draw.count)).save(temporary)
     return GenerateResult(files, out / "grid.png")
 
@@ -71,15 +72,15 @@ def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[
     """
     if not (loras or embeddings):
         return {}
-    from personalize.bundle import content_hash
-    from personalize.methods import peft, textual_inversion
+    from personalize.commands.export.targets import content_hash
+    from personalize.methods import lora, textual_inversion
 
     said: dict[str, list[dict]] = {}
     for path, word in map(worded, embeddings):
         token = textual_inversion.load_embedding(model, path, word)
         said.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
     for i, (path, weight) in enumerate(map(weighted, loras)):
-        peft.load_adapter(model, path, name=f"file{i}", weight=weight)
+        lora.load_adapter(model, path, name=f"file{i}", weight=weight)
         inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
         said.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
     return said
@@ -111,7 +112,7 @@ def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[s
 
 
 def _row(
-    model: LatentModel, how: latent.Drawing, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
+    model: LatentModel, how: sampling.Drawing, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
 ) -> dict:
     """All that decides a picture, and its file, whose name changes with any of it but the place of the run."""
     settings = {
@@ -119,8 +120,8 @@ def _row(
         "rescale": how.rescale, "interval": list(how.interval), "seed": seed, "index": index,
         "width": size[0], "height": size[1], "base": model.name, "fingerprint": model.fingerprint,
     }  # fmt: skip
-    key = rundir.key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
-    return origin | {"file": f"{rundir.slug(prompt)[:60]}-{key}-{seed}-{index:03d}.png", **settings}
+    key = run_folder.key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
+    return origin | {"file": f"{run_folder.slug(prompt)[:60]}-{key}-{seed}-{index:03d}.png", **settings}
 
 
 def _metadata(row: dict) -> PngInfo:

@@ -4,14 +4,16 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from personalize import estimate, methods, pace, subjects
-from personalize.config import Recipe
-from personalize.errors import UserError
-from personalize.footprint import Footprint
+from personalize import methods
+from personalize.common.errors import UserError
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data import subjects
+from personalize.data.subjects import Subject
 from personalize.models import devices
-from personalize.plan import duration
-from personalize.subjects import Subject
-from personalize.terminal import SILENT, Terminal
+from personalize.training.memory import machine, rehearsal
+from personalize.training.memory.counter import Footprint
+from personalize.training.preflight import duration
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ def run(sources: Sequence, recipe: Recipe, *, screen: Terminal = SILENT) -> Plan
     known = _subjects(sources, recipe)
     device = devices.choose(recipe.device)
     recipe = dataclasses.replace(recipe, token=tuple(subject.token for subject in known))
-    counted, free = estimate.rehearse(recipe, known), pace.free_bytes(device)
-    speed = pace.measure(device, devices.dtype_for(device, recipe.dtype, screen.say))
+    counted, free = rehearsal.rehearse(recipe, known), machine.free_bytes(device)
+    speed = machine.measure(device, devices.dtype_for(device, recipe.dtype, screen.say))
     seconds = speed.seconds(counted.phases["step"].work) * recipe.train.steps
     screen.say(f"memory: {counted.words()}")
     screen.say(f"free on {device}: {free / 1e9:.2f} GB")
@@ -85,7 +87,7 @@ def _fitting(recipe: Recipe, known: list[Subject], free: int, screen: Terminal) 
 
 def _counted(recipe: Recipe, known: list[Subject]) -> Footprint | None:
     try:
-        return estimate.rehearse(recipe, known)
+        return rehearsal.rehearse(recipe, known)
     except UserError:  # a switch that this method does not have
         return None
 

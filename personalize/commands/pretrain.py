@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from personalize.errors import UserError, nearest
-from personalize.files import read_json, write_json
-from personalize.settings import parsed, setting, valid, walk
+from personalize.common.errors import UserError, nearest
+from personalize.common.files import read_json, write_json
+from personalize.common.settings import parsed, setting, valid, walk
 
 STAGES = ("world", "vae", "clip", "identity", "unet", "probes")
 SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
@@ -79,10 +79,10 @@ def run(
         raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
     import torch
 
-    from personalize.models import imports
-    from personalize.toyland.making import Making
+    from personalize.models import lazy_imports
+    from personalize.toyland.pretraining.pipeline import Making
 
-    imports.quiet()
+    lazy_imports.quiet()
     work.mkdir(parents=True, exist_ok=True)
     _same(work / "settings.json", settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

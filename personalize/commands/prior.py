@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize import priorset
-from personalize.config import Recipe
-from personalize.errors import UserError
-from personalize.models.base import LatentModel
-from personalize.terminal import SILENT, Terminal
+from personalize.common.errors import UserError
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data import class_images
+from personalize.models.interface import LatentModel
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ def run(
     """Draw what is missing of `recipe.prior.count` class pictures, into `folder` or the one their key names in `root`."""
     if not class_word:
         raise UserError("which class? Give one, as in: personalize prior dog")
-    wanted = priorset.settings(model, recipe, class_word)
-    folder = folder or priorset.folder_for(root, wanted)
-    drawn = priorset.complete(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
+    wanted = class_images.settings(model, recipe, class_word)
+    folder = folder or class_images.folder_for(root, wanted)
+    drawn = class_images.complete(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
     if not drawn:
         screen.say(f"{recipe.prior.count} class pictures of {wanted['prompt']!r} are there already: {folder}")
     return PriorResult(folder, drawn, recipe.prior.count)

@@ -15,34 +15,26 @@ from pathlib import Path
 
 import torch
 
-from personalize import (
-    choosing,
-    config,
-    engine,
-    keeping,
-    latent,
-    methods,
-    plan,
-    priorset,
-    processes,
-    profiling,
-    rundir,
-    runlog,
-    trainset,
-    watching,
-)
-from personalize import photos as photo_files
-from personalize.config import Recipe
-from personalize.errors import Interrupted, UserError
-from personalize.keeping import Run
-from personalize.metrics import encoders
-from personalize.models.base import LatentModel
-from personalize.prompts import fill
-from personalize.protocols import dev_templates
-from personalize.subjects import Subject
-from personalize.subjects import load as load_subjects
-from personalize.terminal import SILENT, Terminal
-from personalize.tokens import choose as choose_tokens
+from personalize import methods
+from personalize.common import distributed, run_folder
+from personalize.common import recipe as config
+from personalize.common.errors import Interrupted, UserError
+from personalize.common.prompts import fill
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data import class_images, training_set
+from personalize.data import photos as photo_files
+from personalize.data.rare_tokens import choose as choose_tokens
+from personalize.data.subjects import Subject
+from personalize.data.subjects import load as load_subjects
+from personalize.evaluation import checkpoint_selection, encoders
+from personalize.evaluation.protocols import dev_templates
+from personalize.generation import sampling
+from personalize.models.interface import LatentModel
+from personalize.training import engine, preflight, profiler, validation
+from personalize.training import log as runlog
+from personalize.training import run as keeping
+from personalize.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -63,44 +55,44 @@ def run(
     Of several processes each calls it, inside `processes.joined`. UserError names what is wrong. `profile` leaves a page
     of where a step goes, see `profiling`, and changes nothing of the run.
     """
-    writes = processes.rank() == 0
+    writes = distributed.rank() == 0
     screen = screen if writes else SILENT
     recipe, known, notices = check(model, sources, recipe, profile=profile)
     for line in notices:
         screen.say(line)
-    wanted = {word: priorset.settings(model, recipe, word) for word in priors}
+    wanted = {word: class_images.settings(model, recipe, word) for word in priors}
     manifest = _manifest(model, recipe, known, priors=priors, wanted=wanted)
     names = "-".join(f"{s.token}-{s.class_word}" for s in known)
-    folder = processes.from_first(_find(runs, names, manifest) if writes else None)
-    with rundir.lock(folder) if writes else nullcontext():
-        if processes.from_first(writes and _finished(folder)):
+    folder = distributed.from_first(_find(runs, names, manifest) if writes else None)
+    with run_folder.lock(folder) if writes else nullcontext():
+        if distributed.from_first(writes and _finished(folder)):
             screen.say(f"this run is finished: {folder}")
             if profile:
                 screen.say("nothing was trained, so nothing was profiled; with another --runs folder it is trained again")
             return TrainResult(folder, 0, 0.0)
         pictures = {}
         for word, place in priors.items():
-            priorset.check(place, wanted[word])
-            pictures[word] = priorset.latents(place, recipe.prior.count)
+            class_images.check(place, wanted[word])
+            pictures[word] = class_images.latents(place, recipe.prior.count)
         if writes:
             _begin(folder, manifest, recipe, known, size=recipe.photos.size or model.size)
         dev = None
         if writes and recipe.choose.every:
-            dev = watching.DevSplit.of(model, recipe, known, folder, progress=screen.progress)
+            dev = validation.DevSplit.of(model, recipe, known, folder, progress=screen.progress)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             groups = methods.attach(model, recipe)
         text_trains = any(group["name"] != "unet" for group in groups)
-        data = trainset.build(model, recipe, known, priors=pictures, text_trains=text_trains)
+        data = training_set.build(model, recipe, known, priors=pictures, text_trains=text_trains)
         run = Run(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
-        own = priorset.pictures(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
-        shown = plan.representable(data, own)
+        own = class_images.pictures(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
+        shown = preflight.representable(data, own)
         data.release()
-        for line in [*plan.words(data, run.engine), *shown]:
+        for line in [*preflight.words(data, run.engine), *shown]:
             screen.say(line)
         if every := recipe.choose.every:
             screen.say(f"every {every} steps pictures are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
-        rundir.require_free_disk(folder, keeping.disk_bytes(run))
+        run_folder.require_free_disk(folder, keeping.disk_bytes(run))
         return _train(run, screen, profile=profile)
 
 
@@ -111,9 +103,9 @@ def check(
     train, size = recipe.train, recipe.photos.size or model.size
     methods.check(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_masters(recipe, model.dtype)
-    latent.sampler_named(recipe.draw.sampler)
+    sampling.sampler_named(recipe.draw.sampler)
     if profile:
-        profiling.require_steps(recipe)
+        profiler.require_steps(recipe)
     runlog.check_trackers(train.trackers)
     if size % (8 * model.downscale):
         raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
@@ -127,14 +119,14 @@ def check(
 
 
 def _finished(folder: Path) -> bool:
-    return (folder / "manifest.json").exists() and rundir.read_manifest(folder)["status"] == "finished"
+    return (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished"
 
 
 def _begin(folder: Path, manifest: dict, recipe: Recipe, known: list[Subject], *, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    rundir.write_manifest(folder, manifest)
-    rundir.write_text(folder / "recipe.toml", config.to_toml(recipe, comments=True))
-    with rundir.writing(folder / "photos.png") as temporary:
+    run_folder.write_manifest(folder, manifest)
+    run_folder.write_text(folder / "recipe.toml", config.to_toml(recipe, comments=True))
+    with run_folder.writing(folder / "photos.png") as temporary:
         shown = [photo for subject in known for photo in subject.photos]
         photo_files.preview(shown, size, how=recipe.photos.crop).save(temporary)
 
@@ -147,7 +139,7 @@ def _train(run: Run, screen: Terminal, *, profile: bool) -> TrainResult:
     began = time.monotonic()
     trackers = runlog.start_trackers(recipe.train.trackers, run.folder) if run.writes else []
     try:
-        with profiling.watching(run, start, screen) if profile else nullcontext():
+        with profiler.watching(run, start, screen) if profile else nullcontext():
             reached = _loop(run, start, trackers=trackers, screen=screen)
             keeping.finish(run, screen)
     except UserError:
@@ -182,7 +174,7 @@ def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> int:
             judged = keeping.judged(run.recipe, step + 1)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while a picture is drawn stops the next step. One process's stops all.
-            stop = processes.any_of_us(bool(stopped), run.data.model.device)
+            stop = distributed.any_of_us(bool(stopped), run.data.model.device)
             if due or judged or last or stop:
                 log.flush()
                 keeping.save(run, step + 1, screen)
@@ -197,7 +189,9 @@ def _loop(run: Run, start: int, *, trackers: list, screen: Terminal) -> int:
 
 
 def _ended(run: Run) -> bool:
-    return processes.from_first(run.dev is not None and choosing.stalled(run.dev.scored, run.recipe.choose.patience))
+    return distributed.from_first(
+        run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
+    )
 
 
 def _manifest(
@@ -209,7 +203,7 @@ def _manifest(
     shown = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in known]
     identity = {"photos": shown, "base": model.fingerprint, "recipe": shape, "prior": wanted}
     if recipe.choose.every:  # scores of one run are of pictures drawn in one way and seen by one pair of eyes
-        how = dataclasses.asdict(watching.drawing(recipe, recipe.choose.steps)) | {"batch": 0}
+        how = dataclasses.asdict(validation.drawing(recipe, recipe.choose.steps)) | {"batch": 0}
         identity["choosing"] = [how, recipe.evaluate.dino, recipe.evaluate.clip]
     entries = [
         {
@@ -221,25 +215,25 @@ def _manifest(
         for s in known
     ]  # fmt: skip
     return {
-        "kind": "run", "status": "running", "identity": rundir.key_of(identity),
+        "kind": "run", "status": "running", "identity": run_folder.key_of(identity),
         "base": model.name, "fingerprint": model.fingerprint, "methods": list(recipe.train.methods), "subjects": entries,
-        "prior": wanted, "recipe": full, "seed": recipe.seed, "versions": rundir.library_versions(),
+        "prior": wanted, "recipe": full, "seed": recipe.seed, "versions": run_folder.library_versions(),
     }  # fmt: skip
 
 
 def _find(runs: Path, name: str, manifest: dict) -> Path:
     """The folder of this very run, or a new one: never one that holds another run."""
-    name = rundir.slug(name)
+    name = run_folder.slug(name)
     for number in range(1, 10_000):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         if not (folder / "manifest.json").exists():
             return folder
-        if rundir.read_manifest(folder).get("identity") == manifest["identity"]:
+        if run_folder.read_manifest(folder).get("identity") == manifest["identity"]:
             return folder
     raise UserError(f"{runs} holds 10000 runs called {name}. Give another folder: --runs.")
 
 
 def _sample(run: Run, step: int) -> None:
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    with watching.resting(run.data.model):
-        watching.sample(run.data.model, run.recipe, prompts, run.folder / "samples" / f"step-{step:06d}.png")
+    with validation.resting(run.data.model):
+        validation.sample(run.data.model, run.recipe, prompts, run.folder / "samples" / f"step-{step:06d}.png")

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from personalize.errors import UserError
+from personalize.common.errors import UserError
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 Spacing = Literal["leading", "trailing", "linspace"]

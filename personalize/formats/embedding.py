@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from personalize.errors import UserError
-from personalize.formats.headers import load, read_header, refuse_pickle, save
+from personalize.common.errors import UserError
+from personalize.formats.safetensors_io import load, read_header, refuse_pickle, save
 
 ONE = "emb_params"
 TWO = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}

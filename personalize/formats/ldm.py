@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalize.errors import UserError
-from personalize.formats.unet import MOST, unet_names
+from personalize.common.errors import UserError
+from personalize.formats.ldm_unet import MOST, unet_names
 
 FAMILIES = {
     "sd1": {"text_encoder": "cond_stage_model.transformer."},

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalize.errors import UserError
-from personalize.files import read_json
-from personalize.formats import kinds, layernames
-from personalize.formats.headers import Header, load, read_header, refuse_pickle, save
-from personalize.formats.layernames import ALPHA, BARE, DOWN, MAGNITUDE, UP, Layer
-from personalize.formats.unet import unet_layers
+from personalize.common.errors import UserError
+from personalize.common.files import read_json
+from personalize.formats import detect, lora_names
+from personalize.formats.ldm_unet import unet_layers
+from personalize.formats.lora_names import ALPHA, BARE, DOWN, MAGNITUDE, UP, Layer
+from personalize.formats.safetensors_io import Header, load, read_header, refuse_pickle, save
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
 SIBLING = "adapter_config.json"  # PEFT's, beside the weights
@@ -99,11 +99,11 @@ def write_kohya(
     """
     assert family in VERSIONS, family
     sdxl = family == "sdxl"
-    original = unet_layers(unet or layernames.sdxl_layers()) if sdxl else {}
+    original = unet_layers(unet or lora_names.sdxl_layers()) if sdxl else {}
     tensors: dict[str, Tensor] = {}
     for name, alpha in adapter.alphas.items():
         part, _, layer = name.partition(".")
-        key = layernames.kohya_name(part, layer, sdxl=sdxl, original=original)
+        key = lora_names.kohya_name(part, layer, sdxl=sdxl, original=original)
         if key is None:
             raise UserError(f"the LoRA's layer {name} has no name in an SDXL file of kohya's: it was made for another base.")
         up = adapter.tensors[f"{name}.lora_B.weight"]
@@ -127,11 +127,11 @@ def _found(path: Path, header: Header, layers: Mapping[str, Collection[str]], ba
     names = header["tensors"]
     _refuse_others(path, {name: shape for name, (_, shape) in names.items()})
     first = max((part for part in layers if path.parent.name.startswith(part)), key=len, default="")
-    index = layernames.spellings(layers, first=first)
+    index = lora_names.spellings(layers, first=first)
     found: dict[Layer, dict[str, str]] = {}
     strange, spelled = [], set()
     for key in sorted(names):
-        spelling, what = layernames.role(key) or (key, "")
+        spelling, what = lora_names.role(key) or (key, "")
         spelled.add(spelling)
         layer = index.get(spelling)
         if not what or layer is None:
@@ -149,13 +149,13 @@ def _found(path: Path, header: Header, layers: Mapping[str, Collection[str]], ba
     return found
 
 
-def _refuse_others(path: Path, shapes: kinds.Shapes) -> None:
+def _refuse_others(path: Path, shapes: detect.Shapes) -> None:
     for mark, what in KINDS.items():
         if any(mark in f"{name}." for name in shapes):
             raise UserError(f"{path} is {what}, which is not read. Use a LoRA, LoCon or DoRA.")
-    if kinds.CONV_IN in shapes:
+    if detect.CONV_IN in shapes:
         raise UserError(f"{path} is a whole checkpoint, not a LoRA. Give it as the base.")
-    if not any((found := layernames.role(name)) and found[1] == DOWN for name in shapes):
+    if not any((found := lora_names.role(name)) and found[1] == DOWN for name in shapes):
         raise UserError(f"{path} is no LoRA: none of its {len(shapes)} tensors is a lora_down or lora_A.")
 
 
@@ -225,7 +225,7 @@ def _in_files(key: str) -> str:
         return key
     # transformers passes over a text encoder's magnitude without this ending, and draws something else
     ending = ".weight" if rest.endswith(".lora_magnitude_vector") else ""
-    return f"{part}.{layernames.with_text_model(rest)}{ending}"
+    return f"{part}.{lora_names.with_text_model(rest)}{ending}"
 
 
 def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalize.errors import UserError
-from personalize.files import read_json, writing
-from personalize.formats import configs as stored
-from personalize.formats import kinds, released, words
-from personalize.formats.headers import load, read_header, refuse_pickle, save, save_unsynced
-from personalize.formats.infer import infer
+from personalize.common.errors import UserError
+from personalize.common.files import read_json, writing
+from personalize.formats import clip_tokenizer, detect, reference_configs
+from personalize.formats import stored_config as stored
+from personalize.formats.infer_config import infer
 from personalize.formats.ldm import PREFIXES, State, from_ldm, to_ldm
+from personalize.formats.safetensors_io import load, read_header, refuse_pickle, save, save_unsynced
 
 Config = dict[str, Any]
 
@@ -33,9 +33,9 @@ def to_folder(path: Path, folder: Path, *, tokenizer: Path | None = None, predic
         raise UserError(f"{folder} is there already. Give a folder that is new or empty.")
     header = read_header(path)
     shapes = {name: shape for name, (_, shape) in header["tensors"].items()}
-    family = kinds.family(shapes, path)
+    family = detect.family(shapes, path)
     configs, scheduler = _configs(path, header["metadata"], shapes, family=family, asked=prediction)
-    vocabulary, merges = words.vocabulary(path, tokenizer)
+    vocabulary, merges = clip_tokenizer.vocabulary(path, tokenizer)
     _fit(path, len(vocabulary), configs)
     try:
         states = from_ldm(load(path), family, configs)
@@ -46,12 +46,12 @@ def to_folder(path: Path, folder: Path, *, tokenizer: Path | None = None, predic
         for part, state in states.items():
             _write_part(temporary / part, state, configs[part])
         for part in (part for part in states if part.startswith("text_encoder")):
-            pad = words.padding(vocabulary, openclip=PREFIXES[family][part].endswith(".model."))
+            pad = clip_tokenizer.padding(vocabulary, openclip=PREFIXES[family][part].endswith(".model."))
             place = temporary / part.replace("text_encoder", "tokenizer")
-            words.write(place, vocabulary, merges, longest=configs[part]["max_position_embeddings"], pad=pad)
+            clip_tokenizer.write(place, vocabulary, merges, longest=configs[part]["max_position_embeddings"], pad=pad)
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        _write_json(temporary / "model_index.json", released.pipeline(family, states, scheduler["_class_name"]))
+        _write_json(temporary / "model_index.json", reference_configs.pipeline(family, states, scheduler["_class_name"]))
 
 
 def from_folder(folder: Path, out: Path, *, half: bool) -> None:
@@ -77,17 +77,17 @@ def from_folder(folder: Path, out: Path, *, half: bool) -> None:
         raise UserError(f"{folder}: {error}") from None
     prediction = scheduler.get("prediction_type", "epsilon")
     if family == "sdxl" and prediction == "v_prediction":
-        tensors |= {released.V_MARK: torch.zeros(0)}
-        tensors |= {released.ZERO_SNR_MARK: torch.zeros(0)} if scheduler.get("rescale_betas_zero_snr") else {}
+        tensors |= {reference_configs.V_MARK: torch.zeros(0)}
+        tensors |= {reference_configs.ZERO_SNR_MARK: torch.zeros(0)} if scheduler.get("rescale_betas_zero_snr") else {}
     blocks = len(configs["vae"].get("block_out_channels", [64]))
     pixels = configs["unet"].get("sample_size") or 64
-    spec = released.modelspec(family, prediction, pixels * 2 ** (blocks - 1) if type(pixels) is int else 512, out.stem)
+    spec = reference_configs.modelspec(family, prediction, pixels * 2 ** (blocks - 1) if type(pixels) is int else 512, out.stem)
     save(out, tensors, spec | {"format": "pt", stored.KEY: stored.packed(family, configs, scheduler)})
 
 
-def _configs(path: Path, metadata: Mapping[str, str], shapes: kinds.Shapes, *, family: str, asked: str):
+def _configs(path: Path, metadata: Mapping[str, str], shapes: detect.Shapes, *, family: str, asked: str):
     """({part: config}, scheduler's config): the header's own where it has them."""
-    prediction = released.prediction(family, metadata, shapes, asked)
+    prediction = reference_configs.prediction(family, metadata, shapes, asked)
     try:
         inferred = infer(shapes, family, prediction=prediction)
     except UserError as error:
@@ -95,7 +95,7 @@ def _configs(path: Path, metadata: Mapping[str, str], shapes: kinds.Shapes, *, f
     if stored.KEY in metadata:
         configs, scheduler = stored.unpacked(metadata[stored.KEY], family, inferred, path)
         return configs, scheduler | ({"prediction_type": asked} if asked else {})
-    return inferred, released.scheduler(family, prediction, zero_snr=released.ZERO_SNR_MARK in shapes)
+    return inferred, reference_configs.scheduler(family, prediction, zero_snr=reference_configs.ZERO_SNR_MARK in shapes)
 
 
 def _fit(path: Path, pieces: int, configs: Mapping[str, Config]) -> None:
@@ -103,7 +103,8 @@ def _fit(path: Path, pieces: int, configs: Mapping[str, Config]) -> None:
         if part.startswith("text_encoder") and pieces > config["vocab_size"]:
             raise UserError(
                 f"the tokenizer has {pieces} pieces, but the {part} of {path} knows {config['vocab_size']}: it was made with "
-                f"another vocabulary. Put its own {words.VOCABULARY} and {words.MERGES} into {path.parent / 'tokenizer'}."
+                f"another vocabulary. Put its own {clip_tokenizer.VOCABULARY} and {clip_tokenizer.MERGES} into "
+                f"{path.parent / 'tokenizer'}."
             )
 
 
@@ -113,12 +114,12 @@ def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
     if not index.exists():
         raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json.")
     kind = _config(index).get("_class_name", "?")
-    if kind not in released.PIPELINES.values():
-        known = ", ".join(dict.fromkeys(released.PIPELINES.values()))
+    if kind not in reference_configs.PIPELINES.values():
+        known = ", ".join(dict.fromkeys(reference_configs.PIPELINES.values()))
         raise UserError(f"{folder} is a {kind}; a single file is written of {known} only.")
-    parts = PREFIXES["sdxl" if kind == released.PIPELINES["sdxl"] else "sd1"]
+    parts = PREFIXES["sdxl" if kind == reference_configs.PIPELINES["sdxl"] else "sd1"]
     configs = {part: _config(folder / part / "config.json") for part in parts}
-    if what := kinds.more_than_noise(configs["unet"].get("in_channels", 4)):
+    if what := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
         raise UserError(f"{folder} is {what}, which personalize does not train.")
     # The layout decides the activation that a reader takes: GELU with OpenCLIP's names, its quick approximation with CLIP's.
     small = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"

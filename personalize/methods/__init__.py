@@ -18,10 +18,10 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from personalize.config import ADAPTERS, Lora, Recipe
-from personalize.errors import UserError, nearest
-from personalize.formats import headers
-from personalize.models.base import LatentModel
+from personalize.common.errors import UserError, nearest
+from personalize.common.recipe import ADAPTERS, Lora, Recipe
+from personalize.formats import safetensors_io
+from personalize.models.interface import LatentModel
 
 METHODS = {
     "full": "full", **dict.fromkeys(ADAPTERS, "peft"),
@@ -48,7 +48,7 @@ def check(names: Sequence[str], *, quantize: str = "", text_encoder: bool = Fals
     if text_encoder and not set(names) & {"full", *ADAPTERS}:
         raise UserError(f"train.text_encoder = true does not go with {names[0]}, which trains the embedding of the token only.")
     if adapters:
-        from personalize.methods import peft
+        from personalize.methods import lora as peft
 
         peft.check(adapters[0], lora or Lora(), quantize)
 
@@ -73,7 +73,7 @@ def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
     train = recipe.train
     check(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     if train.quantize:
-        from personalize.methods.quantized import quantize
+        from personalize.methods.quantization import quantize
 
         quantize(model.unet, train.quantize)
     groups = [group for module in _modules(train.methods).values() for group in module.attach(model, recipe)]
@@ -124,7 +124,7 @@ def start_from(model: LatentModel, recipe: Recipe) -> None:
     source = Path(recipe.train.init_from)
     if not source.exists():
         raise UserError(f"train.init_from = {str(source)!r}: there is no such file or folder.")
-    headers.refuse_pickle(source, "what to start from")
+    safetensors_io.refuse_pickle(source, "what to start from")
     found = [module.start_from(model, recipe, source) for module in _modules(recipe.train.methods).values()]
     if not any(found):
         raise UserError(f"train.init_from = {str(source)!r} holds nothing for {', '.join(recipe.train.methods)}.")

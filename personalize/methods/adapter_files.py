@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from personalize.errors import UserError
-from personalize.files import write_json
-from personalize.formats import headers, lora
+from personalize.common.errors import UserError
+from personalize.common.files import write_json
+from personalize.formats import lora, safetensors_io
 from personalize.methods import as_in
-from personalize.methods.adapters import layers
-from personalize.models.base import LatentModel
+from personalize.methods.peft_layers import layers
+from personalize.models.interface import LatentModel
 
 FILE = "pytorch_lora_weights.safetensors"
 ENDING, CONFIG, TENSORS = "_adapter", "adapter_config.json", "adapter_model.safetensors"
@@ -59,14 +59,14 @@ def write(folder: Path, parts: dict[str, Part]) -> None:
         place.mkdir(exist_ok=True)
         # PEFT would write its sets in an order of chance, and the same run would give another file.
         write_json(place / CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in part.config.to_dict().items()})
-        headers.save(place / TENSORS, {f"base_model.model.{k}": v for k, v in part.tensors.items()})
+        safetensors_io.save(place / TENSORS, {f"base_model.model.{k}": v for k, v in part.tensors.items()})
 
 
 def holds(source: Path) -> bool:
     """Whether a file or folder has an adapter in it, by its names alone."""
     if source.is_dir():
         return any((source / name).exists() for name in (FILE, CONFIG)) or bool(_folders(source))
-    keys = headers.read_header(source)["tensors"] if source.suffix == ".safetensors" else ()
+    keys = safetensors_io.read_header(source)["tensors"] if source.suffix == ".safetensors" else ()
     return any(".lora" in key or key.startswith("lora_") for key in keys)
 
 
@@ -131,7 +131,7 @@ def _peft_folder(place: Path, name: str, model: LatentModel) -> dict[str, Part]:
         raise UserError(f"{place} has no {TENSORS}: it is not whole, or a pickle, which is not opened.")
     if config.peft_type == "LORA":
         return _lora(place / TENSORS, model)
-    tensors = headers.load(place / TENSORS, "an adapter")
+    tensors = safetensors_io.load(place / TENSORS, "an adapter")
     bare = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
     return {name: Part(config, as_in(networks(model)[name], bare))}
 

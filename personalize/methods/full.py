@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalize.config import Recipe
-from personalize.core import halves
-from personalize.errors import UserError
-from personalize.files import read_json, write_json
-from personalize.formats import headers
+from personalize.common.errors import UserError
+from personalize.common.files import read_json, write_json
+from personalize.common.recipe import Recipe
+from personalize.core import bf16_split
+from personalize.formats import safetensors_io
 from personalize.methods import as_in, copy_all, require_folder, unfreeze
-from personalize.models.base import LatentModel
+from personalize.models.interface import LatentModel
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
@@ -29,14 +29,14 @@ def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
     """Weights in two halves are copies in float32, all others the live ones."""
-    return {k: halves.master(v) for k, v in _live(model, recipe).items()}
+    return {k: bf16_split.master(v) for k, v in _live(model, recipe).items()}
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
     copy_all(state(model, recipe), tensors, what=f"this state was made for another base than {model.name!r}")
     for key, live in _live(model, recipe).items():
-        if hasattr(live, halves.LOW):
-            halves.put(live, tensors[key])
+        if hasattr(live, bf16_split.LOW):
+            bf16_split.put(live, tensors[key])
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
@@ -48,7 +48,7 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     trained, index = _trained(model, recipe), read_json(model.folder / "model_index.json")
     for part in [name for name, value in index.items() if isinstance(value, list)]:
         if part in trained:
-            halves.unite(trained[part])
+            bf16_split.unite(trained[part])
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (model.folder / part).is_dir():
             shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
@@ -65,7 +65,7 @@ def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     for part, module in _trained(model, recipe).items():
         files = sorted((folder / part).glob("*.safetensors"))
         require_folder(folder, f"{part}/{files[0].name if files else '*.safetensors'}")
-        tensors = {k: v for file in files for k, v in headers.load(file).items()}
+        tensors = {k: v for file in files for k, v in safetensors_io.load(file).items()}
         what = f"{folder / part} was made for another base than {model.name!r}"
         copy_all(module.state_dict(), as_in(module, tensors), what=what)
 
@@ -88,7 +88,7 @@ def _live(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
 def _halve(module: nn.Module) -> list[nn.Parameter]:
     """All parameters of a bfloat16 module, trainable, each with its lower half."""
     for p in module.requires_grad_(True).parameters():
-        halves.halve(p)
+        bf16_split.halve(p)
     return list(module.parameters())
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from personalize.config import Recipe
+from personalize.common.errors import UserError
+from personalize.common.files import slug
+from personalize.common.recipe import Recipe
 from personalize.core import rng
-from personalize.errors import UserError
-from personalize.files import slug
 from personalize.formats import embedding as embedding_files
 from personalize.methods import adapter_files, copy_all, require_folder
-from personalize.models.base import LatentModel
+from personalize.models.interface import LatentModel
 
 FILE = "learned_embeds"
 SPREAD = 0.1  # of the noise that sets further vectors apart, in standard deviations of the row they start from

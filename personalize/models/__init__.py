@@ -4,10 +4,10 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from personalize.errors import UserError
-from personalize.files import read_json
-from personalize.models.base import LatentModel
-from personalize.models.places import TOYLAND, fingerprint, locate
+from personalize.common.errors import UserError
+from personalize.common.files import read_json
+from personalize.models.interface import LatentModel
+from personalize.models.locate import TOYLAND, fingerprint, locate
 
 __all__ = ["MODELS", "TOYLAND", "LatentModel", "families", "fingerprint", "load", "locate"]
 
@@ -23,10 +23,10 @@ def load(
     """
     folder = locate(base, say)
     family = families(folder, base)
-    from personalize.models import devices, diffusion
+    from personalize.models import devices, latent_diffusion
 
     where = devices.choose(device)
-    return diffusion.LatentDiffusion(
+    return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
         device=where, dtype=devices.dtype_for(where, dtype, say), vae=vae, fingerprint=fingerprint(folder),
     )  # fmt: skip

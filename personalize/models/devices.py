@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from personalize.errors import UserError
+from personalize.common.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -6,7 +6,7 @@ B texts, L tokens, D text width.
 from torch import Tensor
 
 from personalize.core.guidance import Cond
-from personalize.models.imports import lean
+from personalize.models.lazy_imports import lean
 
 with lean():
     from transformers.models.clip.modeling_clip import CLIPTextModel

@@ -6,7 +6,7 @@ B texts, L tokens, D D2 widths of the text encoders.
 import torch
 
 from personalize.core.guidance import Cond
-from personalize.models.imports import lean
+from personalize.models.lazy_imports import lean
 
 with lean():
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from personalize.common.errors import UserError
+from personalize.common.files import read_json, write_json, writing
 from personalize.core import rng
-from personalize.errors import UserError
-from personalize.files import read_json, write_json, writing
-from personalize.toyland import world
-from personalize.toyland.fitting import fit
-from personalize.toyland.pen import Pen
-from personalize.toyland.stages import pixels, rows_of, teller
-from personalize.toyland.subjects import DRAW
+from personalize.toyland.pretraining.stages import pixels, rows_of, teller
+from personalize.toyland.pretraining.trainer import fit
+from personalize.toyland.world import scenes as world
+from personalize.toyland.world.pen import Pen
+from personalize.toyland.world.subjects import DRAW
 
 SIZE = 64  # px of what is read
 NOTHING = "none"  # worn

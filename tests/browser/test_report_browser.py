@@ -11,7 +11,7 @@ import pytest
 import reports
 from PIL import Image
 
-from personalize.report import html
+from personalize.evaluation.report.page import html
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (

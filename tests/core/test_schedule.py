@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from personalize.common.errors import UserError
 from personalize.core import schedule as S
 from personalize.core.rng import generator
-from personalize.errors import UserError
 
 
 def randn(*shape, k=0, dtype=torch.float64):

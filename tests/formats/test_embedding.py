@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personalize.errors import UserError
+from personalize.common.errors import UserError
 from personalize.formats import embedding
 
 ONE = {"text_encoder": torch.randn(3, 8)}

@@ -5,10 +5,10 @@ import tiny_releases as tiny
 import torch
 from tiny_releases import FAMILIES, same
 
-from personalize.errors import UserError
+from personalize.common.errors import UserError
 from personalize.formats import ldm
-from personalize.formats.unet import structure, unet_layers, unet_names
-from personalize.models.imports import lean
+from personalize.formats.ldm_unet import structure, unet_layers, unet_names
+from personalize.models.lazy_imports import lean
 
 with lean():
     from diffusers.loaders import single_file_utils as theirs

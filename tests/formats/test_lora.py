@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_releases import same
 
-from personalize.errors import UserError
-from personalize.formats import layernames, lora
+from personalize.common.errors import UserError
+from personalize.formats import lora, lora_names
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_a_lora_of_sd2_is_told_by_the_width_of_its_text(path):
 
 
 def test_the_released_sdxl_is_known_without_its_layers():
-    layers = set(layernames.sdxl_layers())
+    layers = set(lora_names.sdxl_layers())
     assert "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_k" in layers and len(layers) > 1000
-    name = layernames.kohya_name("unet", "up_blocks.0.attentions.2.proj_in", sdxl=True, original=layernames.unet_layers(layers))
+    name = lora_names.kohya_name("unet", "up_blocks.0.attentions.2.proj_in", sdxl=True, original=lora_names.unet_layers(layers))
     assert name == "lora_unet_output_blocks_2_1_proj_in"
 
 

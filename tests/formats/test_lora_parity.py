@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_releases import same
 
 from personalize.formats import lora, single_file
-from personalize.models.imports import lean
+from personalize.models.lazy_imports import lean
 
 with lean():
     from diffusers.loaders import lora_conversion_utils as theirs

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_releases import FAMILIES, same
 
-from personalize.errors import UserError
-from personalize.formats import headers, kinds, ldm, released, words
+from personalize.common.errors import UserError
+from personalize.formats import clip_tokenizer, detect, ldm, reference_configs, safetensors_io
 from personalize.formats.single_file import from_folder, to_folder
-from personalize.models.imports import lean
+from personalize.models.lazy_imports import lean
 
 with lean():
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -153,7 +153,7 @@ def test_the_same_folder_gives_the_same_bytes(folders, path):
 
 def test_the_header_says_what_the_file_is(folders, path):
     from_folder(folders["sd2"], path, half=True)
-    said = headers.read_header(path)["metadata"]
+    said = safetensors_io.read_header(path)["metadata"]
     assert said["modelspec.architecture"] == "stable-diffusion-v2-768-v" and said["modelspec.prediction_type"] == "v"
     assert said["modelspec.resolution"] == "768x768" and said["modelspec.title"] == "model" and said["format"] == "pt"
 
@@ -205,7 +205,9 @@ def test_folders_that_are_not_bases_are_refused(folders, path):
 
 def test_prediction_is_what_the_caller_the_header_or_the_release_says(path):
     def told(family, asked="", names=(), **metadata):
-        return released.prediction(family, {f"modelspec.{key}": value for key, value in metadata.items()}, names, asked)
+        return reference_configs.prediction(
+            family, {f"modelspec.{key}": value for key, value in metadata.items()}, names, asked
+        )
 
     assert (told("sd1"), told("sd2"), told("sdxl")) == ("epsilon", "v_prediction", "epsilon")
     assert told("sd2", prediction_type="epsilon") == told("sd2", asked="epsilon", prediction_type="v") == "epsilon"
@@ -240,12 +242,12 @@ def test_v_prediction_with_zero_snr_passes_through_the_marks_of_sdxl(folders, pa
         ({"emb_params": (2, 768)}, "textual-inversion embedding"),
         ({"encoder.conv_in.weight": (8, 3, 3, 3), "decoder.conv_in.weight": (8, 4, 3, 3)}, "is a VAE alone"),
         ({"conv_in.weight": (8, 4, 3, 3), "down_blocks.0.x": (1,)}, "is a U-Net alone"),
-        ({kinds.CONV_IN: (8, 4, 3, 3)}, "without a VAE"),
-        ({kinds.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,)}, "without a text encoder"),
-        ({kinds.CONV_IN: (8, 9, 3, 3)}, "is an inpainting model .9 input"),
-        ({kinds.CONV_IN: (8, 8, 3, 3)}, "InstructPix2Pix"),
-        ({kinds.CONV_IN: (8, 4, 3, 3), "edm_mean": (4,)}, "Playground"),
-        ({kinds.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,), "conditioner.embedders.0.model.x": (1,)}, "refiner"),
+        ({detect.CONV_IN: (8, 4, 3, 3)}, "without a VAE"),
+        ({detect.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,)}, "without a text encoder"),
+        ({detect.CONV_IN: (8, 9, 3, 3)}, "is an inpainting model .9 input"),
+        ({detect.CONV_IN: (8, 8, 3, 3)}, "InstructPix2Pix"),
+        ({detect.CONV_IN: (8, 4, 3, 3), "edm_mean": (4,)}, "Playground"),
+        ({detect.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,), "conditioner.embedders.0.model.x": (1,)}, "refiner"),
         ({"model.diffusion_model.double_blocks.0.img_attn.proj.weight": (8, 8)}, "is a Flux model"),
         ({"model.diffusion_model.joint_blocks.0.x": (8,)}, "is a Stable Diffusion 3"),
         ({"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a ControlNet"),
@@ -277,7 +279,7 @@ def test_a_damaged_network_is_refused_and_nothing_is_left(path):
 
 
 def test_without_a_tokenizer_the_message_says_where_to_put_it(path, monkeypatch):
-    monkeypatch.setattr(words, "HUB", "nobody/nothing")
+    monkeypatch.setattr(clip_tokenizer, "HUB", "nobody/nothing")
     save_file(tiny.tensors("sd1"), path)
     with pytest.raises(UserError, match="Put its vocab.json and merges.txt into .*tokenizer"):
         to_folder(path, path.parent / "out")
@@ -293,7 +295,7 @@ def test_a_tokenizer_of_another_base_is_refused(path):
 
 def test_toyland_survives_the_way_through_one_file(tmp_path):
     """A base of another shape: three blocks, heads of its own, a VAE without attention."""
-    toyland = Path(words.__file__).parents[1] / "toyland" / "weights"
+    toyland = Path(clip_tokenizer.__file__).parents[1] / "toyland" / "weights"
     from_folder(toyland, tmp_path / "toy.safetensors", half=False)
     to_folder(tmp_path / "toy.safetensors", tmp_path / "toy", tokenizer=toyland / "tokenizer")
     for part in ("unet", "vae", "text_encoder"):

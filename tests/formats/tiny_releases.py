@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from personalize.formats.ldm import tidy, to_ldm
-from personalize.models.imports import lean
+from personalize.models.lazy_imports import lean
 
 with lean():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -6,11 +6,14 @@ import pytest
 import torch
 from kernel_cases import DTYPES, SHAPES, compare
 
-from personalize import config, graph, methods, models, trainset
-from personalize import photos as files
-from personalize.engine import Engine, rate
-from personalize.kernels import group_norm
-from personalize.subjects import Subject
+from personalize import methods, models
+from personalize.common import recipe as config
+from personalize.data import photos as files
+from personalize.data import training_set
+from personalize.data.subjects import Subject
+from personalize.models.kernels import group_norm
+from personalize.training import cuda_graph
+from personalize.training.engine import Engine, rate
 
 pytestmark = pytest.mark.gpu
 PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
@@ -23,7 +26,7 @@ def prepared(folder, *more, dtype="float32"):
     known = [Subject("zqv", "dog", files.load(PHOTOS, min_size=32)[0][:4])]
     torch.manual_seed(0)
     groups = methods.attach(model, recipe)
-    data = trainset.build(model, recipe, known, priors={"dog": torch.randn(5, 4, 16, 16)}, text_trains=False)
+    data = training_set.build(model, recipe, known, priors={"dog": torch.randn(5, 4, 16, 16)}, text_trains=False)
     return data, Engine(model, recipe, groups, say=said.append), said
 
 
@@ -52,11 +55,11 @@ def test_auto_is_a_graph(tiny_sd):
 @pytest.mark.parametrize("how", ["eager", "graph"])
 def test_no_step_waits_for_the_device(tiny_sd, how):
     data, engine, _ = prepared(tiny_sd, f"train.engine={how}")
-    for step in range(graph.WARM + 2):
+    for step in range(cuda_graph.WARM + 2):
         engine.step(data.at(step), scale=1.0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for step in range(graph.WARM + 2, graph.WARM + 5):
+        for step in range(cuda_graph.WARM + 2, cuda_graph.WARM + 5):
             engine.step(data.at(step), scale=1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")

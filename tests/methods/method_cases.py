@@ -12,17 +12,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from personalize import checkpoint, config, latent, methods, models
+from personalize import methods, models
+from personalize.common import checkpoint
+from personalize.common import recipe as config
+from personalize.common.errors import UserError
 from personalize.core import rng
-from personalize.engine import Batch, Engine
-from personalize.errors import UserError
+from personalize.data.training_set import Batch
+from personalize.generation import sampling
+from personalize.training.engine import Engine
 
 STEPS, SIDE = 2, 8  # of sampling; of latents, smaller than the base was made for, which is fast
 RANK, ALPHA = 3, 7.5
 MARKS = (2, 6, 7)  # steps of training at which the state is kept; the last ends it
 LR = {"full": 1e-3, "custom-diffusion": 1e-2, "textual-inversion": 3e-2, "boft": 3e-2, "oft": 3e-2}
 LORA = "pytorch_lora_weights.safetensors"
-NOISE = rng.normal(latent.image_generators(3, [0, 1]), (4, SIDE, SIDE))
+NOISE = rng.normal(sampling.image_generators(3, [0, 1]), (4, SIDE, SIDE))
 
 
 class Learned(NamedTuple):
@@ -115,7 +119,7 @@ def one_batch(model, case):
     g = rng.generator(0, "test")
     z0, eps = (torch.randn(4, 4, SIDE, SIDE, generator=g) for _ in range(2))
     is_prior, prompts = torch.tensor([False, False, True, True]), case.prompts()
-    return Batch(z0, eps, torch.tensor([50, 300, 600, 900]), is_prior, lambda rows: latent.encode(model, prompts[rows]))
+    return Batch(z0, eps, torch.tensor([50, 300, 600, 900]), is_prior, lambda rows: sampling.encode(model, prompts[rows]))
 
 
 def attached(model, recipe):
@@ -171,8 +175,8 @@ def pictures(folder, case, *, taught):
 def drawn(model, case):
     for network in model.networks.values():
         network.eval()
-    how = latent.Drawing("ddim", STEPS, 3.0, size=2 * SIDE)
-    return latent.draw(model, [case.prompts()[1], "a red hat"], latent.image_generators(3, [0, 1]), how).clone()
+    how = sampling.Drawing("ddim", STEPS, 3.0, size=2 * SIDE)
+    return sampling.draw(model, [case.prompts()[1], "a red hat"], sampling.image_generators(3, [0, 1]), how).clone()
 
 
 def predicted(model, prompts):

@@ -29,10 +29,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from personalize import methods
+from personalize.common.errors import UserError
 from personalize.core import rng
-from personalize.errors import UserError
 from personalize.formats import lora
-from personalize.methods import adapters, peft, textual_inversion
+from personalize.methods import lora as peft
+from personalize.methods import peft_layers, textual_inversion
 
 
 @battery([case for case in PLAIN if case.methods[0] not in ("full", "custom-diffusion")])
@@ -79,9 +80,9 @@ def test_lora_adds_alpha_over_rank_times_b_a_in_float64(tiny_sd, tmp_path):
 
 def test_convolutions_of_the_blocks_are_adapted_and_no_others(tiny_sd, tiny_sdxl):
     for folder in (tiny_sd, tiny_sdxl):
-        layers = adapters.layers(read(folder, "float32").unet)
+        layers = peft_layers.layers(read(folder, "float32").unet)
         blocks = {k for k, v in layers.items() if isinstance(v, torch.nn.Conv2d) and k.startswith(("down", "mid", "up"))}
-        found = set(adapters.matched(read(folder, "float32").unet, list(peft.CONVOLUTIONS)))
+        found = set(peft_layers.matched(read(folder, "float32").unet, list(peft.CONVOLUTIONS)))
         assert found == {k for k in blocks if not k.endswith(("proj_in", "proj_out"))} and len(found) > 10
 
 
@@ -89,7 +90,7 @@ def test_oft_turns_inputs_and_keeps_their_lengths(tiny_sd):
     """W R (W R)^T = W W^T for a rotation R, also far from the identity, where a truncated series would be none."""
     model, case = base(tiny_sd), Case(("oft",))
     attached(model, case.recipe())
-    bare = {k: v.weight.clone() for k, v in adapters.matched(model.unet, list(case.recipe().lora.targets)).items()}
+    bare = {k: v.weight.clone() for k, v in peft_layers.matched(model.unet, list(case.recipe().lora.targets)).items()}
     for tensor in methods.state(model, case.recipe()).values():
         tensor.copy_(torch.randn(tensor.shape, generator=rng.generator(0, "turn")))
     peft.fuse(model)
@@ -201,7 +202,7 @@ def test_adapters_of_several_kinds_add_up_by_their_weights(tiny_sd, tmp_path):
 @battery([Case(("lora",), (TEXT,)), *(case for case in OPTIONS if case.methods == ("lora",))])
 def test_a_kohya_file_is_the_diffusers_file(tiny_sd, tmp_path, case):
     saved(tiny_sd, case, tmp_path)
-    names = {part: set(adapters.layers(network)) for part, network in read(tiny_sd, "float32").networks.items()}
+    names = {part: set(peft_layers.layers(network)) for part, network in read(tiny_sd, "float32").networks.items()}
     made = lora.read(tmp_path / LORA, names, "tiny")
     lora.write_kohya(tmp_path / "kohya.safetensors", made, family="sd")
     sources = [tmp_path, tmp_path / LORA, tmp_path / "kohya.safetensors"]

@@ -36,10 +36,11 @@ from method_cases import (
 )
 from safetensors.torch import load_file, save_file
 
-from personalize import config, methods
-from personalize.errors import UserError
+from personalize import methods
+from personalize.common import recipe as config
+from personalize.common.errors import UserError
 from personalize.methods import textual_inversion
-from personalize.methods.quantized import quantize
+from personalize.methods.quantization import quantize
 
 
 def test_the_names_in_recipes_are_the_rows_of_the_table():

@@ -5,7 +5,7 @@ import torch
 from method_cases import OPTIONS, Case, attached, base, learned, predicted, read, saved
 from safetensors.torch import load_file, save_file
 
-from personalize.errors import UserError
+from personalize.common.errors import UserError
 from personalize.methods import textual_inversion
 
 

@@ -7,8 +7,8 @@ import torch
 from method_cases import NOISE, QUANTIZED, attached, base, battery, drawn, learned, one_batch, predicted, read, saved
 
 from personalize import methods
-from personalize.errors import UserError
-from personalize.methods.quantized import quantize
+from personalize.common.errors import UserError
+from personalize.methods.quantization import quantize
 
 # relative error of the U-Net's output against the unquantized base, root mean square
 BOUND = {"8bit": 0.01, "4bit": 0.08}

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize.formats.headers import read_header
-from personalize.models.imports import lean
+from personalize.formats.safetensors_io import read_header
+from personalize.models.lazy_imports import lean
 
 MEMORY, DISK = 20e9, 20e9  # bytes that a machine must have, free in the case of the disk
 PEAK = 14e9  # bytes that training may take

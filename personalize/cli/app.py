@@ -1,0 +1,237 @@
+"""The terminal: parse, call, print. Nothing is computed here, and nothing heavy is imported before a command runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personalize.cli import tools
+from personalize.cli.options import (
+    Base,
+    Checkpoint,
+    Device,
+    DryRun,
+    Dtype,
+    Json,
+    Method,
+    Priors,
+    Quiet,
+    RecipeFile,
+    Run,
+    Runs,
+    Seed,
+    Set,
+    settings_of,
+    show,
+)
+from personalize.common.errors import Interrupted, UserError
+from personalize.common.terminal import Terminal
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Teach a text-to-image model one subject from 3-5 photos, and measure that it learned it.",
+)
+
+
+@app.command()
+def prior(
+    class_word: Annotated[str, typer.Argument(metavar="CLASS", help="What the subject is, such as dog.")],
+    count: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for them; default: one named by what decides them.")] = None,
+    base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
+    priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
+):  # fmt: skip
+    """Class pictures, drawn by the frozen base."""
+    settings = settings_of(set_, {"prior.count": count, "base": base, "seed": seed, "device": device, "dtype": dtype})
+    if dry_run:
+        return _print_recipe(recipe, settings)
+    from personalize import api
+
+    screen = Terminal(quiet=quiet or as_json)
+    result = api.prior(class_word, recipe=recipe, settings=settings, root=priors, folder=out, screen=screen)
+    show({"folder": result.folder, "drawn": result.drawn, "count": result.count}, "folder", as_json)
+
+
+@app.command()
+def train(
+    photos: Annotated[list[str] | None, typer.Argument(help="A folder, files, or hf:owner/name/config.")] = None,
+    class_word: Annotated[
+        list[str], typer.Option("--class", help="What the subject is, such as dog; once for each folder of several.")
+    ] = [],
+    method: Annotated[list[Method], typer.Option(help="Which parameters train; may be given twice.")] = [],
+    photos_option: Annotated[str, typer.Option("--photos", hidden=True)] = "",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    token: Annotated[list[str], typer.Option(help="Rare word for the subject.")] = [],
+    prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class pictures.")] = None,
+    init_from: Annotated[str, typer.Option(help="Adapter or embedding to go on from.")] = "",
+    profile: Annotated[bool, typer.Option("--profile", help="A page of where a step goes, and a trace, into the run.")] = False,
+    base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
+    runs: Runs = Path("runs"), priors: Priors = Path("priors"),
+    quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
+):  # fmt: skip
+    """DreamBooth on a few photos. The same command goes on where it stopped."""
+    named = {"train.steps": steps, "train.lr": lr, "base": base, "seed": seed, "device": device, "dtype": dtype}
+    named |= {"train.methods": method, "class_word": class_word, "token": token, "train.init_from": init_from}
+    settings = settings_of(set_, named)
+    if dry_run:
+        return _print_recipe(recipe, settings)
+    source = [*(photos or []), *([photos_option] if photos_option else [])]
+    if not source:
+        raise UserError("which photos? Give a folder of 3 to 5, as in: personalize train photos/ --class dog")
+    if profile:  # torch reads it as it is imported; its profiler would say on stderr that it starts and stops
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from personalize import api
+
+    result = api.train(
+        source[0] if len(source) == 1 else source, recipe=recipe, settings=settings, runs=runs,
+        priors=priors, prior_folder=prior_folder, profile=profile, screen=Terminal(quiet=quiet or as_json),
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        show({"folder": result.folder, "steps": result.steps, "seconds": round(result.seconds, 1)}, "folder", as_json)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to draw; {token} and {class} are filled in.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
+    count: Annotated[int | None, typer.Option(help="Pictures of each prompt.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is plain.")] = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
+    sampler: Annotated[str, typer.Option(help="dpm++2m, ddim, ddpm, euler, euler-a, heun, unipc, pndm, lcm.")] = "",
+    size: Annotated[int | None, typer.Option(help="Edge, px.")] = None,
+    lora: Annotated[
+        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA file of diffusers, PEFT or kohya. May be given again.")
+    ] = [],
+    embedding: Annotated[
+        list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
+    ] = [],
+    run: Run = None, checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], seed: Seed = None, device: Device = "",
+    dtype: Dtype = "", runs: Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None,
+    quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """Pictures of the subject, by the newest finished run; with --base alone, by the bare base."""
+    from personalize import api
+    from personalize.common.prompts import read_prompts
+
+    wanted = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
+    if not wanted:
+        raise UserError('what to draw? Give a prompt, as in: personalize generate "a sks dog swimming"')
+    named = {"draw.count": count, "draw.steps": steps, "draw.guidance": guidance, "draw.negative": negative}
+    named |= {"draw.sampler": sampler, "draw.size": size, "seed": seed, "device": device, "dtype": dtype}
+    result = api.generate(
+        wanted, run=run, base=base, checkpoint=checkpoint, loras=lora, embeddings=embedding,
+        settings=settings_of(set_, named), runs=runs, out=out, screen=Terminal(quiet=quiet or as_json),
+    )  # fmt: skip
+    show({"grid": result.grid, "files": result.files}, "grid", as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[list[str] | None, typer.Argument(help="Run folders; default: the newest finished one.")] = None,
+    protocol: Annotated[str, typer.Option(help="quick, standard, toyland, or dreambench for a folder of subjects.")] = "",
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a template a line.")] = None,
+    token: Annotated[str, typer.Option(help="Which subject, of a run that has several.")] = "",
+    photos: Annotated[bool, typer.Option("--photos/--no-photos", help="Show your photos in the report.")] = True,
+    checkpoint: Checkpoint = "", base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None,
+    device: Device = "", dtype: Dtype = "", runs: Runs = Path("runs"), priors: Priors = Path("priors"),
+    quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """Is it the same subject? Does it still listen? Is a dog still a dog? Several runs are compared."""
+    from personalize import api
+    from personalize.common.prompts import read_prompts
+
+    screen, found = Terminal(quiet=quiet or as_json), run or []
+    named = {"seed": seed, "device": device, "dtype": dtype}
+    named["evaluate.prompts"] = read_prompts(prompts_file) if prompts_file else []
+    if protocol == "dreambench":
+        if len(found) != 1:
+            raise UserError("dreambench needs one folder of subjects, or hf:google/dreambooth.")
+        if checkpoint or token:
+            raise UserError("--checkpoint and --token are about one run, and dreambench makes its own.")
+        settings = settings_of(set_, named | {"base": base})
+        result = api.dreambench(
+            found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, photos=photos, screen=screen
+        )
+        return _compared(result, as_json)
+    if recipe:
+        raise UserError(
+            f"--recipe {recipe} is for dreambench, which trains; a run has its own. Change single settings by --set."
+        )
+    settings = settings_of(set_, named | {"evaluate.protocol": protocol})
+    options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "settings": settings, "screen": screen}
+    if len(found) > 1:
+        return _compared(api.compare(found, **options), as_json)
+    _evaluated(api.evaluate(found[0] if found else None, runs=runs, **options), as_json)
+
+
+@app.command()
+def quickstart(
+    photos: Annotated[str, typer.Argument(help="Folder of photos.")] = "data_examples/dog",
+    class_word: Annotated[str, typer.Option("--class", help="What the subject is.")] = "dog",
+    base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
+    runs: Runs = Path("runs"), priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """prior, train, generate and evaluate in a row, on example photos."""
+    from personalize import api
+
+    settings = settings_of(set_, {"base": base, "seed": seed, "device": device, "dtype": dtype})
+    result = api.quickstart(
+        photos, class_word=class_word, recipe=recipe, settings=settings, runs=runs, priors=priors,
+        screen=Terminal(quiet=quiet or as_json),
+    )  # fmt: skip
+    _evaluated(result, as_json)
+
+
+app.add_typer(tools.app)
+
+
+def main() -> None:
+    """Runs a command; errors that a person can put right have no traceback."""
+    try:
+        if sys.argv[1:2] == ["train"]:
+            from personalize.cli import import_command
+
+            sys.argv[1:] = import_command.translate(sys.argv[1:])
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes a silent 130 of Ctrl-C
+            raise
+        print("stopped; every file that was written is whole, and the same command can be run again", file=sys.stderr)
+        sys.exit(130)
+
+
+def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
+    from personalize import api
+    from personalize.common import recipe as config
+
+    print(config.to_toml(api.resolve(recipe, settings), comments=True), end="")
+
+
+def _evaluated(result, as_json: bool) -> None:
+    if not as_json:
+        for line in result.metrics["verdict"]:
+            print(line)
+    show({"metrics": result.metrics, "report": result.report}, "report", as_json)
+
+
+def _compared(result, as_json: bool) -> None:
+    if not as_json:
+        print(result.text)
+    show({"rows": result.rows, "file": result.file}, "file", as_json)
+
+
+if __name__ == "__main__":
+    main()

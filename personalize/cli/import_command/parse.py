@@ -1,0 +1,163 @@
+"""A command as it is pasted from a page or a shell's history -> the script, its options, and what the launcher was told."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from personalize.cli.import_command.scripts import SCRIPTS, SEVERAL, SWITCH, Script
+from personalize.common.errors import UserError, nearest
+
+PEFT = "lora_dreambooth/train_dreambooth.py"
+_ENDS = ("&&", "||", "|", "&", ";")
+
+
+@dataclass
+class Call:
+    """A script and the options it was given. launch: those of the launcher, by name; variables: those without a value.
+
+    Whoever reads an option marks it as read, so that none is dropped in silence.
+    """
+
+    script: Script
+    given: dict[str, str | bool | list[str]]
+    launch: dict[str, str]
+    variables: list[str]
+    read: set[str] = field(default_factory=set)
+
+    def text(self, name: str) -> str:
+        """The value of an option, or the script's own; "" where there is neither."""
+        self.read.add(name)
+        default = self.script.flags.get(name)
+        value = self.given.get(name, default if isinstance(default, str) else None)
+        return value if isinstance(value, str) else ""
+
+    def on(self, name: str) -> bool:
+        """Whether a switch was given."""
+        self.read.add(name)
+        return name in self.given
+
+    def number(self, name: str, kind: type = int) -> int | float | None:
+        """The value of an option as a number, None where there is none. UserError where it is no number."""
+        text = self.text(name)
+        return number(text, f"--{name}={text}", kind) if text else None
+
+
+def number(text: str, shown: str, kind: type = float) -> int | float:
+    """UserError where a text is no number; `shown` is what the user wrote."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        why = " Put the variable's value in." if "$" in text else " Put it right."
+        raise UserError(f"{shown} is not {what}.{why}") from None
+
+
+def read(command: str) -> Call:
+    """UserError for a command without a script that is known, with a flag that the script does not have, or without one."""
+    variables: dict[str, str] = {}
+    for line in _lines(command):
+        words = _words(line)
+        while words and (match := re.fullmatch(r"(?:export|set)|([A-Za-z_]\w*)=(.*)", words[0], re.DOTALL)):
+            if match[1]:
+                variables[match[1]] = match[2]
+            words = words[1:]
+        place = next((k for k, word in enumerate(words) if word.endswith(".py")), None)
+        if place is None:
+            continue
+        words, unknown = _filled(words, variables)
+        end = next((k for k, word in enumerate(words) if word in _ENDS or re.match(r"\d?>", word)), len(words))
+        name, options = words[place], words[place + 1 : end]
+        script = _script(name, options)
+        given = _options(script, options)
+        for need in script.needs:
+            if not any(one in given for one in need.split("|")):
+                raise UserError(f"{script.title} needs --{need.replace('|', ' or --')}. Give the whole command.")
+        return Call(script, given, _launch(words[:place]), unknown)
+    raise UserError(f"no training script in {command.strip()[:60]!r}. Known: {', '.join(SCRIPTS)}.")
+
+
+def _lines(command: str) -> list[str]:
+    """The lines of a command: continued ones as one, also where the mark was lost; prompts of a shell or notebook off."""
+    text = re.sub(r"[ \t]*[\\^`][ \t]*\r?\n", " ", command)
+    text = re.sub(r"\s*\n\s*(?=--\w)", " ", text)
+    return [re.sub(r"^\s*(?:[!$>%]\s*)?", "", line) for line in text.splitlines() if not line.lstrip().startswith("#")]
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line.removesuffix("\\"), comments=False)
+    except ValueError:
+        raise UserError(f"a quotation mark is not closed in {line.strip()[:60]!r}. Paste the whole command.") from None
+
+
+def _filled(words: list[str], variables: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Words with the variables that the command itself sets put in; the names of the others."""
+    unknown: list[str] = []
+
+    def value(match: re.Match) -> str:
+        name = match[1] or match[2]
+        if name not in variables and f"${name}" not in unknown:
+            unknown.append(f"${name}")
+        return variables.get(name, match[0])
+
+    return [re.sub(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))", value, word) for word in words], unknown
+
+
+def _script(path: str, options: list[str]) -> Script:
+    """By its file name; PEFT's has the name of one of diffusers', and is known by its flags."""
+    name = PurePosixPath(path.replace("\\", "/")).name
+    own = SCRIPTS[PEFT].flags.keys() - SCRIPTS["train_dreambooth.py"].flags.keys()
+    if name == "train_dreambooth.py" and any(word.partition("=")[0].removeprefix("--") in own for word in options):
+        return SCRIPTS[PEFT]
+    if name not in SCRIPTS:
+        hint = nearest(name, SCRIPTS) or "."
+        raise UserError(f"{name} is no script whose work personalize does{hint} Known: {', '.join(SCRIPTS)}.")
+    return SCRIPTS[name]
+
+
+def _options(script: Script, words: list[str]) -> dict[str, str | bool | list[str]]:
+    """As argparse reads them: --name value, --name=value, a name's beginning where it is one name's only."""
+    given: dict[str, str | bool | list[str]] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} belongs to no flag. Put a value with spaces into quotes.")
+        name = _full_name(script, name)
+        default = script.flags[name]
+        if default is SWITCH:
+            given[name] = True
+        elif equals:
+            given[name] = value
+        elif not words or words[0].startswith("--"):
+            raise UserError(f"--{name} has no value. Write it as --{name}=…")
+        elif default is SEVERAL:
+            given[name] = []
+            while words and not words[0].startswith("--"):
+                given[name].append(words.pop(0))
+        else:
+            given[name] = words.pop(0)
+    return given
+
+
+def _full_name(script: Script, name: str) -> str:
+    alike = [flag for flag in script.flags if flag.startswith(name)]
+    if name in script.flags:
+        return name
+    if name and len(alike) == 1:
+        return alike[0]
+    hint = nearest(f"--{name}", [f"--{flag}" for flag in script.flags])
+    raise UserError(f"{script.title} has no flag --{name}{hint or '. Check the spelling.'}")
+
+
+def _launch(words: list[str]) -> dict[str, str]:
+    """Options of accelerate launch, torchrun and the like: name -> value, "" for a switch."""
+    found: dict[str, str] = {}
+    for k, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            after = words[k + 1] if k + 1 < len(words) else ""
+            found[name] = value if equals else "" if after.startswith("-") else after
+    return found

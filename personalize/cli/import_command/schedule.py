@@ -1,0 +1,126 @@
+"""The course of training in a script's options: batch, optimizer, learning rate, steps, pictures on the way."""
+
+import math
+from pathlib import Path
+
+from personalize.cli.import_command.draft import Draft
+from personalize.cli.import_command.parse import Call
+from personalize.common.recipe import SETTINGS
+
+SCHEDULES = {
+    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
+    "cosine_with_restarts": "cosine", "polynomial": "linear", "piecewise_constant": "constant",
+}  # fmt: skip
+
+
+def read(draft: Draft) -> None:
+    """UserError for a value that is no number."""
+    batch(draft)
+    _optimizer(draft)
+    call, name = draft.call, draft.call.text("lr_scheduler")
+    exact = as_named(name, call.text("lr_num_cycles"), call.number("lr_power", float))
+    schedule(draft, name, call.number("lr_warmup_steps"), exact=exact)
+    _steps(draft)
+
+
+def batch(draft: Draft) -> None:
+    """There a step's batch is that of one process times parts times processes; here it is the whole, cut into parts."""
+    call = draft.call
+    parts, one = call.number("gradient_accumulation_steps") * processes(call), call.number("train_batch_size")
+    draft.settings |= {"train.batch": one * parts, "train.accumulate": parts}
+
+
+def processes(call: Call) -> int:
+    count = call.launch.get("num_processes") or call.launch.get("nproc_per_node") or "1"
+    return max(1, int(count)) if count.isdigit() else 1
+
+
+def _optimizer(draft: Draft) -> None:
+    call, settings = draft.call, draft.settings
+    rate = call.number("learning_rate", float)
+    if call.on("scale_lr"):
+        rate *= settings["train.batch"] * (2 if "real_prior" in call.script.flags and settings["prior.count"] else 1)
+        draft.notices.append("--scale_lr: the learning rate times the batch is written out in train.lr.")
+    settings["train.lr"] = float(f"{rate:.12g}")
+    if call.text("optimizer").lower() not in ("", "adamw"):
+        draft.unknown.append(f"--optimizer={call.text('optimizer')}: AdamW is used, which wants a learning rate of its own.")
+    if call.on("use_8bit_adam"):
+        settings["train.optimizer"] = "adamw8bit"
+    if (epsilon := call.number("adam_epsilon", float)) != 1e-8:
+        draft.unknown.append(f"--adam_epsilon={epsilon:g}: it is 1e-08 here.")
+
+
+def schedule(draft: Draft, name: str, warmup: int, *, exact: bool) -> None:
+    """A course of the learning rate by diffusers' name, whose plain "constant" has no warm-up whatever is said of one."""
+    draft.settings["train.lr_schedule"] = SCHEDULES.get(name, "constant")
+    if name not in ("constant", "piecewise_constant"):
+        draft.settings["train.warmup"] = warmup
+    elif "lr_warmup_steps" in draft.call.given and warmup:
+        draft.notices.append(f"--lr_warmup_steps={warmup} has no effect with the schedule {name}, and is left out.")
+    if not exact or name not in SCHEDULES or name == "piecewise_constant":
+        draft.unknown.append(f"--lr_scheduler={name}: {draft.settings['train.lr_schedule']} is the nearest course there is.")
+
+
+def as_named(name: str, cycles: str, power: float | None) -> bool:
+    """Whether SCHEDULES has the very course of this name."""
+    return {"cosine_with_restarts": cycles in ("", "1"), "polynomial": power in (None, 1.0)}.get(name, True)
+
+
+def _steps(draft: Draft) -> None:
+    call, settings = draft.call, draft.settings
+    steps, epochs = call.number("max_train_steps"), call.number("num_train_epochs")
+    epoch = _epoch(draft)
+    if steps is None and epoch:
+        steps = epochs * epoch
+        draft.notices.append(f"--num_train_epochs={epochs} is {steps} steps of train.batch photos.")
+    elif steps is None:
+        draft.notices.append(
+            f"how long: {epochs} × photos / train.batch steps (--num_train_epochs); the photos are not here: set train.steps."
+        )
+    if steps is not None:
+        settings["train.steps"] = steps
+        fitted(draft, steps)
+    _samples(draft, epoch)
+
+
+def fitted(draft: Draft, steps: int) -> None:
+    """Warm-up and checkpoints, as far as they happen in so many steps."""
+    settings, keep = draft.settings, SETTINGS["train.keep"].default
+    if settings.get("train.warmup", 0) > steps:
+        draft.notices.append(
+            f"the warm-up of {settings['train.warmup']} steps outlasts training: all {steps} steps are warm-up."
+        )
+        settings["train.warmup"] = steps
+    kept = steps // (settings.get("train.checkpoint_every") or steps + 1)
+    if not kept and "checkpointing_steps" not in draft.call.given:
+        settings.pop("train.checkpoint_every", None)
+    elif kept > keep and "train.keep" not in settings:
+        draft.notices.append(f"of {kept} checkpoints the newest {keep} are kept, there all (train.keep).")
+
+
+def _epoch(draft: Draft) -> int:
+    """Optimizer steps of one round of photos and class pictures, as the scripts count them; 0 where nobody can know."""
+    call, settings, folder = draft.call, draft.settings, Path(draft.photos)
+    photos = sum(1 for _ in folder.iterdir()) if draft.photos and folder.is_dir() else 0
+    pictures = max(photos * (call.number("repeats") or 1), settings["prior.count"])
+    batches = math.ceil(pictures / max(1, call.number("train_batch_size")))
+    return math.ceil(math.ceil(batches / processes(call)) / max(1, call.number("gradient_accumulation_steps")))
+
+
+def _samples(draft: Draft, epoch: int) -> None:
+    call = draft.call
+    prompt, every, rounds = call.text("validation_prompt"), call.number("validation_steps"), call.number("validation_epochs")
+    if not prompt:
+        return
+    if every is None or "validation_epochs" in call.given:  # the older flag wins, as there
+        every = rounds * epoch
+    if every:
+        draft.settings["train.sample_every"] = every
+    else:
+        draft.notices.append(
+            f"--validation_epochs={rounds}: how many steps these are is not known here; set train.sample_every."
+        )
+    draft.notices.append(
+        "--validation_prompt: pictures while training show the prompts of the photos and the class. "
+        f"Afterwards: personalize generate {prompt!r}"
+    )

@@ -1,0 +1,137 @@
+"""Commands beside the four: photos, tokens, plan, export, import-command, pretrain."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personalize.cli.options import (
+    Base,
+    Checkpoint,
+    Device,
+    Dtype,
+    Json,
+    Method,
+    Quiet,
+    RecipeFile,
+    Runs,
+    Set,
+    settings_of,
+    show,
+)
+from personalize.common.errors import UserError
+from personalize.common.terminal import Terminal
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    to: Annotated[str, typer.Option(help="diffusers, single-file, kohya or a1111-embedding.")] = "",
+    fuse: Annotated[bool, typer.Option("--fuse", help="Bake an adapter into its base.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="In half precision.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The file or folder to write; default: in the run's folder export.")] = None,
+    check: Annotated[bool, typer.Option(help="Draw with it in a fresh process; keep it only if that is right.")] = True,
+    push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub, private unless --public.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everyone to see.")] = False,
+    with_photos: Annotated[bool, typer.Option("--with-photos", help="With --push: publish the photos too.")] = False,
+    checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], device: Device = "", runs: Runs = Path("runs"),
+    quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """A run as files for diffusers, AUTOMATIC1111, ComfyUI or kohya's scripts, checked by drawing with them."""
+    from personalize import api
+
+    if not to:
+        raise UserError("which format? Give --to diffusers, single-file, kohya or a1111-embedding.")
+    settings, screen = settings_of(set_, {"device": device}), Terminal(quiet=quiet or as_json)
+    result = api.export(
+        run, to=to, fuse=fuse, half=half, out=out, checkpoint=checkpoint, base=base, check=check, push=push, public=public,
+        with_photos=with_photos, settings=settings, runs=runs, screen=screen,
+    )  # fmt: skip
+    values = {"file": result.files[0], "files": result.files, "check": vars(result.check) if result.check else None}
+    show(values | {"url": result.url}, "file", as_json)
+
+
+@app.command()
+def photos(
+    source: Annotated[list[str], typer.Argument(metavar="PHOTOS", help="A folder, files, or hf:owner/name/config.")],
+    size: Annotated[int, typer.Option(help="Edge that training will see, px.")] = 512,
+    crop: Annotated[str, typer.Option(help="center, or subject where there are masks.")] = "center",
+    out: Annotated[Path, typer.Option(help="The page of what was found.")] = Path("photos.png"),
+    quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """The doctor: what is wrong with these photos, and what will training see of them?"""
+    from dataclasses import asdict
+
+    from personalize.commands import check_photos as command
+
+    given = source[0] if len(source) == 1 else source
+    result = command.run(given, size=size, out=out, crop=crop, screen=Terminal(quiet=quiet or as_json))
+    show({"sheet": result.sheet, "findings": [asdict(finding) for finding in result.findings]}, "sheet", as_json)
+
+
+@app.command()
+def plan(
+    photos: Annotated[list[str], typer.Argument(help="A folder, files, or hf:owner/name/config.")],
+    class_word: Annotated[list[str], typer.Option("--class", help="What the subject is, such as dog.")] = [],
+    method: Annotated[list[Method], typer.Option(help="Which parameters train; may be given twice.")] = [],
+    base: Base = "", recipe: RecipeFile = None, set_: Set = [], device: Device = "", dtype: Dtype = "",
+    quiet: Quiet = False, as_json: Json = False,
+):  # fmt: skip
+    """Memory and time of a training run on this machine, before it begins; status 1 where it does not fit."""
+    from personalize import api
+
+    named = {"base": base, "device": device, "dtype": dtype, "train.methods": method, "class_word": class_word}
+    source = photos[0] if len(photos) == 1 else photos
+    screen = Terminal(quiet=quiet or as_json)
+    result = api.plan(source, recipe=recipe, settings=settings_of(set_, named), screen=screen)
+    if result.fits:
+        line = f"it fits: {result.peak / 1e9:.2f} of {result.free / 1e9:.2f} GB"
+    else:
+        line = f"it does not fit; next: {result.switch or 'nothing helps here'}"
+    show(vars(result) | {"fits": result.fits, "line": line}, "line", as_json)
+    raise typer.Exit(not result.fits)
+
+
+@app.command()
+def tokens(
+    base: Base = "toyland",
+    limit: Annotated[int, typer.Option(help="How many.")] = 20,
+    device: Device = "cpu", as_json: Json = False,
+):  # fmt: skip
+    """Rare words of a base, one token each, the weakest prior first."""
+    from dataclasses import asdict
+
+    from personalize import api
+    from personalize.commands import rare_tokens as command
+
+    found = api.tokens(base, limit=limit, settings=settings_of([], {"device": device}))
+    print(json.dumps([asdict(row) for row in found]) if as_json else "\n".join(command.lines(found)))
+
+
+@app.command("import-command")
+def import_command(command: Annotated[str, typer.Argument(help="A command line of diffusers or PEFT, in quotes.")]):
+    """The recipe that does the same work as another trainer's command."""
+    from personalize import api
+    from personalize.cli import import_command
+
+    found = import_command.recipe_from(command)
+    print(import_command.toml(found, start=api.resolve(None, import_command.foundation(found))), end="")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="Folder for the base.")],
+    work: Annotated[Path, typer.Option(help="Folder for stages; a stopped one goes on.")] = Path("pretraining"),
+    preset: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    until: Annotated[str, typer.Option(help="Stop after world, vae, clip, identity, unet or probes.")] = "",
+    set_: Set = [],
+    quiet: Quiet = False,
+):
+    """Make Toyland's weights from nothing (two and a half hours on 2 cores)."""
+    from personalize.commands import pretrain as command
+
+    settings = command.settings_from(set_, preset)
+    print(command.run(work, out, settings, until=until, preset=preset, say=Terminal(quiet=quiet).say) or work)

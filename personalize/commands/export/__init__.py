@@ -1,0 +1,232 @@
+"""`personalize export`: a run as other programs read it, kept only where a fresh process draws the same picture with it."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL.Image import Image
+
+from personalize.commands.export import hub, model_card, targets, verify
+from personalize.commands.export.hub import Push
+from personalize.commands.export.targets import Form, Product, content_hash
+from personalize.commands.export.verify import Check, Files
+from personalize.common import recipe as config
+from personalize.common import run_folder
+from personalize.common.errors import UserError
+from personalize.common.files import explained
+from personalize.common.recipe import Draw
+from personalize.common.terminal import SILENT, Terminal
+from personalize.models.interface import LatentModel
+from personalize.training import load_run
+
+FOLDER = "export"  # in the run's folder
+RECORD, STAGE, UPLOAD = "exports.jsonl", ".tmp-stage", "upload-to-hub"  # in that one
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for.
+
+    at     a checkpoint, or "" for the run's result
+    out    the main file or folder, or for files a folder that is there; None: in the run's own folder `export`
+    check  whether a fresh process draws with what was written
+    push   where on the hub it goes, or None
+    """
+
+    folder: Path
+    form: Form
+    at: str = ""
+    out: Path | None = None
+    check: bool = True
+    push: Push | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """files: what was written, the main one first; check: None where none was asked for; url: of the repository, or ""."""
+
+    files: list[Path]
+    check: Check | None
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """name: what the run's state is called; files: in the stage; samples: (prompt, picture) for a card."""
+
+    name: str
+    files: Files
+    check: Check | None
+    samples: list[tuple[str, Image]]
+
+
+def require_possible(job: Job) -> None:
+    """UserError for what can be known to fail before a base is loaded."""
+    manifest = load_run.require(job.folder)
+    targets.require_possible(manifest["methods"], job.form)
+    _place(job, manifest)
+    if job.push:
+        hub.require_possible(job.push, job.folder)
+
+
+def run(model: LatentModel, job: Job, draw: Draw, *, seed: int, screen: Terminal = SILENT) -> ExportResult:
+    """Write a run's result, or one of its checkpoints, and push it if asked. `draw`, `seed`: of sample pictures.
+
+    UserError where the run has no such form, where something else lies at the place, and where the check fails: then
+    nothing is kept.
+    """
+    require_possible(job)
+    manifest, home = _unquantized(load_run.require(job.folder)), job.folder / FOLDER
+    place, stem = _place(job, manifest)
+    made = targets.products(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
+    with run_folder.lock(home):
+        made = [product for product in made if not _vocabulary_is_there(model, place, product)]
+        for product in made:
+            _require_ours(home, place / product.name)
+        run_folder.require_free_disk(home, _bytes(model, job.form, made))
+        with _stage(home) as stage:
+            done = _write(model, job, manifest, draw, made=made, seed=seed, stage=stage, screen=screen)
+            files = [_put(stage / product.name, place / product.name) for product in made]
+        _record(home, files, job, done.check)
+        _say(files, made, done.check, screen)
+        if not job.push:
+            return ExportResult(files, done.check)
+        card = _card(model, job, manifest, done, main=made[0])
+        photos = job.folder / hub.PHOTOS if job.push.with_photos else None
+        pictures = [picture for _, picture in done.samples]
+        upload = hub.folder(home / UPLOAD, card, files=files, pictures=pictures, photos=photos)
+    return ExportResult(files, done.check, hub.push(upload, job.push))
+
+
+def _write(
+    model: LatentModel, job: Job, manifest: dict, draw: Draw, *, made: list[Product], seed: int, stage: Path, screen: Terminal
+) -> _Written:
+    """The products into the stage, checked. What the model draws comes first: writing takes it apart."""
+    prompt, form = manifest["subjects"][0]["prompt"], job.form
+    base = verify.here(model, prompt, draw.guidance) if job.check else None
+    name = load_run.put_into(model, job.folder, manifest, at=job.at)
+    own = verify.here(model, prompt, draw.guidance) if job.check else None
+    if job.check:
+        verify.require_margin(own, base, half=form.half)
+    samples = []
+    if job.push:
+        samples = hub.samples(model, job.folder, manifest, draw, seed=seed, checkpoint=name, screen=screen)
+    recipe = config.from_dict(manifest["recipe"], str(job.folder))
+    screen.say(f"writing {made[0].name}")
+    files = targets.write(model, recipe, form, made=made, stage=stage)
+    if not job.check:
+        return _Written(name, files, None, samples)
+    screen.say("drawing with it in a fresh process")
+    # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
+    said = model.spelled(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
+    written = verify.elsewhere(model, files, said, draw.guidance, scratch=stage / ".check")
+    return _Written(name, files, verify.compared(written, own, base, half=form.half), samples)
+
+
+def _unquantized(manifest: dict) -> dict:
+    """Adapters on a quantized base are exported for the plain one, which the manifest names."""
+    recipe = manifest["recipe"]
+    return manifest | {"recipe": recipe | {"train": recipe["train"] | {"quantize": ""}}}
+
+
+def _place(job: Job, manifest: dict) -> tuple[Path, str]:
+    """The folder that the products go into, and the main one's name without its ending."""
+    run = job.folder.resolve().name
+    stem = targets.stem(manifest["methods"], job.form, subjects=manifest["subjects"], run=run)
+    if job.out is None:
+        return job.folder / FOLDER, stem
+    out, is_file = Path(job.out).expanduser(), job.form.to != "diffusers"
+    if not is_file and out.suffix == ".safetensors":
+        raise UserError(f"--to {job.form.to} writes a folder, and --out {out} names a file. Leave its ending out.")
+    if is_file and out.is_dir():
+        return out, stem
+    if is_file and out.suffix != ".safetensors":
+        raise UserError(f"--out {out} should end with .safetensors, or be a folder that is there.")
+    return out.parent, out.stem if is_file else out.name
+
+
+def _vocabulary_is_there(model: LatentModel, place: Path, product: Product) -> bool:
+    """Whether the base's tokenizer lies beside another of its single files already."""
+    there, own = place / product.name, model.folder / "tokenizer"
+    return product.what == targets.VOCABULARY and there.is_dir() and content_hash(there) == content_hash(own)
+
+
+def _require_ours(home: Path, path: Path) -> None:
+    """UserError for something that is not, unchanged, what an export of this run left there."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    rows = run_folder.read_jsonl(home / RECORD) if (home / RECORD).exists() else []
+    ours = {row["path"]: row["sha256"] for row in rows}
+    if ours.get(_named(home, path)) != content_hash(path):
+        raise UserError(
+            f"{os.path.relpath(path)} is there already, and it is not what an export of this run left there. "
+            "Move it away, or give another place: --out."
+        )
+
+
+@contextmanager
+def _stage(home: Path) -> Iterator[Path]:
+    """An empty folder that is gone afterwards. The lock is held: one that is there is of an export that was killed."""
+    stage = home / STAGE
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        with explained(stage):
+            stage.mkdir()
+            yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _put(source: Path, final: Path) -> Path:
+    if final.is_dir() and not source.is_dir():
+        raise UserError(f"{final} is a folder, and a file goes there. Move it away, or give another place: --out.")
+    with run_folder.writing(final) as temporary:
+        shutil.move(source, temporary)
+    return final
+
+
+def _named(home: Path, path: Path) -> str:
+    """A path as the record has it: runs may be moved."""
+    path, home = path.resolve(), home.resolve()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
+
+
+def _record(home: Path, files: list[Path], job: Job, check: Check | None) -> None:
+    said = asdict(job.form) | {"checkpoint": job.at, "check": asdict(check) if check else None, "time": time.time()}
+    for file in files:
+        run_folder.append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | said)
+
+
+def _bytes(model: LatentModel, form: Form, made: list[Product]) -> int:
+    """Of a whole base; a single file lies there as a folder too, and again as what the check unpacks."""
+    if made[0].what != targets.BASE:
+        return 0
+    whole = sum(p.numel() for network in (*model.networks.values(), model.vae) for p in network.parameters())
+    file = (2 if form.half else 4) * whole
+    return file if form.to == "diffusers" else 4 * whole + 2 * file
+
+
+def _say(files: list[Path], made: list[Product], check: Check | None, screen: Terminal) -> None:
+    for file, product in zip(files, made, strict=True):
+        screen.say(f"wrote {os.path.relpath(file)}")
+        if product.what == targets.WORD:
+            screen.say(f"in AUTOMATIC1111 and ComfyUI its name is the word: write {file.stem} for {product.token}")
+    screen.say(str(check) if check else "not checked: nothing was drawn with it")
+
+
+def _card(model: LatentModel, job: Job, manifest: dict, done: _Written, *, main: Product) -> model_card.Card:
+    names = {main.name: targets.BASE} if main.what == targets.BASE else {}
+    names |= {path.name: targets.LORA for path in done.files.loras}
+    names |= {path.name: targets.WORD for path, _ in done.files.embeddings}
+    path = job.folder / "evaluation" / "metrics.json"
+    metrics = run_folder.read_json(path) if path.exists() else {}
+    same = metrics.get("run", {}).get("model") == done.name
+    return model_card.Card(
+        repo=job.push.repo, manifest=manifest, family=targets.family(model), to=job.form.to, fused=job.form.fuse, files=names,
+        samples=[(prompt, f"samples/{i}.png") for i, (prompt, _) in enumerate(done.samples, 1)],
+        scores=metrics["scores"] if same else {}, photos=hub.PHOTOS if job.push.with_photos else "",
+    )  # fmt: skip

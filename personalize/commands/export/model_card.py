@@ -1,0 +1,193 @@
+"""The README.md of an exported run on the hub: base, token, prompt, scores, sample pictures, recipe.
+
+Written for strangers: it names no folder of the user's machine.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalize.common import recipe as config
+from personalize.common.recipe import Recipe
+from personalize.common.settings import to_toml_value
+
+LICENSES = {  # of the bases on the hub, which what is made from them inherits
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+}
+FAMILIES = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
+SCORES = {
+    "dino": "DINO, the same subject", "clip_i": "CLIP-I, the same content", "clip_t": "CLIP-T, obeys the prompt",
+}  # fmt: skip
+PLACES = ("train.init_from", "evaluate.dino", "evaluate.clip")  # settings that may hold a path
+UNSAID = ("base", "token", "class_word", "device", "vae")  # said elsewhere on the card, or of the machine only
+USE = {
+    "folder": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{repo}")
+""",
+    "file": """from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_single_file("{file}")  # the file of this repository
+""",
+    "adapter": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{base}")
+""",
+}
+ONE_ROW = 'pipeline.load_textual_inversion("{repo}", weight_name="{name}", token="{token}")\n'
+TWO_ROWS = """from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+
+rows = load_file(hf_hub_download("{repo}", "{name}"))
+for part, encoder, tokenizer in (
+    ("clip_l", pipeline.text_encoder, pipeline.tokenizer), ("clip_g", pipeline.text_encoder_2, pipeline.tokenizer_2)
+):
+    pipeline.load_textual_inversion(rows[part], token="{token}", text_encoder=encoder, tokenizer=tokenizer)
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is made of.
+
+    repo    owner/name on the hub
+    to      the format, as in `export --to`
+    fused   whether an adapter was baked into the base
+    files   {name: "base", "LoRA" or "embedding"} of what is loaded
+    samples (prompt, path within the repository) of sample pictures
+    scores  what "scores" in evaluation/metrics.json holds, or {}
+    photos  path of the picture of the user's photos, or "" (the default: they are nobody's business)
+    """
+
+    repo: str
+    manifest: dict
+    family: str
+    to: str
+    fused: bool
+    files: dict[str, str]
+    samples: Sequence[tuple[str, str]]
+    scores: dict
+    photos: str = ""
+
+
+def text(card: Card) -> str:
+    """The whole README.md."""
+    manifest, subjects = card.manifest, card.manifest["subjects"]
+    recipe = config.from_dict(manifest["recipe"], "the run")
+    words = ", ".join(f"`{subject['token']}`" for subject in subjects)
+    count = sum(not photo.get("held_out") for subject in subjects for photo in subject["photos"])
+    rows = [
+        ("base", _base(manifest["base"])), ("token", words), ("class", ", ".join(s["class"] for s in subjects)),
+        ("prompt", ", ".join(f"`{subject['prompt']}`" for subject in subjects)), ("method", ", ".join(manifest["methods"])),
+        ("trained on", f"{count} photos, which are {'in photos.png' if card.photos else 'not in this repository'}"),
+    ]  # fmt: skip
+    parts = [
+        _header(card, recipe),
+        f"# {card.repo.rpartition('/')[2]}",
+        f"{_base(manifest['base'])}, taught {words} by [DreamBooth](https://arxiv.org/abs/2208.12242). "
+        f"Say `{subjects[0]['prompt']}` in a prompt.",
+        _table(("", ""), rows),
+        *_samples(card.samples),
+        "## Use", _use(card),
+        *_scores(card.scores),
+        *_recipe(recipe),
+        *(["## Photos", f"![The photos]({card.photos})"] if card.photos else []),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def public_name(value: str) -> str:
+    """A base or file as strangers may see it: the last part of a path, anything else as it is."""
+    looks_local = value.startswith((".", "/", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+    return Path(value.replace("\\", "/")).name if looks_local else value
+
+
+def _header(card: Card, recipe: Recipe) -> str:
+    """The YAML that the hub reads; JSON's texts are YAML's."""
+    base, kinds = card.manifest["base"], card.manifest["methods"]
+    tags = ["text-to-image", FAMILIES[card.family], "dreambooth", *(name.replace("-", "_") for name in kinds)]
+    values: dict[str, object] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
+    if _is_hub_id(base):
+        whole = "full" in kinds or card.fused
+        values |= {"base_model": base, "base_model_relation": "finetune" if whole else "adapter"}
+        values |= {"license": LICENSES[base]} if base in LICENSES else {}
+    values["instance_prompt"] = card.manifest["subjects"][0]["prompt"]
+    if card.samples:
+        values["widget"] = [{"text": prompt, "output": {"url": path}} for prompt, path in card.samples]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _is_hub_id(base: str) -> bool:
+    return base.count("/") == 1 and public_name(base) == base
+
+
+def _base(base: str) -> str:
+    return f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{public_name(base)}`"
+
+
+def _use(card: Card) -> str:
+    prompt, base = card.manifest["subjects"][0]["prompt"], card.manifest["base"]
+    if card.to in ("kohya", "a1111-embedding"):
+        files = " and ".join(f"`{name}` ({what})" for name, what in card.files.items())
+        words = [Path(name).stem for name, what in card.files.items() if what == "embedding"]
+        for subject, word in zip(card.manifest["subjects"], words):  # there a file's name is its word
+            prompt = prompt.replace(subject["token"], word)
+        return f"In AUTOMATIC1111 and ComfyUI: put {files} where such files lie, and say `{prompt}` in a prompt."
+    kind = "StableDiffusionXLPipeline" if card.family == "sdxl" else "StableDiffusionPipeline"
+    how = "file" if card.to == "single-file" else "folder" if "base" in card.files.values() else "adapter"
+    lines = USE[how].format(repo=card.repo, file=next(iter(card.files), ""), pipeline=kind, base=public_name(base))
+    for name, what in card.files.items():
+        if what == "LoRA":
+            lines += f'pipeline.load_lora_weights("{card.repo}", weight_name="{name}")\n'
+        if what == "embedding":
+            token = card.manifest["subjects"][0]["token"]
+            lines += (TWO_ROWS if card.family == "sdxl" else ONE_ROW).format(repo=card.repo, name=name, token=token)
+    return f"```python\n{lines}pipeline({json.dumps(prompt, ensure_ascii=False)}).images[0]\n```"
+
+
+def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
+    if not samples:
+        return []
+    rows = [(f"![{_plain(prompt).replace('<', '&lt;')}]({path})", f"`{_plain(prompt)}`") for prompt, path in samples]
+    return ["## Samples", _table(("picture", "prompt"), rows)]
+
+
+def _scores(scores: dict) -> list[str]:
+    """A table of means; base: the same prompts without the token, photos: the photos against each other."""
+    rows = []
+    for key, title in SCORES.items():
+        if key in scores:
+            found = [scores[key].get(name) for name in ("floor", "score", "ceiling")]
+            rows.append((title, *("-" if value is None else f"{value:.3f}" for value in found)))
+    return ["## Scores", _table(("", "base", "this", "photos"), rows)] if rows else []
+
+
+def _recipe(recipe: Recipe) -> list[str]:
+    plain, own = config.flat(Recipe()), config.flat(recipe)
+    rows = [
+        (f"`{key}`", f"`{_shown(key, value)}`", f"`{_shown(key, plain[key])}`")
+        for key, value in own.items()
+        if value != plain[key] and key not in UNSAID
+    ]
+    said = "What differs from the defaults of `personalize train`:" if rows else "The defaults of `personalize train`."
+    return ["## Recipe", said, *([_table(("setting", "here", "default"), rows)] if rows else [])]
+
+
+def _shown(key: str, value: config.Value) -> str:
+    return _plain(to_toml_value(public_name(value) if key in PLACES and value else value))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """A text that ends no cell and no picture's caption."""
+    return text.replace("|", "\\|").replace("\n", " ")

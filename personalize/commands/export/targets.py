@@ -1,0 +1,219 @@
+"""What a run can be exported to, under which names, and the writing of it.
+
+A bundle is one to three files or folders that belong together, such as a LoRA and the embedding of the word it was trained
+with. Its first product is the main one.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalize import methods
+from personalize.commands.export.verify import Files
+from personalize.common.errors import UserError, nearest
+from personalize.common.files import read_json, sha256, slug, write_json
+from personalize.common.recipe import Recipe
+from personalize.formats import embedding, lora, single_file
+from personalize.methods import ADAPTERS, WITH_A_WORD, adapter_files, full, peft_layers, textual_inversion
+from personalize.methods import lora as peft
+from personalize.models.interface import LatentModel
+
+TARGETS = ("diffusers", "single-file", "kohya", "a1111-embedding")
+# what trained -> its forms as it is, and its forms baked into the base
+POSSIBLE = {
+    "full": (("diffusers", "single-file"), ()),
+    "lora": (("diffusers", "kohya"), ("diffusers", "single-file")),
+    "another adapter": ((), ("diffusers", "single-file")),
+    "textual-inversion": (("diffusers", "a1111-embedding"), ()),
+    "textual-inversion + lora": (("diffusers", "kohya"), ("diffusers", "single-file")),
+    "textual-inversion + another adapter": ((), ("diffusers", "single-file")),
+    "custom-diffusion": ((), ("diffusers", "single-file")),
+}
+CLIP_WORDS = 49408  # of the vocabulary that every program has
+BASE, LORA, WORD, FOLDER, VOCABULARY = "base", "LoRA", "embedding", "folder", "tokenizer"
+
+
+@dataclass(frozen=True)
+class Form:
+    """to: one of TARGETS; fuse: baked into the base; half: in half precision."""
+
+    to: str
+    fuse: bool
+    half: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """A file or folder. what: BASE, LORA, WORD with its token, FOLDER of a LoRA, words or both, or VOCABULARY."""
+
+    name: str
+    what: str
+    token: str = ""
+
+
+def require_possible(trained: Sequence[str], form: Form) -> None:
+    """UserError, with what would work, where a run of these methods cannot be exported to this form."""
+    if form.to not in TARGETS:
+        raise UserError(f"unknown format --to {form.to!r}{nearest(form.to, TARGETS) or '.'} Known: {', '.join(TARGETS)}.")
+    kinds = ["another adapter" if name in ADAPTERS and name != "lora" else name for name in trained]
+    plain, fused = POSSIBLE[" + ".join(sorted(kinds, key=lambda name: name not in WITH_A_WORD))]
+    if form.to in (fused if form.fuse else plain):
+        return
+    works = [f"--to {name}" for name in plain] + [f"--to {name} --fuse" for name in fused]
+    asked = f"--to {form.to}{' --fuse' if form.fuse else ''}"
+    raise UserError(f"a run of {' and '.join(trained)} cannot be exported {asked}. What works: {', '.join(works)}.")
+
+
+def stem(trained: Sequence[str], form: Form, *, subjects: Sequence[dict], run: str) -> str:
+    """Name of the main file or folder without its ending, of a run in the folder `run`."""
+    if form.to == "a1111-embedding":
+        return _word(subjects[0])
+    if form.to == "kohya" and len(trained) > 1:
+        return f"{run}-lora"
+    return f"{run}-fused" if form.fuse else run
+
+
+def products(
+    model: LatentModel, trained: Sequence[str], form: Form, *, subjects: Sequence[dict], stem: str
+) -> list[Product]:  # fmt: skip
+    """What will be written, the main one first."""
+    words = [Product(f"{_word(subject)}.safetensors", WORD, subject["token"]) for subject in subjects]
+    words = words if set(trained) & set(WITH_A_WORD) else []
+    if form.to == "diffusers":
+        return [Product(stem, BASE if form.fuse or "full" in trained else FOLDER)]
+    if form.to == "a1111-embedding":
+        return [dataclasses.replace(words[0], name=f"{stem}.safetensors"), *words[1:]]
+    if form.to == "kohya":
+        return [Product(f"{stem}.safetensors", LORA), *words]
+    unusual = any(len(tokenizer) != CLIP_WORDS for tokenizer in model.tokenizers.values())
+    return [Product(f"{stem}.safetensors", BASE), *words, *([Product(VOCABULARY, VOCABULARY)] if unusual else [])]
+
+
+def write(model: LatentModel, recipe: Recipe, form: Form, *, made: Sequence[Product], stage: Path) -> Files:
+    """The products into the folder `stage`, from a model with its run put in -> what a fresh process draws with.
+
+    A single file has its tokenizer beside it in any case.
+    """
+    main, words = stage / made[0].name, [product for product in made if product.what == WORD]
+    for product in words:
+        rows = {part: _rows(model, part, product.token) for part in model.text_encoders}
+        embedding.write_a1111(stage / product.name, rows)
+    said = [(stage / product.name, product.token) for product in words]
+    if made[0].what == BASE:
+        _write_base(model, recipe, form, main)
+        return Files(main, embeddings=said)
+    if made[0].what == WORD:
+        return Files(model.folder, embeddings=said)
+    if made[0].what == LORA:
+        _write_kohya(model, recipe, form, main)
+        return Files(model.folder, loras=[main], embeddings=said)
+    methods.save(model, main, recipe)
+    file = main / adapter_files.FILE
+    if form.half and file.exists():
+        lora.write_diffusers(file, _halved(_adapter(model, file)))
+    names = {token: f"{textual_inversion.FILE}{end}.safetensors" for token, end in _ends(recipe).items()}
+    said = [(main / name, token) for token, name in names.items() if (main / name).exists()]
+    return Files(model.folder, loras=[file] if file.exists() else [], embeddings=said)
+
+
+def bakes_words(trained: Sequence[str], form: Form) -> bool:
+    """Whether the base that is written knows the run's words itself."""
+    return form.fuse and form.to == "diffusers" and bool(set(trained) & set(WITH_A_WORD))
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of its files' names and hashes."""
+    if not path.is_dir():
+        return sha256(path)
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in inside).encode())
+
+
+def family(model: LatentModel) -> str:
+    """ "sd" or "sdxl"."""
+    return model.family.__name__.rpartition(".")[2]
+
+
+def _word(subject: dict) -> str:
+    """The name of an embedding's file, which is its word in AUTOMATIC1111 and ComfyUI: "<subject>" would be in every prompt."""
+    word, kind = slug(subject["token"]), slug(subject["class"])
+    return word if word.endswith(kind) else f"{word}-{kind}"
+
+
+def _ends(recipe: Recipe) -> dict[str, str]:
+    """{token: what sets its file of diffusers apart}."""
+    return {token: f"-{slug(token)}" if len(recipe.token) > 1 else "" for token in recipe.token}
+
+
+def _rows(model: LatentModel, part: str, token: str):
+    """(n,D): what one text encoder has learned for a token."""
+    return model.text_encoders[part].get_input_embeddings().of(token).detach()
+
+
+def _write_kohya(model: LatentModel, recipe: Recipe, form: Form, path: Path) -> None:
+    own = path.with_name(".own")
+    peft.save(model, own, recipe)
+    adapter = _adapter(model, own / adapter_files.FILE)
+    shutil.rmtree(own)
+    lora.write_kohya(
+        path, _halved(adapter) if form.half else adapter, family=family(model),
+        metadata={"ss_output_name": path.stem}, unet=set(peft_layers.layers(model.unet)),
+    )  # fmt: skip
+
+
+def _adapter(model: LatentModel, file: Path) -> lora.Adapter:
+    layers = {name: set(peft_layers.layers(network)) for name, network in adapter_files.networks(model).items()}
+    return lora.read(file, layers, model.name)
+
+
+def _halved(adapter: lora.Adapter) -> lora.Adapter:
+    return dataclasses.replace(adapter, tensors={key: value.half() for key, value in adapter.tensors.items()})
+
+
+def _write_base(model: LatentModel, recipe: Recipe, form: Form, main: Path) -> None:
+    """A whole base, as a folder or in one file."""
+    peft.fuse(model)
+    baked = bakes_words(recipe.train.methods, form)
+    for encoder in model.text_encoders.values():
+        table = encoder.get_input_embeddings()
+        if isinstance(table, textual_inversion.Words) and not baked:
+            encoder.set_input_embeddings(table.known)
+    if baked:
+        textual_inversion.fuse(model)
+    everything = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, text_encoder=True))
+    if form.to == "single-file":
+        folder = main.with_name(".own")
+        full.save(model, folder, everything)
+        single_file.from_folder(folder, main, half=form.half)
+        shutil.rmtree(folder)
+        shutil.copytree(model.folder / "tokenizer", main.with_name(VOCABULARY))
+        return
+    if form.half:
+        _halve(model)
+    full.save(model, main, everything)
+    for part, (_, vocabulary) in model.family.TEXT.items():
+        if form.half:  # else plain `from_pretrained` loads it in half, and the U-Net in full precision
+            settings = main / part / "config.json"
+            write_json(settings, read_json(settings) | {"dtype": "float32"})
+        if baked:
+            _write_tokenizer(model, part, main / vocabulary)
+
+
+def _halve(model: LatentModel) -> None:
+    """U-Net and text encoders. UserError where a weight is too large for it."""
+    for part, network in model.networks.items():
+        for name, p in network.half().named_parameters():
+            if not p.isfinite().all():
+                raise UserError(f"{part}.{name} has values too large for half precision. Export it without --half.")
+
+
+def _write_tokenizer(model: LatentModel, part: str, folder: Path) -> None:
+    """A tokenizer with the words it has learned, in place of the base's, whose files may be links to the base's own."""
+    kept = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt") if (folder / name).exists()}
+    shutil.rmtree(folder)
+    model.tokenizers[part].save_pretrained(folder)
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    write_json(folder / "added_tokens.json", model.tokenizers[part].get_added_vocab())

@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, settings, the recipe, run folders, the terminal."""

@@ -1,0 +1,63 @@
+"""What a run needs to go on bit for bit: trained tensors, their average, the optimizer's state, the step. No pickle."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from personalize.common.errors import UserError
+from personalize.common.files import writing
+
+Checkpoint = dict[str, dict[str, Tensor]]
+
+
+def save(path: Path, parts: Checkpoint, step: int) -> None:
+    """One .safetensors file, whole or not at all; parts are {"trained": {...}, "optimizer": {...}, ...}."""
+    tensors = {f"{part}/{k}": v.detach().contiguous() for part, values in parts.items() for k, v in values.items()}
+    with writing(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
+
+
+def load(path: Path) -> tuple[Checkpoint, int]:
+    """What `save` wrote -> parts, step. UserError for a damaged file."""
+    from safetensors import safe_open
+
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path} is no checkpoint that can be read: {error}. Delete its folder to go on without it.") from error
+    parts: Checkpoint = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    return parts, step
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: "3.exp_avg" is that of parameter 3."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    named = {f"{i}.{k}": torch.as_tensor(v) for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}
+    # bitsandbytes keeps one table of its 8-bit values for all parameters, and a file holds no tensor twice
+    shared = Counter(v.data_ptr() for v in named.values())
+    return {k: v.clone() if shared[v.data_ptr()] > 1 else v for k, v in named.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The other way. Learning rates and the like come from the recipe, not from the checkpoint."""
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        i, _, name = key.partition(".")
+        state.setdefault(int(i), {})[name] = value
+    for entry in state.values():
+        if entry.get("step") is not None and "state1" in entry:  # bitsandbytes counts steps in a plain number
+            entry["step"] = int(entry["step"])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for p, entry in optimizer.state.items():  # files have no layout, and a fused step reads state and weights side by side
+        for name, value in entry.items():
+            if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():
+                entry[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

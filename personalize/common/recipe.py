@@ -1,0 +1,290 @@
+"""The recipe: every setting of a run, written once as a field with its unit and meaning.
+
+Validation, the recipe reference and the comments in saved recipes are made from these fields. Values come from
+the base's own defaults, then a TOML file, then `key=value` overrides; an unknown key or a wrong type is an error.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from personalize.common.errors import UserError, nearest
+from personalize.common.settings import Setting, Value, meaning, parsed, read_toml, setting, to_toml_value, valid, walk
+
+ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
+METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The subject's photos."""
+
+    size: int = setting(0, "edge of the square a photo is cut to, px; 0: what the base trains at", least=0)
+    min_size: int = setting(0, "smallest edge a photo may have, px; 0: the same as size", least=0)
+    crop: str = setting(
+        "center", "where the square is cut; subject: centred on the mask; random: anew each step",
+        choices=("center", "subject", "random"),
+    )  # fmt: skip
+    flip: bool = setting(False, "mirror photos at random; harms subjects with text or asymmetry")
+    hold_out: int = setting(1, "photos kept from training to judge by, where there are five or more", least=0)
+    background: float = setting(
+        1.0, "weight of the background in the loss, where photos carry alpha or a mask file; 1: masks are not used",
+        least=0, most=1,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Class pictures drawn by the frozen base, for prior preservation."""
+
+    kind: str = setting(
+        "pictures", "what is preserved: class pictures, or without any the frozen base's predictions for the class prompt",
+        choices=("pictures", "predictions"),
+    )  # fmt: skip
+    count: int = setting(100, "class pictures, or predictions; 0: no prior preservation", least=0)
+    prompt: str = setting("a {class}", "prompt of the class pictures")
+    negative: str = setting("", "negative prompt of the class pictures")
+    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
+    guidance: float = setting(5.0, "guidance scale; 1: plain conditional", least=0)
+    batch: int = setting(0, "pictures drawn at once; 0: chosen for the device", least=0)
+
+
+@dataclass(frozen=True)
+class Train:
+    """What is trained, and how."""
+
+    methods: tuple[str, ...] = setting(("full",), "which parameters train; several compose", choices=METHODS)
+    text_encoder: bool = setting(False, "train the text encoder too")
+    prompt: str = setting("a {token} {class}", "prompt of the photos")
+    steps: int = setting(800, "optimizer steps", least=1)
+    batch: int = setting(1, "photos in a step", least=1)
+    prior_batch: int = setting(0, "class pictures in a step; 0: the same as batch", least=0)
+    prior_weight: float = setting(1.0, "weight of the class pictures' mean loss against the photos'", least=0)
+    lr: float = setting(5e-6, "learning rate", least=0)
+    text_lr: float = setting(0.0, "learning rate of the text encoder; 0: the same as lr", least=0)
+    lr_schedule: str = setting("constant", "course of lr after warm-up", choices=("constant", "cosine", "linear"))
+    warmup: int = setting(0, "steps over which the learning rate rises from 0", least=0)
+    optimizer: str = setting("adamw", "adamw8bit: its state in 8 bits", choices=("adamw", "adamw8bit"))
+    weight_decay: float = setting(1e-2, "decoupled weight decay of AdamW", least=0)
+    beta1: float = setting(0.9, "AdamW's decay of the gradient mean, a step", least=0, most=0.999999)
+    beta2: float = setting(0.999, "AdamW's decay of the squared gradient mean, a step", least=0, most=0.999999)
+    clip: float = setting(1.0, "largest joint norm of all gradients; 0: no clipping", least=0)
+    engine: str = setting(
+        "eager", "how a step runs; graph: recorded once and replayed, on CUDA (not yet tried on one); compiled: torch.compile",
+        choices=("eager", "graph", "compiled"),
+    )  # fmt: skip
+    accumulate: int = setting(1, "parts a step's batch is computed in, to save memory", least=1)
+    masters: str = setting(
+        "float32", "weights that full trains; split: bfloat16 and the 16 bits it lacks, exact, with adamw8bit a fifth less",
+        choices=("float32", "split"),
+    )  # fmt: skip
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third slower")
+    ema: float = setting(0.0, "decay of the averaged weights, a step; 0: no average", least=0, most=0.999999)
+    quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))
+    init_from: str = setting("", "adapter or embedding to go on from: a file, or a folder of diffusers or PEFT")
+    snr_gamma: float = setting(0.0, "gamma of the min-SNR loss weights, 5 is usual; 0: unweighted", least=0)
+    sample_every: int = setting(0, "steps between sample pictures; 0: none", least=0)
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
+    keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)
+    trackers: tuple[str, ...] = setting((), "accelerate's trackers by name, such as tensorboard or wandb")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters: lora, lokr, loha, oft, boft."""
+
+    rank: int = setting(4, "rank of the update", least=1)
+    alpha: float = setting(0.0, "the update is scaled by alpha / rank; 0: the same as rank", least=0)
+    targets: tuple[str, ...] = setting(("to_q", "to_k", "to_v", "to_out.0"), "layers adapted, by the end of the name")
+    conv: bool = setting(False, "adapt the convolutions of the U-Net's blocks too")
+    dora: bool = setting(False, "lora: magnitude and direction apart (Liu et al. 2402.09353)")
+    rslora: bool = setting(False, "lora: scale by alpha / sqrt(rank) (Kalajdzievski 2312.03732)")
+    block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The words that textual inversion and custom diffusion learn."""
+
+    vectors: int = setting(1, "vectors of the token", least=1, most=64)
+    init: str = setting("", "word the vectors start from; empty: the class word")
+    lr: float = setting(0.0, "learning rate of the vectors; 0: the same as train.lr", least=0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How pictures are drawn."""
+
+    sampler: str = setting("dpm++2m", "name of the sampler")
+    steps: int = setting(25, "sampling steps", least=1)
+    guidance: float = setting(5.0, "guidance scale; 1: plain conditional", least=0)
+    rescale: float = setting(0.0, "share of guidance rescaling (Lin et al. 2023); 0: off", least=0, most=1)
+    interval: tuple[float, ...] = setting((), "low, high t / T that guidance acts in; empty: all", least=0, most=1)
+    negative: str = setting("", "negative prompt")
+    size: int = setting(0, "edge of a picture, px; 0: what the base trains at", least=0)
+    count: int = setting(4, "pictures of a prompt", least=1)
+    batch: int = setting(0, "pictures drawn at once; 0: chosen for the device", least=0)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What a trained subject is scored on."""
+
+    protocol: str = setting(
+        "", "prompts and counts: quick 8 × 2, standard DreamBench's 25 × 4, toyland 8 × 4; empty: by the base",
+        choices=("", "quick", "standard", "toyland"),
+    )  # fmt: skip
+    prompts: tuple[str, ...] = setting((), "prompt templates; empty: the protocol's")
+    count: int = setting(0, "pictures of a prompt; 0: the protocol's", least=0)
+    class_count: int = setting(
+        -1, "pictures of the class prompt, for drift of the prior; 0: none; -1: the protocol's", least=-1
+    )
+    dino: str = setting("", "identity encoder: a ViT's folder or hub id; empty: the base's own, or DINO ViT-S/16")
+    clip: str = setting("", "CLIP encoder: a folder or hub id; empty: the base's own, or CLIP ViT-B/32")
+    lpips: str = setting("", "LPIPS weights, a .safetensors file; empty: DIV is the patch distance")
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Scoring checkpoints on a dev split while training, and keeping the best; limits are broken by over a standard error."""
+
+    every: int = setting(0, "steps between scored checkpoints; 0: none is scored, and the last is the result", least=0)
+    prompts: tuple[str, ...] = setting((), "prompt templates; empty: 8 that no protocol has")
+    count: int = setting(2, "pictures of a prompt", least=1)
+    class_count: int = setting(4, "pictures of the class prompt; 0: its drift is not limited", least=0)
+    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
+    obedience: float = setting(0.05, "largest share of the base's CLIP-T that may be lost", least=0)
+    drift: float = setting(0.25, "largest share of the way to the photos that class pictures may move", least=0)
+    copying: float = setting(0.25, "largest share of pictures nearer to a photo than photos are to each other", least=0)
+    patience: int = setting(
+        3, "scored checkpoints without a gain in identity, with more drift, that end the run; 0: never", least=0
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is made of, besides its photos."""
+
+    base: str = setting("toyland", "base model: toyland, a hub id, a diffusers folder or a .safetensors file")
+    token: tuple[str, ...] = setting((), "rare word for the subject, one for each of several; empty: chosen")
+    class_word: tuple[str, ...] = setting((), "what the subject is, such as dog; one for each of several")
+    seed: int = setting(0, "seed of all randomness", least=0)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
+    dtype: str = setting("auto", "type that the model computes in", choices=("auto", "float32", "bfloat16", "float16"))
+    vae: str = setting(
+        "whole", "how the VAE works, from fast to small: all pictures at once, one at a time, in tiles",
+        choices=("whole", "sliced", "tiled"),
+    )  # fmt: skip
+    photos: Photos = Photos()
+    prior: Prior = Prior()
+    train: Train = Train()
+    lora: Lora = Lora()
+    embedding: Embedding = Embedding()
+    draw: Draw = Draw()
+    evaluate: Evaluate = Evaluate()
+    choose: Choose = Choose()
+
+
+SETTINGS: dict[str, Setting] = {s.key: s for s in walk(Recipe)}
+SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Recipe) if is_dataclass(f.type)}
+
+
+def draws_class_pictures(recipe: Recipe) -> bool:
+    """Textual inversion needs none: the class prompt does not say the token, and nothing else changes."""
+    wanted = recipe.prior.count and recipe.train.prior_weight and recipe.prior.kind == "pictures"
+    return bool(wanted) and recipe.train.methods != ("textual-inversion",)
+
+
+def load(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping | None = None) -> Recipe:
+    """The recipe from nested `defaults` of a base, then a TOML file, then "dotted.key=value" texts; later wins.
+
+    An override's value is TOML, else taken as text; a list may be written a,b. UserError names the key, the value,
+    where it stands and what is expected.
+    """
+    values = _checked(defaults or {}, "the base's default recipe")
+    if path is not None:
+        values |= _checked(read_toml(Path(path)), str(path))
+    for text in overrides:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise UserError(f"--set {text!r} has no '='. Write it as --set train.steps=400.")
+        values |= _checked({key: parsed(value, SETTINGS[key].kind) if key in SETTINGS else value}, "--set")
+    return _built(values)
+
+
+def from_dict(table: Mapping, origin: str) -> Recipe:
+    """The recipe that `to_dict` gave, such as a manifest's; `origin` is where it stands, for error messages."""
+    return _built(_checked(table, origin))
+
+
+def flat(recipe: Recipe) -> dict[str, Value]:
+    """Every setting by its dotted key, in the order of the reference."""
+    tree = dataclasses.asdict(recipe)
+    return {key: tree[key] if "." not in key else tree[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested dicts and lists, equal to what JSON gives back."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def to_toml(recipe: Recipe, only_differences_from: Recipe | None = None, *, comments: bool = False) -> str:
+    """TOML that `load` turns into the same recipe; `only_differences_from` leaves out what that one has too."""
+    same = {} if only_differences_from is None else flat(only_differences_from)
+    lines, current = [], ""
+    for key, value in flat(recipe).items():
+        if key in same and same[key] == value:
+            continue
+        section, _, name = key.rpartition(".")
+        if section != current:
+            note = f"  # {SECTIONS[section].__doc__}" if comments else ""
+            lines += [""] * bool(lines) + [f"[{section}]{note}"]
+            current = section
+        lines.append(f"{name} = {to_toml_value(value)}" + (f"  # {meaning(SETTINGS[key])}" if comments else ""))
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def reference() -> str:
+    """A Markdown table of every setting, its default and its meaning."""
+    rows = [f"| `{s.key}` | `{to_toml_value(s.default)}` | {meaning(s)} |" for s in SETTINGS.values()]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def _checked(table: Mapping, origin: str, prefix: str = "") -> dict[str, Value]:
+    values = {}
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if key in SETTINGS:
+            values[key] = valid(SETTINGS[key], value, origin)
+        elif key in SECTIONS and isinstance(value, Mapping):
+            values |= _checked(value, origin, f"{key}.")
+        elif key in SECTIONS:
+            raise UserError(f"{key!r} in {origin} is a section, not a setting. Name one of its settings, as in {key}.…")
+        elif isinstance(value, Mapping) and value:
+            values |= _checked(value, origin, f"{key}.")
+        else:
+            alike = [s for s in SETTINGS if s.endswith(f".{key}")]
+            hint = f"; did you mean {' or '.join(map(repr, alike))}?" if alike else nearest(key, [*SETTINGS, *SECTIONS])
+            where = "" if origin == "--set" else f" in {origin}"
+            raise UserError(f"unknown setting {key!r}{where}{hint}")
+    return values
+
+
+def _built(values: Mapping[str, Value]) -> Recipe:
+    parts: dict[str, Any] = {name: {} for name in SECTIONS}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (parts[section] if section else parts)[name] = value
+    recipe = Recipe(**{name: SECTIONS[name](**part) if name in SECTIONS else part for name, part in parts.items()})
+    interval = recipe.draw.interval
+    if interval and (len(interval) != 2 or interval[0] >= interval[1]):
+        raise UserError(f"draw.interval = {list(interval)} is not a low and a high noise level, such as [0.2, 0.8].")
+    if recipe.train.warmup > recipe.train.steps:
+        raise UserError(
+            f"train.warmup = {recipe.train.warmup} is more than train.steps = {recipe.train.steps}: "
+            "the learning rate would never be reached. Lower the one or raise the other."
+        )
+    return recipe

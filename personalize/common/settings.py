@@ -1,0 +1,104 @@
+"""One setting: a dataclass field with its meaning and unit, checked, read from text and written as TOML."""
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from personalize.common.errors import UserError
+
+Value = str | int | float | bool | tuple
+
+_EXPECTED = {
+    str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers",
+}  # fmt: skip
+
+
+def setting(default: Value, doc: str, *, choices: tuple = (), least: float | None = None, most: float | None = None):
+    """A dataclass field with its meaning and unit, and what it may be. `least` and `most` are included."""
+    return field(default=default, metadata={"doc": doc, "choices": choices, "least": least, "most": most})
+
+
+class Setting(NamedTuple):
+    """One field of the recipe: dotted key, type, default, meaning with unit, and what is allowed."""
+
+    key: str
+    kind: Any
+    default: Value
+    doc: str
+    choices: tuple
+    least: float | None
+    most: float | None
+
+
+def walk(section: type, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a dataclass and of the sections in it, in the order they are written."""
+    for f in fields(section):
+        if is_dataclass(f.type):
+            yield from walk(f.type, f"{prefix}{f.name}.")
+        else:
+            yield Setting(prefix + f.name, f.type, f.default, **f.metadata)
+
+
+def valid(s: Setting, value: Any, origin: str) -> Value:
+    """`value` in the setting's own type. UserError says what is expected and what the setting means."""
+    item_kind = get_args(s.kind)[0] if get_args(s.kind) else s.kind
+    items = list(value) if s.kind is not item_kind and isinstance(value, (list, tuple)) else [value]
+    if item_kind is float:
+        items = [float(i) if type(i) is int else i for i in items]
+    right = all(type(i) is item_kind and (item_kind is not float or math.isfinite(i)) for i in items)
+    expected = _EXPECTED[s.kind]
+    if right and s.choices and not set(items) <= set(s.choices):
+        right, expected = False, "one of " + ", ".join(map(str, s.choices))
+    if right and s.least is not None and min(items, default=s.least) < s.least:
+        right, expected = False, f"at least {s.least:g}"
+    if right and s.most is not None and max(items, default=s.most) > s.most:
+        right, expected = False, f"at most {s.most:g}"
+    if not right:
+        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected {expected} ({s.doc}).")
+    return items[0] if s.kind is item_kind else tuple(items)
+
+
+def meaning(s: Setting) -> str:
+    """What the setting means, in which unit, and which values it may have."""
+    return s.doc + (f" ({', '.join(s.choices)})" if s.choices else "")
+
+
+def to_toml_value(value: Value) -> str:
+    """A setting's value as TOML that reads back as the same value."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(to_toml_value(item) for item in value) + "]"
+    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped; repr keeps every bit of a float.
+    return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def read_toml(path: Path) -> dict:
+    """The table of a TOML file. UserError names the path, and the line that is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}. Give a UTF-8 TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the recipe {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
+
+
+def parsed(text: str, kind: Any) -> Any:
+    """An override's value as TOML reads it, or the text itself where the setting is a text or TOML cannot.
+
+    A list may be written a,b or [a,b]; a quoted text is one item, commas and all.
+    """
+    items = get_args(kind)
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if not items:
+            return text
+        parts = text.removeprefix("[").removesuffix("]").split(",")  # shells eat the quotes of ["a","b"]
+        return [parsed(part.strip(), items[0]) for part in parts if part.strip()]
+    if items:
+        return value if isinstance(value, list) else [text if items[0] is str and not isinstance(value, str) else value]
+    return text if kind is str and not isinstance(value, str) else value

@@ -1,0 +1,233 @@
+"""The bytes of a picture file  ->  an upright sRGB picture without metadata, and its alpha.
+
+Whatever a user's file may be, it is either read as it looks or refused with its name and a remedy. Masks are read by
+the same door. Which files there are is `photos`; squares and tensors are `crops`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile
+
+from personalize.common.errors import UserError
+
+# Only these decoders: Pillow's others include PostScript, which runs a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+# The largest phone sensors give 12 240 × 16 320; Pillow's own limit of 179 million would refuse them.
+MAX_PIXELS = 200_000_000
+# No base trains above 1024 px. A short side of twice that leaves room, and 30 phone photos fit in memory.
+KEEP_SIDE = 2048
+
+# Pillow's name of a decoder that may be absent -> what users call the format, what to install, suffixes, `ftyp` brands.
+OPTIONAL = {
+    "HEIF": ("HEIC", "pillow-heif", (".heic", ".heif", ".hif"), (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")),
+    "AVIF": ("AVIF", "-U pillow", (".avif",), (b"avif", b"avis")),
+}
+ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
+
+# EXIF tag 0x0112 -> what makes the picture upright.
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+QUARTER_TURNS = (5, 6, 7, 8)
+
+SUBJECT_FROM = 128  # of 255: from here on a mask's pixel is the subject
+SAME_SHAPE = 0.01  # by which the aspect ratio of a mask may differ from its photo's: what rounding a size does
+
+
+class Decoded(NamedTuple):
+    """What `decode` gives.
+
+    image        RGB picture; of a short side of 4096 px and more, at a whole fraction of its size
+    alpha        "L" of the same size, 255 = opaque; None where the whole picture is opaque
+    size         (width, height) in pixels of the file, once upright
+    orientation  the EXIF orientation 1 to 8 that was undone; 1 where there was nothing to turn
+    """
+
+    image: Image.Image
+    alpha: Image.Image | None
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """(width, height) in pixels of the file as it is stored, before the turn."""
+        return self.size[::-1] if self.orientation in QUARTER_TURNS else self.size
+
+
+def decode(data: bytes, where: str) -> Decoded:
+    """Bytes of a file, its name for messages  ->  the picture upright, in sRGB, on white where it was transparent.
+
+    Without metadata; the first frame of an animation. A short side of twice `KEEP_SIDE` and more is reduced by a
+    whole factor. Errors: `UserError` for bytes that are no picture, damaged, of more than `MAX_PIXELS`, or without
+    a decoder.
+    """
+    with _strict_pillow():
+        try:
+            image = Image.open(io.BytesIO(data), formats=_formats())
+        except Exception as error:
+            raise UserError(_unreadable(data, where, error)) from error
+        size = image.size
+        if size[0] * size[1] > MAX_PIXELS:
+            raise UserError(
+                f"{where} says it is {size[0]}×{size[1]} px, more than the {MAX_PIXELS // 10**6} million pixels "
+                f"that are read. Save a smaller copy."
+            )
+        try:
+            image.draft(None, (KEEP_SIDE, KEEP_SIDE))
+            image.load()
+            orientation = _orientation(image)
+            picture, alpha = _flatten(image)
+        except Exception as error:  # Pillow's decoders raise whatever the damage leads them to
+            raise UserError(_unreadable(data, where, error)) from error
+    factor = max(1, min(picture.size) // KEEP_SIDE)
+    alpha = None if alpha is None else _finish(alpha, factor, orientation)
+    upright = size[::-1] if orientation in QUARTER_TURNS else size
+    return Decoded(_finish(picture, factor, orientation), alpha, upright, orientation)
+
+
+def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Image.Image:
+    """Bytes of a mask file, its name, the photo it belongs to and its name  ->  "L" of the photo's size, 255 = subject.
+
+    The alpha of the file where it has some, its brightness where not. A mask without an orientation of its own that
+    has the size of the photo's file as stored is turned with the photo; any other of the photo's shape is scaled.
+    Errors: `UserError` for a file that cannot be read, a mask of another shape, and one without any subject.
+    """
+    mask = decode(data, where)
+    marks = mask.alpha if mask.alpha is not None else mask.image.convert("L")
+    alike, alike_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, photo.stored)
+    if mask.orientation == 1 and alike_stored and (mask.size == photo.stored or not alike):
+        marks = _finish(marks, 1, photo.orientation)
+    elif not alike:
+        raise UserError(
+            f"{where} is {mask.size[0]}×{mask.size[1]} px, but its photo {photo_name} is {photo.size[0]}×{photo.size[1]} px. "
+            f"Make the mask from this very photo, or take it out."
+        )
+    if marks.getextrema()[1] < SUBJECT_FROM:
+        raise UserError(
+            f"{where}, the mask of {photo_name}, shows no subject: its brightest value is {marks.getextrema()[1]} of 255. "
+            f"White marks the subject; make the mask anew, or take it out."
+        )
+    return marks if marks.size == photo.image.size else marks.resize(photo.image.size, Image.Resampling.BILINEAR)
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow with this module's pixel limit in place of its own, with damage as errors and no warnings printed.
+    Its settings are global, and other libraries change them."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _formats() -> list[str]:
+    """The decoders that are there; HEIF is when pillow-heif is installed."""
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _unreadable(data: bytes, where: str, error: Exception) -> str:
+    """The message for bytes that Pillow refuses. The bytes decide, not the suffix: phones' HEIC is often named .jpg."""
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    for decoder, (kind, package, suffixes, brands) in OPTIONAL.items():
+        named = not brand and where.lower().endswith(suffixes)
+        if decoder not in Image.OPEN and (named or brand in brands):
+            return f"{where} is {kind}, which needs a decoder: pip install {package}, or convert the photo to JPEG."
+    if not data:
+        return f"{where} is an empty file. Copy the photo again, or take it out."
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"{where} is no picture in a format that is read, whatever its name. Convert it to JPEG, or take it out."
+    return f"{where} is damaged: {str(error) or type(error).__name__}. Copy the photo again, or take it out."
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1 to 8; 1 when the metadata is broken, which is no reason to refuse a picture."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
+def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= SAME_SHAPE
+
+
+def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """A decoded picture of any mode  ->  (sRGB on white, alpha "L" or None when all is opaque)."""
+    profile, alpha = image.info.get("icc_profile"), None
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    image = _to_srgb(image, profile).convert("RGB")
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return image, None
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=alpha)
+    return white, alpha
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """16- and 32-bit integers and floats  ->  "L", scaled where `convert` would clip.
+
+    The mode "I;16" is 0…65535. "I" and "F" do not say their range: the least usual one (1 for floats, 255, 65535)
+    that holds the values is taken, and beyond those their own maximum.
+    """
+    values = np.asarray(image).astype(np.float32)
+    values = np.where(np.isfinite(values), values, 0.0).clip(min=0)
+    top = float(values.max())
+    usual = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
+    scale = next((limit for limit in usual if top <= limit), top)
+    return Image.fromarray(np.rint(values * (255.0 / scale)).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours by the embedded ICC profile  ->  sRGB. A profile that is broken or of another mode is ignored."""
+    if not profile:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+
+
+def _finish(image: Image.Image, factor: int, orientation: int) -> Image.Image:
+    """Reduced, upright, and on a new picture, which carries none of the old one's metadata."""
+    image = image.reduce(factor) if factor > 1 else image
+    image = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    clean = Image.new(image.mode, image.size)
+    clean.paste(image)
+    return clean

@@ -1,0 +1,197 @@
+"""What training sees: cached latents of photos and class pictures, cached text, and the batch of every step.
+
+A batch is a pure function of (seed, step), so resuming needs no stored generator. B pictures, C latent channels,
+h w latent size, N photos, M class pictures or predictions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from personalize.common.prompts import fill
+from personalize.common.recipe import Recipe
+from personalize.core import rng
+from personalize.core.guidance import Cond
+from personalize.data.crops import Photo, batch, mask_batch, order
+from personalize.data.subjects import Subject
+from personalize.generation import sampling
+from personalize.generation.sampling import picked, sent
+from personalize.models.interface import LatentModel
+
+
+COND = "cond."  # begins the names of a conditioning among a batch's tensors
+AT_ONCE = 8  # predictions of the frozen base computed together
+
+
+@dataclass
+class Batch:
+    """One optimizer step's pictures. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
+
+    goal (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
+    counts: photos and class pictures; None: is_prior, which is then on the CPU, says it.
+    """
+
+    z0: Tensor
+    eps: Tensor
+    t: Tensor
+    is_prior: Tensor
+    cond: Callable[[slice], Cond]
+    goal: Tensor | None = None
+    mask: Tensor | None = None
+    counts: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts is None:
+            self.counts = int((~self.is_prior).sum()), int(self.is_prior.sum())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors by name, on the device of the latents."""
+        found = {"z0": self.z0, "eps": self.eps, "t": self.t, "goal": self.goal, "mask": self.mask}
+        found["is_prior"] = sampling.sent(self.is_prior, self.z0.device)
+        found |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], counts: tuple[int, int]) -> "Batch":
+        """The inverse of `tensors`."""
+        cond = {name.removeprefix(COND): value for name, value in tensors.items() if name.startswith(COND)}
+        own = {name: value for name, value in tensors.items() if not name.startswith(COND)}
+        return cls(cond=lambda rows: {name: value[rows] for name, value in cond.items()}, counts=counts, **own)
+
+
+@dataclass
+class Preserved:
+    """What keeps a class what it is: M latents (M,C,h,w), and the row of each one's prompt.
+
+    Where it is the frozen base's own predictions, each has its noise eps, timestep t (M,) and prediction goal too.
+    """
+
+    z0: Tensor
+    texts: list[int]
+    eps: Tensor | None = None
+    t: Tensor | None = None
+    goal: Tensor | None = None
+
+
+@dataclass
+class TrainingSet:
+    """Photos of all subjects and their prompts, and what is preserved of their classes."""
+
+    model: LatentModel
+    recipe: Recipe
+    photos: list[Photo]
+    prompts: list[str]  # of each photo, then of each class
+    seen: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
+    texts: Cond | None  # one row a prompt; None while a text encoder trains
+    prior: Preserved | None = None
+
+    @property
+    def steps_per_batch(self) -> tuple[int, int]:
+        """Photos and class pictures of a step."""
+        train = self.recipe.train
+        return train.batch, (train.prior_batch or train.batch) if self.prior else 0
+
+    def at(self, step: int) -> Batch:
+        """The global batch of a step: photos first, then class pictures."""
+        seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
+        which = order(len(self.photos), subjects, step, seed=seed, purpose="subject")
+        g = rng.generator(seed, "step", step)
+        mean, std, mask = self.look(which, step)
+        z0 = mean + std * sent(torch.randn(mean.shape, generator=g), mean.device)
+        drawn = order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
+        if priors:
+            z0 = torch.cat([z0, picked(self.prior.z0, drawn)])
+        eps = sent(torch.randn(z0.shape, generator=g), z0.device)
+        t = sent(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
+        goal = None
+        if priors and self.prior.goal is not None:
+            eps[subjects:], t[subjects:] = picked(self.prior.eps, drawn), picked(self.prior.t, drawn)
+            goal = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
+            goal[subjects:] = picked(self.prior.goal, drawn)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
+        rows = which + [self.prior.texts[i] for i in drawn]
+        is_prior = torch.arange(len(z0)) >= subjects
+        return Batch(z0, eps, t, is_prior, lambda part: self.cond(rows[part]), goal, mask)
+
+    def release(self) -> None:
+        """Frees the networks whose answers are all here."""
+        self.model.release(vae=self.seen is not None, texts=self.texts is not None)
+
+    def look(self, which: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
+        if self.seen is not None:
+            mean, std, mask = self.seen
+            return picked(mean, which), picked(std, which), None if mask is None else picked(mask, which)
+        return look(self.model, self.recipe, [self.photos[i] for i in which], step)
+
+    def cond(self, rows: list[int]) -> Cond:
+        if self.texts is None:
+            return sampling.encode(self.model, [self.prompts[i] for i in rows])
+        return {key: picked(value, rows) for key, value in self.texts.items()}
+
+
+def build(
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], *, priors: Mapping[str, Tensor], text_trains: bool
+) -> TrainingSet:
+    """Encodes photos and prompts once, where they do not change from step to step.
+
+    priors: class pictures (M,C,h,w) by class word; empty where there are none. UserError names an unknown placeholder.
+    """
+    photos = [photo for subject in subjects for photo in subject.photos]
+    classes = list(dict.fromkeys(subject.class_word for subject in subjects))
+    prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
+    prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
+    seen = None
+    if recipe.photos.crop != "random" and not recipe.photos.flip:
+        means, stds, masks = zip(*(look(model, recipe, [photo], 0) for photo in photos))
+        seen = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
+    with torch.no_grad():
+        texts = None if text_trains else sampling.encode(model, prompts)
+    data = TrainingSet(model, recipe, photos, prompts, seen, texts)
+    if priors:
+        rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
+        data.prior = Preserved(torch.cat([priors[word] for word in classes]).to(model.device), rows)
+    elif recipe.prior.kind == "predictions" and recipe.prior.count and recipe.train.prior_weight:
+        owners = [classes.index(s.class_word) for s in subjects for _ in s.photos]
+        data.prior = predictions(data, [len(photos) + i for i in owners])
+    return data
+
+
+def look(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
+    settings, size = recipe.photos, recipe.photos.size or model.size
+
+    def crop(what, size: int) -> Tensor:  # the same crops and flips for pictures and masks
+        generator = rng.generator(recipe.seed, "crop", step)
+        return what(photos, size, how=settings.crop, flip=settings.flip, generator=generator)
+
+    mean, std = model.encode_images(crop(batch, size))
+    if settings.background == 1:
+        return mean, std, None
+    subject = crop(mask_batch, mean.shape[-1])
+    return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device)
+
+
+def predictions(data: TrainingSet, texts: list[int]) -> Preserved:
+    """`prior.count` predictions of the base as it is now, for noisy photos and the class prompt.
+
+    Prior preservation without class pictures: the loss asks the tuned model to say what the frozen base says. texts:
+    the row of the class prompt of each photo. Call it before anything has trained; a fresh adapter changes nothing.
+    """
+    model, recipe, N = data.model, data.recipe, len(data.photos)
+    parts = []
+    for start in range(0, recipe.prior.count, AT_ONCE):
+        numbers = range(start, min(start + AT_ONCE, recipe.prior.count))
+        which = [i % N for i in numbers]
+        mean, std, _ = data.look(which, start)
+        g = rng.generator(recipe.seed, "predictions", start)
+        noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
+        z0, t = mean + std * noise, torch.randint(0, model.schedule.T, (len(which),), generator=g).to(mean.device)
+        with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+            goal = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]))
+        parts.append((z0, eps, t, goal.float()))
+    z0, eps, t, goal = (torch.cat(part) for part in zip(*parts))
+    return Preserved(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, goal)

@@ -1,0 +1,1 @@
+"""Metrics, scores with intervals, the choice of a checkpoint, the report."""

@@ -1,0 +1,155 @@
+"""Which checkpoint to keep, by a small dev split: the earliest that is as like the subject as any, within limits.
+
+Identity rises early and stalls while obedience and the class decay (DVAR 2302.04841, OFT 2306.07280); the training loss
+says nothing of it. Values are paired: every checkpoint draws the same prompts from the same noise as the base did.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from personalize.common import run_folder
+from personalize.common.recipe import Choose
+from personalize.evaluation import bootstrap
+
+FILE = "choosing.jsonl"  # of a run: a row for each scored checkpoint
+
+Key = tuple  # token, template, number
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint on the dev split.
+
+    identity, obeys, base_obeys  DINO with the photos, CLIP-T, and the base's, of each subject picture
+    pres, base_pres              DINO with the photos of each class picture
+    ceiling                      photos against photos; None for a single one
+    copied                       share of pictures nearer to a photo than photos are to each other
+    """
+
+    step: int
+    identity: dict[Key, float]
+    obeys: dict[Key, float]
+    base_obeys: dict[Key, float]
+    pres: dict[Key, float] = field(default_factory=dict)
+    base_pres: dict[Key, float] = field(default_factory=dict)
+    ceiling: float | None = None
+    copied: float = 0.0
+
+    @property
+    def lost(self) -> float:
+        """Share of the base's CLIP-T that is gone."""
+        return self._lost()[0]
+
+    @property
+    def drift(self) -> float:
+        """Share of the way to the photos that class pictures moved."""
+        return self._drift()[0]
+
+    def _lost(self) -> tuple[float, float]:
+        return _share(self.base_obeys, self.obeys, room=abs(_mean(self.base_obeys)))
+
+    def _drift(self) -> tuple[float, float]:
+        if not self.pres:
+            return 0.0, 0.0
+        return _share(self.pres, self.base_pres, room=(1.0 if self.ceiling is None else self.ceiling) - _mean(self.base_pres))
+
+    def over(self, limits: Choose) -> list[tuple[float, str]]:
+        """The limits that it breaks by more than one standard error: by how much, and in words."""
+        checks = (
+            (*self._lost(), limits.obedience, "{:.0%} of CLIP-T lost (limit {:.0%})"),
+            (*self._drift(), limits.drift, "class drift {:.0%} (limit {:.0%})"),
+            (self.copied, 0.0, limits.copying, "{:.0%} copies (limit {:.0%})"),
+        )
+        return [(value - limit, text.format(value, limit)) for value, se, limit, text in checks if value - se > limit]
+
+    def words(self) -> str:
+        """The checkpoint in one line."""
+        moved = f", class drift {self.drift:.0%}" if self.pres else ""
+        return f"step {self.step}: identity {_mean(self.identity):.3f}, CLIP-T lost {self.lost:.1%}{moved}"
+
+    def row(self) -> dict:
+        """For a file: every dict of values as a list of [*key, value]."""
+        tables = ("identity", "obeys", "base_obeys", "pres", "base_pres")
+        return {"step": self.step, "ceiling": self.ceiling, "copied": self.copied} | {
+            name: [[*key, value] for key, value in getattr(self, name).items()] for name in tables
+        }
+
+
+def read(path: Path) -> list[Scored]:
+    """What `row` gave, a line each; a step that was scored again counts once, as it was last."""
+    found = {}
+    for row in run_folder.read_jsonl(path) if path.exists() else []:
+        tables = {k: {tuple(e[:-1]): e[-1] for e in v} for k, v in row.items() if isinstance(v, list)}
+        found[row["step"]] = Scored(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
+    return [found[step] for step in sorted(found)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The step to keep, and why in words."""
+
+    step: int
+    why: str
+
+
+def choose(scored: Sequence[Scored], limits: Choose) -> Choice:
+    """Checkpoints by step -> the earliest within one paired standard error of the best identity among those in the limits.
+
+    Where none keeps to them, the one that is least over, and which limits failed.
+    """
+    fit = [s for s in scored if not s.over(limits)]
+    if not fit:
+        least = min(scored, key=lambda s: (sum(by for by, _ in s.over(limits)), s.step))
+        failed = "; ".join(words for _, words in least.over(limits))
+        return Choice(
+            least.step, f"step {least.step}: none of {len(scored)} keeps to the limits, this one is least over ({failed})"
+        )
+    best = max(fit, key=lambda s: _mean(s.identity))
+    step = next(s.step for s in fit if s is best or _gap(best, s) <= 0)
+    among = f"among {len(fit)} of {len(scored)} that keep to the limits" if len(fit) < len(scored) else f"of {len(scored)}"
+    if step == best.step:
+        return Choice(step, f"step {step}: the best identity {among}")
+    return Choice(step, f"step {step}: the earliest within one standard error of the best identity (step {best.step}) {among}")
+
+
+def stalled(scored: Sequence[Scored], patience: int) -> bool:
+    """Whether more steps only harm: `patience` checkpoints without a clear gain in identity, and further drift."""
+    if not patience or len(scored) <= patience:
+        return False
+    then, since = scored[-1 - patience], scored[-patience:]
+    if any(_gap(s, then) > 0 for s in since):
+        return False
+    return scored[-1].drift > then.drift or scored[-1].lost > then.lost
+
+
+def _gap(a: Scored, b: Scored) -> float:
+    """By how much a's identity is above b's, less one paired standard error."""
+    change = bootstrap.difference(a.identity, b.identity)
+    return change.mean - change.se
+
+
+def _share(a: dict[Key, float], b: dict[Key, float], *, room: float) -> tuple[float, float]:
+    """Mean of a - b as a share of `room`, and its standard error."""
+    change = bootstrap.difference(a, b)
+    return (change.mean / room, change.se / room) if room > 0 else (0.0, 0.0)
+
+
+def _mean(values: dict[Key, float]) -> float:
+    found = bootstrap.mean(list(values.values()), [key[:-1] for key in values])
+    return math.nan if found is None else found
+
+
+def table(scored: Sequence[Scored], limits: Choose, chosen: int | None) -> list[dict]:
+    """A row for each checkpoint, for people and files."""
+    rows = []
+    for s in scored:
+        identity = bootstrap.interval(list(s.identity.values()), [key[:-1] for key in s.identity])
+        failed = [words for _, words in s.over(limits)]
+        rows.append({
+            "step": s.step, "identity": identity.mean, "low": identity.low, "high": identity.high,
+            "obeys": _mean(s.obeys), "base_obeys": _mean(s.base_obeys), "drift": s.drift,
+            "failed": failed, "qualifies": not failed, "chosen": s.step == chosen,
+        })  # fmt: skip
+    return rows

@@ -1,0 +1,1 @@
+"""Scores as a page to read: verdict, tables, figures."""

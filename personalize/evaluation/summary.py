@@ -1,0 +1,143 @@
+"""Rows of pictures -> what they say of a run: means with intervals beside floor and ceiling. No tensor is needed here.
+
+Means go photos -> picture -> prompt -> run; intervals are of a cluster bootstrap over prompts, then pictures.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from personalize.common.errors import UserError
+from personalize.evaluation import bootstrap
+from personalize.evaluation.bootstrap import Interval
+
+Row = Mapping
+TITLES = {
+    "dino": "DINO: same subject",
+    "held_out": "DINO on held-out photos",
+    "dino_fg": "DINO-fg: same subject, background apart",
+    "clip_i": "CLIP-I: same content",
+    "clip_t": "CLIP-T: obeys the prompt",
+    "diversity": "DIV: patch distance",
+}
+TRUTHS = {
+    "true_class": "class",
+    "true_place": "place",
+    "true_action": "action",
+    "true_accessory": "accessory",
+    "identity_error": "identity error",
+}
+PAIRS = 6  # nearest pictures that are shown beside their photos
+
+
+def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+def interval(rows: Sequence[Row], name: str) -> Interval | None:
+    return bootstrap.interval([row.get(name) for row in rows], [(row["template"],) for row in rows])
+
+
+def keyed(rows: Iterable[Row], name: str) -> dict:
+    """(template, number) -> value, of the pictures that have one."""
+    return {(row["template"], row["index"]): row[name] for row in rows if row.get(name) is not None}
+
+
+def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[str, dict]:
+    """Metric -> score with its interval beside floor (the base) and ceiling (photos).
+
+    relative = (score - floor) / (ceiling - floor); change: the Interval of the paired difference to the base.
+    """
+    run, base = of_kind(rows, "subject"), of_kind(rows, "base")
+    found = {}
+    for name, title in TITLES.items():
+        got, floor = interval(run, name), interval(base, name)
+        if got is None:
+            continue
+        low, top = floor.mean if floor else None, ceilings.get(name)
+        relative = (got.mean - low) / (top - low) if top is not None and low is not None and top > low else None
+        change = bootstrap.difference(keyed(run, name), keyed(base, name))
+        found[name] = {
+            "title": title, "score": got.mean, "low": got.low, "high": got.high, "floor": low, "ceiling": top,
+            "relative": relative, "change": change.row() if change else None, "better": "higher",
+        }  # fmt: skip
+    return found
+
+
+def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
+    """PRES of class pictures by the run and by the base, and what share of the way to the photos they moved (Ruiz 4.3)."""
+    run, base = of_kind(rows, "class"), of_kind(rows, "base class")
+    if not run:
+        return None
+    pres, before = interval(run, "dino"), interval(base, "dino")
+    moved = bootstrap.difference(keyed(run, "dino"), keyed(base, "dino"))
+    room = (1.0 if top is None else top) - before.mean
+    share = {k: getattr(moved, k) / room if room > 0 else None for k in ("mean", "low", "high")}
+    return {
+        "prompt": prompt, "pres": pres.mean, "low": pres.low, "high": pres.high, "base": before.mean, "ceiling": top,
+        "excess": moved.mean, "share": share["mean"], "share_low": share["low"], "share_high": share["high"],
+        "clip_t": interval(run, "clip_t").mean, "base_clip_t": interval(base, "clip_t").mean,
+        "diversity": _plain_mean(run, "diversity"), "base_diversity": _plain_mean(base, "diversity"),
+    }  # fmt: skip
+
+
+def copies(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> dict | None:
+    """How near pictures are to a photo, against how near photos are to each other; None for a single photo."""
+    run = of_kind(rows, "subject")
+    if leave_one_out is None:
+        return None
+    nearest = sorted(run, key=lambda row: -row["nearest"])[:PAIRS]
+    return {
+        "nearest": [row["nearest"] for row in run], "leave_one_out": list(leave_one_out),
+        "copied": sum(bool(row["copied"]) for row in run), "pictures": len(run),
+        "auth_pct": 100 * sum(bool(row["authentic"]) for row in run) / len(run),
+        "pairs": [{"prompt": r["prompt"], "index": r["index"], "photo": r["photo"], "cosine": r["nearest"]} for r in nearest],
+    }  # fmt: skip
+
+
+def truths(rows: Sequence[Row]) -> dict | None:
+    """Toyland: what a probe sees in the pictures, beside the base's; None where there is no probe."""
+    run, base = of_kind(rows, "subject"), of_kind(rows, "base")
+    found = {}
+    for name, title in TRUTHS.items():
+        got, floor = interval(run, name), interval(base, name)
+        if got is not None:
+            count = sum(row.get(name) is not None for row in run)
+            found[title] = {"score": got.mean, "low": got.low, "high": got.high, "base": floor and floor.mean, "count": count}
+    return found or None
+
+
+def by_prompt(rows: Sequence[Row]) -> list[dict]:
+    """Each prompt's means, in their order."""
+    base = of_kind(rows, "base")
+    groups: dict[str, list[Row]] = {}
+    for row in of_kind(rows, "subject"):
+        groups.setdefault(row["template"], []).append(row)
+    found = []
+    for template, run in groups.items():
+        plain = [row for row in base if row["template"] == template]
+        means = {
+            name: bootstrap.mean([row.get(name) for row in run], [()] * len(run)) for name in ("dino", "clip_t", "diversity")
+        }
+        before = bootstrap.mean([row["clip_t"] for row in plain], [()] * len(plain))
+        found.append({"prompt": run[0]["prompt"], "count": len(run), **means, "base_clip_t": before})
+    return found
+
+
+def compare(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
+    """Two runs on the same prompts and noise: metric -> Interval of a - b as a dict; `above`: probability that a is higher.
+
+    UserError where no picture is of the same template and number.
+    """
+    found = {}
+    for kind, names in (("subject", [*TITLES, *TRUTHS]), ("class", ["dino"])):
+        one, other = of_kind(a, kind), of_kind(b, kind)
+        for name in names:
+            change = bootstrap.difference(keyed(one, name), keyed(other, name))
+            if change:
+                found["pres" if kind == "class" else name] = change.row()
+    if not found:
+        raise UserError("these runs have no picture of the same prompt and number: evaluate both by the same protocol.")
+    return found
+
+
+def _plain_mean(rows: Sequence[Row], name: str) -> float | None:
+    return bootstrap.mean([row.get(name) for row in rows], [()] * len(rows))

@@ -1,0 +1,93 @@
+"""The tokenizer of a base that comes without one: a single file holds weights only.
+
+CLIP's vocabulary (vocab.json, merges.txt) is the same for every Stable Diffusion; what differs is the padding.
+"""
+
+import json
+from pathlib import Path
+
+from personalize.common.errors import UserError
+from personalize.common.files import read_json
+
+HUB = "openai/clip-vit-large-patch14"
+VOCABULARY, MERGES, ONE_FILE = "vocab.json", "merges.txt", "tokenizer.json"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def vocabulary(path: Path, tokenizer: Path | None) -> tuple[dict[str, int], str]:
+    """({piece: id}, text of merges.txt) for a single file at `path`.
+
+    Looked for in `tokenizer` if given, else in a folder `tokenizer` beside the file, else in the hub's cache and on the
+    hub. UserError says where to put them.
+    """
+    beside = Path(path).parent / "tokenizer"
+    place = Path(tokenizer) if tokenizer else beside
+    if tokenizer and not place.is_dir():
+        raise UserError(f"tokenizer folder {place} is no folder. Give one with {VOCABULARY} and {MERGES}.")
+    if (place / VOCABULARY).exists() and (place / MERGES).exists():
+        return _checked(place / VOCABULARY, read_json(place / VOCABULARY)), _text(place / MERGES)
+    if (place / ONE_FILE).exists():
+        return _from_one_file(place / ONE_FILE)
+    if tokenizer:
+        raise UserError(f"tokenizer folder {place} has neither {VOCABULARY} with {MERGES} nor {ONE_FILE}.")
+    files = [_fetched(name, path, beside) for name in (VOCABULARY, MERGES)]
+    return _checked(files[0], read_json(files[0])), _text(files[1])
+
+
+def write(folder: Path, vocabulary: dict[str, int], merges: str, *, longest: int, pad: str) -> None:
+    """A tokenizer folder that transformers loads: `longest` tokens at most, filled up with the piece `pad`."""
+    folder.mkdir()
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True, "errors": "replace"}
+    for name, value in (
+        (VOCABULARY, vocabulary),
+        ("tokenizer_config.json", config | {"add_prefix_space": False} | special),
+        ("special_tokens_map.json", special),
+    ):
+        (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=None if name == VOCABULARY else 2) + "\n")
+    (folder / MERGES).write_text(merges)
+
+
+def padding(vocabulary: dict[str, int], *, openclip: bool) -> str:
+    """What fills up a prompt: OpenCLIP's encoders were trained with id 0 ("!"), OpenAI's with the end."""
+    return next((piece for piece, k in vocabulary.items() if k == 0), END) if openclip else END
+
+
+def _from_one_file(place: Path) -> tuple[dict[str, int], str]:
+    """transformers 5 writes a tokenizer as one file only; the same vocabulary and merges are inside."""
+    whole = read_json(place)
+    model = whole.get("model") if isinstance(whole, dict) else None
+    merges = model.get("merges") if isinstance(model, dict) else None
+    if not isinstance(merges, list):
+        raise UserError(f"{place} has no vocabulary with merges: it is no tokenizer of CLIP's kind.")
+    lines = [pair if isinstance(pair, str) else " ".join(map(str, pair)) for pair in merges]
+    return _checked(place, model.get("vocab")), "\n".join(["#version: 0.2", *lines]) + "\n"
+
+
+def _checked(place: Path, words) -> dict[str, int]:
+    ids = list(words.values()) if isinstance(words, dict) else [None]
+    if not all(type(k) is int for k in ids) or set(ids) != set(range(len(ids))):
+        raise UserError(f"{place} is no vocabulary: it should give each of its pieces one id, from 0 on.")
+    if missing := [piece for piece in (START, END) if piece not in words]:
+        raise UserError(f"{place} is no vocabulary of CLIP's: it has no {missing[0]}.")
+    return words
+
+
+def _text(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {place}: {error}.") from None
+
+
+def _fetched(name: str, path: Path, beside: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(HUB, name))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} holds no tokenizer, and {HUB} is neither in the hub's local cache nor to be reached. "
+            f"Put its {VOCABULARY} and {MERGES} into {beside}."
+        ) from error

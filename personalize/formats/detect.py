@@ -1,0 +1,92 @@
+"""What a stranger's `.safetensors` is, told from its names and shapes alone, so that a wrong file is refused in clear words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from personalize.common.errors import UserError
+from personalize.formats.ldm import PREFIXES
+
+Shapes = Mapping[str, tuple[int, ...]]
+UNET, VAE = PREFIXES["sd1"]["unet"], PREFIXES["sd1"]["vae"]
+CONV_IN = UNET + "input_blocks.0.0.weight"
+ADAPTER_ENDS = (
+    ".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora.down.weight", ".lora.up.weight",
+    "_lora.down.weight", "_lora.up.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lora_magnitude_vector",
+)  # fmt: skip
+# (in a name, what it is); the first that is found counts
+STRANGERS = (
+    ("double_blocks.", "a Flux model"),
+    ("joint_blocks.", "a Stable Diffusion 3 model"),
+    ("double_stream_blocks.", "a HiDream model"),
+    ("control_model.", "a ControlNet"),
+    ("controlnet_cond_embedding.", "a ControlNet"),
+    ("motion_modules.", "an AnimateDiff motion module"),
+    ("patchify_proj.", "a video model"),
+    ("clip_txt_mapper.", "a Stable Cascade model"),
+    ("text_encoders.clip_g.", "a Stable Diffusion 3 model"),
+)
+CHANNELS = {  # input channels of U-Nets of the same layout that take more than noise
+    9: "an inpainting model (9 input channels: noise, mask, masked picture)",
+    8: "an editing model of the InstructPix2Pix kind (8 input channels)",
+    7: "an upscaling model (7 input channels)",
+    5: "a depth-to-image model (5 input channels)",
+}
+WANTED = "A base is a Stable Diffusion 1.x, 2.x or SDXL checkpoint with U-Net, VAE and text encoders in one file."
+
+
+def family(shapes: Shapes, path: Path) -> str:
+    """ "sd1", "sd2" or "sdxl" of a single-file checkpoint {name: shape}. UserError says what else the file is."""
+    if what := adapter(shapes):
+        raise _refused(path, what)
+    if CONV_IN not in shapes:
+        raise _refused(path, _without_unet(shapes))
+    if what := more_than_noise(shapes[CONV_IN][1] if len(shapes[CONV_IN]) == 4 else 0):
+        raise _refused(path, f"{what}, which personalize does not train")
+    if "edm_mean" in shapes:
+        raise _refused(path, "a model with EDM's noise schedule (Playground 2.5), which personalize does not train")
+    if not _any(shapes, VAE):
+        raise _refused(path, f"a checkpoint without a VAE (no name begins with {VAE})")
+    for name, prefixes in reversed(PREFIXES.items()):
+        texts = [prefix for part, prefix in prefixes.items() if part.startswith("text_encoder")]
+        if all(_any(shapes, prefix) for prefix in texts):
+            return name
+    if _any(shapes, "conditioner.embedders.0.model."):
+        raise _refused(path, "an SDXL refiner, which makes no picture of its own")
+    raise _refused(path, "a checkpoint without a text encoder (no name begins with cond_stage_model. or conditioner.)")
+
+
+def more_than_noise(channels: Any) -> str:
+    """What a U-Net of so many input channels is for, or "" where it takes noise alone."""
+    return CHANNELS.get(channels, "") if isinstance(channels, int) else ""
+
+
+def adapter(shapes: Shapes) -> str:
+    """ "a LoRA …" or "a textual-inversion embedding …" where the file is that, else ""."""
+    if any(name.endswith(ADAPTER_ENDS) for name in shapes):
+        return "a LoRA, which adds to a base and is none itself"
+    rows = all(len(shape) == 2 and shape[0] <= 256 for shape in shapes.values())
+    few = 0 < len(shapes) <= 2 and not any(name.endswith((".weight", ".bias")) for name in shapes)
+    return "a textual-inversion embedding, which adds a word to a base" if rows and few else ""
+
+
+def _without_unet(shapes: Shapes) -> str:
+    for mark, what in STRANGERS:
+        if any(mark in name for name in shapes):
+            return f"{what}, which personalize does not train"
+    if "input_blocks.0.0.weight" in shapes or ("conv_in.weight" in shapes and _any(shapes, "down_blocks.")):
+        return "a U-Net alone; if it is of a diffusers folder, give that folder"
+    if _any(shapes, VAE) or "decoder.conv_in.weight" in shapes:
+        return "a VAE alone"
+    if any("encoder.layers.0.self_attn." in name or "resblocks.0." in name for name in shapes):
+        return "a text encoder alone"
+    example = min(shapes, default="nothing")
+    return f"of a layout unknown here: it has no {CONV_IN}, but {len(shapes)} tensors such as {example[:100]}"
+
+
+def _any(shapes: Shapes, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in shapes)
+
+
+def _refused(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is {what}. {WANTED}")

@@ -1,0 +1,180 @@
+"""The `config.json` of every part of a single-file checkpoint, from the shapes of its tensors.
+
+What shapes cannot tell is filled in by family, as the released models have it: heads, groups, picture size, VAE scale,
+activation. For widths that no release has (tiny models of tests), heads and groups follow one rule each: see `_heads`,
+`_groups`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from personalize.common.errors import UserError
+from personalize.formats.detect import Shapes
+from personalize.formats.ldm import PREFIXES, SD2_LAYERS, spellings
+from personalize.formats.ldm_unet import MOST
+
+Config = dict[str, Any]
+LATENT_SIZE = {"sd1": 64, "sd2": 64, "sdxl": 128}
+LATENT_SIZE_SD2_V = 96
+SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
+CLIP_WORDS = 49408  # of OpenAI's vocabulary; rows beyond it are words that somebody added
+
+
+def infer(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
+    """{part: config} of a single file {name: shape}. UserError where the shapes are not of the family's layout."""
+    configs = {"unet": _unet(shapes, family), "vae": _vae(shapes, family)}
+    texts = [part for part in PREFIXES[family] if part.startswith("text_encoder")]
+    configs |= {part: _text(shapes, family, part) for part in texts}
+    size = LATENT_SIZE_SD2_V if (family, prediction) == ("sd2", "v_prediction") else LATENT_SIZE[family]
+    configs["unet"]["sample_size"] = size
+    configs["vae"]["sample_size"] = size * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    if family == "sdxl":
+        total = _size(shapes, PREFIXES[family]["unet"] + "label_emb.0.0.weight", 1)
+        pooled = configs["text_encoder_2"]["projection_dim"]
+        configs["unet"] |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": (total - pooled) // 6,  # height and width of original, crop and target
+            "projection_class_embeddings_input_dim": total,
+        }
+    return configs
+
+
+def _unet(shapes: Shapes, family: str) -> Config:
+    prefix = PREFIXES[family]["unet"]
+    levels = _levels(shapes, prefix)
+    widths, depths = [level[0][0] for level in levels], [level[0][1] for level in levels]
+    attended = [width for width, depth in zip(widths, depths, strict=True) if depth] + widths[-1:]
+    middle = _depth(shapes, f"{prefix}middle_block.1.")
+    layers = [depth or 1 for depth in depths[:-1]] + [depths[-1] or middle]
+    resnets = [len(level) for level in levels]
+    attention = f"{prefix}middle_block.1."
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": _size(shapes, f"{prefix}input_blocks.0.0.weight", 1),
+        "out_channels": _size(shapes, f"{prefix}out.2.weight", 0),
+        "block_out_channels": widths,
+        "layers_per_block": _one_or_all(resnets),
+        "transformer_layers_per_block": _one_or_all(layers),
+        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
+        "cross_attention_dim": _size(shapes, f"{attention}transformer_blocks.0.attn2.to_k.weight", 1),
+        "use_linear_projection": len(_shape(shapes, f"{attention}proj_in.weight")) == 2,
+        "attention_head_dim": _heads(family, widths, attended),  # diffusers' name for the number of heads
+        "norm_num_groups": _groups(widths),
+        "upcast_attention": family == "sd2",  # SD2.1's attention overflows in half precision without
+    }
+
+
+def _levels(shapes: Shapes, prefix: str) -> list[list[tuple[int, int]]]:
+    """(width, transformer layers) of every resnet of every resolution, on the way down."""
+    levels: list[list[tuple[int, int]]] = [[]]
+    for k in range(1, MOST):
+        block = f"{prefix}input_blocks.{k}."
+        if f"{block}0.op.weight" in shapes:
+            levels.append([])
+        elif f"{block}0.in_layers.2.weight" in shapes:
+            levels[-1].append((_size(shapes, f"{block}0.in_layers.2.weight", 0), _depth(shapes, f"{block}1.")))
+        else:
+            break
+    if any(len(set(level)) != 1 for level in levels):
+        raise UserError(
+            f"the U-Net's {prefix}input_blocks are not blocks of equal resnets with a downsampler between them: "
+            "it is no Stable Diffusion 1.x, 2.x or SDXL."
+        )
+    return levels
+
+
+def _depth(shapes: Shapes, prefix: str) -> int:
+    return next(k for k in range(MOST + 1) if k == MOST or f"{prefix}transformer_blocks.{k}.norm1.weight" not in shapes)
+
+
+def _vae(shapes: Shapes, family: str) -> Config:
+    prefix = PREFIXES[family]["vae"]
+    blocks, resnets = f"{prefix}encoder.down.", 0
+    n = next(k for k in range(MOST + 1) if f"{blocks}{k}.block.0.conv1.weight" not in shapes or k == MOST)
+    widths = [_size(shapes, f"{blocks}{k}.block.0.conv1.weight", 0) for k in range(n)]
+    while f"{blocks}0.block.{resnets}.conv1.weight" in shapes:
+        resnets += 1
+    if not widths:
+        raise UserError(f"the VAE has no {blocks}0.block.0.conv1.weight: it is no VAE of Stable Diffusion.")
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": _size(shapes, f"{prefix}encoder.conv_in.weight", 1),
+        "out_channels": _size(shapes, f"{prefix}decoder.conv_out.weight", 0),
+        "latent_channels": _size(shapes, f"{prefix}decoder.conv_in.weight", 1),
+        "block_out_channels": widths,
+        "layers_per_block": resnets,
+        "down_block_types": ["DownEncoderBlock2D"] * n,
+        "up_block_types": ["UpDecoderBlock2D"] * n,
+        "norm_num_groups": _groups(widths),
+        "scaling_factor": SCALE[family],
+        "mid_block_add_attention": f"{prefix}encoder.mid.attn_1.q.weight" in shapes,
+        "use_quant_conv": f"{prefix}quant_conv.weight" in shapes,
+        "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in shapes,
+    }
+
+
+def _text(shapes: Shapes, family: str, part: str) -> Config:
+    prefix = PREFIXES[family][part]
+    shapes = {name: shapes[found] for name, found in spellings(shapes, prefix).items()}
+    openclip, projection = prefix.endswith(".model."), part == "text_encoder_2"
+    if openclip:
+        words, places = f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"
+        layer, inner = f"{prefix}transformer.resblocks.", "mlp.c_fc.weight"
+    else:
+        words, places = (f"{prefix}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+        layer, inner = f"{prefix}text_model.encoder.layers.", "mlp.fc1.weight"
+    depth = next(k for k in range(MOST + 1) if k == MOST or f"{layer}{k}.{inner}" not in shapes)
+    vocabulary, hidden = _size(shapes, words, 0), _size(shapes, words, 1)
+    wide = hidden if family != "sd2" else 512  # SD2's config has CLIP's default; the model has no projection
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": _size(shapes, f"{layer}0.{inner}", 0),
+        "num_hidden_layers": min(depth, SD2_LAYERS) if family == "sd2" else depth,
+        "num_attention_heads": hidden // _head_width([hidden]),
+        "max_position_embeddings": _size(shapes, places, 0),
+        "projection_dim": _size(shapes, f"{prefix}text_projection", 1) if projection else wide,
+        "hidden_act": "gelu" if openclip else "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        # The released configs say 0 and 2, which makes transformers take the largest id for the end: wrong with new words.
+        "bos_token_id": min(vocabulary, CLIP_WORDS) - 2,
+        "eos_token_id": min(vocabulary, CLIP_WORDS) - 1,
+        "pad_token_id": 0 if openclip else min(vocabulary, CLIP_WORDS) - 1,
+        "dtype": "float32",  # else transformers loads half-precision weights as stored, and the U-Net beside it does not
+    }
+
+
+def _heads(family: str, widths: list[int], attended: list[int]) -> int | list[int]:
+    """SD1: 8 heads, or the largest power of two that divides every attention's width. Else heads of 64, likewise."""
+    if family == "sd1":
+        return next(heads for heads in (8, 4, 2, 1) if all(width % heads == 0 for width in attended))
+    return [max(width // _head_width(attended), 1) for width in widths]
+
+
+def _head_width(widths: Iterable[int]) -> int:
+    return next(size for size in (64, 32, 16, 8, 4, 2, 1) if all(width % size == 0 for width in widths))
+
+
+def _groups(widths: list[int]) -> int:
+    """32 groups for a norm, or the largest power of two that divides every width."""
+    return next(groups for groups in (32, 16, 8, 4, 2, 1) if all(width % groups == 0 for width in widths))
+
+
+def _one_or_all(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise UserError(f"the file has no {name}: it is no whole Stable Diffusion 1.x, 2.x or SDXL.")
+    return shapes[name]
+
+
+def _size(shapes: Shapes, name: str, axis: int) -> int:
+    shape = _shape(shapes, name)
+    if len(shape) <= axis or shape[axis] < 1:
+        raise UserError(f"{name} has shape {shape}: it is no whole Stable Diffusion 1.x, 2.x or SDXL.")
+    return shape[axis]

@@ -1,0 +1,86 @@
+"""How the layers of a base are called in LoRA files: one index from every known spelling to (part, layer).
+
+A spelling is looked up, never taken apart: `down_blocks_0_attentions_0` may be split in many ways, and only one of them is
+a layer of the base.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from personalize.formats.ldm_unet import unet_layers, unet_names
+
+Layer = tuple[str, str]  # part of the base, dotted name within it
+KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
+BARE = "base_model.model."  # PEFT's own files
+DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
+ENDINGS = {
+    ".lora_A.weight": DOWN, ".lora_A.default.weight": DOWN, ".lora_B.weight": UP, ".lora_B.default.weight": UP,
+    ".lora_down.weight": DOWN, ".lora_up.weight": UP,
+    ".lora.down.weight": DOWN, ".lora.up.weight": UP, "_lora.down.weight": DOWN, "_lora.up.weight": UP,
+    ".lora_linear_layer.down.weight": DOWN, ".lora_linear_layer.up.weight": UP,
+    ".alpha": ALPHA, ".dora_scale": MAGNITUDE, ".lora_magnitude_vector": MAGNITUDE,
+    ".lora_magnitude_vector.weight": MAGNITUDE, ".lora_magnitude_vector.default.weight": MAGNITUDE,
+}  # fmt: skip
+OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+SDXL = {  # what decides the names of SDXL's U-Net
+    "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "addition_embed_type": "text_time",
+}  # fmt: skip
+
+
+def role(key: str) -> tuple[str, str] | None:
+    """(spelling of a layer, DOWN, UP, ALPHA or MAGNITUDE) of a key in a LoRA file, or None where it is none of these."""
+    return next(((key.removesuffix(end), what) for end, what in ENDINGS.items() if key.endswith(end)), None)
+
+
+def spellings(layers: Mapping[str, Collection[str]], *, first: str = "") -> dict[str, Layer]:
+    """{spelling: (part, layer)} of every layer in {part: layers}.
+
+    A name without its part ("base_model.model.encoder…") may be one of two text encoders: then the part `first` has it,
+    else the one that comes first.
+    """
+    index: dict[str, Layer] = {}
+    for part in sorted(layers, key=lambda part: part != first):
+        original = unet_layers(layers[part]) if part == "unet" else {}
+        for layer in sorted(layers[part]):
+            forms = _text_forms(layer) if part != "unet" else _unet_forms(layer)
+            underscored = {form.replace(".", "_") for form in [*forms, original.get(layer, layer)]}
+            made = [f"{part}.{form}" for form in forms] + [BARE + form for form in forms]
+            made += [head + form for head in KOHYA.get(part, ()) for form in underscored]
+            made += forms if part == "unet" else []
+            for spelling in made:
+                index.setdefault(spelling, (part, layer))
+    return index
+
+
+def kohya_name(part: str, layer: str, *, sdxl: bool, original: Mapping[str, str]) -> str | None:
+    """A layer as kohya's trainer calls it, or None where it has no name. `original` is `unet_layers` of SDXL's U-Net."""
+    if part == "unet":
+        name = original.get(layer) if sdxl else layer
+        return name and "lora_unet_" + name.replace(".", "_")
+    head = {"text_encoder": "lora_te1_" if sdxl else "lora_te_", "text_encoder_2": "lora_te2_"}[part]
+    return head + with_text_model(layer).replace(".", "_")
+
+
+def sdxl_layers() -> Iterable[str]:
+    """The layers of the released SDXL's U-Net."""
+    return {key.rpartition(".")[0] for key in unet_names(SDXL)}
+
+
+def with_text_model(layer: str) -> str:
+    """A text encoder's layer as files have it, whatever transformers' version calls it."""
+    return layer if layer.startswith(("text_model.", "text_projection")) else f"text_model.{layer}"
+
+
+def _unet_forms(layer: str) -> list[str]:
+    """The layer, and its name before PEFT: `attn1.processor.to_q` for `attn1.to_q`, `to_out` for `to_out.0`."""
+    old = re.sub(r"\b(attn\d)\.(to_[qkv]|to_out)(\.0)?$", r"\1.processor.\2", layer)
+    return list(dict.fromkeys((layer, old, old.replace(".processor.", "."))))
+
+
+def _text_forms(layer: str) -> list[str]:
+    bare = layer.removeprefix("text_model.")
+    stem, _, last = bare.rpartition(".")
+    old = [f"{stem}.{OLD_TEXT[last]}"] if last in OLD_TEXT else []
+    return [f"{head}{form}" for form in [bare, *old] for head in ("text_model.", "")]

@@ -1,0 +1,1 @@
+"""Prompts and noise -> images: sampling configuration, sampling, diffusers' samplers."""

@@ -1,0 +1,202 @@
+"""The LoRA family, through PEFT: small trained changes to frozen layers.
+
+lora   W + s B A, s = alpha / rank (Hu et al. 2106.09685); DoRA (2402.09353) and rsLoRA (2312.03732) as settings
+lokr   a Kronecker product, loha a Hadamard product, of low-rank matrices (LyCORIS, Yeh et al. 2309.14859)
+oft    inputs turned by block-diagonal rotations (Qiu et al. 2306.07280), boft by butterflies of them (Liu et al. 2311.06243)
+
+All are exact identities when fresh, but PEFT's oft on convolutions, which is refused.
+"""
+
+import math
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from personalize.common.errors import UserError, nearest
+from personalize.common.recipe import Lora, Recipe
+from personalize.methods import ADAPTERS, adapter_files, copy_all, peft_layers, require_folder
+from personalize.methods.adapter_files import Part
+from personalize.models.interface import LatentModel
+
+NAME = "default"  # of the adapter that trains, or was loaded as a run's result
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")  # of a U-Net's blocks
+CONFIGS = {
+    "lora": (
+        "LoraConfig",
+        lambda s: {"r": s.rank, "lora_alpha": s.alpha or s.rank, "use_dora": s.dora, "use_rslora": s.rslora},
+    ),
+    "lokr": ("LoKrConfig", lambda s: {"r": s.rank, "alpha": s.alpha or s.rank}),
+    "loha": ("LoHaConfig", lambda s: {"r": s.rank, "alpha": s.alpha or s.rank}),
+    # PEFT's default is a truncated series, which is a rotation near the identity only.
+    "oft": ("OFTConfig", lambda s: {"r": 0, "oft_block_size": s.block, "use_cayley_neumann": False}),
+    "boft": ("BOFTConfig", lambda s: {"boft_block_size": s.block}),
+}
+SETTINGS = {"r": "lora.rank", "use_dora": "lora.dora", "oft_block_size": "lora.block", "boft_block_size": "lora.block"}
+MOST_BYTES = 16 << 30  # boft keeps a permutation matrix of width² in every layer
+
+
+def check(kind: str, lora: Lora, quantize: str) -> None:
+    """UserError for settings that a kind of adapter does not have."""
+    for setting in ("dora", "rslora"):
+        if kind != "lora" and getattr(lora, setting):
+            raise UserError(
+                f"lora.{setting} = true is for lora, not for {kind}. Set train.methods = lora, or lora.{setting} = false."
+            )
+    if kind == "oft" and lora.conv:
+        raise UserError(
+            "lora.conv = true does not go with oft: on convolutions a fresh one already changes the picture. Use boft."
+        )
+    if quantize == "4bit" and kind in ("lokr", "loha"):
+        raise UserError(
+            f"train.quantize = '4bit' does not go with {kind}, which needs the shape of the weight. Use 8bit, or lora."
+        )
+    if quantize == "8bit" and lora.dora:
+        raise UserError("train.quantize = '8bit' does not go with lora.dora, which needs the weight's norm. Use 4bit.")
+
+
+def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
+    """Parameter groups in float32 whatever the base's dtype; a fresh adapter changes nothing."""
+    import peft
+
+    kind, train = _kind(recipe), recipe.train
+    name, fields = CONFIGS[kind]
+    groups = []
+    for part, network in _parts(model, recipe).items():
+        targets = [*recipe.lora.targets, *CONVOLUTIONS * recipe.lora.conv] if part == "unet" else list(TEXT_TARGETS)
+        _check_targets(network, recipe.lora.targets if part == "unet" else targets, model.name)
+        if kind in ("oft", "boft"):
+            _check_block(kind, recipe.lora.block, peft_layers.matched(network, targets))
+        config = getattr(peft, name)(target_modules=targets, **fields(recipe.lora))
+        params = peft_layers.inject(network, config, name=NAME, what=f"lora.targets = {targets}")
+        groups.append({"name": part, "params": params, "lr": train.lr if part == "unet" else train.text_lr or train.lr})
+    return groups
+
+
+def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
+    return {f"{part}.{k}": v for part, own in _own(model, recipe).items() for k, v in own.tensors.items()}
+
+
+def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
+    copy_all(state(model, recipe), tensors, what=f"this adapter was made for another base than {model.name!r}")
+
+
+def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """`pytorch_lora_weights.safetensors` for lora, else a PEFT folder `<network>_adapter` for each network."""
+    adapter_files.write(folder, _own(model, recipe))
+
+
+def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
+    """A run's adapters into a fresh base. UserError where they are missing, or another base's, kind's or rank's."""
+    for part in _parts(model, recipe):
+        place = f"{part}{adapter_files.ENDING}/{adapter_files.TENSORS}"
+        require_folder(folder, adapter_files.FILE if _kind(recipe) == "lora" else place)
+    attach(model, recipe)
+    _fill(model, recipe, folder, what=f"{folder} was made for another base than {model.name!r}, or for another recipe")
+
+
+def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) -> None:
+    """A user's adapter beside those that are there: a LoRA file of diffusers, PEFT or kohya, or a folder of ours or PEFT's.
+
+    `name` is any that the model has not yet; `weight` times its effect is added. UserError for one that is damaged or was
+    made for another base, and for a weight other than 1 of oft and boft, which turn and do not add.
+    """
+    source = source / "model" if (source / "model").is_dir() else source
+    if not source.exists():
+        raise UserError(f"there is no adapter {str(source)!r}. Give a .safetensors file, or the folder of a run or of PEFT.")
+    what = f"{source} was made for another base than {model.name!r}"
+    for part, adapter in adapter_files.read(source, model).items():
+        if weight != 1 and adapter.kind in ("oft", "boft"):
+            raise UserError(f"{source} is {adapter.kind}, which has no weight: {weight:g} is not possible, give 1.")
+        network = adapter_files.networks(model)[part]
+        for p in peft_layers.inject(network, adapter.config, name=name, what=what):
+            p.requires_grad_(False)
+        copy_all(peft_layers.tensors(network, name), adapter.tensors, what=what)
+        peft_layers.weigh(network, name, weight)
+
+
+def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
+    """An adapter's values into the one that trains. UserError where its kind, rank or layers are not the recipe's."""
+    if adapter_files.holds(source):
+        _fill(model, recipe, source, what=f"train.init_from = {str(source)!r} and the recipe adapt other layers")
+        return True
+    return False
+
+
+def fuse(model: LatentModel) -> None:
+    """Every adapter goes into the weights: the networks are plain diffusers and transformers modules again.
+
+    UserError where the base is quantized, which has no such weights.
+    """
+    for part, network in model.networks.items():
+        if any(getattr(network, f"is_loaded_in_{how}", False) for how in ("8bit", "4bit")):
+            raise UserError(
+                f"the {part} is quantized, so no adapter can go into its weights. Load the adapter into the plain base."
+            )
+        peft_layers.merge(network)
+
+
+def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> None:
+    """An adapter's values into the attached one, of the same kind, rank, scale and layers."""
+    found, own = adapter_files.read(source, model), _own(model, recipe)
+    if found.keys() != own.keys():
+        has, wanted = (" and ".join(sorted(parts)) for parts in (found, own))
+        raise UserError(f"{source} has adapters of {has}, expected are {wanted}. Set train.text_encoder to what it was.")
+    for part in own:
+        _check_same(found[part], own[part], source)
+        copy_all(own[part].tensors, found[part].tensors, what=what)
+
+
+def _own(model: LatentModel, recipe: Recipe) -> dict[str, Part]:
+    """The attached adapters, with live tensors."""
+    networks = _parts(model, recipe).items()
+    return {part: Part(network.peft_config[NAME], peft_layers.tensors(network, NAME)) for part, network in networks}
+
+
+def _kind(recipe: Recipe) -> str:
+    return next(name for name in recipe.train.methods if name in ADAPTERS)
+
+
+def _parts(model: LatentModel, recipe: Recipe) -> dict[str, nn.Module]:
+    return {"unet": model.unet, **(model.text_encoders if recipe.train.text_encoder else {})}
+
+
+def _check_targets(network: nn.Module, targets, base: str) -> None:
+    for target in targets:
+        if not peft_layers.matched(network, [target]):
+            ends = {name.split(".", i)[-1] for name in peft_layers.layers(network) for i in range(name.count(".") + 1)}
+            raise UserError(
+                f"lora.targets = {list(targets)}: no layer of base {base!r} is called {target!r}{nearest(target, ends)} "
+                "Expected are ends of names, such as to_q or ff.net.2."
+            )
+
+
+def _check_block(kind: str, block: int, layers: dict[str, nn.Module]) -> None:
+    widths = {
+        name: layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels * layer.kernel_size[0] ** 2
+        for name, layer in layers.items()
+    }
+    for name, width in widths.items():
+        if width % block:
+            raise UserError(
+                f"lora.block = {block} does not divide the width {width} of layer {name}. "
+                f"Give a divisor of {math.gcd(*widths.values())}."
+            )
+    needed = 4 * sum(width**2 for width in widths.values())
+    if kind == "boft" and needed > MOST_BYTES:
+        raise UserError(f"boft would keep {needed >> 30} GB of permutations. Set lora.conv = false, or fewer lora.targets.")
+
+
+def _check_same(theirs: Part, ours: Part, source: Path) -> None:
+    if theirs.kind != ours.kind:
+        raise UserError(f"{source} is a {theirs.kind}, but train.methods has {ours.kind}. Set train.methods = {theirs.kind}.")
+    if getattr(theirs.config, "rank_pattern", None) or getattr(theirs.config, "alpha_pattern", None):
+        raise UserError(
+            f"{source} has ranks or alphas that differ by layer, which a recipe cannot say. Merge it into the base."
+        )
+    for field, setting in SETTINGS.items():
+        has, wanted = getattr(theirs.config, field, None), getattr(ours.config, field, None)
+        if has != wanted:
+            raise UserError(f"{source} has {setting} = {has}, expected is the recipe's {wanted}. Set {setting} = {has}.")
+    if not math.isclose(theirs.alpha, ours.alpha, rel_tol=1e-6):
+        raise UserError(f"{source} has alpha {theirs.alpha:g}, expected is the recipe's {ours.alpha:g}. Set lora.alpha.")

@@ -1,0 +1,82 @@
+"""One PEFT adapter in one network: putting it in, its tensors, its weight, and merging it away.
+
+An adapter's tensors go by the names they have in files, "<layer>.lora_A.weight": without the adapter's own name, and
+without the wrappers of other adapters.
+"""
+
+from torch import Tensor, nn
+
+from personalize.common.errors import UserError
+
+
+def layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The linear and convolution layers by their names in the bare network, whatever adapters are on them."""
+    found, inside = {}, "?"
+    for name, module in network.named_modules():
+        if name.startswith(inside):
+            continue
+        if hasattr(module, "base_layer"):
+            found[name], inside = module.get_base_layer(), f"{name}."
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            found[name] = module
+    return found
+
+
+def matched(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
+    """The layers that targets name: each is a layer's name or the end of it, from a dot on."""
+    suffixes = tuple(f".{target}" for target in targets)
+    return {name: layer for name, layer in layers(network).items() if name in targets or name.endswith(suffixes)}
+
+
+def inject(network: nn.Module, config, *, name: str, what: str) -> list[nn.Parameter]:
+    """Puts a fresh adapter into the layers of a PEFT config -> its parameters, in float32 whatever the network's dtype.
+
+    UserError where no layer matches; `what` begins its sentence.
+    """
+    from peft import inject_adapter_in_model
+
+    assert name not in getattr(network, "peft_config", {}), name
+    before = {id(p) for p in network.parameters()}
+    try:
+        inject_adapter_in_model(config, network, adapter_name=name)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
+    fresh = [p for p in network.parameters() if id(p) not in before]
+    for p in fresh:
+        p.data = p.data.float()
+    return fresh
+
+
+def tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """The adapter's live tensors: what is copied into them trains and draws."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
+    return {key.replace(".base_layer.", "."): value for key, value in found.items()}
+
+
+def weigh(network: nn.Module, name: str, weight: float) -> None:
+    """All adapters of the network act, this one `weight` times (of DoRA the direction, not the magnitude)."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_adapter(list(network.peft_config))
+            if weight != 1:
+                layer.set_scale(name, weight)
+
+
+def merge(network: nn.Module) -> None:
+    """Every adapter goes into its layer's weight, with its own weight: the bare network is left, which draws the same."""
+    for name, layer in list(network.named_modules()):
+        if not hasattr(layer, "base_layer") or name.endswith(".base_layer"):
+            continue
+        wrappers = [layer]
+        while hasattr(wrappers[-1].base_layer, "base_layer"):
+            wrappers.append(wrappers[-1].base_layer)
+        for wrapper in reversed(wrappers):
+            wrapper.merge()
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, layer.get_base_layer())
+    if hasattr(network, "peft_config"):
+        del network.peft_config

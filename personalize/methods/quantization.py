@@ -1,0 +1,60 @@
+"""The frozen base under adapters in 8 bits (LLM.int8(), Dettmers et al. 2208.07339) or 4 (NF4, QLoRA, 2305.14314).
+
+Done by hand, with bitsandbytes' layers: diffusers' own quantized loading refuses to work without a GPU.
+"""
+
+from torch import nn
+
+from personalize.common.errors import UserError
+
+# What every layer hears of the timestep and of the picture's size: few weights, and an error there is everywhere.
+WHOLE = ("time_embedding", "time_emb_proj", "add_embedding")
+
+
+def quantize(network: nn.Module, how: str) -> None:
+    """Swaps the linear layers of a frozen network, but those of WHOLE, for "8bit" or "4bit" ones; PEFT adapts them too.
+
+    They compute in the dtype of their input. Convolutions stay as they are: bitsandbytes has none. UserError where it
+    is not installed.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(f"train.quantize = {how!r} needs bitsandbytes: pip install bitsandbytes") from error
+    made = {"8bit": _eight, "4bit": _four}[how]
+    for name, layer in list(network.named_modules()):
+        if type(layer) is nn.Linear and not set(WHOLE) & set(name.split(".")):
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, _with_bias(made(bitsandbytes.nn, layer), layer))
+    setattr(network, f"is_loaded_in_{how}", True)  # PEFT looks here
+
+
+def _eight(bnb, layer: nn.Linear) -> nn.Linear:
+    fresh = bnb.Linear8bitLt(
+        layer.in_features, layer.out_features, bias=layer.bias is not None, has_fp16_weights=False, device="meta"
+    )
+    # It is quantized on its way from the CPU to a device, and only then.
+    fresh.weight = bnb.Int8Params(layer.weight.data.cpu(), requires_grad=False).to(layer.weight.device)
+    return fresh
+
+
+def _four(bnb, layer: nn.Linear) -> nn.Linear:
+    fresh = bnb.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        quant_type="nf4",
+        device="meta",
+        compute_dtype=layer.weight.dtype,
+    )
+    fresh.weight = bnb.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=fresh)
+    fresh.weight = fresh.weight.to(layer.weight.device)
+    # Else a CPU with AVX-512 repacks the weight for good when a picture is drawn, and no gradient goes through after that.
+    fresh.support_avx512bf16_for_cpu = False
+    return fresh
+
+
+def _with_bias(fresh: nn.Linear, layer: nn.Linear) -> nn.Linear:
+    fresh.bias = layer.bias
+    fresh.requires_grad_(False)
+    return fresh.train(layer.training)

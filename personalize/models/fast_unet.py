@@ -1,0 +1,173 @@
+"""The forward pass of diffusers' `UNet2DConditionModel` in fewer and larger operators: the same function, to rounding.
+
+It walks the library's modules and calls torch on their weights. Left out is what does nothing for these networks
+(division by 1, dropout of 0, copies there and back) and what is the same at every step (keys and values of the text).
+1x1 convolutions on tokens are matrix products, which spares a CPU oneDNN's reorders.
+
+B pictures, C channels, h w latent size; N = h w tokens, L text tokens, D text width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from personalize.core.guidance import Cond
+from personalize.models.kernels.group_norm import group_norm_silu
+
+BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D", "UpBlock2D"}
+PLAIN = {  # settings of a network with which it is what `forward` computes; one that is not here does not matter
+    "act_fn": "silu", "attention_type": "default", "center_input_sample": False, "class_embed_type": None,
+    "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "dropout": 0.0,
+    "dual_cross_attention": False, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1, "num_class_embeds": None, "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False, "resnet_time_scale_shift": "default", "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
+}  # fmt: skip
+KEPT = "attn2:"  # begins the names of the text's keys and values in a conditioning
+
+
+def refusal(unet: nn.Module) -> str:
+    """Why only the library's own forward pass will do, or "" where this one computes the same."""
+    config = unet.config
+    for name, value in PLAIN.items():
+        if config.get(name, value) != value:
+            return f"{name} is {config[name]!r}"
+    if config.get("addition_embed_type") not in (None, "text_time"):
+        return f"addition_embed_type is {config.addition_embed_type!r}"
+    for kind in (*config.down_block_types, config.mid_block_type, *config.up_block_types):
+        if kind not in BLOCKS:
+            return f"it has a {kind}"
+    return ""
+
+
+def keys_values(unet: nn.Module, text: Tensor) -> Cond:
+    """(B,L,D) -> (B,L,2C) by name for every cross-attention: its keys, then its values, which no step of drawing changes."""
+    attentions = {name: part for name, part in unet.named_modules() if name.endswith(".attn2")}
+    return {KEPT + name: torch.cat([_call(a.to_k, text), _call(a.to_v, text)], -1) for name, a in attentions.items()}
+
+
+def forward(
+    unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, kept: Cond | None = None
+) -> Tensor:  # fmt: skip
+    """(B,C,h,w), (B,), (B,L,D) -> raw output (B,C,h,w). added: SDXL's conditions; kept: what `keys_values` gave.
+
+    With gradient checkpointing each residual and each transformer block is computed again for its gradient.
+    """
+    run = _recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
+    both = {unet.get_submodule(name.removeprefix(KEPT)): value.chunk(2, -1) for name, value in (kept or {}).items()}
+    emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
+    if added:
+        emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
+    emb = F.silu(emb)
+
+    def layer(resnet: nn.Module, attention: nn.Module | None, h: Tensor) -> Tensor:
+        h = run(_resnet, resnet, h, emb)
+        return h if attention is None else _attend(attention, h, lambda block, x: run(_transform, block, x, text, both))
+
+    h = _call(unet.conv_in, z_t)
+    skips = [h]
+    for block in unet.down_blocks:
+        for resnet, attention in _layers(block):
+            h = layer(resnet, attention, h)
+            skips.append(h)
+        for down in block.downsamplers or ():
+            h = _call(down.conv, h)
+            skips.append(h)
+    h = layer(unet.mid_block.resnets[0], unet.mid_block.attentions[0], h)
+    h = layer(unet.mid_block.resnets[1], None, h)
+    for block in unet.up_blocks:
+        for resnet, attention in _layers(block):
+            h = layer(resnet, attention, torch.cat([h, skips.pop()], 1))
+        for up in block.upsamplers or ():
+            h = _call(up.conv, F.interpolate(h, size=skips[-1].shape[-2:]))
+    return _call(unet.conv_out, _norm(unet.conv_norm_out, h, silu=True))
+
+
+def _recomputed(function: Callable, *inputs) -> Tensor:
+    """Keeps the inputs only; what lies between is computed again for the gradient."""
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def _now(function: Callable, *inputs) -> Tensor:
+    return function(*inputs)
+
+
+def _layers(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    attentions = block.attentions if getattr(block, "has_cross_attention", False) else [None] * len(block.resnets)
+    return zip(block.resnets, attentions, strict=True)
+
+
+def _resnet(resnet: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+    h = _call(resnet.conv1, _norm(resnet.norm1, x, silu=True))
+    h = h + _call(resnet.time_emb_proj, emb)[:, :, None, None]
+    h = _call(resnet.conv2, _norm(resnet.norm2, h, silu=True))
+    return h + (x if resnet.conv_shortcut is None else _call(resnet.conv_shortcut, x))
+
+
+def _attend(part: nn.Module, x: Tensor, transform: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    h, w = x.shape[-2:]
+    tokens = _on_tokens(part.proj_in, _norm(part.norm, x, silu=False).flatten(2).transpose(1, 2), h)
+    for block in part.transformer_blocks:
+        tokens = transform(block, tokens)
+    return x + _on_tokens(part.proj_out, tokens, h).transpose(1, 2).unflatten(2, (h, w))
+
+
+def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Tensor:
+    """(B,N,C) -> (B,N,C). both: keys and values of the text by attention, where they are kept."""
+    own, cross, normed = block.attn1, block.attn2, _layer_norm(block.norm1, tokens)
+    tokens = tokens + _attention(own, normed, _call(own.to_k, normed), _call(own.to_v, normed))
+    k, v = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
+    tokens = tokens + _attention(cross, _layer_norm(block.norm2, tokens), k, v)
+    a, gate = _call(block.ff.net[0].proj, _layer_norm(block.norm3, tokens)).chunk(2, -1)
+    return tokens + _call(block.ff.net[2], a * F.gelu(gate))
+
+
+def _attention(part: nn.Module, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B,N,C), keys and values (B,L,C) -> (B,N,C)."""
+    q, k, v = (each.unflatten(-1, (part.heads, -1)).transpose(1, 2) for each in (_call(part.to_q, x), k, v))
+    return _call(part.to_out[0], F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _on_tokens(layer: nn.Module, tokens: Tensor, height: int) -> Tensor:
+    """A projection of (B,N,C), which is a linear layer in some bases and a 1x1 convolution in others."""
+    if type(layer) is nn.Conv2d:
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+    if isinstance(layer, nn.Linear) or isinstance(getattr(layer, "base_layer", None), nn.Linear):
+        return _call(layer, tokens)
+    return layer(tokens.transpose(1, 2).unflatten(2, (height, -1))).flatten(2).transpose(1, 2)  # an adapted convolution
+
+
+def _norm(norm: nn.GroupNorm, x: Tensor, *, silu: bool) -> Tensor:
+    return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _call(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer's own function; what a quantization, or any adapter but plain LoRA, made of it is called as it is."""
+    if type(layer) is nn.Linear:
+        return F.linear(x, layer.weight, layer.bias)
+    if type(layer) is nn.Conv2d:
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+    if not _is_lora(layer, x):
+        return layer(x)
+    (name,) = layer.active_adapters
+    scale, low = layer.scaling[name], F.linear(x, layer.lora_A[name].weight)
+    # PEFT scales the wide product instead, also by 1.
+    return _call(layer.base_layer, x) + F.linear(low if scale == 1 else low * scale, layer.lora_B[name].weight)
+
+
+def _is_lora(layer: nn.Module, x: Tensor) -> bool:
+    """A linear layer of PEFT's with one active LoRA, of the simplest kind."""
+    if type(getattr(layer, "base_layer", None)) is not nn.Linear or not getattr(layer, "lora_A", None):
+        return False
+    name, *others = layer.active_adapters or [""]
+    if others or name not in layer.lora_A or layer.merged or layer.disable_adapters or layer.lora_variant:
+        return False
+    same = x.dtype == layer.lora_A[name].weight.dtype or torch.is_autocast_enabled(x.device.type)
+    return same and type(layer.lora_dropout[name]) is nn.Identity and layer.lora_B[name].bias is None

@@ -1,0 +1,158 @@
+"""A latent diffusion base, whatever its family: VAE, U-Net, and text encoders that the family's module knows how to use.
+
+B pictures, C latent channels, h w latent size. A family is a module with
+
+TEXT                       {folder of a text encoder: (its class, folder of its tokenizer)}
+encode(model, prompts)     B texts -> the conditioning, tensors whose first dimension is B
+arguments(cond, size)      conditioning in the U-Net's own arguments; size: edge of the picture, px
+"""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from personalize.common.files import read_json
+from personalize.core.guidance import Cond
+from personalize.models import fast_unet, loading
+from personalize.models.lazy_imports import lean
+
+with lean():
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+MANY = 8  # rows of a prediction from where a CPU draws faster with the channels last
+TILE = (256, 512)  # px, smallest and largest edge of the tiled VAE's tiles; Stable Diffusion's VAEs were trained at 256
+
+
+class LatentDiffusion:
+    """A `LatentModel`. Its networks are in `dtype` and frozen, the VAE in float32 (in float16 SDXL's overflows).
+
+    A method puts what trains into float32. `release` lets the VAE or the text encoders leave memory; they are read
+    again when something asks for them, and text encoders that left are not among the `networks`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        family: ModuleType,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        vae: str,
+        fingerprint: str,
+    ):
+        network, kl = loading.configs(folder, name)
+        self.latent_channels = network["in_channels"]
+        self.downscale = 2 ** (len(kl["block_out_channels"]) - 1)
+        self.size = network["sample_size"] * self.downscale
+        self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
+        self.device, self.dtype, self._vae_works = device, dtype, vae
+        self.index = read_json(folder / "model_index.json")
+        self.schedule = loading.schedule(folder)
+        self._texts, self._vae = self._read_texts(), self._read_vae()
+        self.tokenizers = {
+            part: loading.tokenizer(folder, words, most=self._texts[part].config.max_position_embeddings)
+            for part, (_, words) in family.TEXT.items()
+        }
+        self.spelling: dict[str, str] = {}
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        self.unet = loading.network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
+        self.lean = not fast_unet.refusal(self.unet)
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        if self._texts is None:
+            self._texts = self._read_texts()
+        return self._texts
+
+    @property
+    def vae(self) -> nn.Module:
+        if self._vae is None:
+            self._vae = self._read_vae()
+        return self._vae
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, **(self._texts or {})}
+
+    def release(self, *, vae: bool = False, texts: bool = False) -> None:
+        self._vae = None if vae else self._vae
+        self._texts = None if texts else self._texts
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).empty_cache()
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device.type, enabled=False):  # half precision is for the U-Net
+            posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
+        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+        return (posterior.mean - shift) * scale, posterior.std * scale
+
+    @torch.no_grad()
+    def decode_latents(self, z0: Tensor) -> Tensor:
+        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+        with torch.autocast(self.device.type, enabled=False):
+            return self.vae.decode(z0.to(self.device, torch.float32) / scale + shift).sample.clamp(-1, 1)
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        return self.family.encode(self, prompts)
+
+    def tokens(self, part: str, prompts: list[str]) -> Tensor:
+        """B texts -> (B,L) ids of the text encoder `part`, padded and cut to its length."""
+        words = self.tokenizers[part]
+        ids = words(
+            [self.spelled(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=words.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        return ids.to(self.device)
+
+    def spelled(self, prompt: str) -> str:
+        """A prompt with every learned word as all of its tokens; in any case, as CLIP reads it."""
+        words = "|".join(re.escape(word) for word in sorted(self.spelling, key=len, reverse=True))
+        own = {word.lower(): tokens for word, tokens in self.spelling.items()}
+        return re.sub(rf"({words})(?!_\d)", lambda found: own[found[0].lower()], prompt, flags=re.I) if words else prompt
+
+    @torch.no_grad()
+    def prepare(self, cond: Cond) -> Cond:
+        arguments = self.family.arguments(cond, self.size)
+        return cond | fast_unet.keys_values(self.unet, arguments["encoder_hidden_states"]) if self.lean else cond
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
+        cond = {key: value.to(dtype) for key, value in cond.items()}
+        arguments = self.family.arguments(cond, z_t.shape[-1] * self.downscale)
+        if not self.lean:
+            return self.unet(z_t.to(dtype), t, return_dict=False, **arguments)[0]
+        # Many pictures at once are faster with the channels last; on a CPU one or two are slower.
+        last = z_t.device.type == "cuda" or (len(z_t) >= MANY and not torch.is_grad_enabled())
+        z_t = z_t.to(dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+        kept = {key: value for key, value in cond.items() if key.startswith(fast_unet.KEPT)}
+        text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
+        return fast_unet.forward(self.unet, z_t, t, text, added=added, kept=kept).contiguous()
+
+    def overlong(self, prompt: str) -> str:
+        words = next(iter(self.tokenizers.values()))
+        ids = words(self.spelled(prompt)).input_ids
+        return words.decode(ids[words.model_max_length - 1 : -1])
+
+    def _read_texts(self) -> dict[str, nn.Module]:
+        read = {part: loading.network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}
+        return {part: module.to(self.device) for part, module in read.items()}
+
+    def _read_vae(self) -> nn.Module:
+        vae = loading.network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
+        if self._vae_works != "whole":
+            vae.enable_slicing()
+        if self._vae_works == "tiled":
+            # diffusers' tiles are as large as the pictures of the base, which then are one tile, and nothing is saved.
+            vae.enable_tiling()
+            vae.tile_sample_min_size = min(max(self.size // 2, TILE[0]), TILE[1])
+            vae.tile_latent_min_size = vae.tile_sample_min_size // self.downscale
+        return vae

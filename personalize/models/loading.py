@@ -1,0 +1,115 @@
+"""One part of a diffusers folder at a time: a network, a tokenizer, the noise schedule. Safetensors only, and whole."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from personalize.common.errors import UserError
+from personalize.common.files import read_json
+from personalize.core import schedule as schedules
+from personalize.models.lazy_imports import lean
+from personalize.models.locate import weight_files
+
+with lean():
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+
+def configs(folder: Path, name: str) -> tuple[dict, dict]:
+    """config.json of the U-Net and of the VAE. UserError, before weights are read, where they do more than text to image."""
+    unet = {"in_channels": 4, **read_json(_place(folder, "unet") / "config.json")}  # with diffusers' defaults
+    vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_place(folder, "vae") / "config.json")}
+    takes, gives = unet["in_channels"], vae["latent_channels"]
+    if takes != gives:
+        raise UserError(
+            f"base {name!r} takes {takes} channels where its VAE gives {gives}: an inpainting or editing U-Net, which "
+            "personalize does not train. Use the plain text-to-image base."
+        )
+    if not isinstance(unet.get("sample_size"), int):
+        raise UserError(
+            f"{folder}/unet/config.json has sample_size {unet.get('sample_size')!r}, which is no number. "
+            "Write the size this base was trained at there, in latent cells: 64 for 512 px."
+        )
+    if vae.get("latents_mean") is not None:
+        raise UserError(f"base {name!r} has a VAE with latents_mean, which personalize does not know. Use another base.")
+    return unet, vae
+
+
+def network(kind, folder: Path, part: str, dtype: torch.dtype):
+    """A frozen network of class `kind` from folder/part in `dtype`. UserError where it is missing, a pickle or not whole."""
+    place = _place(folder, part)
+    files = weight_files(place)
+    if not files:
+        raise UserError(
+            f"{place} has no .safetensors file (pickles such as .bin are not opened, they can run code). "
+            "Convert it with diffusers: pipeline.save_pretrained(folder, safe_serialization=True)."
+        )
+    variant = "fp16" if ".fp16" in files[0].name else None
+    try:
+        with lean():
+            module, found = kind.from_pretrained(
+                place, torch_dtype=dtype, use_safetensors=True, variant=variant, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+        raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{place} lacks {len(missing)} weights, such as {missing[0]}: it is not whole. Download it again.")
+    return module.eval().requires_grad_(False)
+
+
+def tokenizer(folder: Path, part: str, *, most: int) -> CLIPTokenizer:
+    """A base's tokenizer, which cuts at `most` tokens. Without its files transformers would make an empty one."""
+    place = folder / part
+    if not any((place / file).exists() for file in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"{place} has neither tokenizer.json nor vocab.json: it is not a whole Stable Diffusion base.")
+    try:
+        found = CLIPTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    found.model_max_length = min(found.model_max_length, most)
+    return found
+
+
+def schedule(folder: Path) -> schedules.Schedule:
+    """The noise schedule and prediction type that the folder's scheduler config names."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+    config |= read_json(path)
+    if str(name := config.get("_class_name", "")).startswith(("EDM", "FlowMatch")):
+        raise UserError(f"{path} is of {name}, whose noise levels are not those of Stable Diffusion. Use another base.")
+    T, kind = config["num_train_timesteps"], config["beta_schedule"]
+    names = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+    prediction = config.get("prediction_type", "epsilon")
+    if config.get("trained_betas"):
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+    elif kind not in names:
+        raise UserError(f"{path} has beta_schedule {kind!r}; known are {', '.join(names)}.")
+    elif kind == "squaredcos_cap_v2":
+        betas = schedules.cosine(T)
+    else:
+        betas = schedules.BETAS[names[kind]](T, config["beta_start"], config["beta_end"])
+    if config.get("rescale_betas_zero_snr"):
+        betas = schedules.rescale_zero_terminal_snr(betas)
+        if prediction == "epsilon":
+            raise UserError(f"{path} asks for zero terminal SNR with epsilon prediction, which says nothing of z0 there.")
+    spacing = config.get("timestep_spacing", "leading")
+    for key, value, known in (
+        ("prediction_type", prediction, schedules.PREDICTIONS),
+        ("timestep_spacing", spacing, schedules.SPACINGS),
+    ):
+        if value not in known:
+            raise UserError(f"{path} has {key} {value!r}; known are {', '.join(known)}.")
+    return schedules.from_betas(
+        betas,
+        prediction,
+        spacing=spacing,
+        steps_offset=config.get("steps_offset", 0),
+        final_alpha_one=config.get("set_alpha_to_one", True),
+    )
+
+
+def _place(folder: Path, part: str) -> Path:
+    if not (folder / part).is_dir():
+        raise UserError(f"{folder} has no folder {part}: it is not a whole Stable Diffusion base.")
+    return folder / part

@@ -1,0 +1,131 @@
+"""Where a base is: toyland's own folder, a diffusers folder, a single file made into one, or the hub's cache."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from personalize.common.errors import UserError, nearest
+from personalize.common.files import read_json, sweep, writing
+from personalize.common.run_folder import require_free_disk
+
+TOYLAND = Path(__file__).parent.parent / "toyland" / "weights"
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
+NEEDED = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
+SAMPLES, SAMPLE = 64, 1 << 17  # pieces of a weight file that its fingerprint reads, and their size in bytes
+
+
+def locate(base: str, say: Callable[[str], None] = print) -> Path:
+    """The local folder of a base, downloaded first when it is a hub id (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count).
+
+    A single file is turned into a folder of the user's cache, once. UserError for what is none of these.
+    """
+    if base == "toyland":
+        return TOYLAND
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    from personalize.formats import safetensors_io
+
+    safetensors_io.refuse_pickle(path, "a base")
+    if path.suffix.lower() == ".safetensors":
+        return _unpacked(path, say)
+    if path.exists() or base.count("/") != 1 or base.startswith((".", "/", "~")):
+        hint = nearest(base, ["toyland"]) or "."
+        raise UserError(
+            f"base {base!r} is no diffusers folder{hint} Give toyland, a hub id (owner/name), a folder or a .safetensors file."
+        )
+    return _download(base)
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The .safetensors that are read of a part's folder, by name: half-precision copies only where there is nothing else."""
+    found = sorted(path for path in part.glob("*.safetensors") if ".non_ema" not in path.name)
+    return [path for path in found if ".fp16" not in path.name] or found
+
+
+def fingerprint(folder: Path) -> str:
+    """12 hex digits of a base: names, sizes and configs whole, weights by samples (8 MB a file), so 5 GB take 0.1 s."""
+    digest = hashlib.sha256()
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        weights = weight_files(part) if part.name in NETWORKS else []
+        for path in sorted([*weights, *part.glob("config.json"), *part.glob("scheduler_config.json")]):
+            if path in weights:
+                digest.update(json.dumps([part.name, path.name]).encode())
+                _sample(path, digest)
+            else:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _sample(path: Path, digest) -> None:
+    """Adds a file's size and pieces of it, at even distances from its start to its end; small files whole."""
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for k in range(SAMPLES):
+            file.seek(k * max(size - SAMPLE, 0) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE))
+
+
+def _unpacked(path: Path, say: Callable[[str], None]) -> Path:
+    """The diffusers folder of a single file, in the user's cache."""
+    if not path.is_file():
+        raise UserError(f"base {str(path)!r} is not there. Check the path.")
+    from personalize.formats import single_file
+
+    digest = hashlib.sha256()
+    _sample(path, digest)
+    folder = cache() / "bases" / f"{path.stem}-{digest.hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {cache()}: {error.strerror}. Set PERSONALIZE_CACHE to a folder with room.") from error
+    size = path.stat().st_size
+    require_free_disk(folder, size + size // 20)
+    sweep(folder.parent)
+    say(f"turning {path.name} ({size / 1e9:.2f} GB) into a diffusers folder, this once: {folder}")
+    with suppress(_Made), writing(folder) as temporary:
+        single_file.to_folder(path, temporary)
+        if folder.is_dir():
+            raise _Made
+    kind = read_json(folder / "model_index.json")["_class_name"]
+    prediction = read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+    say(f"{path.name} is taken for a {kind} of {prediction} prediction")
+    return folder
+
+
+class _Made(Exception):
+    """Another process made the folder meanwhile, and may be reading from it."""
+
+
+def cache() -> Path:
+    """Where this user's copies of bases are kept."""
+    if own := os.environ.get("PERSONALIZE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "personalize"
+
+
+def _download(base: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    needed, copies = list(NEEDED), ["*.fp16*", "*.non_ema*"]
+    try:
+        folder = Path(snapshot_download(base, allow_patterns=needed, ignore_patterns=copies))
+        if not weight_files(folder / "unet"):  # some have half precision only
+            folder = Path(snapshot_download(base, allow_patterns=needed, ignore_patterns=copies[1:]))
+        return folder
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no model {base!r}, or it asks for a login: set HF_TOKEN.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise UserError(
+            f"base {base!r} is neither a folder here nor in the hub's local cache, and the hub cannot be reached.{offline} "
+            "Check the name and the connection, or use --base toyland."
+        ) from error

@@ -1,0 +1,1 @@
+"""How Toyland's networks are trained, from nothing, in resumable stages."""

@@ -1,0 +1,253 @@
+"""The stages of pretraining: tokenizer, VAE, latents, CLIP pair, identity encoder, U-Net, export.
+
+B images; pictures are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject's mask (`masks`); latents (N,2,4,16,16):
+posterior mean and standard deviation.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from personalize.common.files import writing
+from personalize.core import losses, rng
+from personalize.toyland.pretraining import networks
+from personalize.toyland.pretraining.trainer import fit
+from personalize.toyland.world import scenes as world
+
+KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
+CAPTION_DROPOUT = 0.1
+TEMPERATURE = 0.1
+BODY = 85  # of 255, where the mask shows the subject itself; its accessory is 255, so it counts three times
+PART = "14MB"  # larger weights are written in parts
+
+
+def tokenizer(settings):
+    scenes = range(min(settings.pictures, 20_000))
+    return networks.tokenizer([world.caption(world.scene(k), k) for k in scenes])
+
+
+def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
+    """uint8 (N,H,H,4), rows (B,) -> (B,3,H,H) in [-1, 1]."""
+    return torch.from_numpy(images[rows.numpy()][..., :3]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def masks(images: np.ndarray, rows: Tensor, cells: int) -> Tensor:
+    """uint8 (N,H,H,4), rows (B,) -> (B,1,cells,cells): the subject's share of a cell, its accessory's thrice."""
+    shares = torch.from_numpy(images[rows.numpy()][..., 3:]).permute(0, 3, 1, 2).float() / BODY
+    return nn.functional.adaptive_avg_pool2d(shares, cells)
+
+
+def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
+    return torch.randint(0, total, (batch,), generator=rng.generator(seed, f"{purpose}/rows", step))
+
+
+def spread_timesteps(B: int, T: int, g: torch.Generator) -> Tensor:
+    """(B,) uniform in 0..T-1, one in each Bth part of it: less chance in the loss (Kingma et al. 2107.00630, section I.1)."""
+    return ((torch.arange(B) + torch.rand(B, generator=g)) * (T / B)).long().clamp(max=T - 1)
+
+
+def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
+    """The ELBO: squared error of the reconstruction plus KL to N(0, 1); noise is presumed lower where the subject is."""
+    model = networks.vae(settings.size).to(device)
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of(step, 16 * settings.times, len(images), seed=settings.seed, purpose="vae")
+        x, weight = pixels(images, rows, device), 1 + settings.subject_weight * masks(images, rows, settings.size).to(device)
+        posterior = model.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=rng.generator(settings.seed, "vae/noise", step))
+        mean, std, logvar = posterior.mean.float(), posterior.std.float(), posterior.logvar.float()
+        drawn = model.decode(mean + std * noise.to(device)).sample.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return losses.denoising_loss(drawn, x, weight).mean() + KL_WEIGHT * kl
+
+    fit(model, loss, work / "vae.safetensors", steps=settings.vae_steps, lr=8e-3, say=teller("vae", settings.vae_steps, say),
+        weight_decay=0.0, ema=0.995)  # fmt: skip
+    return model.eval()
+
+
+def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, say: Callable[[str], None]):
+    """Pictures and captions, contrastively (Radford et al. 2103.00020).
+
+    Two of three batches show one place only, or the backdrop alone would tell most pictures of a batch apart.
+    """
+    model = networks.clip(words, settings.size).to(device)
+    at = torch.tensor([list(world.PLACES).index(world.scene(k).place) for k in range(len(images))])
+    rows_at = [(at == place).nonzero()[:, 0] for place in range(len(world.PLACES))]
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of(step, 128 * settings.times, len(images), seed=settings.seed, purpose="clip")
+        if step % 3:
+            there = rows_at[int(at[rows[0]])]
+            rows = there[rows % len(there)]
+        words_there = words_in(words, captions(rows, step), device, padding="longest")
+        told = model.text_projection(model.text_model(**words_there).pooler_output)
+        shown = model.vision_model(pixel_values=pixels(images, rows, device)).pooler_output
+        return contrastive(model.visual_projection(shown), told, model.logit_scale.exp())
+
+    fit(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=5e-3, ema=0.995,
+        say=teller("clip", settings.clip_steps, say))  # fmt: skip
+    return model.eval()
+
+
+def contrastive(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
+    """(B,D), (B,D) -> cross-entropy of finding each row's partner in the other by cosine, both ways, in float32."""
+    with torch.autocast(a.device.type, enabled=False):
+        logits = scale * nn.functional.normalize(a.float(), dim=1) @ nn.functional.normalize(b.float(), dim=1).T
+    goal = torch.arange(len(a), device=a.device)
+    return (nn.functional.cross_entropy(logits, goal) + nn.functional.cross_entropy(logits.T, goal)) / 2
+
+
+def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
+    """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
+    model = networks.identity_encoder(settings.size).to(device)
+    members = {c: [] for c in world.CLASSES}
+    for k in range(len(pairs) // world.VIEWS):
+        members[world.subject(k).class_word].append(k)
+
+    def loss(step: int) -> Tensor:
+        g = rng.generator(settings.seed, "identity", step)
+        pool = torch.tensor(members[world.CLASSES[step % len(world.CLASSES)]])
+        who = pool[torch.randperm(len(pool), generator=g)[:64]]
+        first = torch.randint(0, world.VIEWS, (len(who),), generator=g)
+        other = (first + torch.randint(1, world.VIEWS, (len(who),), generator=g)) % world.VIEWS
+        rows = torch.cat([who * world.VIEWS + first, who * world.VIEWS + other])
+        return contrastive(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
+
+    fit(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema=0.995,
+        say=teller("identity", settings.identity_steps, say))  # fmt: skip
+    return model.eval()
+
+
+@torch.no_grad()
+def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Callable[[str], None]):
+    """The posterior of every picture, (N,2,4,16,16) float16, and the factor that gives means a deviation of one."""
+    path = work / "latents.npy"
+    if not path.exists():
+        began, parts = time.time(), []
+        for rows in torch.arange(len(images)).split(256):
+            with torch.autocast(device.type, torch.bfloat16):
+                posterior = model.encode(pixels(images, rows, device)).latent_dist
+            parts.append(torch.stack([posterior.mean, posterior.std], 1).half().cpu().numpy())
+        with writing(path) as temporary:
+            np.save(temporary, np.concatenate(parts))
+        say(f"encoded {len(images)} pictures in {time.time() - began:.0f} s")
+    array = np.load(path)
+    return array, round(1 / float(array[:, 0].astype(np.float32).std()), 5)
+
+
+def unet(
+    work: Path, images: np.ndarray, moments: np.ndarray, words, text, settings, device: torch.device, say: Callable[[str], None]
+):
+    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; the average is what ships.
+
+    The average after `guide_steps` guides the rest by its mistakes (`losses.sharpened`).
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    model, text = networks.unet().to(device), text.to(device).requires_grad_(False)
+    if device.type == "cpu":
+        model.set_attn_processor(AttnProcessor())  # a quarter of a step; torch's own is slow backwards for so few tokens
+    forward = networks.forward_process(settings.betas, settings.prediction)
+    factor = 1 / float(moments[:, 0].astype(np.float32).std())
+    guide = None
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
+        g = rng.generator(settings.seed, "unet/noise", step)
+        mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
+        z0 = factor * (mean + std * torch.randn(mean.shape, generator=g))
+        eps, t = torch.randn(mean.shape, generator=g), spread_timesteps(len(rows), forward.T, g)
+        kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
+        texts = [told if keep else "" for told, keep in zip(captions(rows, step), kept, strict=True)]
+        with torch.no_grad():
+            cond = text(**words_in(words, texts, device)).last_hidden_state
+        z_t, goal = forward.add_noise(z0, eps, t).to(device), forward.target(z0, eps, t).to(device)
+        weight = 1 + settings.subject_weight * masks(images, rows, networks.LATENT).to(device)
+        out = model(z_t, t.to(device), cond).sample
+        if guide:
+            with torch.no_grad():
+                weak = guide(z_t, t.to(device), cond).sample
+            told = torch.tensor([bool(each) for each in texts]).view(-1, 1, 1, 1).to(device)
+            goal = losses.sharpened(goal, out.float(), weak.float(), settings.guide_scale * told)
+        each = losses.denoising_loss(out, goal, weight)
+        if settings.min_snr:
+            each = each * losses.min_snr_weight(forward.snr(t), settings.min_snr, settings.prediction).to(device)
+        return each.mean()
+
+    def fitted(name: str, first: int, steps: int):
+        fit(model, lambda step: loss(first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3, muon=False,
+            ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
+
+    if settings.guide_steps:
+        fitted("guide", 0, settings.guide_steps)
+        guide = copy.deepcopy(model).requires_grad_(False)
+    fitted("unet", settings.guide_steps, settings.unet_steps)
+    return model.eval()
+
+
+def captions(rows: Tensor, step: int) -> list[str]:
+    """Worded anew at every step."""
+    return [world.caption(world.scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
+
+
+def words_in(words, texts: list[str], device: torch.device, padding: str = "max_length") -> dict[str, Tensor]:
+    ids = words(texts, padding=padding, truncation=True, max_length=networks.WORDS, return_tensors="pt")
+    return {"input_ids": ids["input_ids"].to(device)}
+
+
+def teller(stage: str, steps: int, say: Callable[[str], None], every: int = 50) -> Callable[[int, float], None]:
+    """Tells the mean loss, the pace and the time left every `every` steps."""
+    seen: list[float] = []
+    began = [time.time()]
+
+    def tell(step: int, loss: float) -> None:
+        seen.append(loss)
+        if step % every == 0 or step == steps:
+            pace, mean = (time.time() - began[0]) / len(seen), sum(seen) / len(seen)
+            say(f"{stage} {step}/{steps}  loss {mean:.4f}  {pace:.2f} s/step  {pace * (steps - step):.0f} s left")
+            seen.clear()
+            began[0] = time.time()
+
+    return tell
+
+
+def export(out: Path, settings, words, vae, text, unet, clip, identity) -> None:
+    """A diffusers folder in half precision, no file above PART, and encoders/clip, encoders/identity beside it."""
+    from diffusers import StableDiffusionPipeline
+
+    for model in (vae, text, unet, clip, identity):
+        model.cpu().half()
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=words, unet=unet,
+        scheduler=networks.scheduler(settings.betas, settings.prediction),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(out, max_shard_size=PART)
+    for name, model in (("clip", clip), ("identity", identity)):
+        model.save_pretrained(out / "encoders" / name)
+    for folder in (out / "text_encoder", out / "encoders" / "clip", out / "encoders" / "identity"):
+        _load_as_float32(folder / "config.json")
+    tokenizer_files(out / "tokenizer", words)
+
+
+def _load_as_float32(config: Path) -> None:
+    """Half precision on disk only: transformers loads a model in the type that its config names."""
+    import json
+
+    text = json.loads(config.read_text())
+    config.write_text(json.dumps(text | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+
+
+def tokenizer_files(folder: Path, words) -> None:
+    """vocab.json and merges.txt, which other tools read and transformers 5 no longer writes."""
+    import json
+
+    model = json.loads(words.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")

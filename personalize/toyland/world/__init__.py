@@ -1,0 +1,1 @@
+"""What Toyland shows: a seed -> a scene, its caption, its image and mask."""

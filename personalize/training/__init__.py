@@ -1,0 +1,1 @@
+"""The training loop: one optimizer step, checkpoints, what a run says."""

@@ -1,0 +1,141 @@
+"""How one optimizer step runs: eager, recorded or compiled, with autocast, loss scaling for float16, parts of a batch.
+
+B pictures of the global batch; z0 eps (B,C,h,w), t (B,).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from personalize.common import distributed
+from personalize.common.recipe import Recipe
+from personalize.core import bf16_split
+from personalize.core.losses import dreambooth_loss
+from personalize.core.schedule import Schedule
+from personalize.data.training_set import Batch
+from personalize.generation import sampling
+from personalize.models.interface import LatentModel
+from personalize.training import cuda_graph
+from personalize.training import optimizer as optimizers
+from personalize.training.compile import Compiled
+from personalize.training.split_weights import Masters
+
+
+@dataclass
+class Engine:
+    """The optimizer, and `step`, which is all that the training loop calls. `say`: where it is told how steps run.
+
+    A recorded step keeps the places of weights and of the optimizer's state: they may be overwritten, not replaced,
+    once it is recorded.
+    """
+
+    model: LatentModel
+    recipe: Recipe
+    groups: list[dict]
+    say: Callable[[str], None] = lambda line: None
+    masters: Masters | None = field(init=False)  # where parameters are in two halves; the optimizer has their shells
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    params: list[Tensor] = field(init=False)
+    schedule: Schedule = field(init=False)
+    lr: float = field(init=False, default=0.0)  # of the first group, at the newest step
+
+    def __post_init__(self) -> None:
+        self.params = [p for group in self.groups for p in group["params"]]
+        train, halved = self.recipe.train, hasattr(self.params[0], bf16_split.LOW)
+        self.masters = Masters(self.groups, apart=train.optimizer == "adamw8bit") if halved else None
+        self.optimizer = optimizers.make_optimizer(self.masters.groups if halved else self.groups, train)
+        half = self.model.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
+        self.schedule = self.model.schedule.to(self.model.device)
+        self._run = self._chosen()
+
+    def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
+        """One update at learning rate × `scale` -> loss, subject, prior, norm (before clipping), each () on the device."""
+        self.lr = optimizers.set_rates(self.optimizer, scale)
+        return dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+
+    def update(self, batch: Batch) -> Tensor:
+        """One update at the rates that are set -> (4,): loss, subject, prior, norm. On a GPU it waits for nothing."""
+        try:
+            totals = self.backward(batch)
+            distributed.sum_gradients(self.params)
+            self.scaler.unscale_(self.optimizer)
+            norm = optimizers.joint_norm(self.params)
+            for _ in self.masters.opened() if self.masters else [None]:
+                optimizers.clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
+            return torch.cat([totals, norm[None]])
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Frees all gradients."""
+        for p in self.params:
+            p.grad = None
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Adds the gradient of this process's rows, in `train.accumulate` parts -> (3,): loss, subject, prior of all rows."""
+        train, device = self.recipe.train, self.model.device
+        totals = torch.zeros(3, device=device)
+        mine = distributed.share(len(batch.z0))
+        size = -(-len(batch.z0) // train.accumulate)
+        is_prior = sampling.sent(batch.is_prior, device)
+        for start in range(mine.start, mine.stop, size):
+            rows = slice(start, min(start + size, mine.stop))
+            with torch.autocast(device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
+                per_image = sampling.per_image_loss(
+                    self.model, batch.z0[rows], batch.cond(rows), t=batch.t[rows], eps=batch.eps[rows],
+                    goal=None if batch.goal is None else batch.goal[rows],
+                    mask=None if batch.mask is None else batch.mask[rows],
+                    snr_gamma=train.snr_gamma, schedule=self.schedule,
+                )  # fmt: skip
+            parts = dreambooth_loss(per_image, is_prior[rows], train.prior_weight, counts=batch.counts)
+            self.scaler.scale(parts[0]).backward()
+            totals += torch.stack(parts).detach()
+        return distributed.total(totals)
+
+    def _chosen(self) -> Callable[[Batch], Tensor]:
+        asked = self.recipe.train.engine
+        if asked == "compiled":
+            return Compiled(self.update, self.model, steps=self.recipe.train.steps, say=self.say)
+        if asked == "eager":
+            return self.update
+        if why := graph_refusal(self.model, self.recipe, self.groups):
+            self.say(f"steps run eagerly, not as a CUDA graph: {why}")
+            return self.update
+        return self.recorded_by(cuda_graph.CudaGraphs())
+
+    def recorded_by(self, recorder: cuda_graph.Recorder) -> Callable[[Batch], Tensor]:
+        """`update`, recorded after some steps and then replayed."""
+        for group in self.optimizer.param_groups:  # torch asks for it; the fused kernel is the same
+            group["capturable"] = True
+        replayed = cuda_graph.Replayed(lambda tensors, counts: self.update(Batch.of(tensors, counts)), recorder, say=self.say)
+        return lambda batch: replayed(batch.tensors(), batch.counts)
+
+
+def graph_refusal(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str:
+    """Why a run's steps cannot be one CUDA graph, or ""."""
+    train = recipe.train
+    reasons = {
+        f"the device is {model.device.type}": model.device.type != "cuda",
+        "several processes": distributed.world() > 1,
+        "float16 loss scaling": model.dtype == torch.float16,
+        "8-bit AdamW": train.optimizer == "adamw8bit",
+        "a quantized base": bool(train.quantize),
+        "gradient checkpointing keeps the state of random generators": train.gradient_checkpointing,
+        "text is encoded at each step": any(group["name"] != "unet" for group in groups),
+    }
+    return next((why for why, holds in reasons.items() if holds), "")
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """The factor on every learning rate at a step 0…steps-1: warm-up from 0, then constant, cosine or linear to 0."""
+    import math
+
+    train = recipe.train
+    rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
+    left = 1 - max(0, step - train.warmup) / max(1, train.steps - train.warmup)
+    falls = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
+    return rise * falls[train.lr_schedule]

@@ -1,0 +1,75 @@
+"""A finished run, or one of its checkpoints, put into its base."""
+
+from pathlib import Path
+
+from personalize import methods
+from personalize.common import checkpoint
+from personalize.common import recipe as config
+from personalize.common.errors import UserError
+from personalize.common.run_folder import checkpoints, read_manifest
+from personalize.models.interface import LatentModel
+
+STATE = "state.safetensors"
+
+
+def require(folder: Path) -> dict:
+    """A run's manifest. UserError for a folder that is no run."""
+    manifest = read_manifest(folder)
+    if manifest.get("kind") != "run":
+        raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder.")
+    if "subjects" not in manifest:  # of schema 1, when a run had one subject, and fingerprints were taken otherwise
+        manifest["fingerprint"] = ""
+        manifest["subjects"] = [{k: manifest.get(k, "") for k in ("token", "class", "prompt", "photos", "prior_folder")}]
+    return manifest
+
+
+def subject(manifest: dict, token: str = "") -> dict:
+    """A run's subject of this token, or its first: token, class, prompt, photos, prior_folder."""
+    found = {entry["token"]: entry for entry in manifest["subjects"]}
+    if token and token not in found:
+        raise UserError(f"this run has no subject {token!r}; it has {', '.join(found)}.")
+    return found[token] if token else manifest["subjects"][0]
+
+
+def resolve(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> str:
+    """What the run's result, or its checkpoint `at` ("400", "step-000400", "last"), is called.
+
+    UserError where the base is not the one the run was trained on, or the run has no such result.
+    """
+    if manifest["fingerprint"] not in ("", model.fingerprint):
+        raise UserError(
+            f"{folder} was trained on {manifest['base']!r} with weights {manifest['fingerprint']}, "
+            f"but {model.name!r} here has {model.fingerprint}: the base has changed. Train again, or bring the old one back."
+        )
+    if at not in ("", "best"):
+        found = {path.name: path for path in checkpoints(folder)}
+        name = f"step-{int(at):06d}" if at.isdigit() else max(found, default=at) if at == "last" else at
+        if name not in found:
+            raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(found) or 'none'}.")
+        return name
+    if manifest["status"] != "finished":
+        raise UserError(
+            f"{folder} is {manifest['status']}, not finished. Run the same train command again, or give --checkpoint."
+        )
+    return f"step-{manifest['chosen']:06d}" if "chosen" in manifest else "model"
+
+
+def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
+    """What `resolve` names, into a fresh base; returns its name."""
+    name, recipe = resolve(model, folder, manifest, at), config.from_dict(manifest["recipe"], str(folder))
+    if at not in ("", "best"):
+        params = [p for group in methods.attach(model, recipe) for p in group["params"]]
+        put_checkpoint(model, recipe, params, folder / "checkpoints" / name)
+    else:
+        methods.load(model, folder / "model", recipe)
+    for module in model.networks.values():
+        module.to(model.dtype).eval().requires_grad_(False)
+    return name
+
+
+def put_checkpoint(model: LatentModel, recipe: config.Recipe, params: list, folder: Path) -> None:
+    """A checkpoint's weights, averaged ones where there are, into a model to which the recipe's methods are attached."""
+    parts, _ = checkpoint.load(folder / STATE)
+    methods.restore(model, recipe, parts["trained"])
+    for i, mean in parts.get("average", {}).items():
+        params[int(i)].data.copy_(mean)

@@ -1,0 +1,96 @@
+"""What a training run is about to do, in plain words: pictures, passes, parameters, memory, time, and what the VAE loses."""
+
+import math
+import resource
+import sys
+import time
+
+import torch
+
+from personalize.common import distributed
+from personalize.data.crops import Photo, batch
+from personalize.data.training_set import TrainingSet
+from personalize.models.interface import LatentModel
+from personalize.training.engine import Engine
+
+FAR_BELOW = 4.0  # dB under the base's own pictures, from where a VAE cannot show a photo as it is
+POOR = 24.0  # dB; below it a difference is plain to see
+
+
+def words(data: TrainingSet, engine: Engine) -> list[str]:
+    """The plan's lines. Measures one forward and backward pass; no weight and no randomness of the run changes."""
+    train, model = data.recipe.train, data.model
+    subjects, priors = data.steps_per_batch
+    passes = train.steps * subjects / len(data.photos)
+    trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
+    seconds = probe(data, engine)
+    state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
+    return [
+        f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
+        + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class pictures"),
+        f"{train.steps} steps of {subjects} + {priors} pictures: each photo is seen {passes:.0f} times",
+        f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
+        + (f", in {distributed.world()} processes" if distributed.world() > 1 else ""),
+        f"about {duration(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
+    ]
+
+
+def _preserved(data: TrainingSet) -> str:
+    return "class pictures" if data.prior.goal is None else "predictions of the frozen base"
+
+
+def probe(data: TrainingSet, engine: Engine) -> float:
+    """Seconds of forward and backward of one step; the second of two when they are short, for the first warms up."""
+    for _ in range(2):
+        began = time.monotonic()
+        engine.backward(data.at(0))
+        if data.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = distributed.from_first(time.monotonic() - began)
+        engine.clear()
+        if seconds > 2:
+            break
+    return seconds
+
+
+def peak_bytes(model: LatentModel) -> int:
+    """Peak memory of this process so far, on the model's device."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def representable(data: TrainingSet, own: list | None) -> list[str]:
+    """How well the base's VAE can show these photos, beside the base's own pictures: PSNR of the round trip in dB."""
+    model, size = data.model, data.recipe.photos.size or data.model.size
+    theirs = psnr(model, data.photos, size)
+    if not own:
+        return [f"the base's VAE shows these photos at {theirs:.1f} dB"]
+    its = psnr(model, [Photo(str(i), picture, "", None, picture.size) for i, picture in enumerate(own[:8])], size)
+    line = f"the base's VAE shows these photos at {theirs:.1f} dB, its own pictures at {its:.1f} dB"
+    if theirs >= min(its - FAR_BELOW, POOR):
+        return [line]
+    advice = (
+        "Toyland draws simple cartoons and will not draw a real subject; with a GPU, use a base trained on photos: "
+        "--base stable-diffusion-v1-5/stable-diffusion-v1-5"
+        if model.name == "toyland"
+        else "Use a base whose training pictures are closer to your photos."
+    )
+    return [line, f"warning: no training can give more than the VAE shows, and that is little. {advice}"]
+
+
+def psnr(model: LatentModel, photos: list[Photo], size: int) -> float:
+    """Mean over photos of 10 log10(4 / MSE) between a picture in [-1,1] and its round trip through the VAE, dB."""
+    values = []
+    for photo in photos:
+        x = batch([photo], size)
+        mean, _ = model.encode_images(x)
+        values.append(10 * math.log10(4 / float((model.decode_latents(mean).cpu() - x).square().mean())))
+    return sum(values) / len(values)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

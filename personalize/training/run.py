@@ -1,0 +1,158 @@
+"""What a run keeps: checkpoints, the chosen one, its result; and how it goes on from them.
+
+Of several processes all compute, and the first one writes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from personalize import methods
+from personalize.common import checkpoint, distributed, run_folder
+from personalize.common.errors import UserError
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import Terminal
+from personalize.data import training_set
+from personalize.evaluation import checkpoint_selection
+from personalize.training import engine, load_run, validation
+from personalize.training import log as runlog
+
+
+@dataclass
+class Run:
+    """A run in this process: its folder, what it trains on, the average of its weights where one is kept, and the dev
+    split where checkpoints are chosen by it.
+    """
+
+    folder: Path
+    data: training_set.TrainingSet
+    engine: engine.Engine
+    average: list[Tensor]
+    manifest: dict
+    writes: bool
+    dev: validation.DevSplit | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.data.recipe
+
+
+def save(run: Run, step: int, screen: Terminal) -> None:
+    """A checkpoint; its scores, where checkpoints are chosen by them; and the older ones that nobody needs are deleted."""
+    if not run.writes:
+        return
+    parts = {
+        "trained": methods.state(run.data.model, run.recipe),
+        "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer),
+    }
+    parts["average"] = {str(i): mean for i, mean in enumerate(run.average)}
+    if run.engine.scaler.is_enabled():
+        parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
+    if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
+        raise UserError(runlog.not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
+    with run_folder.writing(_checkpoint(run, step)) as temporary:
+        temporary.mkdir()
+        checkpoint.save(temporary / load_run.STATE, parts, step)
+    _judge(run, step, screen)
+    best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
+
+
+def judged(recipe: Recipe, step: int) -> bool:
+    """Whether the checkpoint of this step is scored."""
+    every = recipe.choose.every
+    return bool(every) and (step == recipe.train.steps or step % every == 0)
+
+
+def _judge(run: Run, step: int, screen: Terminal) -> None:
+    if not (run.dev and judged(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
+        return
+    with validation.resting(run.data.model, run.engine.params, run.average):
+        screen.say(run.dev.score(step).words())
+    run.data.release()
+
+
+def restore(run: Run, screen: Terminal) -> int:
+    """The newest checkpoint's step, its state put in place; 0 where there is none."""
+    found = [f / load_run.STATE for f in run_folder.checkpoints(run.folder) if (f / load_run.STATE).exists()]
+    newest = distributed.from_first(found[-1] if found else None)
+    if newest is None:
+        if run.recipe.train.init_from:
+            methods.start_from(run.data.model, run.recipe)
+        _forget_after(run, 0)
+        return 0
+    parts, step = checkpoint.load(newest)
+    methods.restore(run.data.model, run.recipe, parts["trained"])
+    checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
+    for i, mean in enumerate(run.average):
+        mean.copy_(parts["average"][str(i)])
+    if "scaler" in parts:
+        run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
+    _forget_after(run, step)
+    screen.say(f"going on with {run.folder} after step {step}")
+    _judge(run, step, screen)  # where a stop came between saving and scoring
+    return step
+
+
+def _forget_after(run: Run, step: int) -> None:
+    """Takes out of the run's logs and dev pictures what came after the checkpoint that it goes on from."""
+    if not run.writes:
+        return
+    for log in (run.folder / runlog.FILE, run.folder / checkpoint_selection.FILE):
+        if run.dev or log.name == runlog.FILE:
+            rows = [row for row in (run_folder.read_jsonl(log) if log.exists() else []) if row["step"] <= step]
+            run_folder.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    for place in (run.folder / "choosing").glob("step-*"):
+        if int(place.name.split("-")[1]) > step:
+            run_folder.remove_folder(place)
+    if run.dev:
+        run.dev.scored = checkpoint_selection.read(run.folder / checkpoint_selection.FILE)
+
+
+def mark(run: Run, status: str) -> None:
+    if run.writes:
+        run_folder.write_manifest(run.folder, run.manifest | {"status": status})
+
+
+def finish(run: Run, screen: Terminal) -> None:
+    """The result in model/: the chosen checkpoint or the last weights, of these the average where one is kept."""
+    if not run.writes:
+        return
+    model = run.data.model
+    for p, mean in zip(run.engine.params, run.average):
+        p.data.copy_(mean)
+    if run.dev:
+        choice = _choice(run)
+        screen.say(f"keeping {choice.why}")
+        load_run.put_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, choice.step))
+        run.manifest |= {"chosen": choice.step, "why": choice.why}
+    for module in model.networks.values():
+        module.eval()
+    with run_folder.writing(run.folder / "model") as temporary:
+        methods.save(model, temporary, run.recipe)
+    mark(run, "finished")
+
+
+def _choice(run: Run) -> checkpoint_selection.Choice:
+    """Of all scored checkpoints; of those still there, where later scores speak for one that was pruned."""
+    choice = checkpoint_selection.choose(run.dev.scored, run.recipe.choose)
+    if _checkpoint(run, choice.step).exists():
+        return choice
+    return checkpoint_selection.choose([s for s in run.dev.scored if _checkpoint(run, s.step).exists()], run.recipe.choose)
+
+
+def _checkpoint(run: Run, step: int) -> Path:
+    return run.folder / "checkpoints" / f"step-{step:06d}"
+
+
+def disk_bytes(run: Run) -> int:
+    """Weights, two moments and an average for each checkpoint that will lie there at once, plus the result."""
+    weights = sum(p.numel() for p in run.engine.params)
+    whole = sum(p.numel() for p in run.data.model.unet.parameters())
+    train, every = run.recipe.train, run.recipe.choose.every
+    often = min(train.checkpoint_every or 10**9, every or 10**9)
+    copies = min(train.keep + 1 + bool(every), 1 + train.steps // often)
+    return 4 * weights * (3 + bool(train.ema)) * copies + (4 * whole if "full" in train.methods else 0)

@@ -1,0 +1,519 @@
+"""A run: what it leaves, that stopping it in any way changes nothing, and that it says what is wrong."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+
+import personalize
+from personalize import api, models
+from personalize.commands import prior as prior_command
+from personalize.commands import train as command
+from personalize.common import recipe as config
+from personalize.common import run_folder
+from personalize.common.errors import Interrupted, UserError
+from personalize.common.terminal import Terminal
+from personalize.data import class_images, subjects, training_set
+from personalize.data.crops import order
+from personalize.training import load_run, preflight
+
+ROOT = Path(personalize.__file__).parents[1]
+COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
+COMMON += ["photos.hold_out=0"]  # five photos train
+LORA = ["train.methods=lora", "train.lr=1e-2"]
+FULL = ["train.methods=full", "train.lr=1e-3"]
+
+
+class Screen(Terminal):
+    """Keeps what is said, and does something at a step."""
+
+    def __init__(self, at=0, what=lambda: None):
+        super().__init__(quiet=True)
+        self.lines, self.at, self.what = [], at, what
+
+    def say(self, line):
+        self.lines.append(line)
+
+    @contextmanager
+    def progress(self, what, total, *, done=0, unit=""):
+        step = done
+
+        def advance(n=1, note=""):
+            nonlocal step
+            step += n
+            if step == self.at:
+                self.what()
+
+        yield advance
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def crash():
+    raise RuntimeError("the power went")
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_sd, tmp_path_factory):
+    """Three class pictures."""
+    return prior_command.run(base(tiny_sd), recipe_of(), "dog", root=tmp_path_factory.mktemp("priors")).folder
+
+
+@pytest.fixture(scope="module")
+def tall(tmp_path_factory):
+    """Three photos that leave room for crops."""
+    folder = tmp_path_factory.mktemp("tall")
+    for i in range(3):
+        Image.open(ROOT / "data_examples" / "dog" / f"0{i}.png").resize((40, 64)).save(folder / f"{i}.png")
+    return folder
+
+
+def base(folder):
+    return models.load(str(folder), device="cpu", dtype="float32", say=lambda line: None)
+
+
+def recipe_of(*more):
+    return config.load(None, [*COMMON, *more])
+
+
+def run(folder, photos, runs, *more, prior=None, screen=None):
+    """A run's folder."""
+    screen = screen or Screen()
+    priors = {"dog": prior} if prior else {}
+    return command.run(base(folder), [photos], recipe_of(*more), priors=priors, runs=runs, screen=screen).folder
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def bits(folder):
+    """Hashes of the result and of the newest checkpoint, which has the optimizer's state and the average in it."""
+    newest = run_folder.checkpoints(folder)[-1] / load_run.STATE
+    results = [path for name, path in files(folder / "model").items() if name.endswith(".safetensors")]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*results, newest)]
+
+
+def status(folder):
+    return run_folder.read_manifest(folder)["status"]
+
+
+def steps_of(folder):
+    return [int(path.name[5:]) for path in run_folder.checkpoints(folder)]
+
+
+def logged(folder):
+    return [row["step"] for row in run_folder.read_jsonl(folder / "log.jsonl")]
+
+
+def copies(photos, folder, change=lambda image: image):
+    """The photos in a folder of a test's own."""
+    folder.mkdir()
+    for path in sorted(photos.glob("*.png")):
+        change(Image.open(path).convert("RGB")).save(folder / path.name)
+    return folder
+
+
+RUN = ["log.jsonl", "manifest.json", "photos.png", "recipe.toml"]
+RESULTS = {
+    "lora": ["pytorch_lora_weights.safetensors"],
+    "full": [
+        "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/model.safetensors",
+        "tokenizer/merges.txt", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer/vocab.json",
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+def test_a_finished_run_is_these_files_and_the_same_command_changes_none(tiny_sd, photos, prior, tmp_path, method):
+    folder = run(tiny_sd, photos, tmp_path, *method, "train.steps=2", prior=prior)
+    name = method[0].rpartition("=")[2]
+    expected = [*RUN, f"checkpoints/step-000002/{load_run.STATE}", *(f"model/{file}" for file in RESULTS[name])]
+    assert list(files(folder)) == sorted(expected)
+    assert status(folder) == "finished"
+    before = {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(folder).items()}
+    screen = Screen()
+    more = [*method, "train.steps=2"]
+    again = command.run(base(tiny_sd), [photos], recipe_of(*more), priors={"dog": prior}, runs=tmp_path, screen=screen)
+    assert (again.folder, again.steps) == (folder, 0)
+    assert f"this run is finished: {folder}" in screen.lines
+    assert before == {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(folder).items()}
+
+
+def test_a_manifest_says_what_the_run_is(tiny_sd, photos, prior, tmp_path):
+    folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1", "token=zqv", prior=prior)
+    manifest = run_folder.read_manifest(folder)
+    assert folder == tmp_path / "zqv-dog"
+    assert [manifest["subjects"][0][k] for k in ("token", "class", "prompt")] == ["zqv", "dog", "a zqv dog"]
+    assert [photo["sha256"] for photo in manifest["subjects"][0]["photos"]] == [
+        run_folder.sha256(p) for p in sorted(photos.glob("*.png"))
+    ]
+    assert config.from_dict(manifest["recipe"], "here") == config.load(folder / "recipe.toml")
+    assert manifest["prior"] == {"dog": class_images.settings(base(tiny_sd), recipe_of(), "dog")}
+
+
+RESUMED = {
+    "full": FULL,
+    "full, average": [*FULL, "train.ema=0.9", "train.snr_gamma=5"],
+    "full, 8 bits": [*FULL, "train.optimizer=adamw8bit"],
+    "full, crops and flips": [*FULL, "photos.crop=random", "photos.flip=true", "train.batch=2"],
+    "lora": [*LORA, "train.lr_schedule=cosine", "train.warmup=2"],
+    "lora, text encoder, average": [*LORA, "train.text_encoder=true", "train.ema=0.9", "train.accumulate=2", "train.batch=2"],
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, prior, tmp_path, name):
+    settings = [*RESUMED[name], "train.steps=5", "train.checkpoint_every=2", "train.keep=9"]
+    once = run(tiny_sd, tall, tmp_path / "once", *settings, prior=prior)
+    folder, screen = tmp_path / "cut" / once.name, Screen()
+    with pytest.raises(RuntimeError, match="power"):
+        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, crash))
+    assert status(folder) == "running" and steps_of(folder) == [2] and logged(folder) == [1, 2, 3]
+    with pytest.raises(Interrupted, match="stopped at step 3 of 5"):
+        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, terminate))
+    assert status(folder) == "interrupted" and steps_of(folder) == [2, 3] and logged(folder) == [1, 2, 3]
+    assert run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=screen) == folder
+    assert any(f"going on with {folder} after step 3" in line for line in screen.lines)
+    assert bits(folder) == bits(once)
+    assert status(folder) == "finished" and logged(folder) == [1, 2, 3, 4, 5]
+
+
+def test_different_seeds_are_different_runs_bit_by_bit(tiny_sd, photos, tmp_path):
+    folders = [run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1", f"seed={seed}") for seed in (0, 1)]
+    assert bits(folders[0]) != bits(folders[1])
+
+
+def test_a_run_stopped_after_its_last_step_is_finished_by_the_next(tiny_sd, photos, tmp_path, monkeypatch):
+    settings = [*LORA, "train.steps=2", "train.ema=0.9"]
+    once = run(tiny_sd, photos, tmp_path / "once", *settings)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        patch.setattr(command.keeping, "finish", lambda run, screen: crash())
+        run(tiny_sd, photos, tmp_path / "cut", *settings)
+    assert bits(run(tiny_sd, photos, tmp_path / "cut", *settings)) == bits(once)
+
+
+SLOW = [*FULL, "train.steps=40", "train.checkpoint_every=5", "prior.count=0"]
+
+
+@pytest.fixture(scope="module")
+def forty(tiny_sd, tmp_path_factory):
+    """A run of 40 steps that nothing stopped."""
+    return run(tiny_sd, ROOT / "data_examples" / "dog", tmp_path_factory.mktemp("forty"), *SLOW, f"base={tiny_sd}")
+
+
+def start(tiny_sd, photos, runs):
+    """The same run by the command, in a process of its own."""
+    words = [w for text in [*COMMON[1:], *SLOW] for w in ("--set", text)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "personalize", "train", photos, "--class", "dog", "--base", tiny_sd, "--runs", runs, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process, there):
+    while process.poll() is None and not there():
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, forty, tmp_path):
+    folder = tmp_path / forty.name
+    process = start(tiny_sd, photos, tmp_path)
+    wait_for(process, lambda: run_folder.checkpoints(folder))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert status(folder) == "running" and (folder / "lock").exists()
+    assert 5 <= steps_of(folder)[-1] < 40
+    screen = Screen()
+    assert run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}", screen=screen) == folder
+    assert any("going on with" in line for line in screen.lines)
+    assert bits(folder) == bits(forty)
+    assert logged(folder) == list(range(1, 41))
+    assert not list(folder.rglob(".tmp-*")) and not (folder / "lock").exists()
+
+
+def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, forty, tmp_path):
+    folder = tmp_path / forty.name
+    process = start(tiny_sd, photos, tmp_path)
+    wait_for(process, lambda: (folder / "log.jsonl").exists() and len(logged(folder)) >= 3)
+    process.terminate()
+    message = process.communicate(timeout=300)[1]
+    assert process.returncode == 130
+    step = steps_of(folder)[-1]
+    assert f"stopped at step {step} of 40; the same command goes on from there" in message
+    assert 3 <= step == logged(folder)[-1] < 40
+    assert status(folder) == "interrupted"
+    run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}")
+    assert bits(folder) == bits(forty)
+    assert logged(folder) == list(range(1, 41))
+
+
+def test_a_signal_while_samples_are_drawn_loses_no_step(tiny_sd, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_sample", lambda run, step: terminate() if step == 2 else None)
+    with pytest.raises(Interrupted, match="stopped at step 3 of 9"):
+        run(tiny_sd, photos, tmp_path, *LORA, "train.steps=9", "train.sample_every=1")
+    (folder,) = tmp_path.iterdir()
+    assert [p.name for p in run_folder.checkpoints(folder)] == ["step-000003"]
+
+
+def test_other_photos_captions_or_settings_make_another_run(tiny_sd, photos, tmp_path):
+    settings = [*LORA, "train.steps=1"]
+    negative = copies(photos, tmp_path / "negative", ImageOps.invert)
+    captioned = copies(photos, tmp_path / "captioned")
+    (captioned / "00.txt").write_text("a {token} {class} in the snow")
+    turned = copies(photos, tmp_path / "turned")
+    for i, path in enumerate(sorted(turned.glob("*.png"))):
+        path.rename(turned / f"z{9 - i}.png")
+    runs = tmp_path / "runs"
+    first = run(tiny_sd, photos, runs, *settings)
+    others = [
+        run(tiny_sd, negative, runs, *settings),
+        run(tiny_sd, captioned, runs, *settings),
+        run(tiny_sd, turned, runs, *settings),
+        run(tiny_sd, photos, runs, *settings, "train.weight_decay=0.1"),
+        run(tiny_sd, photos, runs, *settings, "seed=1"),
+    ]
+    assert [folder.name for folder in others] == [f"{first.name}-{n}" for n in range(2, 7)]
+    for same in (["draw.guidance=9"], ["evaluate.count=1"], []):
+        assert run(tiny_sd, photos, runs, *settings, *same) == first
+    assert run(tiny_sd, negative, runs, *settings) == others[0]
+
+
+def test_the_photos_of_one_run_are_never_trained_on_in_another(tiny_sd, photos, tmp_path):
+    negative = copies(photos, tmp_path / "negative", ImageOps.invert)
+    one, other = (run(tiny_sd, source, tmp_path / "runs", *LORA, "train.steps=1") for source in (photos, negative))
+    assert one != other and bits(one) != bits(other)
+    assert bits(run(tiny_sd, negative, tmp_path / "alone", *LORA, "train.steps=1")) == bits(other)
+
+
+@pytest.mark.parametrize("lr, kept", [("1e30", 1), ("1e39", 0)])
+def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(tiny_sd, photos, tmp_path, lr, kept):
+    settings = ["train.methods=full", "train.steps=9", "train.checkpoint_every=1", "train.keep=9", f"train.lr={lr}"]
+    with pytest.raises(UserError, match="no checkpoint yet|last good checkpoint is .*step-000001") as error:
+        run(tiny_sd, photos, tmp_path, *settings)
+    assert "train.lr=1e-6" in str(error.value)
+    (folder,) = tmp_path.iterdir()
+    assert status(folder) == "failed"
+    assert len(run_folder.checkpoints(folder)) == kept
+    for checkpoint in run_folder.checkpoints(folder):
+        assert str(checkpoint) in str(error.value)
+        assert all(v.isfinite().all() for v in load_file(checkpoint / load_run.STATE).values())
+
+
+def test_a_run_keeps_its_newest_checkpoints(tiny_sd, photos, tmp_path):
+    folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=5", "train.checkpoint_every=1", "train.keep=2")
+    assert [path.name for path in run_folder.checkpoints(folder)] == ["step-000004", "step-000005"]
+
+
+def test_the_last_checkpoint_is_the_result_with_an_average_too(tiny_sd, photos, tmp_path):
+    for more in ([], ["train.ema=0.9"]):
+        folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=3", *more)
+        both = [base(tiny_sd), base(tiny_sd)]
+        for model, at in zip(both, ("", "3")):
+            load_run.put_into(model, folder, run_folder.read_manifest(folder), at=at)
+        ours, theirs = (model.unet.state_dict() for model in both)
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours) and any("lora_B" in k for k in ours)
+
+
+def test_the_average_is_of_the_weights_and_holds_no_graph(tiny_sd, photos, tmp_path, monkeypatch):
+    seen, save = [], command.keeping.save
+
+    def look(run, *given):
+        seen.append([mean.requires_grad for mean in run.average])
+        save(run, *given)
+
+    monkeypatch.setattr(command.keeping, "save", look)
+    folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=3", "train.ema=0.5", "train.checkpoint_every=1")
+    assert len(seen) == 3 and not any(map(any, seen))
+    state = load_file(folder / "checkpoints" / "step-000003" / load_run.STATE)
+    result = load_file(folder / "model" / RESULTS["lora"][0])
+    weights = {k: v for k, v in state.items() if k.startswith("trained/")}
+    assert any(not torch.equal(weights[f"trained/lora:{k}"], v) for k, v in result.items())
+
+
+def test_a_run_that_another_process_holds_is_refused(tiny_sd, photos, tmp_path):
+    folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1")
+    with run_folder.lock(folder), pytest.raises(UserError, match=f"held by process {os.getpid()}"):
+        run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1")
+
+
+def test_samples_and_the_plan_and_trackers_do_not_change_a_run(tiny_sd, photos, prior, tmp_path, monkeypatch):
+    settings = [*LORA, "train.steps=4", "train.text_encoder=true"]
+    full = run(tiny_sd, photos, tmp_path / "full", *settings, "train.sample_every=2", "train.trackers=tensorboard", prior=prior)
+    assert Image.open(full / "samples" / "step-000002.png").size[0] > 4 * 32
+    assert sorted(p.name for p in (full / "samples").iterdir()) == ["step-000002.png", "step-000004.png"]
+    events = list(full.rglob("events.out.tfevents*"))
+    assert events and events[0].stat().st_size > 200
+    monkeypatch.setattr(preflight, "words", lambda *arguments, **named: [])
+    assert bits(run(tiny_sd, photos, tmp_path / "bare", *settings, prior=prior)) == bits(full)
+
+
+def test_an_unknown_tracker_is_named_before_any_folder_is_made(tiny_sd, photos, tmp_path):
+    with pytest.raises(UserError, match="unknown tracker 'tensorbord' .*did you mean 'tensorboard'"):
+        run(tiny_sd, photos, tmp_path, *LORA, "train.trackers=tensorbord")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_says_pictures_passes_parameters_and_the_vaes_quality(tiny_sd, photos, prior, tmp_path):
+    screen = Screen()
+    run(tiny_sd, photos, tmp_path, *LORA, "train.steps=10", "train.batch=2", "token=zqv", prior=prior, screen=screen)
+    said = "\n".join(screen.lines)
+    assert "5 photos, prompt 'a zqv dog'; 3 class pictures, prompt 'a dog'" in said
+    assert "10 steps of 2 + 2 pictures: each photo is seen 4 times" in said
+    assert "lora: 0.01 M parameters train" in said
+    assert " GB, by one measured step" in said
+    assert "the base's VAE shows these photos at" in said and "its own pictures at" in said
+
+
+def test_too_little_disk_is_said_before_training(tiny_sd, photos, tmp_path, monkeypatch):
+    from shutil import _ntuple_diskusage
+
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda place: _ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match="needs .* GB, and 0.00 GB are free"):
+        run(tiny_sd, photos, tmp_path, *FULL, "train.steps=1")
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def data_of(tiny_sd, photos, *more, prior=None):
+
+    recipe = recipe_of(*LORA, *more)
+    known, _ = subjects.load([photos], recipe, tokens=["zqv"], size=32)
+    priors = {} if prior is None else {"dog": prior}
+    return training_set.build(base(tiny_sd), recipe, known, priors=priors, text_trains=recipe.train.text_encoder)
+
+
+def test_captions_beside_photos_are_their_prompts(tiny_sd, photos, tmp_path):
+    captioned = copies(photos, tmp_path / "captioned")
+    (captioned / "01.txt").write_text("a photo of a {token} {class}\n")
+    data = data_of(tiny_sd, captioned)
+    assert data.prompts == ["a zqv dog", "a photo of a zqv dog", *["a zqv dog"] * 3, "a dog"]
+    for step in range(5):
+        (row,) = order(5, 1, step, seed=0, purpose="subject")
+        assert torch.equal(data.at(step).cond(slice(0, 1))["text"][0], data.texts["text"][row])
+    assert not torch.equal(data.texts["text"][0], data.texts["text"][1])
+
+
+@pytest.mark.parametrize("text", ["false", "true"])
+def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos, tmp_path, text):
+    captioned = copies(photos, tmp_path / "captioned")
+    for i in range(5):
+        (captioned / f"0{i}.txt").write_text(["a red hat", "a cat", "a dog in the snow", "a photo", "a {token}"][i])
+    classes = torch.arange(4.0)[:, None, None, None].expand(4, 4, 16, 16)
+    more = ["train.batch=3", "train.prior_batch=2", f"train.text_encoder={text}"]
+    data = data_of(tiny_sd, captioned, *more, prior=classes)
+    from personalize.generation import sampling
+
+    for step in range(4):
+        batch = data.at(step)
+        assert batch.is_prior.tolist() == [False] * 3 + [True] * 2
+        drawn = order(4, 2, step, seed=0, purpose="prior")
+        assert batch.z0[3:].mean((1, 2, 3)).tolist() == drawn
+        rows = order(5, 3, step, seed=0, purpose="subject")
+        nearest = (batch.z0[:3, None] - data.seen[0][None]).square().mean((2, 3, 4)).argmin(1)
+        assert nearest.tolist() == rows
+        texts = sampling.encode(data.model, [data.prompts[i] for i in rows] + ["a dog"] * 2)["text"]
+        assert torch.allclose(batch.cond(slice(0, 5))["text"], texts, atol=1e-5)
+        assert torch.allclose(batch.cond(slice(2, 4))["text"], texts[2:4], atol=1e-5)
+
+
+def test_every_photo_and_class_picture_is_used_equally_often(tiny_sd, photos):
+    used = [i for step in range(10) for i in order(5, 2, step, seed=0, purpose="subject")]
+    assert all(used.count(i) == 4 for i in range(5))
+
+
+def test_a_step_is_the_same_batch_whenever_it_is_asked_for(tiny_sd, tall):
+    data = data_of(tiny_sd, tall, "photos.crop=random", "photos.flip=true")
+    first = [data.at(step) for step in range(3)]
+    again = [data.at(step) for step in (2, 1, 0)][::-1]
+    for one, other in zip(first, again):
+        assert torch.equal(one.z0, other.z0) and torch.equal(one.eps, other.eps) and torch.equal(one.t, other.t)
+    assert not torch.equal(first[0].eps, first[1].eps)
+
+
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tiny_sd, photos, tmp_path):
+    settings = [*LORA, "train.steps=3", "train.checkpoint_every=1", "train.keep=3"]
+    with pytest.raises(Interrupted):
+        run(tiny_sd, photos, tmp_path, *settings, screen=Screen(2, terminate))
+    (folder,) = tmp_path.iterdir()
+    path = run_folder.checkpoints(folder)[-1] / load_run.STATE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="step-000002.* no checkpoint that can be read: .* Delete its folder"):
+        run(tiny_sd, photos, tmp_path, *settings)
+    run_folder.remove_folder(path.parent)
+    run(tiny_sd, photos, tmp_path, *settings)
+    assert logged(folder) == [1, 2, 3]
+
+
+def test_the_log_has_each_steps_own_rate_even_when_rows_are_written_late(tiny_sd, photos, tmp_path, monkeypatch):
+    late = command.runlog.Log.__init__
+
+    def ten_at_once(self, *arguments, **named):
+        late(self, *arguments, **named)
+        self.every = 10
+
+    monkeypatch.setattr(command.runlog.Log, "__init__", ten_at_once)
+    folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=4", "train.lr_schedule=linear")
+    rates = [row["lr"] for row in run_folder.read_jsonl(folder / "log.jsonl")]
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+def test_what_is_wrong_is_said_before_any_work(tiny_sd, photos, tmp_path):
+    with pytest.raises(UserError, match="what is the subject"):
+        api.train(photos, settings=[f"base={tiny_sd}", *LORA], runs=tmp_path)
+    with pytest.raises(UserError, match="did you mean 'ddim'"):
+        run(tiny_sd, photos, tmp_path, *LORA, "draw.sampler=dimm")
+    with pytest.raises(UserError, match="lacks 9 of 9 class pictures"):
+        run(tiny_sd, photos, tmp_path, *LORA, "prior.count=9", prior=tmp_path / "nowhere")
+
+
+def test_a_row_of_the_log_is_json_with_these_keys(tiny_sd, photos, prior, tmp_path):
+    folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1", "train.prior_weight=0.5", prior=prior)
+    (row,) = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert list(row) == ["step", "loss", "subject", "prior", "norm", "lr", "seconds"]
+    assert row["loss"] == pytest.approx(row["subject"] + 0.5 * row["prior"], rel=1e-5) and row["prior"] > 0
+
+
+def test_a_run_of_the_first_schema_still_opens(tiny_sd, photos, tmp_path):
+    """When a run had one subject, its manifest had no list of them, and token and class were texts."""
+    folder = run(tiny_sd, photos, tmp_path, *FULL, "train.steps=1", "token=zqv")
+    manifest = run_folder.read_manifest(folder)
+    (subject,) = manifest.pop("subjects")
+    old = manifest | {k: v for k, v in subject.items() if k != "prior_folder"} | {"schema": 1, "fingerprint": "old"}
+    old["recipe"] |= {"token": "", "class_word": "dog"}
+    (folder / "manifest.json").write_text(json.dumps(old))
+    opened = load_run.require(folder)
+    assert load_run.subject(opened)["token"] == "zqv"
+    assert load_run.put_into(base(tiny_sd), folder, opened) == "model"
+    with pytest.raises(UserError, match="no subject 'cat'; it has zqv"):
+        load_run.subject(opened, "cat")
+
+
+def test_two_subjects_are_one_run(tiny_sd, photos, tall, tmp_path, prior):
+    recipe = recipe_of(*FULL, "train.steps=1", "class_word=dog,cat", "token=zqv,red", "prior.count=2")
+    model = base(tiny_sd)
+    cats = prior_command.run(model, recipe, "cat", root=tmp_path / "priors").folder
+    priors = {"dog": prior, "cat": cats}
+    folder = command.run(model, [photos, tall], recipe, priors=priors, runs=tmp_path, screen=Screen()).folder
+    assert folder.name == "zqv-dog-red-cat"
+    entries = run_folder.read_manifest(folder)["subjects"]
+    assert [(e["prompt"], len(e["photos"])) for e in entries] == [("a zqv dog", 5), ("a red cat", 3)]
+    assert [Path(e["prior_folder"]) for e in entries] == [prior, cats]

@@ -1,0 +1,104 @@
+"""A run in two processes, started as users start it, is the run of one process."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from personalize.common import distributed
+from personalize.common.errors import UserError
+from personalize.common.run_folder import read_jsonl, read_manifest
+
+MORE = [
+    "train.steps=3",
+    "train.batch=3",
+    "train.prior_batch=2",
+    "prior.count=4",
+    "prior.steps=2",
+    "train.lr=1e-3",
+    "train.ema=0.5",
+]
+
+
+def launched(count):
+    """The start of a command line for `count` processes. `--cpu --num_processes 2` would start one without a word."""
+    if count == 1:
+        return [sys.executable, "-m", "personalize"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
+    return [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--main_process_port", str(port), "-m", "personalize"]  # fmt: skip
+
+
+def trained(count, base, photos, where):
+    where.mkdir()
+    settings = [part for text in MORE for part in ("--set", text)]
+    command = [*launched(count), "train", str(photos), "--class", "dog", "--base", str(base), "--token", "zqv", *settings]
+    done = subprocess.run(
+        [*command, "--set", "photos.min_size=16"], cwd=where, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return where / done.stdout.strip(), done.stderr
+
+
+def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path):
+    (one, _), (two, said) = (trained(n, tiny_sd, photos, tmp_path / str(n)) for n in (1, 2))
+    assert "in 2 processes" in said
+    weights = [load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors") for run in (one, two)]
+    base = load_file(tiny_sd / "unet" / "diffusion_pytorch_model.safetensors")
+    moved, apart = (torch.cat([(w[name] - weights[0][name]).flatten() for name in base]) for w in (base, weights[1]))
+    assert moved.abs().max() > 1e-3
+    # AdamW's first steps are the gradient's sign: where a gradient is almost nothing, rounding decides.
+    assert apart.norm() < 1e-3 * moved.norm() and apart.abs().max() < 1e-4
+    losses = [[row["loss"] for row in read_jsonl(run / "log.jsonl")] for run in (one, two)]
+    assert len(losses[0]) == len(losses[1]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert read_manifest(one)["identity"] == read_manifest(two)["identity"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="names of threads are read from /proc")
+def test_the_threads_of_a_group_end_with_it():
+    code = """if True:
+        import pathlib, torch
+        from personalize.common import distributed
+        with distributed.joined(torch.device("cpu")):
+            import torch.distributed.nn.functional  # as torch's compiler does, for an optimizer
+            assert distributed.from_first(distributed.rank()) == 0
+        names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in names if "gloo" in name], names
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    both = [subprocess.Popen([sys.executable, "-c", code], env={**where, "RANK": rank}, stderr=subprocess.PIPE, text=True)
+            for rank in "01"]  # fmt: skip
+    said = [each.communicate(timeout=120)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+
+
+@pytest.mark.parametrize("count, world", [(1, 1), (5, 2), (1, 2), (7, 3), (2, 4)])
+def test_every_row_has_one_owner(monkeypatch, count, world):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    owned = []
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        owned += range(count)[distributed.share(count)]
+    assert owned == list(range(count))
+
+
+@pytest.mark.parametrize("variable, name", distributed.SHARDED.items())
+def test_what_shards_weights_is_refused_with_a_reason(monkeypatch, variable, name):
+    monkeypatch.setenv(variable, "true")
+    with (
+        pytest.raises(UserError, match=f"{name} shards the weights.*gradient_checkpointing=true"),
+        distributed.joined(torch.device("cpu")),
+    ):
+        pass

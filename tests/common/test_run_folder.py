@@ -1,0 +1,294 @@
+"""Run folders: what survives a kill, who may hold a folder, what is found again."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import personalize
+from personalize.common import run_folder
+from personalize.common.errors import UserError
+from personalize.common.files import explained
+
+ROOT = Path(personalize.__file__).parents[1]
+
+
+def python(code, *args, wait=True):
+    """A Python process of its own with this package; `wait=False` hands it over running."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if wait:
+        process.communicate(timeout=30)
+    return process
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from personalize.common import run_folder
+with run_folder.writing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half of the n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+KILLED_BEFORE_RENAME = """
+import os, sys
+from pathlib import Path
+from personalize.common import run_folder
+os.replace = lambda *names: os._exit(9)
+run_folder.write_text(Path(sys.argv[1]), "the new text")
+"""
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from personalize.common import run_folder
+with run_folder.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("code", [KILLED_WHILE_WRITING, KILLED_BEFORE_RENAME])
+def test_a_write_killed_half_way_leaves_the_old_file_whole(tmp_path, code):
+    path = tmp_path / "manifest.json"
+    run_folder.write_text(path, "the old text")
+    assert python(code, path).returncode in (9, -signal.SIGKILL)
+    assert path.read_text() == "the old text"
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_holder_only_if_it_is_dead(tmp_path):
+    python(KILLED_WHILE_WRITING, tmp_path / "checkpoints" / "a.safetensors")
+    assert len(list(tmp_path.rglob(".tmp-*"))) == 1
+    with run_folder.writing(tmp_path / "b.png") as mine:
+        mine.write_bytes(b"b")
+        with run_folder.lock(tmp_path):
+            assert list(tmp_path.rglob(".tmp-*")) == [mine]
+    assert (tmp_path / "b.png").read_bytes() == b"b"
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "a.json"
+    run_folder.write_json(path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt), run_folder.writing(path) as temporary:
+        temporary.write_text("{")
+        raise KeyboardInterrupt
+    assert run_folder.read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_writing_keeps_the_suffix_and_makes_the_folder(tmp_path):
+    path = tmp_path / "new" / "weights.safetensors"
+    with run_folder.writing(path) as temporary:
+        assert temporary.suffix == ".safetensors" and temporary.parent == path.parent
+        temporary.write_bytes(b"w")
+    assert path.read_bytes() == b"w"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for name in ("old", "new"):
+        with run_folder.writing(tmp_path / "model") as temporary:
+            (temporary / "unet").mkdir(parents=True)
+            (temporary / "unet" / name).write_text(name)
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path / "model" / "unet") == ["new"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_a_user_error():
+    path = Path("/dev/full")
+    with pytest.raises(UserError, match="/dev/full: No space left"), explained(path), open(path, "wb", 0) as full:
+        full.write(b"x")
+
+
+def test_json_at_fault_is_named_with_its_line(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text('{\n  "a": 1,\n  "b": }\n')
+    with pytest.raises(UserError, match=re.escape(f"{path}, line 3")):
+        run_folder.read_json(path)
+    with pytest.raises(UserError, match=r"missing\.json"):
+        run_folder.read_json(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b'{"step": 3, "name": "\xe7', b"\0\0\0\0", b"3"])
+def test_a_torn_last_line_is_dropped_and_the_next_append_is_intact(tmp_path, torn):
+    path = tmp_path / "log.jsonl"
+    rows = [{"step": 1, "name": "狗"}, {"step": 2}]
+    for row in rows:
+        run_folder.append_jsonl(path, row)
+    with open(path, "ab") as file:
+        file.write(torn)
+    assert run_folder.read_jsonl(path) == rows
+    run_folder.append_jsonl(path, {"step": 3})
+    assert run_folder.read_jsonl(path) == [*rows, {"step": 3}]
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_a_whole_last_row_that_lacks_its_newline_is_kept(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}')
+    run_folder.append_jsonl(path, {"step": 2})
+    assert run_folder.read_jsonl(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_torn_only_line_is_replaced(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"st')
+    assert run_folder.read_jsonl(path) == []
+    run_folder.append_jsonl(path, {"step": 1})
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_fault_inside_a_jsonl_file_is_not_passed_over(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        run_folder.read_jsonl(path)
+
+
+def test_hashes_and_keys_name_content(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"pixels")
+    assert run_folder.sha256(path) == run_folder.sha256(b"pixels") == hashlib.sha256(b"pixels").hexdigest()
+    assert run_folder.key_of({"a": 1, "b": [2.0]}) == run_folder.key_of({"b": [2.0], "a": 1})
+    assert run_folder.key_of({"a": 1}) != run_folder.key_of({"a": 2})
+    assert re.fullmatch("[0-9a-f]{12}", run_folder.key_of({}))
+
+
+def test_a_manifest_of_this_or_an_older_schema_opens_and_of_a_newer_one_does_not(tmp_path):
+    run_folder.write_manifest(tmp_path, {"status": "running", "seed": 3})
+    assert run_folder.read_manifest(tmp_path) == {"status": "running", "seed": 3, "schema": run_folder.SCHEMA}
+    path = tmp_path / "manifest.json"
+    path.write_text('{"status": "finished"}')
+    assert run_folder.read_manifest(tmp_path)["status"] == "finished"
+    newer = json.dumps({"status": "finished", "schema": run_folder.SCHEMA + 1})
+    path.write_text(newer)
+    with pytest.raises(UserError, match=f"schema {run_folder.SCHEMA + 1}.*up to {run_folder.SCHEMA}"):
+        run_folder.read_manifest(tmp_path)
+    with pytest.raises(UserError, match="Update"):
+        run_folder.write_manifest(tmp_path, {"status": "running"})
+    assert path.read_text() == newer
+
+
+@pytest.mark.parametrize("text", ["[]", '{"schema": "one"}', "{"])
+def test_a_manifest_that_is_none_is_a_user_error(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        run_folder.read_manifest(tmp_path)
+
+
+def test_a_folder_without_manifest_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        run_folder.read_manifest(tmp_path / "photos")
+
+
+def test_a_status_outside_the_list_is_a_programmers_mistake(tmp_path):
+    with pytest.raises(AssertionError):
+        run_folder.write_manifest(tmp_path, {"status": "done"})
+
+
+def test_a_folder_held_by_a_live_process_is_refused_and_a_killed_ones_is_taken_over(tmp_path):
+    process = python(HOLD, tmp_path, wait=False)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as error, run_folder.lock(tmp_path):
+            pass
+        for part in (f"process {process.pid} ", os.uname().nodename, str(tmp_path / "lock")):
+            assert part in str(error.value)
+    finally:
+        process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but a zombie until it is waited for
+    assert (tmp_path / "lock").exists()
+    with run_folder.lock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+    process.communicate()
+
+
+def test_a_lock_is_not_mistaken_for_a_later_process_of_the_same_number(tmp_path):
+    with run_folder.lock(tmp_path):
+        text = json.loads((tmp_path / "lock").read_text())
+        with pytest.raises(UserError, match=f"process {os.getpid()} "), run_folder.lock(tmp_path):
+            pass
+    (tmp_path / "lock").write_text(json.dumps({**text, "started": "1"}))
+    with run_folder.lock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text()) == text
+
+
+def test_the_lock_of_another_host_is_refused_with_the_file_to_delete(tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": None}))
+    with pytest.raises(UserError, match="host elsewhere.*delete " + re.escape(str(lock))), run_folder.lock(tmp_path):
+        pass
+    assert lock.exists()
+
+
+def test_an_empty_lock_is_respected_while_fresh_and_taken_over_when_old(tmp_path):
+    lock = tmp_path / "lock"
+    lock.touch()
+    with pytest.raises(UserError, match="being written"), run_folder.lock(tmp_path):
+        pass
+    os.utime(lock, (0, 0))
+    with run_folder.lock(tmp_path):
+        pass
+    assert not lock.exists()
+
+
+def test_a_lock_is_given_back_after_an_error(tmp_path):
+    with pytest.raises(ValueError), run_folder.lock(tmp_path):
+        raise ValueError
+    with run_folder.lock(tmp_path):
+        pass
+
+
+def test_newest_run_is_the_last_written_of_its_status(tmp_path):
+    for second, (name, status) in enumerate([("b", "finished"), ("a", "finished"), ("c", "failed")]):
+        run_folder.write_manifest(tmp_path / name, {"status": status})
+        os.utime(tmp_path / name / "manifest.json", (second, second))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
+    assert run_folder.newest_run(tmp_path).name == "a"
+    assert run_folder.newest_run(tmp_path, "failed").name == "c"
+    with pytest.raises(UserError, match="no interrupted run in .*1 failed, 2 finished, 1 unread.*personalize train"):
+        run_folder.newest_run(tmp_path, "interrupted")
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "nowhere"))):
+        run_folder.newest_run(tmp_path / "nowhere")
+
+
+def test_a_slug_is_a_safe_name_and_never_empty():
+    assert run_folder.slug("Étienne's  <dog>/../x") == "etienne-s-dog-x"
+    assert len(run_folder.slug("x" * 300)) == 60
+    assert run_folder.slug("狗") != run_folder.slug("猫")
+    assert re.fullmatch("[0-9a-f]{8}", run_folder.slug("狗"))
+
+
+def test_too_little_disk_is_refused_with_both_figures(tmp_path):
+    run_folder.require_free_disk(tmp_path / "not" / "yet", 1)
+    with pytest.raises(UserError, match=r"needs 1000000000\.00 GB, and \d+\.\d\d GB are free"):
+        run_folder.require_free_disk(tmp_path / "not" / "yet", 10**18)
+
+
+def test_pruning_keeps_the_newest_by_step_and_the_protected(tmp_path):
+    for name in ("step-000100", "step-000200", "step-999900", "step-1000000", "step-new"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    gone = run_folder.prune_checkpoints(tmp_path, 2, {"step-000100"})
+    assert [p.name for p in gone] == ["step-000200"]
+    assert [p.name for p in run_folder.checkpoints(tmp_path)] == ["step-000100", "step-999900", "step-1000000"]
+    assert run_folder.prune_checkpoints(tmp_path / "new", 2) == []
+
+
+def test_library_versions_come_without_importing_the_libraries():
+    code = "import sys; from personalize.common import run_folder as r; r.library_versions(); sys.exit('torch' in sys.modules)"
+    process = python(code)
+    assert process.returncode == 0
+    assert run_folder.library_versions()["python"] == ".".join(map(str, sys.version_info[:3]))

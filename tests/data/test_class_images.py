@@ -1,0 +1,273 @@
+"""Class pictures: each is itself whatever is drawn with it, a stopped set goes on, and a set is never used wrongly."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import personalize
+from personalize import api, models
+from personalize.commands import prior as command
+from personalize.common import recipe as config
+from personalize.common.errors import UserError
+from personalize.common.terminal import SILENT
+from personalize.data import class_images
+
+ROOT = Path(personalize.__file__).parents[1]
+SETTINGS = ["class_word=dog", "draw.sampler=ddim", "prior.steps=2", "prior.guidance=2", "prior.batch=2", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sd):
+    return models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+
+
+def recipe_of(count=6, *more):
+    return config.load(None, [*SETTINGS, f"prior.count={count}", *more])
+
+
+def settings_of(model, recipe):
+    return class_images.settings(model, recipe, *recipe.class_word)
+
+
+def draw(model, folder, count=6, *more):
+    recipe = recipe_of(count, *more)
+    command.run(model, recipe, *recipe.class_word, root=folder.parent, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def six(model, tmp_path_factory):
+    """Six pictures, drawn at once."""
+    return draw(model, tmp_path_factory.mktemp("six") / "set")
+
+
+def start(base, folder, *, count, **environment):
+    """The command in a process of its own, running."""
+    words = [w for text in SETTINGS[1:] for w in ("--set", text)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "personalize", "prior", "dog", "--base", base, "--count", str(count), "--out", folder, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def pngs(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def assert_same(folder, other, count=6):
+    """Files and latents are equal, bit for bit."""
+    assert pngs(folder) == pngs(other) and len(pngs(folder)) == count
+    assert torch.equal(class_images.latents(folder, count), class_images.latents(other, count))
+    assert (folder / "metadata.jsonl").read_text() == (other / "metadata.jsonl").read_text()
+
+
+def test_a_set_holds_these_files(six):
+    assert sorted(path.name for path in six.iterdir()) == [
+        *(f"0000{i}.png" for i in range(6)),
+        *(f"latents-0000{i}-0000{i + 1}.safetensors" for i in (0, 2, 4)),
+        "manifest.json", "metadata.jsonl",
+    ]  # fmt: skip
+    manifest = json.loads((six / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["status"], manifest["count"]) == ("prior", "finished", 6)
+    assert manifest["settings"]["prompt"] == "a dog"
+
+
+def test_the_pictures_of_a_set_differ(six):
+    assert len(set(pngs(six).values())) == 6
+    z0 = class_images.latents(six, 6)
+    assert all((z0[i] - z0[j]).abs().max() > 0.1 for i in range(6) for j in range(i))
+
+
+def test_a_picture_is_the_decoded_latent_of_its_number(model, six):
+    from personalize.generation import sampling
+
+    redrawn = sampling.to_pil(model.decode_latents(class_images.latents(six, 6)))
+    for again, picture in zip(redrawn, class_images.pictures(six, 6), strict=True):
+        difference = torch.tensor(list(again.tobytes())) - torch.tensor(list(picture.tobytes()))
+        assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_picture_depends_on_its_number_alone_whatever_the_batch(model, six, tmp_path, batch):
+    other = draw(model, tmp_path / "set", 5, f"prior.batch={batch}")
+    assert (class_images.latents(other, 5) - class_images.latents(six, 5)).abs().max() < 1e-4
+
+
+def test_two_then_six_pictures_are_six_at_once(model, six, tmp_path):
+    folder = draw(model, tmp_path / "set", 2)
+    assert len(pngs(folder)) == 2
+    assert_same(draw(model, folder), six)
+
+
+def test_three_then_six_pictures_are_six_at_once(model, tmp_path):
+    folder = draw(model, tmp_path / "parts", 3, "prior.batch=3")
+    assert_same(draw(model, folder, 6, "prior.batch=3"), draw(model, tmp_path / "once", 6, "prior.batch=3"))
+
+
+def test_the_same_command_again_draws_nothing_and_changes_nothing(model, six):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in six.iterdir()}
+    result = command.run(model, recipe_of(), "dog", root=six.parent, folder=six)
+    assert (result.drawn, result.count) == (0, 6)
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in six.iterdir()}
+    assert command.run(model, recipe_of(4), "dog", root=six.parent, folder=six).drawn == 0
+    assert json.loads((six / "manifest.json").read_text())["count"] == 6
+
+
+def test_a_killed_set_goes_on_as_if_it_had_not_been(model, tiny_sd, tmp_path):
+    once = draw(model, tmp_path / "once", 40, f"base={tiny_sd}")
+    folder = tmp_path / "killed"
+    process = start(tiny_sd, folder, count=40)
+    while process.poll() is None and not list(folder.glob("latents-*")):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(class_images.present(folder)) < 40
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "running"
+    assert_same(draw(model, folder, 40), once, count=40)
+    assert not list(folder.glob(".tmp-*")) and not (folder / "lock").exists()
+
+
+def test_a_set_killed_before_its_manifest_is_not_foreign(model, six, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "lock").write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"}))
+    assert_same(draw(model, folder), six)
+
+
+def test_a_picture_without_its_latents_is_drawn_anew(model, six, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(six, folder)
+    (folder / "latents-00002-00003.safetensors").unlink()
+    (folder / "00003.png").write_bytes(b"half a picture")
+    assert_same(draw(model, folder), six)
+
+
+def test_a_deleted_picture_is_drawn_again_and_the_others_are_not(model, six, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(six, folder)
+    kept = (folder / "00000.png").stat().st_mtime_ns
+    (folder / "00003.png").unlink()
+    draw(model, folder)
+    assert (class_images.latents(folder, 6) - class_images.latents(six, 6)).abs().max() < 1e-4
+    assert (folder / "00000.png").stat().st_mtime_ns == kept
+    one, other = (torch.tensor(list(Image.open(f / "00003.png").tobytes())) for f in (folder, six))
+    assert (one - other).abs().max() <= 1
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+def test_two_processes_draw_each_picture_once(model, six, tmp_path, monkeypatch, ranks):
+    folder, drawn = tmp_path / "set", []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ranks:
+        monkeypatch.setenv("RANK", str(rank))
+        drawn.append(command.run(model, recipe_of(), "dog", root=tmp_path, folder=folder).drawn)
+    assert sorted(drawn) == [2, 4]
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
+    assert_same(folder, six)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_draw_the_set_of_one(six, tiny_sd, tmp_path):
+    folder = tmp_path / "set"
+    both = [start(tiny_sd, folder, count=6, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    assert_same(folder, six)
+
+
+def test_datasets_reads_a_set_as_pictures_with_text(six, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = datasets.load_dataset("imagefolder", data_dir=str(six), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 6
+    assert set(rows["text"]) == {"a dog"}
+    assert list(rows["index"]) == list(range(6))
+    assert rows[3]["image"].tobytes() == Image.open(six / "00003.png").tobytes()
+
+
+CHANGES = [
+    "prior.prompt=a photo of a {class}", "class_word=cat", "prior.negative=red", "draw.sampler=dpm++2m", "prior.steps=3",
+    "prior.guidance=1.5", "photos.size=64", "seed=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_key_changes_with_what_decides_the_pictures(model, tmp_path, change):
+    same, other = (settings_of(model, recipe_of(6, *more)) for more in ([], [change]))
+    assert class_images.folder_for(tmp_path, same) != class_images.folder_for(tmp_path, other)
+
+
+def test_the_key_changes_with_weights_and_dtype_and_with_nothing_else(model, tiny_sd, tmp_path):
+    wanted = settings_of(model, recipe_of())
+    for change in ({"fingerprint": "0" * 12}, {"dtype": "bfloat16"}):
+        assert class_images.folder_for(tmp_path, wanted | change) != class_images.folder_for(tmp_path, wanted)
+    assert class_images.folder_for(tmp_path, wanted | {"base": "elsewhere"}) == class_images.folder_for(tmp_path, wanted)
+    for more in (
+        ["train.lr=1"],
+        ["prior.batch=5"],
+        ["token=zqv"],
+        ["draw.guidance=9"],
+        ["draw.negative=red"],
+        ["draw.steps=7"],
+    ):
+        assert settings_of(model, recipe_of(9, *more)) == wanted
+
+
+def test_draw_steps_count_where_the_prior_has_none(model):
+    steps = [settings_of(model, recipe_of(6, "prior.steps=0", f"draw.steps={n}"))["steps"] for n in (7, 8)]
+    assert steps == [7, 8]
+
+
+def test_each_key_has_its_own_folder_in_the_root(model, tmp_path):
+    one, other = (command.run(model, recipe_of(1, f"seed={seed}"), "dog", root=tmp_path).folder for seed in (0, 1))
+    assert one != other and one.parent == other.parent == tmp_path
+    assert pngs(one) != pngs(other)
+
+
+@pytest.mark.parametrize("change", ["prior.prompt=a red {class}", "seed=5", "class_word=cat"])
+def test_a_set_of_something_else_is_refused_with_the_reason(model, six, change):
+    wanted = settings_of(model, recipe_of(6, change))
+    with pytest.raises(UserError, match="do not fit this run: .* there, .* here"):
+        draw(model, six, 6, change)
+    with pytest.raises(UserError, match="seed is 0 there, 5 here" if "seed" in change else "prompt is 'a dog' there"):
+        class_images.check(six, wanted)
+
+
+def test_a_set_of_another_base_is_refused(model, six):
+    wanted = settings_of(model, recipe_of()) | {"fingerprint": "0" * 12}
+    with pytest.raises(UserError, match="fingerprint is"):
+        class_images.check(six, wanted)
+
+
+def test_a_folder_with_files_of_others_is_refused_and_left_alone(model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match="did not make, holiday.png"):
+        draw(model, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["holiday.png"]
+
+
+def test_too_few_class_pictures_are_counted_and_the_remedy_named(six):
+    with pytest.raises(UserError, match=r"lacks 2 of 8 class pictures, such as 00006.png. .*personalize prior"):
+        class_images.latents(six, 8)
+
+
+def test_a_class_is_asked_for(model, tmp_path):
+    with pytest.raises(UserError, match="which class"):
+        command.run(model, recipe_of(), "", root=tmp_path)
+
+
+def test_the_function_prior_draws_into_the_root(tiny_sd, tmp_path):
+    result = api.prior("dog", settings=[f"base={tiny_sd}", *SETTINGS[1:], "prior.count=1"], root=tmp_path, screen=SILENT)
+    assert result.folder.parent == tmp_path and (result.folder / "00000.png").exists()

@@ -1,0 +1,343 @@
+"""The doctor: every fault that was put into a photo is found and named, and good photos are left alone."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from personalize.commands import check_photos as command
+from personalize.common.errors import UserError
+from personalize.common.terminal import Terminal
+from personalize.data import photo_checks, photo_page, photos
+from personalize.data.photo_checks import NOTE, OK, WARNING, examine
+from personalize.toyland.world import scenes
+from personalize.toyland.world.render import draw
+
+EXAMPLES = Path(__file__).parents[2] / "data_examples"
+
+
+def noise(seed, width=64, height=64):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def scene(seed, width=320, height=320):
+    """Sharp blocks of colours, another picture for each seed."""
+    return noise(seed, 8, 8).resize((width, height), Image.Resampling.NEAREST)
+
+
+def box_mask(size, box):
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return mask
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three photos without a fault, 320 px."""
+    place = tmp_path / "photos"
+    place.mkdir()
+    for k in range(3):
+        scene(k).save(place / f"{k}.png")
+    return place
+
+
+def report(folder, size=64, how="center"):
+    return examine(photos.load(folder, min_size=1)[0], size, how=how)
+
+
+def faults(folder, size=64, how="center"):
+    """The findings that are not in order, as one text a severity."""
+    found = report(folder, size, how).findings
+    return [" | ".join(f.text for f in found if f.severity == severity) for severity in (WARNING, NOTE)]
+
+
+# Good photos
+
+
+@pytest.mark.parametrize("subject", ["dog", "cat", "teapot"])
+def test_the_example_photos_have_no_fault(subject):
+    found = report(EXAMPLES / subject)
+    assert {finding.severity for finding in found.findings} == {OK}
+    assert [finding.text for finding in found.together] == ["5 photos: 3 to 5 are usual"]
+    assert photos.load(EXAMPLES / subject, min_size=64)[1] == []
+
+
+def test_each_photo_is_stated_with_its_size_turn_and_crop(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene(3, 240, 320).save(folder / "3.png", exif=exif)
+    found = report(folder)
+    assert [finding.text for finding in found.findings] == [
+        *(f"{k}.png: 320×320 px, kept whole" for k in range(3)),
+        "3.png: 320×240 px, turned upright (EXIF orientation 6), the crop keeps 75% of it",
+        "4 photos: 3 to 5 are usual",
+    ]
+    exam = found.exams[3]
+    assert exam.photo.orientation == 6 and exam.box == (40, 0, 280, 240) and exam.cut_off == 0.25
+    assert found.each[3] == (found.findings[3],) and found.findings[3].path == exam.photo.path
+
+
+@pytest.mark.parametrize(("count", "severity"), [(1, WARNING), (2, WARNING), (3, OK), (6, OK), (12, OK)])
+def test_one_or_two_photos_are_few_and_many_are_fine(tmp_path, count, severity):
+    for k in range(count):
+        scene(k).save(tmp_path / f"{k:02d}.png")
+    (finding,) = report(tmp_path).together
+    assert finding.severity == severity and f"{count} photo" in finding.text
+
+
+# Each photo
+
+
+def test_a_photo_with_too_few_pixels_is_named_with_its_enlargement_and_setting(folder):
+    scene(3, 40, 50).save(folder / "small.png")
+    warnings, _ = faults(folder)
+    assert "small.png is 40×50 px" in warnings and "64 px" in warnings and "1.6 times" in warnings
+    assert "photos.min_size=40" in warnings and "0.png" not in warnings
+    assert faults(folder, size=32)[0] == ""
+
+
+def test_what_a_long_photo_loses_is_noted_and_a_wide_screen_one_is_in_order(folder):
+    scene(3, 320, 180).save(folder / "wide.png")
+    assert faults(folder) == ["", ""]
+    scene(4, 320, 160).save(folder / "long.png")
+    _, notes = faults(folder)
+    assert "50% off long.png" in notes and "mask" in notes
+
+
+def test_blur_is_noticed_but_not_in_small_pictures_nor_for_a_soft_background(tmp_path):
+    sharp, soft = scene(0, 512, 512), scene(1, 512, 512).filter(ImageFilter.GaussianBlur(6))
+    portrait = scene(2, 512, 512).filter(ImageFilter.GaussianBlur(12))
+    portrait.paste(noise(3, 100, 100), (200, 200))
+    sharp.save(tmp_path / "sharp.png")
+    portrait.save(tmp_path / "portrait.png")
+    Image.new("RGB", (64, 64), (40, 60, 220)).save(tmp_path / "flat.png")
+    assert photos.load(tmp_path, min_size=1)[1] == []
+    soft.save(tmp_path / "soft.png")
+    (notice,) = photos.load(tmp_path, min_size=1)[1]
+    assert "nothing is sharp in soft.png" in notice
+    assert notice in faults(tmp_path)[0]
+
+
+def test_dark_and_burnt_out_photos_are_found(folder):
+    dim = np.asarray(scene(3)) // 5
+    Image.fromarray(dim.astype(np.uint8)).save(folder / "dark.png")
+    burnt = scene(4)
+    burnt.paste((255, 255, 255), (90, 90, 230, 230))
+    burnt.save(folder / "burnt.png")
+    warnings, notes = faults(folder)
+    assert "dark.png is very dark" in warnings and "of the middle of burnt.png is pure white" in notes
+    box_mask((320, 320), (90, 90, 230, 230)).save(folder / "burnt.mask.png")
+    assert "% of the subject of burnt.png is pure white" in faults(folder)[0]
+    box_mask((320, 320), (0, 100, 60, 300)).save(folder / "burnt.mask.png")
+    assert "burnt.png is pure white" not in " ".join(faults(folder))
+
+
+def test_transparency_is_noted_and_judged_as_a_mask(folder):
+    for k in range(3):
+        image = scene(k)
+        image.putalpha(box_mask((320, 320), (80, 80, 240, 240)))
+        image.save(folder / f"{k}.png")
+    found = report(folder)
+    assert "transparent parts of 0.png" in faults(folder)[1]
+    assert [exam.coverage for exam in found.exams] == pytest.approx([0.25] * 3, abs=0.01)
+    assert "all 3 photos have almost the same background" in faults(folder)[0]
+    assert "photos.background=0" in faults(folder)[0]
+
+
+# Masks
+
+
+def test_a_subject_that_the_crop_cuts_is_warned_of_with_what_would_keep_it(folder):
+    scene(3, 400, 200).save(folder / "3.png")
+    box_mask((400, 200), (250, 50, 350, 150)).save(folder / "3.mask.png")
+    warnings, _ = faults(folder)
+    assert "the crop cuts 50% of the subject off 3.png. With --set photos.crop=subject it is 0%." in warnings
+    exam = report(folder).exams[3]
+    assert exam.lost == pytest.approx(0.5) and exam.coverage == pytest.approx(0.125, abs=0.01)
+    kept = report(folder, how="subject").exams[3]
+    assert kept.lost == 0 and kept.box == (200, 0, 400, 200) and "cuts" not in faults(folder, how="subject")[0]
+    box_mask((400, 200), (0, 50, 400, 150)).save(folder / "3.mask.png")
+    assert "Use a photo with more room" in faults(folder)[0]
+
+
+def test_subjects_that_are_tiny_or_everything_and_inverted_masks_are_told(folder):
+    box_mask((320, 320), (150, 150, 190, 190)).save(folder / "0.mask.png")
+    Image.new("L", (320, 320), 255).save(folder / "1.mask.png")
+    inverted = Image.new("L", (320, 320), 255)
+    inverted.paste(0, (100, 100, 220, 220))
+    inverted.save(folder / "2.mask.png")
+    warnings, notes = faults(folder)
+    assert "the subject is only 1.6% of the crop of 0.png" in warnings
+    assert "the mask of 1.png marks 100% of the crop" in notes
+    assert "the mask of 2.png is white along 100% of the photo's edge" in warnings
+
+
+def test_masks_for_some_photos_only_are_noted_and_a_subject_crop_without_any_is_a_warning(folder):
+    assert "no photo has a mask" in faults(folder, how="subject")[0]
+    box_mask((320, 320), (80, 80, 240, 240)).save(folder / "0_mask.png")
+    for how in ("center", "subject", "random"):
+        assert faults(folder, how=how) == ["", "no mask for 1.png, 2.png: of these, the whole picture counts as the subject"]
+
+
+def test_a_mask_that_may_have_been_turned_wrongly_is_noted(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    scene(0).save(folder / "0.png", exif=exif)
+    assert faults(folder)[1] == ""
+    box_mask((320, 320), (80, 80, 240, 240)).save(folder / "0_mask.png")
+    assert "0.png and its mask were turned upright" in faults(folder)[1]
+
+
+# Between photos
+
+
+def test_copies_are_noticed_and_different_pictures_are_not(tmp_path):
+    for i in range(4):
+        scene(i).save(tmp_path / f"{i}.png")
+    assert photos.load(tmp_path, min_size=64)[1] == []
+    shutil.copy(tmp_path / "0.png", tmp_path / "same.png")
+    scene(1).resize((300, 300)).save(tmp_path / "smaller.jpg", quality=80)
+    notices = " | ".join(photos.load(tmp_path, min_size=64)[1])
+    assert "0.png and same.png are the same file" in notices
+    assert "1.png and smaller.jpg are almost the same picture" in notices
+    assert "2.png" not in notices and "3.png" not in notices and "background" not in notices
+    assert [[finding.severity for finding in found] for found in report(tmp_path).each] == [[OK]] * 4 + [[OK, WARNING]] * 2
+
+
+def test_many_copies_do_not_flood_the_user(tmp_path):
+    for i in range(12):
+        scene(0, 320 + i).save(tmp_path / f"{i}.png")
+    notices = photos.load(tmp_path, min_size=64)[1]
+    assert len(notices) == photo_checks.NAMES_SHOWN + 1 and notices[-1] == "7 more photos like that"
+
+
+@pytest.mark.parametrize("place", scenes.PLACES)
+def test_photos_of_one_place_have_the_same_background_and_of_several_have_not(tmp_path, place):
+    who = scenes.subject(scenes.HELD_OUT + 7, "cat")
+
+    def take(places):
+        for k, where in enumerate(places):
+            seen = scenes.scene(scenes.HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
+            draw(seen)[0].save(tmp_path / f"{k}.png")
+        return faults(tmp_path)[0]
+
+    assert "all 5 photos have almost the same background" in take([place] * 5)
+    others = [other for other in scenes.PLACES if other != place]
+    assert take([place, *others[:4]]) == ""
+    assert take([place] * 2 + others[:3]) == ""
+    names = take([place] * 4 + others[:1])
+    assert "0.png, 1.png, 2.png, 3.png have almost the same background" in names
+
+
+def test_one_place_seen_through_shifted_windows_is_one_background(tmp_path):
+    """The same carpet, the frame moved by a quarter and the light changed: pixels differ, colours do not."""
+    wall = noise(0, 40, 40).resize((800, 800), Image.Resampling.BICUBIC).point(lambda v: 90 + v // 4)
+    for k, (x, y) in enumerate([(0, 0), (200, 100), (100, 200), (280, 280)]):
+        photo = wall.crop((x, y, x + 512, y + 512)).point(lambda v, k=k: v * (20 + k) // 21)
+        photo.paste(scene(k, 200, 200), (156, 156))
+        photo.save(tmp_path / f"{k}.png")
+    assert "all 4 photos have almost the same background" in faults(tmp_path)[0]
+
+
+def test_a_background_is_what_the_masks_leave(folder):
+    """Unlike subjects before one wall; then one subject that fills the border before unlike places."""
+    for k in range(3):
+        photo = Image.new("RGB", (320, 320), (150, 140, 120))
+        photo.paste(scene(k, 320, 240), (0, 0))
+        photo.save(folder / f"{k}.png")
+        box_mask((320, 320), (0, 0, 320, 240)).save(folder / f"{k}.mask.png")
+    assert "all 3 photos have almost the same background" in faults(folder)[0]
+    for k in range(3):
+        photo = scene(k)
+        photo.paste((150, 140, 120), (0, 0, 320, 240))
+        photo.save(folder / f"{k}.png")
+    assert "background" not in faults(folder)[0]
+
+
+# The command and its page
+
+
+class Lines(Terminal):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_the_command_says_every_finding_and_writes_one_page(folder, tmp_path):
+    screen, out = Lines(), tmp_path / "made" / "sheet.png"
+    result = command.run(str(folder), size=64, out=out, screen=screen)
+    assert result.sheet == out and [path.name for path in out.parent.iterdir()] == ["sheet.png"]
+    assert Image.open(out).format == "PNG" and Image.open(out).width == 1200
+    assert screen.lines == [*(f"ok       {f.text}" for f in result.findings), "nothing to put right"]
+    assert json.loads(json.dumps([asdict(f) for f in result.findings]))[0]["path"].endswith("0.png")
+    small = command.run(folder, size=512, out=out).findings
+    assert sum(finding.severity == WARNING for finding in small) == 3
+
+
+def test_a_file_that_cannot_be_used_is_named_and_the_others_are_examined(folder, tmp_path):
+    (folder / "broken.jpg").write_bytes((folder / "0.png").read_bytes()[:100])
+    (folder / "clip.mov").touch()
+    scene(5).save(folder / "masked.png")
+    Image.new("L", (10, 320), 255).save(folder / "masked.mask.png")
+    Image.new("L", (10, 10), 255).save(folder / "alone_mask.png")
+    findings = command.run(folder, size=64, out=tmp_path / "a.png").findings
+    assert [f.text.partition(":")[0] for f in findings if f.path] == ["0.png", "1.png", "2.png"]
+    texts = {severity: " | ".join(f.text for f in findings if f.severity == severity) for severity in (WARNING, NOTE)}
+    assert "broken.jpg is" in texts[WARNING] and "masked.mask.png is 10×320 px" in texts[WARNING]
+    assert "clip.mov" in texts[NOTE] and "alone_mask.png" in texts[NOTE]
+
+
+def test_what_leaves_nothing_to_examine_is_an_error(folder, tmp_path):
+    def told(source, **changes):
+        with pytest.raises(UserError) as caught:
+            command.run(source, **({"size": 64, "out": tmp_path / "a.png"} | changes))
+        return str(caught.value)
+
+    assert "unknown crop 'centre'; did you mean 'center'?" in told(folder, crop="centre")
+    assert "is a folder" in told(folder, out=folder)
+    assert "no photos in" in told(tmp_path)
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    assert "none of these photos can be used (and 2 more)" in told(folder) and not (tmp_path / "a.png").exists()
+
+
+def pixels_like(page, colour):
+    return int((np.asarray(page) == colour).all(-1).sum())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_page_shows_each_photo_framed_and_stays_within_its_margins(tmp_path, count):
+    for k in range(count):
+        scene(k, 900, 300).save(tmp_path / f"{'a-long-name-without-any-space-' * 5}{k}.png")
+    page = np.asarray(photo_page.page(report(tmp_path, size=512)))
+    assert page.shape[1] == 1200 and (page[:, :48] == 255).all() and (page[:, -48:] == 255).all()
+    side = photo_page.CELL // 3
+    assert pixels_like(page, photo_page.FRAME) == pytest.approx(count * 4 * 2 * side, rel=0.1)
+    assert pixels_like(page, photo_page.BARS[WARNING]) > 0 and pixels_like(page, photo_page.OUTLINE) == 0
+
+
+def test_what_training_sees_is_as_coarse_as_it_is_and_moves_with_the_crop(tmp_path):
+    photo = Image.new("RGB", (200, 100), (10, 20, 30))
+    photo.paste((200, 100, 0), (150, 25, 200, 75))
+    photo.save(tmp_path / "a.png")
+    box_mask((200, 100), (150, 25, 200, 75)).save(tmp_path / "a_mask.png")
+    center, subject = (photo_page.page(report(tmp_path, 4, how)) for how in ("center", "subject"))
+    assert pixels_like(center, (200, 100, 0)) < pixels_like(subject, (200, 100, 0)) / 4
+    assert pixels_like(subject, photo_page.OUTLINE) > 100
+
+
+def test_a_page_of_very_many_photos_shows_the_first(tmp_path):
+    scene(0).save(tmp_path / "a.png")
+    found = photos.load([tmp_path / "a.png"] * 70, min_size=1)[0]
+    found = examine(found, 64)
+    assert [len(of_one) for of_one in found.each] == [1] + [2] * 69
+    assert 30 * photo_page.CELL < photo_page.page(found).height < 50 * photo_page.CELL

@@ -1,0 +1,134 @@
+"""What a step sees: masks, predictions of the frozen base, several subjects."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from personalize import methods, models
+from personalize.common import distributed
+from personalize.common import recipe as config
+from personalize.common.errors import UserError
+from personalize.core.losses import denoising_loss
+from personalize.data import subjects, training_set
+from personalize.generation import sampling
+from personalize.training.engine import Engine
+
+SETTINGS = ["train.batch=2", "train.prior_batch=2", "photos.min_size=16", "prior.count=3", "train.lr=1e-3"]
+
+
+def made(base, sources, *more, words=("dog",), tokens=("zqv",), priors=None):
+    model = models.load(str(base), device="cpu", dtype="float32", say=lambda line: None)
+    recipe = config.load(None, [*SETTINGS, f"class_word={','.join(words)}", f"token={','.join(tokens)}", *more])
+    known, _ = subjects.load(sources, recipe, tokens=tokens, size=model.size)
+    groups = methods.attach(model, recipe)
+    data = training_set.build(model, recipe, known, priors=priors or {}, text_trains=False)
+    return data, Engine(model, recipe, groups)
+
+
+@pytest.fixture
+def masked(photos, tmp_path):
+    """Two photos whose left half is the subject, by an alpha channel."""
+    for path in sorted(photos.glob("*.png"))[:2]:
+        picture = Image.open(path).convert("RGB").resize((64, 64))
+        alpha = np.zeros((64, 64), dtype=np.uint8)
+        alpha[:, :32] = 255
+        picture.putalpha(Image.fromarray(alpha))
+        picture.save(tmp_path / path.name)
+    return tmp_path
+
+
+def test_the_background_weighs_what_the_recipe_says(tiny_sd, masked):
+    data, engine = made(tiny_sd, [masked], "photos.background=0.25", "train.prior_weight=0")
+    batch, model = data.at(0), data.model
+    assert batch.mask.shape == (2, 1, 16, 16)
+    assert (batch.mask[..., :7] == 1).all() and (batch.mask[..., 9:] == 0.25).all()
+    loss = engine.backward(batch)[0]
+    out = model.predict(model.schedule.add_noise(batch.z0, batch.eps, batch.t), batch.t, batch.cond(slice(0, 2)))
+    by_hand = [((o - e).square() * m).sum() / (4 * m.sum()) for o, e, m in zip(out, batch.eps, batch.mask, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean().detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_are_not_used_unless_asked_for(tiny_sd, masked):
+    assert made(tiny_sd, [masked])[0].at(0).mask is None
+
+
+def test_class_pictures_have_no_background_to_leave_out(tiny_sd, masked):
+    data, _ = made(tiny_sd, [masked], "photos.background=0", priors={"dog": torch.randn(3, 4, 16, 16)})
+    batch = data.at(0)
+    assert batch.is_prior.tolist() == [False, False, True, True]
+    assert (batch.mask[2:] == 1).all() and (batch.mask[:2].amin((1, 2, 3)) == 0).all()
+
+
+def test_a_mask_moves_with_a_random_crop(tiny_sd, masked):
+    data, _ = made(tiny_sd, [masked], "photos.background=0", "photos.crop=random", "photos.flip=true")
+    sides = {bool(data.at(step).mask[0, 0, :, :6].mean() > 0.5) for step in range(8)}
+    assert sides == {True, False}, "a flip that the mask did not follow"
+
+
+def test_the_frozen_base_is_the_target_on_the_class_prompt(tiny_sd, photos):
+    """Loss of the prior term 0 before training; the target is what a fresh base says of that noisy photo."""
+    data, engine = made(tiny_sd, [photos], "prior.kind=predictions")
+    batch = data.at(0)
+    assert engine.backward(batch)[2] < 1e-9
+    fresh = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    rows = batch.is_prior
+    with torch.no_grad():
+        z_t = fresh.schedule.add_noise(batch.z0[rows], batch.eps[rows], batch.t[rows])
+        expected = fresh.predict(z_t, batch.t[rows], sampling.encode(fresh, ["a dog"] * 2))
+    torch.testing.assert_close(batch.goal[rows], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.goal[~rows], batch.eps[~rows])
+
+
+def test_predictions_hold_the_class_where_it_is(tiny_sd, photos):
+    """With the prior term the answer to the class prompt moves less than without it."""
+
+    def moved(weight):
+        data, engine = made(tiny_sd, [photos], "prior.kind=predictions", f"train.prior_weight={weight}", "prior.count=8")
+        held = made(tiny_sd, [photos], "prior.kind=predictions", "prior.count=8")[0].prior
+        for step in range(25):
+            engine.step(data.at(step), scale=1.0)
+        with torch.no_grad():
+            z_t = data.model.schedule.add_noise(held.z0, held.eps, held.t)
+            out = data.model.predict(z_t, held.t, sampling.encode(data.model, ["a dog"] * len(z_t)))
+        return float(denoising_loss(out, held.goal).mean())
+
+    assert moved(10.0) < 0.5 * moved(0.0)
+
+
+def test_two_subjects_have_their_own_words_photos_and_class_pictures(tiny_sd, photos, tmp_path):
+    others = tmp_path / "cat"
+    others.mkdir()
+    shutil.copy(next(photos.glob("*.png")), others / "a.png")
+    priors = {"dog": torch.zeros(3, 4, 16, 16), "cat": torch.ones(3, 4, 16, 16)}
+    data, _ = made(tiny_sd, [photos, others], "train.batch=6", "train.prior_batch=6", words=("dog", "cat"),
+                   tokens=("zqv", "red"), priors=priors)  # fmt: skip
+    count = len(data.photos)
+    assert data.prompts == ["a zqv dog"] * (count - 1) + ["a red cat", "a dog", "a cat"]
+    batch = data.at(0)
+    classes = {float(z0.mean()): data.prompts[row] for z0, row in zip(data.prior.z0, data.prior.texts, strict=True)}
+    assert classes == {0.0: "a dog", 1.0: "a cat"}
+    assert len(batch.z0) == 12 and batch.cond(slice(0, 12))["text"].shape[0] == 12
+
+
+def test_folders_and_class_words_must_be_as_many(tiny_sd, photos):
+    with pytest.raises(UserError, match=r"1 folders of photos and 2 class words \(dog, cat\)"):
+        made(tiny_sd, [photos], words=("dog", "cat"), tokens=("zqv", "red"))
+
+
+def test_the_parts_of_two_processes_add_up_to_the_gradient_of_one(tiny_sd, photos, monkeypatch):
+    data, engine = made(tiny_sd, [photos], "train.batch=3", priors={"dog": torch.randn(3, 4, 16, 16)})
+    monkeypatch.setattr(distributed, "total", lambda values: values)
+    whole = engine.backward(data.at(0))
+    expected = [p.grad.clone() for p in engine.params]
+    engine.optimizer.zero_grad()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        parts.append(engine.backward(data.at(0)))
+    torch.testing.assert_close(sum(parts), whole)
+    for p, grad in zip(engine.params, expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,226 @@
+"""The truth probes: what they read of drawn pictures they never saw, what prompts ask, how far a subject is off."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from personalize.commands.pretrain import Pretrain
+from personalize.common.errors import UserError
+from personalize.common.files import write_json
+from personalize.evaluation.metrics import toyland_truth
+from personalize.models import TOYLAND, fingerprint
+from personalize.toyland import probes
+from personalize.toyland.pretraining import pipeline
+from personalize.toyland.world import scenes as world
+from personalize.toyland.world.render import draw
+
+FIRST = world.HELD_OUT + 9_000_000
+COUNT = 120
+RED_HAT = {"accessory": "hat", "accessory_colour": "red"}
+
+
+def pictures(scenes) -> torch.Tensor:
+    """N scenes -> (N,3,64,64) in [-1,1]."""
+    array = np.stack([np.asarray(draw(scene)[0]) for scene in scenes])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return toyland_truth.load()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [world.scene(FIRST + k) for k in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def reading(probe, scenes):
+    return toyland_truth.read(probe, pictures(scenes))
+
+
+def right(reading, scenes, table: str) -> float:
+    goal = probes.truth(scenes)[table]
+    return (reading.chances[table].argmax(1) == goal)[goal != probes.UNSEEN].float().mean().item()
+
+
+def shares(scores: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {table: score.nanmean().item() for table, score in scores.items()}
+
+
+def test_the_probe_reads_pictures_it_never_saw(reading, scenes):
+    floors = {"class": 0.98, "place": 0.98, "action": 0.95, "accessory": 0.95, "accessory_colour": 0.85}
+    assert {table: got for table, least in floors.items() if (got := right(reading, scenes, table)) < least} == {}
+    for table, chances in reading.chances.items():
+        assert chances.shape == (COUNT, len(probes.TABLES[table]))
+        torch.testing.assert_close(chances.sum(1), torch.ones(COUNT))
+
+
+def test_a_picture_reads_the_same_alone_and_nearly_the_same_at_another_size(probe, reading, scenes):
+    alone = toyland_truth.read(probe, pictures(scenes[:1]))
+    torch.testing.assert_close(alone.values["body"], reading.values["body"][:1], rtol=1e-4, atol=1e-4)
+    larger = torch.nn.functional.interpolate(pictures(scenes), (128, 144), mode="bicubic")
+    assert right(toyland_truth.read(probe, larger[..., 8:136]), scenes, "class") > 0.95
+
+
+@pytest.mark.parametrize(
+    "prompt, asked",
+    [
+        ("a sks dog swimming", {"class": "dog", "action": "swimming"}),
+        ("A photo of a Cat, wearing a red hat in a room.", {"class": "cat", "place": "room"} | RED_HAT),
+        ("a red dog in the city at night", {"class": "dog", "place": "city"}),
+        ("a blue car jumping on the beach", {"class": "car", "action": "jumping", "place": "beach"}),
+        (
+            "a robot standing wearing an orange hat",
+            {"class": "robot", "action": "standing", "accessory": "hat", "accessory_colour": "orange"},
+        ),
+        ("a dog in a forest", {"class": "dog", "place": "forest"}),
+        ("a dog and a cat in the snow", {"place": "snow"}),
+        ("a hotdog wearing a santa hat in the bedroom", {"accessory": "hat"}),
+        ("a red boat riding a skateboard in front of a castle", {"class": "boat", "action": "riding", "place": "castle"}),
+        (
+            "on the moon, a sleeping owl with a white flag",
+            {"class": "owl", "action": "sleeping", "place": "moon", "accessory": "flag", "accessory_colour": "white"},
+        ),
+        ("", {}),
+    ],
+)
+def test_a_prompt_asks_for_what_its_words_say(prompt, asked):
+    assert toyland_truth.wanted(prompt) == asked
+
+
+def test_captions_ask_for_nothing_that_is_not_there():
+    for seed in range(2000):
+        scene = world.scene(seed)
+        is_so = {"class": scene.subject.class_word, "place": scene.place, "action": scene.action}
+        if scene.accessory:
+            is_so |= {"accessory": scene.accessory.kind, "accessory_colour": scene.accessory.colour}
+        caption = world.caption(scene, seed)
+        asked = toyland_truth.wanted(caption)
+        assert asked.items() <= is_so.items() and ("class" in asked) == bool(caption)
+
+
+def test_drawn_pictures_obey_their_captions_and_not_those_of_others(reading, scenes):
+    captions = [world.caption(scene, k) for k, scene in enumerate(scenes)]
+    own = toyland_truth.obeyed(reading, captions)
+    for k, caption in enumerate(captions):
+        asked = toyland_truth.wanted(caption)
+        assert {table for table, score in own.items() if not score[k].isnan()} == set(asked) & set(toyland_truth.SCORED)
+    assert min(shares(own).values()) > 0.9
+    assert max(shares(toyland_truth.obeyed(reading, captions[1:] + captions[:1])).values()) < 0.6
+
+
+def test_the_class_word_is_asked_where_the_prompt_names_no_class(reading, scenes):
+    bare = toyland_truth.obeyed(reading, ["a sks swimming"] * COUNT)
+    assert bare["class"].isnan().all() and not bare["action"].isnan().any()
+    dogs = torch.tensor([scene.subject.class_word == "dog" for scene in scenes]).float()
+    assert (toyland_truth.obeyed(reading, ["a sks swimming"] * COUNT, "toy dog")["class"] == dogs).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("word", world.CLASSES)
+def test_what_can_be_seen_is_what_is_drawn(word):
+    assert toyland_truth.visible(word) <= probes.shown(word)
+
+
+@pytest.mark.parametrize("word", world.CLASSES)
+def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
+    seeds = range(FIRST + 10_000, FIRST + 10_008)
+    who = [world.subject(seed, word) for seed in seeds]
+    photos = [[world.scene(seed + 100 * k, who=each, action="standing", accessory=None) for k in range(4)]
+              for seed, each in zip(seeds, who)]  # fmt: skip
+    own, other, photographed = [], [], []
+    for k, each in enumerate(who):
+        seen = toyland_truth.read(probe, pictures(photos[k]))
+        own.append(toyland_truth.identity_error(seen, toyland_truth.parameters(each), word).mean())
+        other.append(toyland_truth.identity_error(seen, toyland_truth.parameters(who[k - 1]), word).mean())
+        photographed.append(toyland_truth.identity_error(seen, toyland_truth.of_photos(seen), word).mean())
+    own, other, photographed = (torch.stack(each).mean().item() for each in (own, other, photographed))
+    assert own < 0.5 * other and photographed < 0.5 * other
+    assert 0.6 < other < 1.4
+
+
+def test_every_part_of_an_identity_is_scored_for_every_class(scenes):
+    reading = toyland_truth.read(probes.Probe().eval(), pictures(scenes[:3]))
+    parts = {"body", "second", "detail", "proportions", "pattern", "ear", "tail"}
+    for word in (*world.CLASSES, "lion"):
+        assert set(toyland_truth.errors(reading, toyland_truth.parameters(world.subject(1, "dog")), word)) == parts, word
+
+
+def test_every_scene_has_a_truth_to_learn_from(scenes):
+    goal = probes.truth(scenes)
+    assert {table for table in probes.TABLES if (goal[table] == probes.UNSEEN).any()} == {"accessory_colour"}
+    assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.UNSEEN)).all()
+    model = probes.Probe()
+    assert probes.loss_of(model(pictures(scenes)), goal).isfinite()
+
+
+def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
+    """Three pictures: a red hat, a blue hat, a red scarf."""
+
+    def certain(table: str, words: list[str]) -> torch.Tensor:
+        return torch.eye(len(toyland_truth.TABLES[table]))[[toyland_truth.TABLES[table].index(word) for word in words]]
+
+    chances = {table: certain(table, [words[0]] * 3) for table, words in toyland_truth.TABLES.items()}
+    chances["accessory"] = certain("accessory", ["hat", "hat", "scarf"])
+    chances["accessory_colour"] = certain("accessory_colour", ["red", "blue", "red"])
+    seen = toyland_truth.Reading(chances, {})
+    assert toyland_truth.obeyed(seen, ["a dog wearing a red hat"] * 3)["accessory"].tolist() == [1, 0, 0]
+    assert toyland_truth.obeyed(seen, ["a dog wearing a silly hat"] * 3)["accessory"].tolist() == [1, 1, 0]
+    assert toyland_truth.obeyed(seen, ["a red dog"] * 3)["accessory"].isnan().all()
+
+
+def test_two_subjects_at_random_are_one_apart():
+    error = {part: [] for part in toyland_truth.expected("robot")}
+    for seed in range(300, 340):
+        a, b = world.subject(seed, "robot"), toyland_truth.parameters(world.subject(seed + 1000, "robot"))
+        values = {k: torch.tensor([v]) for k, v in probes.values(a).items()}
+        exact = {k: torch.eye(len(probes.TABLES[k]))[[row]] for k, row in probes.kinds(a).items()}
+        for part, off in toyland_truth.errors(toyland_truth.Reading(exact, values), b, "robot").items():
+            error[part].append(off.item())
+    assert np.mean(list(error.values())) == pytest.approx(1, abs=0.15)
+
+
+def test_the_probes_seeds_are_no_other_stages_and_not_held_out():
+    """The base and the encoders count up from 0 in `_scene` and `_view`; what is judged starts at HELD_OUT."""
+    s = Pretrain()
+    others = max(s.pictures, s.subjects * world.VIEWS)
+    assert others < world.PROBES and world.PROBES + s.probe_pictures <= world.HELD_OUT
+    assert pipeline._probed(5) == world.scene(world.PROBES + 5)
+
+
+def test_the_shipped_probe_is_small_half_precision_and_no_pickle():
+    folder = TOYLAND / "probes"
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", probes.SIZES}
+    assert (folder / "model.safetensors").stat().st_size <= 2e6
+    told = json.loads((TOYLAND / "pretraining.json").read_text())["settings"]
+    assert (told["probe_pictures"], told["probe_steps"]) == (Pretrain().probe_pictures, Pretrain().probe_steps)
+
+
+def test_a_base_is_the_same_with_and_without_its_probes(tmp_path):
+    import shutil
+
+    shutil.copytree(TOYLAND, tmp_path / "base", ignore=shutil.ignore_patterns("probes"))
+    assert fingerprint(tmp_path / "base") == fingerprint(TOYLAND)
+
+
+def test_probes_of_another_world_or_none_at_all_are_refused(tmp_path, probe):
+    with pytest.raises(UserError):
+        toyland_truth.load(tmp_path)
+    probes.export(tmp_path / "probes", probe)
+    again = toyland_truth.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(probe.state_dict().values(), again.state_dict().values()))
+    sizes = json.loads((tmp_path / "probes" / probes.SIZES).read_text())
+    sizes["tables"]["place"].append("moon")
+    write_json(tmp_path / "probes" / probes.SIZES, sizes)
+    with pytest.raises(UserError, match="another Toyland"):
+        toyland_truth.load(tmp_path)
+
+
+def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_a_picture(scenes):
+    x = pictures(scenes[:16])
+    a, b = (probes.disturbed(x, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b) and a.shape == x.shape and a.abs().max() <= 1
+    assert 0.005 < (a - x).abs().mean() < 0.25

@@ -1,0 +1,230 @@
+"""Every way to run a step is the plain way: the clip inside the optimizer, recorded steps, compiled ones; what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from engine_cases import FULL, LORA, StandIn, batch_of, engine_of, ran, same
+from torch import nn
+
+from personalize.common import recipe
+from personalize.training import compile, cuda_graph
+from personalize.training import optimizer as optimizers
+from personalize.training.engine import graph_refusal
+
+
+@pytest.mark.parametrize("more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"]], ids=" ".join)
+@pytest.mark.parametrize("extras", [False, True], ids=["", "goal and mask"])
+def test_recorded_steps_are_eager_ones_bit_for_bit(tiny_sd, more, extras):
+    recorder, engine = StandIn(), engine_of(tiny_sd, *more)
+    eager = ran(engine_of(tiny_sd, *more), extras=extras)
+    assert same(ran(engine, engine.recorded_by(recorder), extras=extras), eager)
+    assert (recorder.warmed, recorder.recorded, recorder.replayed) == (cuda_graph.WARM, 1, 5 - cuda_graph.WARM)
+    assert len({float(norm) for norm in eager[0][:, 3]}) == 5, "each step's numbers are its own"
+
+
+def test_a_batch_of_another_shape_runs_by_itself(tiny_sd):
+    recorder, engine, plain = StandIn(), engine_of(tiny_sd, FULL), engine_of(tiny_sd, FULL)
+    engine._run = engine.recorded_by(recorder)
+    for k, subjects in enumerate((2, 2, 2, 1, 2, 1, 2)):
+        rows = [e.step(batch_of(e, k, subjects=subjects), scale=1.0) for e in (engine, plain)]
+        assert rows[0] == rows[1]
+    assert recorder.warmed == cuda_graph.WARM and recorder.replayed == 2
+    assert all(torch.equal(a, b) for a, b in zip(engine.params, plain.params, strict=True))
+
+
+def test_a_step_that_cannot_be_recorded_is_eager_with_a_word(tiny_sd):
+    said = []
+    engine = engine_of(tiny_sd, FULL, said=said)
+    assert same(ran(engine, engine.recorded_by(StandIn("no such thing\nat all"))), ran(engine_of(tiny_sd, FULL)))
+    assert said == ["steps run eagerly: this one cannot be a CUDA graph (no such thing)"]
+
+
+def test_values_of_a_step_are_not_those_of_the_next(tiny_sd):
+    engine = engine_of(tiny_sd, FULL)
+    engine._run = engine.recorded_by(StandIn())
+    kept = [engine.step(batch_of(engine, k), scale=1.0)["loss"] for k in range(6)]
+    assert len({float(loss) for loss in kept}) == 6, "a log reads them ten steps later"
+
+
+@pytest.mark.parametrize(
+    "more, why",
+    [
+        ([], ""),
+        (["train.accumulate=2", "photos.crop=random", "train.ema=0.9"], ""),
+        (["train.optimizer=adamw8bit"], "8-bit AdamW"),
+        (["train.gradient_checkpointing=true"], "gradient checkpointing"),
+        (["train.text_encoder=true"], "text is encoded at each step"),
+        ([LORA, "train.quantize=8bit"], "a quantized base"),
+        (["float16"], "float16 loss scaling"),
+        (["two"], "several processes"),
+    ],
+)
+def test_what_cannot_be_one_cuda_graph_is_said(tiny_sd, monkeypatch, more, why):
+    if "two" in more:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    engine = engine_of(tiny_sd, *(text for text in more if "=" in text), dtype="bfloat16")
+    assert graph_refusal(engine.model, engine.recipe, engine.groups) == "the device is cpu"
+    engine.model.device = torch.device("cuda")
+    engine.model.dtype = torch.float16 if "float16" in more else torch.bfloat16
+    found = graph_refusal(engine.model, engine.recipe, engine.groups)
+    assert found.startswith(why) if why else found == ""
+
+
+def test_a_graph_on_the_cpu_is_an_eager_step_with_a_word(tiny_sd):
+    said = []
+    assert same(ran(engine_of(tiny_sd, LORA, "train.engine=graph", said=said)), ran(engine_of(tiny_sd, LORA)))
+    assert said == ["steps run eagerly, not as a CUDA graph: the device is cpu"]
+    engine_of(tiny_sd, LORA, said=(auto := []))
+    assert auto == []
+
+
+def test_compiled_steps_are_eager_ones_to_rounding_and_say_when_they_pay(tiny_sd, monkeypatch):
+    monkeypatch.setattr(compile, "BACKEND", "eager")
+    said, steps = [], compile.EAGER + compile.WARM + compile.TIMED
+    ours = ran(engine_of(tiny_sd, FULL, "train.engine=compiled", said=said), steps=steps)
+    plain = ran(engine_of(tiny_sd, FULL), steps=steps)
+    torch.testing.assert_close(ours[0], plain[0], rtol=1e-3, atol=1e-5)
+    apart = max(float((a - b).abs().max()) for a, b in zip(ours[1], plain[1], strict=True))
+    assert apart < 1e-3  # Adam's first steps are signs: where a gradient is almost nothing, rounding decides
+    assert len(said) == 1 and said[0].startswith("compiled in ") and " s: " in said[0]
+
+
+def test_a_compiler_that_fails_leaves_eager_steps(tiny_sd, monkeypatch):
+    def fails(*arguments, **named):
+        raise NotImplementedError("not for this network")
+
+    monkeypatch.setattr(compile, "BACKEND", fails)
+    said = []
+    assert same(ran(engine_of(tiny_sd, LORA, "train.engine=compiled", said=said)), ran(engine_of(tiny_sd, LORA)))
+    assert len(said) == 1 and said[0].startswith("steps run eagerly: the compiler failed (")
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (
+            [9, 0.03, 8, 0.2, 0.02, 0.02, 0.02],
+            "compiled in 8.2 s: 30.0 ms a step became 20.0, which pays after 816 steps of 1000",
+        ),
+        ([9, 0.03, 18, 0.2, 0.02, 0.02, 0.02], "pays after 1816 steps of 1000; train.engine=eager is faster here"),
+        ([9, 0.03, 8, 0.2, 0.04, 0.04, 0.04], "30.0 ms a step became 40.0, which never pays: train.engine=eager"),
+    ],
+)
+def test_the_break_even_is_cost_over_gain(seconds, words):
+    compiling = compile.Compiled.__new__(compile.Compiled)
+    compiling.seconds, compiling.steps = seconds, 1000
+    assert words in compiling.words()
+
+
+def weights(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=g)) for shape in ((70, 60), (5,), (64, 9, 9))]
+
+
+def groups_of(params):
+    return [{"params": params[:1], "lr": 1e-2}, {"params": params[1:], "lr": 3e-3}]
+
+
+def give(params, step, size=1.0):
+    g = torch.Generator().manual_seed(100 + step)
+    for p in params:
+        p.grad = size * torch.randn(p.shape, generator=g)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("half", [False, True], ids=["", "loss scaling"])
+def test_the_clip_inside_the_optimizer_is_torchs_own_before_it(kind, half):
+    train = recipe.load(None, [f"train.optimizer={kind}"]).train
+    ours, plain = weights(), weights()
+    optimizer, other = (optimizers.make_optimizer(groups_of(params), train) for params in (ours, plain))
+    scalers = [torch.amp.GradScaler("cpu", enabled=half, init_scale=8.0) for _ in range(2)]
+    for step, size in enumerate((1e-3, 1.0, 50.0, float("inf") if half else 3.0, 0.1)):
+        for params, one, scaler in ((ours, optimizer, scalers[0]), (plain, other, scalers[1])):
+            scaler.scale(torch.ones(()))  # a scaler begins with the first loss
+            give(params, step, size * (8.0 if half else 1.0))
+            scaler.unscale_(one)
+        optimizers.set_rates(optimizer, 0.5 + 0.1 * step)
+        optimizers.set_rates(other, 0.5 + 0.1 * step)
+        norm = optimizers.joint_norm(ours)
+        optimizers.clipped_step(optimizer, scalers[0], norm=norm, limit=2.0)
+        expected = torch.nn.utils.clip_grad_norm_(plain, 2.0, foreach=True)
+        scalers[1].step(other)
+        scalers[1].update()
+        torch.testing.assert_close(norm, expected, equal_nan=True)
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 if kind == "adamw" else 1e-4)
+    assert not hasattr(optimizer, "grad_scale")
+    assert all(p.isfinite().all() for p in ours)
+
+
+def test_a_clip_that_is_not_reached_changes_no_bit(tiny_sd):
+    loose, none = (ran(engine_of(tiny_sd, FULL, f"train.clip={clip}")) for clip in (1e6, 0))
+    assert same(loose, none)
+    assert not same(ran(engine_of(tiny_sd, FULL)), none)
+
+
+def test_rates_are_each_groups_own():
+    train = recipe.load(None, []).train
+    optimizer = optimizers.make_optimizer(groups_of(weights()), train)
+    assert optimizers.set_rates(optimizer, 0.25) == 0.25e-2
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.25e-2, 0.75e-3])
+
+
+FAULTS = """
+import resource, sys
+import torch
+from personalize.common import malloc
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    assert malloc.keep_heap(10_000_000) and not malloc.steady_heap()
+def step():
+    rows = [torch.ones(300_000) for _ in range(12)]
+    return sum(row.sum() for row in rows)
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_a_heap_that_is_kept_has_no_page_faults_at_each_step():
+    runs = {
+        way: subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True).stdout
+        for way in ("kept", "as it is")
+    }
+    kept, plain = (float(runs[way]) for way in ("kept", "as it is"))
+    assert plain > 20 * max(kept, 1), runs  # a ratio: how many are left at all is the machine's
+
+
+def test_a_large_base_keeps_no_heap_and_the_first_word_holds(monkeypatch):
+    from personalize.common import malloc
+
+    monkeypatch.setattr(malloc, "_decided", "steady")
+    assert not malloc.keep_heap(10**9) and not malloc.keep_heap(10**6)
+
+
+def test_a_restored_optimizer_has_the_layout_of_its_weights(tmp_path):
+    """Weights with the channels last, as on a GPU: a fused step would read momenta of another order."""
+    from personalize.common import checkpoint
+
+    def stepped(steps, file=None):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 4 * 3 * 9).view(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        optimizer = torch.optim.AdamW([p], lr=0.1, fused=True)
+        if file:
+            parts, _ = checkpoint.load(file)
+            p.data.copy_(parts["trained"]["p"])
+            checkpoint.restore_optimizer(optimizer, parts["optimizer"])
+        for step in steps:
+            p.grad = torch.sin(torch.arange(p.numel()) * (step + 1.0)).view(p.shape).to(memory_format=torch.channels_last)
+            optimizer.step()
+        return p, optimizer
+
+    whole, _ = stepped(range(4))
+    p, optimizer = stepped(range(2))
+    checkpoint.save(tmp_path / "state", {"trained": {"p": p}, "optimizer": checkpoint.optimizer_tensors(optimizer)}, 2)
+    assert torch.equal(stepped(range(2, 4), tmp_path / "state")[0], whole)

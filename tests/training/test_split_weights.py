@@ -1,0 +1,200 @@
+"""Weights as bfloat16 and the bits it lacks: exact, trained as float32 ones are, and whole wherever they are kept."""
+
+import shutil
+import struct
+
+import pytest
+import torch
+from engine_cases import StandIn, batch_of, engine_of, ran
+from safetensors.torch import load_file
+
+from personalize import methods, models
+from personalize.commands import train
+from personalize.common import checkpoint, run_folder
+from personalize.common import recipe as config
+from personalize.common.errors import UserError
+from personalize.common.terminal import Terminal
+from personalize.core import bf16_split
+from personalize.training import load_run, split_weights
+from personalize.training import optimizer as optimizers
+from personalize.training.engine import Engine
+
+SPLIT = ["train.methods=full", "train.masters=split"]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), 3.4028234663852886e38, -3.4028234663852886e38, 1e-45, -1e-45]
+PATTERNS = [0x00008000, 0x80008000, 0x3F808000, 0x3F818000, 0x3F807FFF, 0xBF808000, 0x7F7F8000, 0x007FFFFF, 0x80000001]
+
+
+def test_every_number_comes_back_bit_for_bit():
+    g = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (2_000_000,), generator=g, dtype=torch.int64).to(torch.int32)
+    known = [struct.unpack("<i", struct.pack("<I", pattern))[0] for pattern in PATTERNS]
+    x = torch.cat([torch.tensor(SPECIAL), torch.tensor(known, dtype=torch.int32).view(torch.float32), bits.view(torch.float32)])
+    high, low = bf16_split.split(x)
+    back, real = bf16_split.joined(high, low), ~x.isnan()
+    assert high.dtype == torch.bfloat16 and low.dtype == torch.int16 and real.sum() > 1_900_000
+    assert torch.equal(back[real].view(torch.int32), x[real].view(torch.int32))
+    assert back[~real].isnan().all() and high[~real].isnan().all()
+    tie = (x.view(torch.int32) & 0xFFFF) == 0x8000
+    assert torch.equal(high[real & ~tie], x[real & ~tie].bfloat16())
+
+
+def pair(shapes, apart):
+    """The same weights in halves, chunked, and whole in float32; and optimizers of them."""
+    g = torch.Generator().manual_seed(0)
+    whole = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+    whole[0].data = whole[0].data.contiguous(memory_format=torch.channels_last)
+    halved = [torch.nn.Parameter(p.detach().bfloat16()) for p in whole]
+    for p, q in zip(halved, whole, strict=True):
+        bf16_split.halve(p)
+        bf16_split.put(p, q.detach())
+    groups = [{"params": halved[:3], "lr": 1e-2}, {"params": halved[3:], "lr": 1e-3}]
+    return whole, halved, split_weights.Masters(groups, apart=apart)
+
+
+SHAPES = [(64, 32, 3, 3), (40,), (300, 70), (90, 80), (7,), (5000,)]
+
+
+@pytest.mark.parametrize("chunk", [1 << 23, 10_000])
+def test_masters_in_halves_are_float32_masters_bit_for_bit(monkeypatch, chunk):
+    monkeypatch.setattr(split_weights, "CHUNK", chunk)
+    settings = config.load(None, ["train.weight_decay=0.1"]).train
+    whole, halved, kept = pair(SHAPES, apart=False)
+    optimizer = optimizers.make_optimizer(kept.groups, settings)
+    plain = optimizers.make_optimizer([{"params": whole[:3], "lr": 1e-2}, {"params": whole[3:], "lr": 1e-3}], settings)
+    scaler, g = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1)
+    for step in range(6):
+        for p, q in zip(halved, whole, strict=True):
+            p.grad = torch.randn(p.shape, generator=g).bfloat16()
+            q.grad = torch.empty_like(q).copy_(p.grad)  # as autograd lays it out: the fused kernel reads memory in its order
+        norm = optimizers.joint_norm(halved)
+        torch.testing.assert_close(norm, optimizers.joint_norm(whole))
+        limit = 0.0 if step < 2 else 1.0
+        optimizers.clipped_step(plain, scaler, norm=norm, limit=limit)
+        for _ in kept.opened():
+            optimizers.clipped_step(optimizer, scaler, norm=norm, limit=limit)
+        for p, q in zip(halved, whole, strict=True):
+            assert torch.equal(bf16_split.master(p), q.detach()) and p.grad is None
+            assert float((p.detach().float() - q.detach()).abs().max()) <= float(q.detach().abs().max()) / 256
+    assert {c.shell.numel() for c in kept.chunks} == {0}
+
+
+def test_eight_bit_state_trains_them_as_it_trains_float32_ones():
+    settings = config.load(None, ["train.optimizer=adamw8bit"]).train
+    whole, halved, kept = pair(SHAPES, apart=True)
+    before = [p.detach().clone() for p in whole]
+    optimizer = optimizers.make_optimizer(kept.groups, settings)
+    plain = optimizers.make_optimizer([{"params": whole[:3], "lr": 1e-2}, {"params": whole[3:], "lr": 1e-3}], settings)
+    scaler, g = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1)
+    for _ in range(4):
+        for p, q in zip(halved, whole, strict=True):
+            p.grad = torch.randn(p.shape, generator=g).bfloat16()
+            q.grad = torch.empty_like(q).copy_(p.grad)
+        optimizers.clipped_step(plain, scaler, norm=optimizers.joint_norm(whole), limit=0)
+        for _ in kept.opened():
+            optimizers.clipped_step(optimizer, scaler, norm=optimizers.joint_norm(halved), limit=0)
+    for p, q, old in zip(halved, whole, before, strict=True):
+        assert (bf16_split.master(p) - q).norm() < 0.1 * (q - old).norm()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_a_run_in_halves_follows_the_run_in_float32(tiny_sd, kind):
+    more = [f"train.optimizer={kind}", "train.lr=1e-4"]
+    split, whole = (engine_of(tiny_sd, *way, *more, dtype="bfloat16") for way in (SPLIT, SPLIT[:1]))
+    rows, truth = ran(split, steps=6), ran(whole, steps=6)
+    torch.testing.assert_close(rows[0], truth[0], rtol=0.03, atol=3e-3)
+    assert all(p.dtype == torch.bfloat16 for p in split.params)
+    start = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
+    ours, theirs = (torch.cat([bf16_split.master(p).detach().flatten() for p in e.params]) for e in (split, whole))
+    old = torch.cat([p.detach().float().flatten() for p in start.params])
+    assert (ours - theirs).norm() < 0.2 * (theirs - old).norm()
+    assert (ours != old).float().mean() > 0.9, "steps far smaller than bfloat16's spacing are not lost"
+
+
+def test_what_is_kept_and_restored_is_whole(tiny_sd, tmp_path):
+    engine = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
+    ran(engine, steps=2)
+    kept = {k: v.clone() for k, v in methods.state(engine.model, engine.recipe).items()}
+    assert {v.dtype for v in kept.values()} == {torch.float32}
+    assert any(not torch.equal(v, v.bfloat16().float()) for v in kept.values())
+    other = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
+    methods.restore(other.model, other.recipe, kept)
+    for a, b in zip(engine.params, other.params, strict=True):
+        assert torch.equal(a, b) and torch.equal(a.low, b.low)
+    methods.save(engine.model, tmp_path, engine.recipe)
+    saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[k], kept[f"full:unet.{k}"]) for k in saved) and len(saved) == len(kept)
+    assert not any(hasattr(p, bf16_split.LOW) for p in engine.params)
+
+
+def test_steps_in_halves_go_on_bit_for_bit_and_can_be_recorded(tiny_sd):
+    once, recorded = (engine_of(tiny_sd, *SPLIT, dtype="bfloat16") for _ in range(2))
+    recorded._run = recorded.recorded_by(StandIn())
+    for step in range(6):
+        if step == 3:
+            again = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
+            methods.restore(again.model, again.recipe, methods.state(once.model, once.recipe))
+            tensors = checkpoint.optimizer_tensors(once.optimizer)
+            checkpoint.restore_optimizer(again.optimizer, {k: v.clone() for k, v in tensors.items()})
+        for engine in (once, recorded, *([again] if step >= 3 else [])):
+            engine.step(batch_of(engine, step), scale=0.5)
+    for a, b, c in zip(once.params, again.params, recorded.params, strict=True):
+        assert torch.equal(bf16_split.master(a), bf16_split.master(b)) and torch.equal(
+            bf16_split.master(a), bf16_split.master(c)
+        )
+
+
+@pytest.mark.parametrize(
+    "more, dtype, why",
+    [
+        ([], torch.float32, "computes in float32; give dtype=bfloat16"),
+        (["train.methods=lora"], torch.bfloat16, "lora trains few weights"),
+        (["train.ema=0.9"], torch.bfloat16, "an average needs whole weights"),
+        (["train.accumulate=2"], torch.bfloat16, "parts would add up in bfloat16"),
+    ],
+)
+def test_where_halves_cannot_be_a_reason_is_given(more, dtype, why):
+    recipe = config.load(None, ["train.masters=split", *more])
+    with pytest.raises(UserError, match=why):
+        methods.check_masters(recipe, dtype)
+    methods.check_masters(config.load(None, ["train.masters=split"]), torch.bfloat16)
+    methods.check_masters(config.load(None, more), dtype)
+
+
+def test_a_checkpoint_of_halves_opens_in_a_float32_model(tiny_sd):
+    engine = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
+    ran(engine, steps=1)
+    model = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    other = Engine(model, engine.recipe, methods.attach(model, engine.recipe))
+    methods.restore(model, engine.recipe, methods.state(engine.model, engine.recipe))
+    assert all(torch.equal(bf16_split.master(a), b) for a, b in zip(engine.params, other.params, strict=True))
+
+
+def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoint(tiny_sd, photos, tmp_path):
+    settings = [*SPLIT, "class_word=dog", "token=zqv", "prior.count=0", "train.lr=1e-4", "train.steps=3"]
+    recipe, lines = config.load(None, [*settings, "train.checkpoint_every=2", "train.engine=graph"]), []
+
+    class Screen(Terminal):
+        def say(self, line):
+            lines.append(line)
+
+    def run(where):
+        model = models.load(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
+        return model, train.run(model, [photos], recipe, priors={}, runs=where, screen=Screen(quiet=True)).folder
+
+    _, folder = run(tmp_path / "once")
+    assert "steps run eagerly, not as a CUDA graph: the device is cpu" in lines
+    saved = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {v.dtype for v in saved.values()} == {torch.float32}
+    assert sum(int((v != v.bfloat16().float()).sum()) for v in saved.values()) > 1000
+    cut = tmp_path / "cut" / folder.name
+    shutil.copytree(folder, cut)
+    shutil.rmtree(cut / "model")
+    shutil.rmtree(cut / "checkpoints" / "step-000003")
+    run_folder.write_manifest(cut, run_folder.read_manifest(cut) | {"status": "interrupted"})
+    assert run(tmp_path / "cut")[1] == cut
+    again = load_file(cut / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in saved.items())
+    for at in ("", "last"):
+        model = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+        load_run.put_into(model, folder, run_folder.read_manifest(folder), at=at)
+        assert all(torch.equal(model.unet.state_dict()[k], v) for k, v in saved.items())
