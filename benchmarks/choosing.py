@@ -34,33 +34,35 @@ CONDITIONS = {  # name -> variant, steps of it
 SHARES = ("identity", "obedience", "class kept")
 
 
-def scored(run: Path, ask: Choose) -> list[checkpoint_selection.Scored]:
+def scored(run: Path, ask: Choose) -> list[checkpoint_selection.ScoredCheckpoint]:
     """Every checkpoint of a finished run on the dev split, as `train` would have scored it."""
-    recipe, manifest = dataclasses.replace(recipe_of(run), choose=ask), load_run.require(run)
-    model = models.load("toyland", device="cpu", dtype="float32", say=lambda line: None)
-    there = {s.step for s in checkpoint_selection.read(run / checkpoint_selection.FILE)}
+    recipe, manifest = dataclasses.replace(recipe_of(run), choose=ask), load_run.require_run(run)
+    model = models.load_model("toyland", device="cpu", dtype="float32", say=lambda line: None)
+    there = {s.step for s in checkpoint_selection.read_scored(run / checkpoint_selection.FILE)}
     todo = [
         path for path in run_folder.checkpoints(run) if int(path.name[5:]) % ask.every == 0 and int(path.name[5:]) not in there
     ]
     if todo:
         entry = manifest["subjects"][0]
-        known, _ = subjects.load([[row["path"] for row in entry["photos"]]], recipe, tokens=[entry["token"]], size=model.size)
+        known, _ = subjects.load_subjects(
+            [[row["path"] for row in entry["photos"]]], recipe, tokens=[entry["token"]], size=model.size
+        )
         dev = validation.DevSplit.of(model, recipe, known, run, progress=SILENT.progress)
         with torch.random.fork_rng(devices=[]):
             params = [p for group in methods.attach(model, recipe) for p in group["params"]]
         for path in todo:
-            load_run.put_checkpoint(model, recipe, params, path)
-            with validation.resting(model):
+            load_run.load_checkpoint(model, recipe, params, path)
+            with validation.eval_mode(model):
                 dev.score(int(path.name[5:]))
-    return checkpoint_selection.read(run / checkpoint_selection.FILE)
+    return checkpoint_selection.read_scored(run / checkpoint_selection.FILE)
 
 
-def chosen(course: list[checkpoint_selection.Scored], ask: Choose) -> tuple[checkpoint_selection.Choice, int]:
+def chosen(course: list[checkpoint_selection.ScoredCheckpoint], ask: Choose) -> tuple[checkpoint_selection.Choice, int]:
     """The choice, and the step that the run would have ended at."""
     for k in range(1, len(course) + 1):
         if checkpoint_selection.stalled(course[:k], ask.patience):
             break
-    return checkpoint_selection.choose(course[:k], ask), course[k - 1].step
+    return checkpoint_selection.choose_checkpoint(course[:k], ask), course[k - 1].step
 
 
 def truth(rows: list[dict]) -> dict[str, float]:
@@ -98,7 +100,7 @@ def main(work: Path, only: str = "", *settings: str) -> None:
             shown = " | ".join(f"{at[choice.step][key]:.2f} / {at[last][key]:.2f}" for key in (*SHARES, "truth"))
             lines.append(f"| {name} | {subject} | {end} | {choice.step} | {last} | {shown} |")
             print(lines[-1], flush=True)
-        found = {key: bootstrap.interval(values, [()] * len(values)) for key, values in gains.items()}
+        found = {key: bootstrap.bootstrap_interval(values, [()] * len(values)) for key, values in gains.items()}
         total = found["truth"]
         totals.append(
             f"| {name} | {total.mean:+.3f} ({total.low:+.3f} to {total.high:+.3f}) | {total.above:.2f} | "

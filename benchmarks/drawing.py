@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import jobs
 from benchmarks.phases import Ratio, median, ratio
+from personalize.common.recipe import SamplingConfig
 
 BATCHES = (4, 8, 16, 32, 64)
 SEARCH_STEPS = 5
@@ -179,16 +180,16 @@ def _ours(ask: Ask):
     from personalize.common import malloc
     from personalize.generation import sampling
 
-    model = malloc.kept_for(models.load(ask.base, device=ask.device, dtype=ask.dtype))
+    model = malloc.keep_freed_memory_for(models.load_model(ask.base, device=ask.device, dtype=ask.dtype))
 
     def draw(count: int, steps: int, batch: int) -> list:
-        made, how = [], sampling.Drawing(ask.sampler, steps, GUIDANCE, batch=batch)
-        for part in sampling.batches(model, count, how):
-            z0 = sampling.draw(model, [PROMPT] * len(part), list(map(seeded, part)), how)
+        made, how = [], SamplingConfig(ask.sampler, steps, GUIDANCE, batch=batch)
+        for part in sampling.sampling_batches(model, count, how):
+            z0 = sampling.sample_latents(model, [PROMPT] * len(part), list(map(seeded, part)), how)
             made += sampling.to_pil(model.decode_latents(z0))
         return made
 
-    return draw, ask.batch or min(ask.count, sampling.default_batch(model, model.size))
+    return draw, ask.batch or min(ask.count, sampling.default_batch_size(model, model.size))
 
 
 def seeded(i: int):

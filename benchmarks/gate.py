@@ -112,12 +112,12 @@ def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor
 
     flags = jobs.ours(job, method, out)
     recipe = api.resolve(None, [f"base={job.base}", f"train.methods={method}", *flags[flags.index("--set") + 1 :: 2]])
-    model = models.load(recipe.base, device=recipe.device, dtype=recipe.dtype)
+    model = models.load_model(recipe.base, device=recipe.device, dtype=recipe.dtype)
     groups = methods.attach(model, recipe)
     if adapter:
         methods.restore(model, recipe, {f"lora:unet.{k}": v for k, v in adapter.items()})
     with torch.no_grad():
-        cond = sampling.encode(model, prompts(job))
+        cond = sampling.encode_texts(model, prompts(job))
     engine, losses = Engine(model, recipe, groups), []
     is_prior = torch.arange(2 * job.batch) >= job.batch
     for z0, eps, t in batches:

@@ -145,13 +145,13 @@ def child(job: str, asked: dict, work: Path) -> dict:
 def photograph(folder: Path, count: int) -> None:
     """Photos of one dog, in as many scenes."""
     from personalize.toyland.world import scenes
-    from personalize.toyland.world.render import draw
+    from personalize.toyland.world.render import draw_scene
 
     folder.mkdir()
     seed = scenes.HELD_OUT + PEOPLE
     who = scenes.subject(seed, "dog")
     for k in range(count):
-        draw(scenes.scene(seed + k, who=who), FRAME)[0].save(folder / f"{k:03d}.png")
+        draw_scene(scenes.scene(seed + k, who=who), FRAME)[0].save(folder / f"{k:03d}.png")
 
 
 def prior(work: str, folder: str, count: int) -> dict:
@@ -189,7 +189,7 @@ def draw(work: str, jobs: list[tuple[int, int]]) -> dict:
     from personalize import api, models
     from personalize.commands import generate
 
-    model = models.load("toyland", device="cpu", dtype="float32", say=lambda line: None)
+    model = models.load_model("toyland", device="cpu", dtype="float32", say=lambda line: None)
     how, origin, seconds = api.resolve(None, SETTINGS).draw, {"run": "", "checkpoint": ""}, []
     for count, steps in [(1, 2), *jobs]:  # the first one warms up
         asked = dataclasses.replace(how, count=count, steps=steps)

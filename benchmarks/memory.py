@@ -105,7 +105,7 @@ def case(base: str, settings: list[str]):
     big = "sd15" in base
     common = [f"base={base}", "class_word=dog", "token=sks", "device=cpu", "dtype=float32"]
     recipe = api.resolve(None, [*common, *([] if base == "toyland" else ["prior.count=0"]), *settings])
-    found = photos.load(PHOTOS, min_size=64)[0][: 2 if big else 4]
+    found = photos.load_photos(PHOTOS, min_size=64)[0][: 2 if big else 4]
     if big:
         found = [Photo(p.path, p.image.resize((512, 512)), p.sha256, p.caption, (512, 512)) for p in found]
     return recipe, [Subject("sks", "dog", found)]

@@ -91,19 +91,19 @@ def main(work: Path) -> None:
     study = Study(work)
     found, tops = measured(study), ceilings(study)
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    photos = {column: bootstrap.interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
+    photos = {column: bootstrap.bootstrap_interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
     lines.append("| photos | " + " | ".join(_cell(photos.get(column)) for column in COLUMNS) + " |")
     for name, columns in found.items():
         found_in = [columns.get(column, {}) for column in COLUMNS]
-        cells = [bootstrap.interval(list(c.values()), [key[:-1] for key in c]) for c in found_in]
+        cells = [bootstrap.bootstrap_interval(list(c.values()), [key[:-1] for key in c]) for c in found_in]
         lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
     signs = ["| claim | paper | here (95 %) | P | sign |", "|---|---|---|---|---|"]
     for claim, high, low, column, paper in CLAIMS:
-        signs.append(_sign(claim, bootstrap.difference(found[high][column], found[low][column]), paper))
+        signs.append(_sign(claim, bootstrap.paired_difference(found[high][column], found[low][column]), paper))
     for column, paper in (("DINO", (0.774, 0.668)), ("CLIP-I", (0.885, 0.803))):
         mine = found["DreamBooth"][column]
         above = {key: tops[column][key[0]] for key in mine}
-        signs.append(_sign(f"(d) photos above DreamBooth, {column}", bootstrap.difference(above, mine), paper))
+        signs.append(_sign(f"(d) photos above DreamBooth, {column}", bootstrap.paired_difference(above, mine), paper))
     text = "\n".join([*signs, "", *lines]) + "\n"
     write_text(work / "paper_tables.md", text)
     print(text)

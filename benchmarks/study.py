@@ -9,12 +9,14 @@ from pathlib import Path
 
 from personalize import api
 from personalize.commands.compare import read_rows
-from personalize.common import recipe, run_folder
+from personalize.common import run_folder
+from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.evaluation import summary
 from personalize.toyland.world import scenes
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import HELD_OUT
 
-FIRST = scenes.HELD_OUT + 2_000_000
+FIRST = HELD_OUT + 2_000_000
 CLASSES = ("dog", "cat", "duck", "teapot", "car", "robot", "dog", "cat")
 PHOTOS = ("meadow", "beach", "room", "mountains")  # the places of the four photos
 WRONG = {"dog": "teapot", "cat": "car", "duck": "robot", "teapot": "cat", "car": "duck", "robot": "dog"}
@@ -60,7 +62,7 @@ class Study:
         photos.mkdir(parents=True, exist_ok=True)
         for j, place in enumerate(PHOTOS):
             scene = scenes.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
-            draw(scene)[0].save(photos / f"{j:02d}.png")
+            draw_scene(scene)[0].save(photos / f"{j:02d}.png")
         called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]
         made = api.train(
@@ -72,8 +74,8 @@ class Study:
         return folder
 
 
-def recipe_of(run: Path) -> recipe.Recipe:
-    return recipe.from_dict(run_folder.read_manifest(run)["recipe"], str(run))
+def recipe_of(run: Path) -> Recipe:
+    return recipe_from_dict(run_folder.read_manifest(run)["recipe"], str(run))
 
 
 def values(rows: list[dict], kind: str, name: str, subject: str) -> dict:

@@ -28,9 +28,10 @@ from personalize.common import run_folder
 from personalize.common.files import slug, write_text
 from personalize.evaluation import encoders, image_cache, summary
 from personalize.toyland.world import scenes
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import HELD_OUT, scene, subject
 
-FIRST = {"dev": scenes.HELD_OUT + 6_000_000, "test": scenes.HELD_OUT + 8_000_000}
+FIRST = {"dev": HELD_OUT + 6_000_000, "test": HELD_OUT + 8_000_000}
 CLASSES = {"dev": ("dog", "cat", "duck", "teapot"), "test": scenes.CLASSES}
 PHOTOS = ("meadow", "beach", "room", "mountains", "snow")  # the places of the five photos
 LOOK_ALIKES = 100
@@ -45,14 +46,14 @@ def seed_of(which: str, k: int) -> int:
 
 def photographed(seed: int, word: str) -> list[Image.Image]:
     """The five photos of the subject of a seed."""
-    who = scenes.subject(seed, word)
-    return [draw(scenes.scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
+    who = subject(seed, word)
+    return [draw_scene(scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
             for k, place in enumerate(PHOTOS)]  # fmt: skip
 
 
 def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path, float]:
     """The run of a subject and the seconds of its training; kept for the same settings."""
-    name = f"{word}-{seed - scenes.HELD_OUT}"
+    name = f"{word}-{seed - HELD_OUT}"
     run, photos = work / f"runs-{run_folder.key_of({'settings': settings})[:8]}" / name, work / "photos" / name
     told = run.with_suffix(".seconds")
     if not told.exists():
@@ -68,11 +69,11 @@ def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path
 
 def first(run: Path, seed: int, word: str, token: str) -> float:
     """The share of the evaluation's pictures of the subject that DINO holds nearer to its photos than to any look-alike's."""
-    seen = encoders.load("toyland", "cpu")
+    seen = encoders.load_encoders("toyland", "cpu")
     paths = sorted((run / "evaluation" / "pictures").glob(f"*/*-{slug(token)}-*.png"))
-    pictures = seen.dino(image_cache.tensors([Image.open(path).convert("RGB") for path in paths])).token
+    pictures = seen.dino(image_cache.load_tensors([Image.open(path).convert("RGB") for path in paths])).token
     others = [seed + 1000 * k for k in range(LOOK_ALIKES + 1)]  # the subject itself is the first
-    albums = torch.stack([seen.dino(image_cache.tensors(photographed(each, word))).token for each in others])
+    albums = torch.stack([seen.dino(image_cache.load_tensors(photographed(each, word))).token for each in others])
     nearness = torch.einsum("nd,skd->nsk", pictures, albums).mean(2)
     return (nearness.argmax(1) == 0).float().mean().item()
 

@@ -18,14 +18,26 @@ from torch import Tensor
 from benchmarks.machine import machine
 from personalize import api, models
 from personalize.common.files import write_json, writing
+from personalize.common.recipe import SamplingConfig
 from personalize.data import image_grid
 from personalize.evaluation import encoders, image_cache
 from personalize.evaluation.metrics import toyland_truth
 from personalize.generation import sampling
 from personalize.toyland.world import scenes as world
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import (
+    ACTIONS,
+    CLASSES,
+    HELD_OUT,
+    PLACES,
+    Scene,
+    accessory_words,
+    colour_word,
+    subject,
+    with_article,
+)
 
-FIRST = world.HELD_OUT + 5_000_000  # seeds of the scenes, which no other part of the project uses
+FIRST = HELD_OUT + 5_000_000  # seeds of the scenes, which no other part of the project uses
 SHOWN = 40  # pictures on the sheet
 STEPS = 25
 DOGS = 64
@@ -63,40 +75,40 @@ class Bench:
     probe: toyland_truth.Probe
     pictures: int
 
-    def scenes(self, count: int, first: int = 0) -> list[world.Scene]:
+    def scenes(self, count: int, first: int = 0) -> list[Scene]:
         return [world.scene(FIRST + first + k) for k in range(count)]
 
     def generated(self, prompts: list[str], *, seed: int) -> Tensor:
         """(N,3,H,W) in [-1,1], with the base's default guidance."""
-        how = sampling.Drawing("ddpm", STEPS, api.resolve().draw.guidance)  # DDIM with eta = 1
+        how = SamplingConfig("ddpm", STEPS, api.resolve().draw.guidance)  # DDIM with eta = 1
         parts = []
-        for rows in sampling.batches(self.model, len(prompts), how):
+        for rows in sampling.sampling_batches(self.model, len(prompts), how):
             generators = sampling.image_generators(seed, list(rows), "benchmark")
-            z0 = sampling.draw(self.model, [prompts[k] for k in rows], generators, how)
+            z0 = sampling.sample_latents(self.model, [prompts[k] for k in rows], generators, how)
             parts.append(self.model.decode_latents(z0).float().cpu())
         return torch.cat(parts)
 
     @torch.inference_mode()
     def reconstructed(self, drawn: Tensor) -> Tensor:
-        parts = drawn.split(sampling.default_batch(self.model, self.model.size))
+        parts = drawn.split(sampling.default_batch_size(self.model, self.model.size))
         return torch.cat([self.model.decode_latents(self.model.encode_images(part)[0]).float().cpu() for part in parts])
 
-    def drawn(self, scenes: list[world.Scene]) -> Tensor:
-        return image_cache.tensors([draw(scene, self.model.size)[0] for scene in scenes])
+    def drawn(self, scenes: list[Scene]) -> Tensor:
+        return image_cache.load_tensors([draw_scene(scene, self.model.size)[0] for scene in scenes])
 
 
-def prompt(of: world.Scene) -> str:
+def prompt(of: Scene) -> str:
     """Everything there is to say: "a blue dog wearing a red hat, jumping on the beach"."""
-    noun = world.with_article(f"{world.colour_word(of.subject.body)} {of.subject.class_word}")
-    worn = f" {world.accessory_words(of.accessory)}," if of.accessory else ""
-    return f"{noun}{worn} {world.ACTIONS[of.action]} {world.PLACES[of.place]}"
+    noun = with_article(f"{colour_word(of.subject.body)} {of.subject.class_word}")
+    worn = f" {accessory_words(of.accessory)}," if of.accessory else ""
+    return f"{noun}{worn} {ACTIONS[of.action]} {PLACES[of.place]}"
 
 
-def obedience(bench: Bench, scenes: list[world.Scene], images: Tensor) -> dict[str, float]:
+def obedience(bench: Bench, scenes: list[Scene], images: Tensor) -> dict[str, float]:
     """The share of pictures that show what was asked: class, place, action, accessory, and the colour words."""
-    reading, prompts = toyland_truth.read(bench.probe, images), [prompt(scene) for scene in scenes]
-    shares = {name: right.nanmean().item() for name, right in toyland_truth.obeyed(reading, prompts).items()}
-    asked = torch.tensor([toyland_truth.TABLES["colour"].index(world.colour_word(scene.subject.body)) for scene in scenes])
+    reading, prompts = toyland_truth.read_images(bench.probe, images), [prompt(scene) for scene in scenes]
+    shares = {name: right.nanmean().item() for name, right in toyland_truth.prompt_adherence(reading, prompts).items()}
+    asked = torch.tensor([toyland_truth.TABLES["colour"].index(colour_word(scene.subject.body)) for scene in scenes])
     worn = [k for k, scene in enumerate(scenes) if scene.accessory]
     told = torch.tensor([toyland_truth.TABLES["accessory_colour"].index(scenes[k].accessory.colour) for k in worn])
     return shares | {
@@ -107,7 +119,7 @@ def obedience(bench: Bench, scenes: list[world.Scene], images: Tensor) -> dict[s
 
 def spread(bench: Bench, images: Tensor) -> float:
     """(N,3,H,W) of dogs -> the mean difference of two of them by the probe, over that of two at random by their truth."""
-    reading = toyland_truth.read(bench.probe, images)
+    reading = toyland_truth.read_images(bench.probe, images)
     rows = [toyland_truth.Reading(*({k: v[i : i + 1] for k, v in part.items()} for part in (reading.chances, reading.values)))
             for i in range(len(images))]  # fmt: skip
     apart = torch.stack([toyland_truth.identity_error(reading, toyland_truth.of_photos(row), "dog") for row in rows])
@@ -146,7 +158,7 @@ def excess(images: Tensor, drawn: Tensor, others: Tensor, parts: int = 10) -> Ex
     return Excess(less(slice(None)), found.std().item() / parts**0.5)
 
 
-def realism(bench: Bench, images: Tensor, scenes: list[world.Scene]) -> tuple[Excess, Excess]:
+def realism(bench: Bench, images: Tensor, scenes: list[Scene]) -> tuple[Excess, Excess]:
     """KID of generated pictures and of the VAE's reconstructions, four times as many, against other drawn pictures.
 
     On the identity encoder: the CLIP tower cannot tell reconstructions from drawn pictures.
@@ -167,7 +179,7 @@ def multiple(generated: Excess, rebuilt: Excess) -> float:
     return max(generated.value, 0.0) / rebuilt.value if rebuilt.value > 2 * rebuilt.error else float("inf")
 
 
-def psnr(bench: Bench, scenes: list[world.Scene]) -> float:
+def psnr(bench: Bench, scenes: list[Scene]) -> float:
     """dB, the mean over pictures, of what the VAE makes of drawn ones; their values span 2."""
     drawn = bench.drawn(scenes)
     return (10 * (4 / (bench.reconstructed(drawn) - drawn).square().flatten(1).mean(1)).log10()).mean().item()
@@ -176,8 +188,8 @@ def psnr(bench: Bench, scenes: list[world.Scene]) -> float:
 def recognised(bench: Bench) -> float:
     """How often the identity encoder finds a subject first among RIVALS of its class, by one other scene; over all classes."""
     found = []
-    for c, word in enumerate(world.CLASSES):
-        who = [world.subject(FIRST + 1000 * c + k, word) for k in range(RIVALS)]
+    for c, word in enumerate(CLASSES):
+        who = [subject(FIRST + 1000 * c + k, word) for k in range(RIVALS)]
         views = [bench.seen.dino(bench.drawn([world.scene(FIRST + 200_000 + 1000 * c + v * RIVALS + k, who=each)
                  for k, each in enumerate(who)])).token for v in range(2)]  # fmt: skip
         found.append(((views[0] @ views[1].T).argmax(1) == torch.arange(RIVALS)).float().mean())
@@ -197,11 +209,11 @@ def retrieved(bench: Bench) -> float:
     return torch.stack(found).mean().item()
 
 
-def measured(bench: Bench) -> tuple[list[Bar], Tensor, list[world.Scene], dict[str, float]]:
+def measured(bench: Bench) -> tuple[list[Bar], Tensor, list[Scene], dict[str, float]]:
     scenes = bench.scenes(bench.pictures)
     images = bench.generated([prompt(scene) for scene in scenes], seed=1)
     right, ceiling = obedience(bench, scenes, images), obedience(bench, scenes, bench.drawn(scenes))
-    dogs = [world.scene(FIRST + 400_000 + k, who=world.subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
+    dogs = [world.scene(FIRST + 400_000 + k, who=subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
     drawn = spread(bench, bench.drawn(dogs))
     alike = bench.generated(["a dog"] * DOGS, seed=2)
     generated, rebuilt = realism(bench, images, scenes)
@@ -225,7 +237,7 @@ def report(bars: list[Bar], more: dict[str, float]) -> str:
     return "\n".join([*lines, "", ", ".join(f"{name} {value:.3g}" for name, value in more.items())])
 
 
-def page(bench: Bench, images: Tensor, scenes: list[world.Scene]):
+def page(bench: Bench, images: Tensor, scenes: list[Scene]):
     drawn = bench.drawn(scenes[: SHOWN // 5])
     pairs = [("drawn", sampling.to_pil(drawn)), ("through the VAE", sampling.to_pil(bench.reconstructed(drawn)))]
     made = [(prompt(scene), [image]) for scene, image in zip(scenes[:SHOWN], sampling.to_pil(images[:SHOWN]), strict=False)]
@@ -243,9 +255,9 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=500)
     asked = parser.parse_args()
     began = time.time()
-    model = models.load(str(asked.base), say=lambda line: None)
-    seen = encoders.load("toyland", model.device, folder=asked.base)
-    bench = Bench(model, seen, toyland_truth.load(asked.base, model.device), asked.pictures)
+    model = models.load_model(str(asked.base), say=lambda line: None)
+    seen = encoders.load_encoders("toyland", model.device, folder=asked.base)
+    bench = Bench(model, seen, toyland_truth.load_probe(asked.base, model.device), asked.pictures)
     bars, images, scenes, more = measured(bench)
     asked.out.mkdir(parents=True, exist_ok=True)
     with writing(asked.out / "toyland.png") as temporary:

@@ -11,7 +11,7 @@ from pathlib import Path
 from personalize.common import recipe as config
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.recipe import Recipe
+from personalize.common.recipe import ADAPTERS, Recipe, load_recipe, needs_class_images
 from personalize.common.terminal import SILENT, Terminal
 
 RUNS, PRIORS = Path("runs"), Path("priors")
@@ -21,11 +21,11 @@ DEFAULTS = Path(__file__).parent / "common" / "defaults.toml"
 def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:
     """The whole recipe: defaults of the base and the method, an adapter before others; then the file, then the settings."""
     path = Path(recipe) if recipe else None
-    asked = config.load(path, settings)
+    asked = load_recipe(path, settings)
     kinds = config.read_toml(DEFAULTS)["toyland" if asked.base == "toyland" else "sd"]
-    adapts = set(asked.train.methods) & set(config.ADAPTERS)
+    adapts = set(asked.train.methods) & set(ADAPTERS)
     method = "lora" if adapts else next(iter(asked.train.methods), "full")
-    return config.load(path, settings, defaults=kinds[method])
+    return load_recipe(path, settings, defaults=kinds[method])
 
 
 def prior(
@@ -68,13 +68,13 @@ def train(
     if prior_folder and len(full.class_word) > 1:
         raise UserError(f"--prior {prior_folder} holds pictures of one class, and there are {len(full.class_word)} subjects.")
     model = _model(full, screen)
-    with distributed.joined(model.device):
+    with distributed.process_group(model.device):
         folders = {}
-        if config.draws_class_pictures(full):
+        if needs_class_images(full):
             command.check(model, sources, full, profile=profile)  # before the class pictures, which take longer
             for word in dict.fromkeys(full.class_word):
                 drawn = prior_command.run(model, full, word, root=Path(priors), folder=prior_folder, screen=screen)
-                folders[word] = distributed.from_first(drawn.folder)
+                folders[word] = distributed.broadcast_from_rank0(drawn.folder)
         return command.run(model, sources, full, priors=folders, runs=Path(runs), profile=profile, screen=screen)
 
 
@@ -123,7 +123,7 @@ def generate(
         from personalize.training import load_run
 
         model, full, manifest = _opened(folder, base, settings, screen, say=not run)
-        name, known = load_run.put_into(model, folder, manifest, at=checkpoint), manifest["subjects"]
+        name, known = load_run.load_run(model, folder, manifest, at=checkpoint), manifest["subjects"]
         prompts = [fill(prompt, known[0]["token"], known[0]["class"]) for prompt in prompts]
     if known and not any(subject["token"] in prompt.split() for prompt in prompts for subject in known):
         token, word = known[0]["token"], known[0]["class"]
@@ -154,7 +154,7 @@ def evaluate(
 
     folder = Path(os.path.abspath(run or run_folder.newest_run(Path(runs))))
     model, full, manifest = _opened(folder, base, settings, screen, say=not run)
-    subject = load_run.subject(manifest, token)
+    subject = load_run.run_subject(manifest, token)
     asked = protocol(full.evaluate, model.name, subject["class"])
     return command.run(model, command.Job(folder, subject, checkpoint, asked, photos), full, screen=screen)
 
@@ -189,9 +189,9 @@ def dreambench(
 
     A folder's class word is in its subject.toml. What is there already is not made again."""
     from personalize.commands import compare as command
-    from personalize.data.subjects import listed
+    from personalize.data.subjects import list_subjects
 
-    found, done = listed(source), []
+    found, done = list_subjects(source), []
     for name, (source, word) in found.items():
         screen.say(f"{name}: {word}")
         where = {"runs": runs, "priors": priors, "screen": screen}
@@ -274,7 +274,7 @@ def quickstart(
     from personalize.toyland.world import examples
 
     if str(photos) == "data_examples/dog" and not Path(photos).exists():
-        examples.write(Path("data_examples"))
+        examples.write_examples(Path("data_examples"))
         screen.say("drew the example photos into data_examples")
     common = {"settings": settings, "screen": screen}
     run = train(photos, class_word=class_word, recipe=recipe, runs=runs, priors=priors, **common).folder
@@ -287,15 +287,17 @@ def _model(recipe: Recipe, screen: Terminal):
     from personalize import models
     from personalize.common import malloc
 
-    return malloc.kept_for(models.load(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say))
+    return malloc.keep_freed_memory_for(
+        models.load_model(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say)
+    )
 
 
 def _opened(folder: Path, base: str, settings: Sequence[str], screen: Terminal, *, say: bool):
     """The base of a run, its recipe with `settings` on top, its manifest."""
     from personalize.training import load_run
 
-    manifest = load_run.require(folder)
+    manifest = load_run.require_run(folder)
     if say:
         screen.say(f"run: {os.path.relpath(folder)} ({manifest['subjects'][0]['prompt']!r}, newest finished)")
-    full = config.load(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])
+    full = load_recipe(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])
     return _model(full, screen), full, manifest

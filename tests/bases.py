@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from personalize.formats import single_file
-from personalize.formats.safetensors_io import load, save
-from personalize.models.lazy_imports import lean
+from personalize.formats.safetensors_io import load_tensors, save_tensors
+from personalize.models.lazy_imports import lazy_imports
 from personalize.toyland.pretraining import networks, stages
 
-with lean():
+with lazy_imports():
     import diffusers
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -80,8 +80,8 @@ NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safet
 
 def single(folder: Path, file: Path) -> Path:
     """The same weights in one file, in half precision, as other programs write it; the tokenizer lies beside it."""
-    single_file.from_folder(folder, file, half=True)
-    save(file, load(file))  # a file of other programs names no configs
+    single_file.pack_single_file(folder, file, half=True)
+    save_tensors(file, load_tensors(file))  # a file of other programs names no configs
     words = file.parent / "tokenizer"
     words.mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt"):

@@ -32,10 +32,10 @@ def tiny_sd(tmp_path_factory) -> Path:
     """A diffusers folder of the Stable Diffusion 1.x layout, random, 32 px, epsilon prediction, PNDM config."""
     import torch
 
-    from personalize.models.lazy_imports import lean
+    from personalize.models.lazy_imports import lazy_imports
     from personalize.toyland.pretraining import networks, stages
 
-    with lean():
+    with lazy_imports():
         from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -73,10 +73,10 @@ def tiny_sdxl(tmp_path_factory) -> Path:
     """A diffusers folder of the SDXL layout, random, 32 px: encoders of two widths, a tokenizer that pads with "!"."""
     import torch
 
-    from personalize.models.lazy_imports import lean
+    from personalize.models.lazy_imports import lazy_imports
     from personalize.toyland.pretraining import networks, stages
 
-    with lean():
+    with lazy_imports():
         from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 

@@ -5,11 +5,11 @@ import contextlib
 import torch
 
 from personalize import methods, models
-from personalize.common import recipe as config
+from personalize.common.recipe import load_recipe
 from personalize.core import rng
 from personalize.data.training_set import Batch
 from personalize.generation import sampling
-from personalize.training.engine import Engine, rate
+from personalize.training.engine import Engine, lr_factor
 
 PROMPTS = ["a zqv dog", "a photo of a cat", "a dog", "a dog"]
 COMMON = ["class_word=dog", "train.steps=8", "train.lr=1e-3", "train.warmup=2", "train.lr_schedule=cosine"]
@@ -18,8 +18,8 @@ FULL, LORA = "train.methods=full", "train.methods=lora"
 
 
 def engine_of(folder, *more, dtype="float32", said=None):
-    recipe = config.load(None, [*COMMON, *more])
-    model = models.load(str(folder), device="cpu", dtype=dtype, say=lambda line: None)
+    recipe = load_recipe(None, [*COMMON, *more])
+    model = models.load_model(str(folder), device="cpu", dtype=dtype, say=lambda line: None)
     torch.manual_seed(0)
     groups = methods.attach(model, recipe)
     return Engine(model, recipe, groups, say=(said if said is not None else []).append)
@@ -28,7 +28,7 @@ def engine_of(folder, *more, dtype="float32", said=None):
 def batch_of(engine, step, *, subjects=2, extras=False):
     """Photos and two class pictures, other ones at each step."""
     g = rng.generator(step, "test")
-    n, texts = subjects + 2, sampling.encode(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
+    n, texts = subjects + 2, sampling.encode_texts(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
     texts = {name: value.detach() for name, value in texts.items()}
     z0, eps, goal = (torch.randn(n, 4, 16, 16, generator=g) for _ in range(3))
     t, mask = torch.randint(0, 1000, (n,), generator=g), torch.rand(n, 1, 16, 16, generator=g)
@@ -41,7 +41,7 @@ def ran(engine, run=None, steps=5, **shape):
     if run is not None:
         engine._run = run
     rows = [
-        torch.stack(list(engine.step(batch_of(engine, k, **shape), scale=rate(engine.recipe, k)).values()))
+        torch.stack(list(engine.step(batch_of(engine, k, **shape), scale=lr_factor(engine.recipe, k)).values()))
         for k in range(steps)
     ]
     return torch.stack(rows), [p.detach().clone() for p in engine.params]

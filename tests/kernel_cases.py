@@ -2,7 +2,7 @@
 
 import torch
 
-from personalize.models.kernels.group_norm import twin
+from personalize.models.kernels.group_norm import eager_reference
 
 SHAPES = [(2, 32, 8, 8, 4), (1, 96, 5, 7, 32), (3, 30, 1, 1, 3), (1, 130, 9, 3, 13), (1, 6, 65, 37, 2)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,9 +32,9 @@ def off(ours, true):
 def compare(fused, shape, dtype, silu):
     """Largest errors of the kernel and of torch's operators, each against float64."""
     given, groups, eps = inputs(shape, dtype), shape[-1], 1e-5
-    true = everything(lambda x, w, b: twin(x, groups, w, b, eps, silu=silu), *(t.double() for t in given))
+    true = everything(lambda x, w, b: eager_reference(x, groups, w, b, eps, silu=silu), *(t.double() for t in given))
     ours = everything(lambda x, w, b: fused(x, groups, w, b, eps, silu), *given)
-    plain = everything(lambda x, w, b: twin(x.float(), groups, w, b, eps, silu=silu).to(dtype), *given)
+    plain = everything(lambda x, w, b: eager_reference(x.float(), groups, w, b, eps, silu=silu).to(dtype), *given)
     assert ours[0].dtype == dtype and ours[1].dtype == dtype and ours[2].dtype == torch.float32
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     errors = [max(off(a, b) for a, b in zip(part, true, strict=True)) for part in (ours, plain)]

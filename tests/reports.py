@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from personalize.evaluation.report.page import Shown
-from personalize.toyland.world import scenes as world
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import HELD_OUT, scene, subject
 
 DOG = Path(__file__).parents[1] / "data_examples" / "dog"
-SEED = world.HELD_OUT + 1_001_600
+SEED = HELD_OUT + 1_001_600
 SCENES = {
     "a sks dog swimming": {"action": "swimming"}, "a sks dog on the beach": {"place": "beach"},
     "a sks dog in the snow": {"place": "snow"}, "a sks dog in the city at night": {"place": "city"},
@@ -77,7 +77,7 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
 
 
 def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, photos: bool = True) -> Shown:
-    who, prompts = world.subject(SEED, "dog"), prompts or list(SCENES)
+    who, prompts = subject(SEED, "dog"), prompts or list(SCENES)
     scenes = list(SCENES.values())
     cells = {
         (prompt, k): _scene(500 + k, size, who=who, **({"accessory": None} | scenes[at % len(scenes)]))
@@ -86,11 +86,11 @@ def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, p
     }
     cells[prompts[0], count - 1] = Image.new("RGB", (size, size))
     real = [Image.open(path).convert("RGB") for path in sorted(DOG.glob("*.png"))[:4]] if photos else []
-    plain = [_scene(700 + k, size, who=world.subject(k, "dog"), accessory=None) for k in range(16)]
-    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else world.subject(k, "dog"), accessory=None) for k in range(16)]
-    prior = [_scene(900 + k, size, who=world.subject(50 + k, "dog")) for k in range(12)]
+    plain = [_scene(700 + k, size, who=subject(k, "dog"), accessory=None) for k in range(16)]
+    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else subject(k, "dog"), accessory=None) for k in range(16)]
+    prior = [_scene(900 + k, size, who=subject(50 + k, "dog")) for k in range(12)]
     return Shown(real, prior, cells, plain, moved)
 
 
 def _scene(seed: int, size: int, **fixed) -> Image.Image:
-    return draw(world.scene(world.HELD_OUT + seed, **fixed), size)[0]
+    return draw_scene(scene(HELD_OUT + seed, **fixed), size)[0]

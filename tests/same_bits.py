@@ -42,6 +42,7 @@ METHODS = {
     "custom-diffusion": ["custom-diffusion"],
     "pivotal": ["textual-inversion", "--method", "lora"],
 }
+LEARN_A_WORD = ("textual-inversion", "custom-diffusion", "pivotal")
 TOYLAND = {
     "full": [],
     "lora": ["--method", "lora"],
@@ -64,7 +65,8 @@ def main(work: Path) -> None:
         names = METHODS if family == "sd1" else ("full", "lora", "textual-inversion")
         for name in names:
             extra = [arg for text in [*SMALL, "train.steps=3"] for arg in ("--set", text)]
-            words = [f"--base={base}", *extra, "--token", "zqv", "--method", *METHODS[name]]
+            token = "<zqv>" if name in LEARN_A_WORD else "zqv"
+            words = [f"--base={base}", *extra, "--token", token, "--method", *METHODS[name]]
             hashes |= one(out / family / name, words, draw=[arg for text in SMALL[2:5] for arg in ("--set", text)])
     quick = ["draw.steps=4", "prior.count=8", "choose.every=10", "choose.count=1", "choose.class_count=2", "choose.steps=3"]
     for name, words in TOYLAND.items():

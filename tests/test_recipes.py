@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from personalize import api, methods
 from personalize.cli import app
 from personalize.common import recipe as config
+from personalize.common.recipe import flat_settings, recipe_to_toml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.toml"))
@@ -33,8 +34,8 @@ def test_a_recipe_runs_dry_by_the_command_in_its_header(path, monkeypatch):
     done = CliRunner().invoke(app.app, [*words, "--dry-run"])
     assert done.exit_code == 0, done.output
     recipe = api.resolve(path, ["class_word=dog"])
-    assert done.stdout == config.to_toml(recipe, comments=True)
-    methods.check(recipe.train.methods, quantize=recipe.train.quantize)
+    assert done.stdout == recipe_to_toml(recipe, comments=True)
+    methods.check_methods(recipe.train.methods, quantize=recipe.train.quantize)
     assert (recipe.base == "toyland") == (path.parent.name == "toyland")
 
 
@@ -47,7 +48,7 @@ def test_a_recipe_holds_differences_only(path):
     for section, value in table.items():
         for key, inner in value.items() if isinstance(value, dict) else []:
             if (section, key) != ("train", "methods"):
-                assert config.flat(start)[f"{section}.{key}"] != inner, f"{section}.{key} = {inner} is what it is anyway"
+                assert flat_settings(start)[f"{section}.{key}"] != inner, f"{section}.{key} = {inner} is what it is anyway"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names)

@@ -217,7 +217,7 @@ def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
     from personalize import api
     from personalize.common import recipe as config
 
-    print(config.to_toml(api.resolve(recipe, settings), comments=True), end="")
+    print(config.recipe_to_toml(api.resolve(recipe, settings), comments=True), end="")
 
 
 def _evaluated(result, as_json: bool) -> None:

@@ -8,9 +8,9 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import photo_checks, photo_page
-from personalize.data import photos as photo_files
 from personalize.data.crops import CROPS, Photo
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding
+from personalize.data.photos import find_photos, is_data_set, load_photos, read_photo
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def run(
     if out.is_dir():
         raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.png'}.")
     photos, troubles = _gathered(source)
-    report = photo_checks.examine(photos, size, how=crop, known=troubles)
+    report = photo_checks.check_photos(photos, size, how=crop, known=troubles)
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
     if all(finding.severity == OK for finding in report.findings):
@@ -47,13 +47,13 @@ def run(
 
 def _gathered(source: str | Path | Sequence[str | Path]) -> tuple[list[Photo], list[Finding]]:
     """The photos that can be used, and findings about the files that cannot."""
-    if photo_files.is_data_set(source):
-        return photo_files.load(source, min_size=1)[0], []
-    paths, skipped = photo_files.find(source)
+    if is_data_set(source):
+        return load_photos(source, min_size=1)[0], []
+    paths, skipped = find_photos(source)
     photos, refused = [], []
     for path in paths:
         try:
-            photos.append(photo_files.read(path))
+            photos.append(read_photo(path))
         except UserError as error:
             refused.append(str(error))
     if not photos:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize.common import recipe as config
 from personalize.common import run_folder
+from personalize.common.recipe import flat_settings, recipe_from_dict
 from personalize.common.settings import to_toml_value
 from personalize.evaluation import bootstrap, summary
 from personalize.training import load_run
@@ -28,7 +28,7 @@ class CompareResult:
 
 def asked(folder: Path) -> list[str]:
     """The settings that a run's pictures and scores depend on, so that others are drawn and judged the same way."""
-    recipe = config.flat(config.from_dict(load_run.require(folder)["recipe"], str(folder)))
+    recipe = flat_settings(recipe_from_dict(load_run.require_run(folder)["recipe"], str(folder)))
     names = [name for name in recipe if name == "seed" or name.startswith(("draw.", "evaluate."))]
     return [f"{name}={to_toml_value(recipe[name])}" for name in names]
 
@@ -37,7 +37,7 @@ def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
     """Runs and the folders of their evaluations -> by how much each further one differs from the first, picture by picture."""
     first, rows, lines = read_rows(evaluations[0]), [], []
     for folder, evaluation in zip(folders[1:], evaluations[1:], strict=True):
-        changes = summary.compare(read_rows(evaluation), first)
+        changes = summary.compare_rows(read_rows(evaluation), first)
         rows.append({"run": str(folder), "against": str(folders[0]), "changes": changes})
         lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
         for name, change in changes.items():
@@ -63,7 +63,7 @@ def table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> Co
             for row in summary.of_kind(read_rows(folder), kind):
                 values.append(row.get(column))
                 labels.append((name, row["template"]))
-        found = bootstrap.interval(values, labels)
+        found = bootstrap.bootstrap_interval(values, labels)
         means.append("-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
     lines += ["| **mean** (95 %) | " + " | ".join(means) + " |"]
     return _written(out / "dreambench.md", rows, lines)

@@ -8,22 +8,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize.commands.export.model_card import public_name
 from personalize.common import run_folder
 from personalize.common.errors import UserError
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
-from personalize.data import photos as photo_files
 from personalize.data.crops import Photo
+from personalize.data.photos import load_photos
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
 from personalize.evaluation.metrics import diversity, memorization, toyland_truth
 from personalize.evaluation.protocols import Protocol
 from personalize.evaluation.report import page
 from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
-from personalize.toyland.world import scenes
+from personalize.models.locate import public_name
+from personalize.toyland.world.scenes import CLASSES
 from personalize.training import load_run, validation
 
 PRIOR_SHOWN = 20  # class pictures on the page
@@ -55,33 +55,33 @@ class Job:
 
 def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILENT) -> EvaluateResult:
     """Draw with the base, then with the run put into it, what is not there yet; score both against the photos."""
-    manifest = load_run.require(job.folder)
-    load_run.resolve(model, job.folder, manifest, job.at)
+    manifest = load_run.require_run(job.folder)
+    load_run.resolve_checkpoint(model, job.folder, manifest, job.at)
     trained_on, held_out = _photos(job.subject)
     ask = recipe.evaluate
     lpips = diversity.read_lpips(Path(ask.lpips), model.device) if ask.lpips else None
-    probe = toyland_truth.load() if model.name == "toyland" and job.subject["class"] in scenes.CLASSES else None
-    seers = encoders.load(model.name, model.device, dino=ask.dino, clip=ask.clip)
+    probe = toyland_truth.load_probe() if model.name == "toyland" and job.subject["class"] in CLASSES else None
+    seers = encoders.load_encoders(model.name, model.device, dino=ask.dino, clip=ask.clip)
     began = time.monotonic()
     base = _sit(model, job, recipe, "", screen=screen)
-    name = load_run.put_into(model, job.folder, manifest, at=job.at)
+    name = load_run.load_run(model, job.folder, manifest, at=job.at)
     sittings = [base, _sit(model, job, recipe, name, screen=screen)]
     drawn = time.monotonic() - began
-    judge = scoring.judge(
+    judge = scoring.make_reference(
         seers, trained_on, held_out, size=model.size, crop=recipe.photos.crop, class_word=job.subject["class"],
         lpips=lpips, probe=probe,
     )  # fmt: skip
     rows, pictures = [], []
     for sat in sittings:
-        loaded, bad = image_cache.load(sat)
-        rows += scoring.rows(judge, sat, loaded, bad)
+        loaded, bad = image_cache.load_images(sat)
+        rows += scoring.score_images(judge, sat, loaded, bad)
         pictures += loaded
     metrics = _metrics(judge, rows, job, recipe) | {
         "run": _about(job, manifest, name, photos=len(judge.photos.dino)),
         "protocol": _protocol(job.protocol, recipe, model),
         "choice": manifest.get("why", ""),
-        "checkpoints": checkpoint_selection.table(
-            checkpoint_selection.read(job.folder / checkpoint_selection.FILE), recipe.choose, manifest.get("chosen")
+        "checkpoints": checkpoint_selection.checkpoint_rows(
+            checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE), recipe.choose, manifest.get("chosen")
         ),
         "seconds": {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)},
         "encoders": seers.names | ({"lpips": lpips.name} if lpips else {}),
@@ -89,23 +89,25 @@ def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILE
         "photos": _health([*trained_on, *held_out], recipe, size=model.size, held_out=len(held_out)) if job.with_photos else [],
     }
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
-    squares = scoring.squares([*trained_on, *held_out], model.size, recipe.photos.crop) if job.with_photos else []
+    squares = scoring.photo_squares([*trained_on, *held_out], model.size, recipe.photos.crop) if job.with_photos else []
     shown = _shown(job, squares, list(zip(rows, pictures, strict=True)))
     return _written(job.out, metrics, rows, shown)
 
 
-def _sit(model: LatentModel, job: Job, recipe: Recipe, name: str, *, screen: Terminal) -> image_cache.Sitting:
+def _sit(model: LatentModel, job: Job, recipe: Recipe, name: str, *, screen: Terminal) -> image_cache.ImageSet:
     """The pictures that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
     root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_PICTURES
-    way = {"seed": recipe.seed, "purpose": "evaluate", "how": validation.drawing(recipe)}
-    place = image_cache.place(root, name or validation.base_name(model), model, **way)
+    way = {"seed": recipe.seed, "purpose": "evaluate", "how": validation.sampling_config(recipe)}
+    place = image_cache.cache_folder(root, name or validation.base_cache_name(model), model, **way)
     token = job.subject["token"] if name else ""
-    sat = image_cache.sitting(job.protocol, place, class_prompt=recipe.prior.prompt, token=token, word=job.subject["class"])
-    image_cache.draw(model, sat, **way, progress=screen.progress, what=f"drawing by the {'run' if name else 'base'}")
+    sat = image_cache.image_set(job.protocol, place, class_prompt=recipe.prior.prompt, token=token, word=job.subject["class"])
+    image_cache.generate_missing(
+        model, sat, **way, progress=screen.progress, what=f"drawing by the {'run' if name else 'base'}"
+    )
     return sat
 
 
-def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe) -> dict:
+def _metrics(judge: scoring.Reference, rows: list[dict], job: Job, recipe: Recipe) -> dict:
     subject, tops = job.subject, judge.ceilings
     among = memorization.leave_one_out(judge.photos)
     scores = summary.scores(rows, tops)
@@ -115,8 +117,8 @@ def _metrics(judge: scoring.Judge, rows: list[dict], job: Job, recipe: Recipe) -
         "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "photos_included": job.with_photos,
         "scores": scores,
         "class": summary.drift(rows, fill(recipe.prior.prompt, "", subject["class"]), tops["dino"]),
-        "copying": summary.copies(rows, None if among is None else among.tolist()),
-        "truth": summary.truths(rows), "prompts": summary.by_prompt(rows),
+        "copying": summary.memorization(rows, None if among is None else among.tolist()),
+        "truth": summary.truth_summary(rows), "prompts": summary.by_prompt(rows),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
         "versions": run_folder.library_versions(),
     }  # fmt: skip
@@ -146,12 +148,12 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
     """Those that it was trained on and those that were held out. UserError where one is gone or has changed."""
     sources = [row["path"] for row in subject["photos"]]
     if sources[0].startswith("hf:"):
-        found, _ = photo_files.load(sources[0].rpartition("[")[0], min_size=1)
+        found, _ = load_photos(sources[0].rpartition("[")[0], min_size=1)
     else:
         gone = [path for path in sources if not Path(path).exists()]
         if gone:
             raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
-        found, _ = photo_files.load(sources, min_size=1)
+        found, _ = load_photos(sources, min_size=1)
     rows = subject["photos"]
     if len(found) != len(rows):
         raise UserError(f"{sources[0]} and its like are {len(found)} photos now, and this run knew {len(rows)}.")
@@ -166,7 +168,7 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
 
 def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    found = photo_checks.examine(photos, size, how=scoring.still(recipe.photos.crop))
+    found = photo_checks.check_photos(photos, size, how=scoring.fixed_crop(recipe.photos.crop))
     first_held = len(photos) - held_out
     return [
         {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in found.each[k]]}
@@ -178,7 +180,7 @@ def _shown(job: Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Im
     """What the page shows; drawn: each row and its picture."""
     prior, folder = [], job.subject["prior_folder"]
     if folder and Path(folder).is_dir():
-        prior = class_images.pictures(Path(folder), min(PRIOR_SHOWN, len(class_images.present(Path(folder)))))
+        prior = class_images.load_class_images(Path(folder), min(PRIOR_SHOWN, len(class_images.present_images(Path(folder)))))
     return page.Shown(
         photos=photos,
         prior=prior,

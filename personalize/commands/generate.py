@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.recipe import Draw
+from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.generation import sampling
@@ -28,16 +28,20 @@ class GenerateResult:
 
 
 def run(
-    model: LatentModel, prompts: list[str], draw: Draw, *, seed: int, out: Path, origin: dict, screen: Terminal = SILENT
+    model: LatentModel,
+    prompts: list[str],
+    draw: SamplingConfig,
+    *,
+    seed: int,
+    out: Path,
+    origin: dict,
+    screen: Terminal = SILENT,
 ) -> GenerateResult:
     """`draw.count` pictures of each prompt into `out`, with a row each in images.jsonl.
 
     origin: run, checkpoint, and what `put_files` gave. Picture i of a seed starts from the same noise for every prompt.
     """
-    how = sampling.Drawing(
-        draw.sampler, draw.steps, draw.guidance, draw.rescale, draw.interval, draw.negative, draw.size, draw.batch
-    )
-    sampling.sampler_named(how.sampler)
+    sampling.sampler_named(draw.sampler)
     if out.is_file():
         raise UserError(f"--out {out} is a file, and pictures go into a folder. Give another name.")
     for line in _remarks(model, prompts, origin):
@@ -48,11 +52,11 @@ def run(
     known = {row["file"]: row for row in rows}
     files, pictures = [], []
     with screen.progress("drawing", len(jobs), unit="pictures") as advance:
-        for part in sampling.batches(model, len(jobs), how):
+        for part in sampling.sampling_batches(model, len(jobs), draw):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = sampling.draw(model, list(texts), sampling.image_generators(seed, list(numbers)), how)
+            z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers)), draw)
             for picture, prompt, i in zip(sampling.to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
-                row = _row(model, how, prompt, origin=origin, seed=seed, index=i, size=picture.size)
+                row = _row(model, draw, prompt, origin=origin, seed=seed, index=i, size=picture.size)
                 files.append(out / row["file"])
                 pictures.append(picture)
                 with run_folder.writing(files[-1]) as temporary:
@@ -72,7 +76,7 @@ def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[
     """
     if not (loras or embeddings):
         return {}
-    from personalize.commands.export.targets import content_hash
+    from personalize.common.files import content_hash
     from personalize.methods import lora, textual_inversion
 
     said: dict[str, list[dict]] = {}
@@ -112,7 +116,7 @@ def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[s
 
 
 def _row(
-    model: LatentModel, how: sampling.Drawing, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
+    model: LatentModel, how: SamplingConfig, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
 ) -> dict:
     """All that decides a picture, and its file, whose name changes with any of it but the place of the run."""
     settings = {

@@ -12,7 +12,7 @@ from personalize.data import subjects
 from personalize.data.subjects import Subject
 from personalize.models import devices
 from personalize.training.memory import machine, rehearsal
-from personalize.training.memory.counter import Footprint
+from personalize.training.memory.counter import MemoryEstimate
 from personalize.training.preflight import duration
 
 
@@ -32,14 +32,14 @@ class PlanResult:
 
 def run(sources: Sequence, recipe: Recipe, *, screen: Terminal = SILENT) -> PlanResult:
     """Counts a run of the recipe on these photos. UserError as `train` would give, but for the photos' size."""
-    methods.check(
+    methods.check_methods(
         recipe.train.methods, quantize=recipe.train.quantize, text_encoder=recipe.train.text_encoder, lora=recipe.lora
     )
     known = _subjects(sources, recipe)
-    device = devices.choose(recipe.device)
+    device = devices.choose_device(recipe.device)
     recipe = dataclasses.replace(recipe, token=tuple(subject.token for subject in known))
     counted, free = rehearsal.rehearse(recipe, known), machine.free_bytes(device)
-    speed = machine.measure(device, devices.dtype_for(device, recipe.dtype, screen.say))
+    speed = machine.measure_speed(device, devices.dtype_for(device, recipe.dtype, screen.say))
     seconds = speed.seconds(counted.phases["step"].work) * recipe.train.steps
     screen.say(f"memory: {counted.words()}")
     screen.say(f"free on {device}: {free / 1e9:.2f} GB")
@@ -85,7 +85,7 @@ def _fitting(recipe: Recipe, known: list[Subject], free: int, screen: Terminal) 
     return ""
 
 
-def _counted(recipe: Recipe, known: list[Subject]) -> Footprint | None:
+def _counted(recipe: Recipe, known: list[Subject]) -> MemoryEstimate | None:
     try:
         return rehearsal.rehearse(recipe, known)
     except UserError:  # a switch that this method does not have
@@ -95,5 +95,5 @@ def _counted(recipe: Recipe, known: list[Subject]) -> Footprint | None:
 def _subjects(sources: Sequence, recipe: Recipe) -> list[Subject]:
     count = len(recipe.class_word)
     tokens = recipe.token or tuple(f"<subject-{i}>" for i in range(count))  # any will do: nothing is read of it
-    known, _ = subjects.load(sources, recipe, tokens=tokens, size=1)
+    known, _ = subjects.load_subjects(sources, recipe, tokens=tokens, size=1)
     return known

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, write_json
-from personalize.common.settings import parsed, setting, valid, walk
+from personalize.common.settings import parse_value, setting, settings_of, validated
 
 STAGES = ("world", "vae", "clip", "identity", "unet", "probes")
 SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
@@ -57,13 +57,13 @@ def settings_from(texts: list[str], preset: str = "cpu") -> Pretrain:
     """A preset, changed by "key=value" texts. UserError for an unknown preset, key or value."""
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS) or '.'} Known: {', '.join(PRESETS)}.")
-    known = {s.key: s for s in walk(Pretrain)}
+    known = {s.key: s for s in settings_of(Pretrain)}
     values = asdict(PRESETS[preset])
     for text in texts:
         key, _, value = text.partition("=")
         if key not in known:
             raise UserError(f"unknown setting {key!r}{nearest(key, known) or '.'} Known: {', '.join(known)}.")
-        values[key] = valid(known[key], parsed(value, known[key].kind), "--set")
+        values[key] = validated(known[key], parse_value(value, known[key].kind), "--set")
     return Pretrain(**values)
 
 
@@ -82,7 +82,7 @@ def run(
     from personalize.models import lazy_imports
     from personalize.toyland.pretraining.pipeline import Making
 
-    lazy_imports.quiet()
+    lazy_imports.quiet_libraries()
     work.mkdir(parents=True, exist_ok=True)
     _same(work / "settings.json", settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

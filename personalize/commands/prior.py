@@ -25,9 +25,11 @@ def run(
     """Draw what is missing of `recipe.prior.count` class pictures, into `folder` or the one their key names in `root`."""
     if not class_word:
         raise UserError("which class? Give one, as in: personalize prior dog")
-    wanted = class_images.settings(model, recipe, class_word)
+    wanted = class_images.class_image_settings(model, recipe, class_word)
     folder = folder or class_images.folder_for(root, wanted)
-    drawn = class_images.complete(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
+    drawn = class_images.generate_missing(
+        model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress
+    )
     if not drawn:
         screen.say(f"{recipe.prior.count} class pictures of {wanted['prompt']!r} are there already: {folder}")
     return PriorResult(folder, drawn, recipe.prior.count)

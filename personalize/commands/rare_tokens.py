@@ -1,18 +1,18 @@
 """`personalize tokens`: rare single tokens of a base, the weakest prior first."""
 
 from personalize.data import rare_tokens
-from personalize.data.rare_tokens import Found
+from personalize.data.rare_tokens import RareToken
 from personalize.models.interface import LatentModel
 
 HEAD = ("word", "id", "prior", "norm", "nearest words", "")
 
 
-def run(model: LatentModel, *, limit: int = 20) -> list[Found]:
+def run(model: LatentModel, *, limit: int = 20) -> list[RareToken]:
     """The `limit` rare words with the weakest prior. UserError where the vocabulary has none."""
-    return rare_tokens.rank(model, limit=limit)
+    return rare_tokens.rank_tokens(model, limit=limit)
 
 
-def lines(rows: list[Found]) -> list[str]:
+def lines(rows: list[RareToken]) -> list[str]:
     """A table in plain columns, and what its numbers are. One norm for each text encoder."""
     table = [HEAD]
     for row in rows:

@@ -14,14 +14,14 @@ from personalize.common.files import writing
 Checkpoint = dict[str, dict[str, Tensor]]
 
 
-def save(path: Path, parts: Checkpoint, step: int) -> None:
+def save_state(path: Path, parts: Checkpoint, step: int) -> None:
     """One .safetensors file, whole or not at all; parts are {"trained": {...}, "optimizer": {...}, ...}."""
     tensors = {f"{part}/{k}": v.detach().contiguous() for part, values in parts.items() for k, v in values.items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"step": str(step)})
 
 
-def load(path: Path) -> tuple[Checkpoint, int]:
+def load_state(path: Path) -> tuple[Checkpoint, int]:
     """What `save` wrote -> parts, step. UserError for a damaged file."""
     from safetensors import safe_open
 

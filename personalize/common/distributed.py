@@ -20,12 +20,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def world() -> int:
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Inside this the processes know each other, over NCCL for GPUs and gloo otherwise. UserError for what cannot work."""
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
@@ -33,7 +33,7 @@ def joined(device: torch.device) -> Iterator[None]:
                 f"{name} shards the weights over processes, which train does not do. Start it with plain "
                 "`accelerate launch --multi_gpu`; to save memory: train.optimizer=adamw8bit, train.gradient_checkpointing=true."
             )
-    if world() == 1 or distributed.is_initialized():
+    if world_size() == 1 or distributed.is_initialized():
         yield
         return
     # Its functions keep the group there is when they are imported, whose threads would then outlive Python: now there is none.
@@ -45,14 +45,14 @@ def joined(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def share(count: int) -> slice:
+def local_rows(count: int) -> slice:
     """This process's rows of `count`: neighbours, and as many as the others' give or take one."""
-    return slice(count * rank() // world(), count * (rank() + 1) // world())
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def sum_gradients(params: Sequence[Tensor]) -> None:
     """Adds up every parameter's gradient over all processes; one that got none here counts as zero."""
-    if world() == 1:
+    if world_size() == 1:
         return
     for p in params:
         if p.grad is None:
@@ -61,21 +61,21 @@ def sum_gradients(params: Sequence[Tensor]) -> None:
         work.wait()
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
-    if world() > 1:
+    if world_size() > 1:
         distributed.all_reduce(values)
     return values
 
 
-def any_of_us(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process."""
-    return flag if world() == 1 else bool(total(torch.tensor(int(flag), device=device)))
+    return flag if world_size() == 1 else bool(sum_over_ranks(torch.tensor(int(flag), device=device)))
 
 
-def from_first(value):
+def broadcast_from_rank0(value):
     """The first process's value, for everyone. A plain value; it is also where they wait for each other."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     distributed.broadcast_object_list(box, src=0)

@@ -212,3 +212,11 @@ def _sync(path: Path) -> None:
     except OSError:  # not every file system flushes folders
         if not folder:
             raise
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of its files' names and hashes."""
+    if not path.is_dir():
+        return sha256(path)
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in inside).encode())

@@ -12,7 +12,7 @@ MB = 1 << 20
 _decided = ""
 
 
-def keep_heap(weights: int) -> bool:
+def keep_freed_memory(weights: int) -> bool:
     """Keeps freed blocks of up to 32 MB in this process, where it has few weights and the C library is glibc -> whether.
 
     weights: bytes. Else glibc gives the end of its heap back at each step, and the next step has the system clear the same
@@ -23,11 +23,11 @@ def keep_heap(weights: int) -> bool:
     return _decide("keep", {MMAP_THRESHOLD: 32 * MB, TRIM_THRESHOLD: 1024 * MB, TOP_PAD: 64 * MB})
 
 
-def kept_for(model):
+def keep_freed_memory_for(model):
     """`keep_heap` for a `LatentModel` that computes on the CPU -> the model. A GPU's memory is not the heap's."""
     if model.device.type == "cpu":
         networks = (*model.networks.values(), model.vae)
-        keep_heap(sum(p.nbytes for network in networks for p in network.parameters()))
+        keep_freed_memory(sum(p.nbytes for network in networks for p in network.parameters()))
     return model
 
 

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from personalize.common.errors import UserError, nearest
-from personalize.common.settings import Setting, Value, meaning, parsed, read_toml, setting, to_toml_value, valid, walk
+from personalize.common.settings import (
+    Setting,
+    Value,
+    meaning,
+    parse_value,
+    read_toml,
+    setting,
+    settings_of,
+    to_toml_value,
+    validated,
+)
 
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
 METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
@@ -115,8 +125,8 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How pictures are drawn."""
+class SamplingConfig:
+    """How an image is sampled from its prompt and noise."""
 
     sampler: str = setting("dpm++2m", "name of the sampler")
     steps: int = setting(25, "sampling steps", least=1)
@@ -127,6 +137,10 @@ class Draw:
     size: int = setting(0, "edge of a picture, px; 0: what the base trains at", least=0)
     count: int = setting(4, "pictures of a prompt", least=1)
     batch: int = setting(0, "pictures drawn at once; 0: chosen for the device", least=0)
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the images: all but their number, and how many are drawn at once."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "count"} | {"batch": 0}
 
 
 @dataclass(frozen=True)
@@ -183,22 +197,22 @@ class Recipe:
     train: Train = Train()
     lora: Lora = Lora()
     embedding: Embedding = Embedding()
-    draw: Draw = Draw()
+    draw: SamplingConfig = SamplingConfig()
     evaluate: Evaluate = Evaluate()
     choose: Choose = Choose()
 
 
-SETTINGS: dict[str, Setting] = {s.key: s for s in walk(Recipe)}
+SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Recipe)}
 SECTIONS: dict[str, type] = {f.name: f.type for f in fields(Recipe) if is_dataclass(f.type)}
 
 
-def draws_class_pictures(recipe: Recipe) -> bool:
+def needs_class_images(recipe: Recipe) -> bool:
     """Textual inversion needs none: the class prompt does not say the token, and nothing else changes."""
     wanted = recipe.prior.count and recipe.train.prior_weight and recipe.prior.kind == "pictures"
     return bool(wanted) and recipe.train.methods != ("textual-inversion",)
 
 
-def load(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping | None = None) -> Recipe:
+def load_recipe(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping | None = None) -> Recipe:
     """The recipe from nested `defaults` of a base, then a TOML file, then "dotted.key=value" texts; later wins.
 
     An override's value is TOML, else taken as text; a list may be written a,b. UserError names the key, the value,
@@ -211,31 +225,31 @@ def load(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping | N
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise UserError(f"--set {text!r} has no '='. Write it as --set train.steps=400.")
-        values |= _checked({key: parsed(value, SETTINGS[key].kind) if key in SETTINGS else value}, "--set")
+        values |= _checked({key: parse_value(value, SETTINGS[key].kind) if key in SETTINGS else value}, "--set")
     return _built(values)
 
 
-def from_dict(table: Mapping, origin: str) -> Recipe:
+def recipe_from_dict(table: Mapping, origin: str) -> Recipe:
     """The recipe that `to_dict` gave, such as a manifest's; `origin` is where it stands, for error messages."""
     return _built(_checked(table, origin))
 
 
-def flat(recipe: Recipe) -> dict[str, Value]:
+def flat_settings(recipe: Recipe) -> dict[str, Value]:
     """Every setting by its dotted key, in the order of the reference."""
     tree = dataclasses.asdict(recipe)
     return {key: tree[key] if "." not in key else tree[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested dicts and lists, equal to what JSON gives back."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
-def to_toml(recipe: Recipe, only_differences_from: Recipe | None = None, *, comments: bool = False) -> str:
+def recipe_to_toml(recipe: Recipe, only_differences_from: Recipe | None = None, *, comments: bool = False) -> str:
     """TOML that `load` turns into the same recipe; `only_differences_from` leaves out what that one has too."""
-    same = {} if only_differences_from is None else flat(only_differences_from)
+    same = {} if only_differences_from is None else flat_settings(only_differences_from)
     lines, current = [], ""
-    for key, value in flat(recipe).items():
+    for key, value in flat_settings(recipe).items():
         if key in same and same[key] == value:
             continue
         section, _, name = key.rpartition(".")
@@ -247,7 +261,7 @@ def to_toml(recipe: Recipe, only_differences_from: Recipe | None = None, *, comm
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def reference() -> str:
+def settings_reference() -> str:
     """A Markdown table of every setting, its default and its meaning."""
     rows = [f"| `{s.key}` | `{to_toml_value(s.default)}` | {meaning(s)} |" for s in SETTINGS.values()]
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows]) + "\n"
@@ -258,7 +272,7 @@ def _checked(table: Mapping, origin: str, prefix: str = "") -> dict[str, Value]:
     for name, value in table.items():
         key = f"{prefix}{name}"
         if key in SETTINGS:
-            values[key] = valid(SETTINGS[key], value, origin)
+            values[key] = validated(SETTINGS[key], value, origin)
         elif key in SECTIONS and isinstance(value, Mapping):
             values |= _checked(value, origin, f"{key}.")
         elif key in SECTIONS:

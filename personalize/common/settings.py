@@ -35,16 +35,16 @@ class Setting(NamedTuple):
     most: float | None
 
 
-def walk(section: type, prefix: str = "") -> Iterator[Setting]:
+def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
     """Every setting of a dataclass and of the sections in it, in the order they are written."""
     for f in fields(section):
         if is_dataclass(f.type):
-            yield from walk(f.type, f"{prefix}{f.name}.")
+            yield from settings_of(f.type, f"{prefix}{f.name}.")
         else:
             yield Setting(prefix + f.name, f.type, f.default, **f.metadata)
 
 
-def valid(s: Setting, value: Any, origin: str) -> Value:
+def validated(s: Setting, value: Any, origin: str) -> Value:
     """`value` in the setting's own type. UserError says what is expected and what the setting means."""
     item_kind = get_args(s.kind)[0] if get_args(s.kind) else s.kind
     items = list(value) if s.kind is not item_kind and isinstance(value, (list, tuple)) else [value]
@@ -86,7 +86,7 @@ def read_toml(path: Path) -> dict:
         raise UserError(f"the recipe {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
 
 
-def parsed(text: str, kind: Any) -> Any:
+def parse_value(text: str, kind: Any) -> Any:
     """An override's value as TOML reads it, or the text itself where the setting is a text or TOML cannot.
 
     A list may be written a,b or [a,b]; a quoted text is one item, commas and all.
@@ -98,7 +98,7 @@ def parsed(text: str, kind: Any) -> Any:
         if not items:
             return text
         parts = text.removeprefix("[").removesuffix("]").split(",")  # shells eat the quotes of ["a","b"]
-        return [parsed(part.strip(), items[0]) for part in parts if part.strip()]
+        return [parse_value(part.strip(), items[0]) for part in parts if part.strip()]
     if items:
         return value if isinstance(value, list) else [text if items[0] is str and not isinstance(value, str) else value]
     return text if kind is str and not isinstance(value, str) else value

@@ -16,13 +16,13 @@ from personalize.common import distributed
 from personalize.common.errors import UserError
 from personalize.common.files import key_of, read_json, write_text, writing
 from personalize.common.prompts import fill
-from personalize.common.recipe import Recipe
+from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.run_folder import library_versions, lock, read_manifest, write_manifest
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
 
-def settings(model: LatentModel, recipe: Recipe, class_word: str) -> dict:
+def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str) -> dict:
     """Everything that the pictures of a class depend on, but their number."""
     prior, draw = recipe.prior, recipe.draw
     return {
@@ -43,7 +43,7 @@ def folder_for(root: Path, wanted: dict) -> Path:
     return root / key_of({k: v for k, v in wanted.items() if k != "base"})
 
 
-def check(folder: Path, wanted: dict) -> None:
+def check_folder(folder: Path, wanted: dict) -> None:
     """UserError, with the reason, where a prior folder holds other pictures than the wanted ones."""
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "manifest.json" not in there:
@@ -58,7 +58,7 @@ def check(folder: Path, wanted: dict) -> None:
         raise UserError(f"the class pictures in {folder} do not fit this run: {what}. Give another folder, or none.")
 
 
-def present(folder: Path) -> dict[int, Path]:
+def present_images(folder: Path) -> dict[int, Path]:
     """Picture number -> the latents file it is in, for pictures that are wholly there."""
     found = {}
     for part in sorted(folder.glob("latents-*.safetensors")):
@@ -71,11 +71,11 @@ def name(i: int) -> str:
     return f"{i:05d}.png"
 
 
-def complete(model: LatentModel, folder: Path, wanted: dict, count: int, *, batch: int, progress: Callable) -> int:
+def generate_missing(model: LatentModel, folder: Path, wanted: dict, count: int, *, batch: int, progress: Callable) -> int:
     """Draw the pictures 0…count-1 that are missing; returns how many. Several processes share the work."""
-    check(folder, wanted)
-    rank, world = distributed.rank(), distributed.world()
-    how = sampling.Drawing(
+    check_folder(folder, wanted)
+    rank, world = distributed.rank(), distributed.world_size()
+    how = SamplingConfig(
         wanted["sampler"],
         wanted["steps"],
         wanted["guidance"],
@@ -84,10 +84,10 @@ def complete(model: LatentModel, folder: Path, wanted: dict, count: int, *, batc
         batch=batch,
     )
     with lock(folder) if rank == 0 else nullcontext():
-        there = present(folder)
+        there = present_images(folder)
         if not set(range(count)) <= there.keys():
             _write_manifest(folder, wanted, "running", len(there))
-        todo = [[i for i in part if i not in there] for part in sampling.batches(model, count, how)]
+        todo = [[i for i in part if i not in there] for part in sampling.sampling_batches(model, count, how)]
         todo = [part for k, part in enumerate(todo) if k % world == rank and part]
         with progress("class pictures", count, done=count - sum(map(len, todo)), unit="pictures") as advance:
             for part in todo:
@@ -97,11 +97,11 @@ def complete(model: LatentModel, folder: Path, wanted: dict, count: int, *, batc
     return sum(map(len, todo))
 
 
-def latents(folder: Path, count: int) -> Tensor:
+def class_latents(folder: Path, count: int) -> Tensor:
     """The first `count` pictures as latents (count,C,h,w) float32."""
     from safetensors.torch import load_file
 
-    there = present(folder)
+    there = present_images(folder)
     missing = [i for i in range(count) if i not in there]
     if missing:
         raise UserError(
@@ -111,18 +111,18 @@ def latents(folder: Path, count: int) -> Tensor:
     return torch.stack([loaded[there[i]][str(i)] for i in range(count)]).float()
 
 
-def pictures(folder: Path, count: int) -> list:
+def load_class_images(folder: Path, count: int) -> list:
     """The first `count` pictures, PIL RGB."""
     from PIL import Image
 
     return [Image.open(folder / name(i)).convert("RGB") for i in range(count)]
 
 
-def _draw_part(model: LatentModel, folder: Path, part: list[int], *, wanted: dict, how: sampling.Drawing) -> None:
+def _draw_part(model: LatentModel, folder: Path, part: list[int], *, wanted: dict, how: SamplingConfig) -> None:
     from safetensors.torch import save_file
 
     generators = sampling.image_generators(wanted["seed"], part, "prior")
-    z0 = sampling.draw(model, [wanted["prompt"]] * len(part), generators, how)
+    z0 = sampling.sample_latents(model, [wanted["prompt"]] * len(part), generators, how)
     if not z0.isfinite().all():
         raise UserError(f"{model.name!r} draws pictures that are not numbers in {model.dtype}. Use --dtype float32.")
     for i, picture in zip(part, sampling.to_pil(model.decode_latents(z0)), strict=True):
@@ -146,7 +146,7 @@ def _consecutive(numbers: list[int]) -> list[list[int]]:
 def _describe(folder: Path, wanted: dict, count: int) -> None:
     """metadata.jsonl and manifest of what is there. Each process looks again after writing, so the last one is right."""
     written = None
-    while (numbers := sorted(present(folder))) != written:
+    while (numbers := sorted(present_images(folder))) != written:
         rows = [{"file_name": name(i), "text": wanted["prompt"], "seed": wanted["seed"], "index": i} for i in numbers]
         text, path = "".join(json.dumps(row) + "\n" for row in rows), folder / "metadata.jsonl"
         if not path.exists() or path.read_text() != text:

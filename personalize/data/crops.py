@@ -132,7 +132,7 @@ def mask_to_tensor(
     return (marks.flip(-1) if mirrored else marks).contiguous()
 
 
-def batch(
+def photo_batch(
     photos: Sequence[Photo], size: int, *, how: str = "center", flip: bool = False, generator: Generator | None = None
 ) -> Tensor:
     """B photos  ->  (B,3,H,W) float32 in [-1,1]; one generator serves them in turn."""
@@ -150,7 +150,7 @@ def mask_batch(
     return torch.stack([mask_to_tensor(photo, size, how=how, flip=flip, generator=generator) for photo in photos])
 
 
-def order(count: int, batch: int, step: int, *, seed: int, purpose: str = "subject") -> list[int]:
+def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = "subject") -> list[int]:
     """The `batch` indices in range(count) that step `step` = 0, 1, 2, … uses.
 
     A function of its arguments alone, so that resuming needs no state. The steps walk over one endless row of

@@ -12,7 +12,7 @@ from itertools import combinations
 
 from personalize.data.crops import Photo, largest_box
 from personalize.data.decode import QUARTER_TURNS
-from personalize.data.photo_stats import Exam, background_distance, lost, measure, picture_distance
+from personalize.data.photo_stats import PhotoStats, background_distance, lost, measure_photo, picture_distance
 
 OK, NOTE, WARNING = "ok", "note", "warning"
 
@@ -55,7 +55,7 @@ class Report:
 
     size: int
     how: str
-    exams: tuple[Exam, ...]
+    exams: tuple[PhotoStats, ...]
     each: tuple[tuple[Finding, ...], ...]
     together: tuple[Finding, ...]
 
@@ -65,12 +65,12 @@ class Report:
         return (*(finding for found in self.each for finding in found), *self.together)
 
 
-def examine(photos: Sequence[Photo], size: int, *, how: str = "center", known: Sequence[Finding] = ()) -> Report:
+def check_photos(photos: Sequence[Photo], size: int, *, how: str = "center", known: Sequence[Finding] = ()) -> Report:
     """Photos, the side in px they are trained at, their crop  ->  Report. A random crop is judged by its middle.
 
     known: findings about all photos that were made before, such as files that could not be used.
     """
-    exams = tuple(measure(photo, size, how) for photo in photos)
+    exams = tuple(measure_photo(photo, size, how) for photo in photos)
     checks = (_stated, *SIZED, *UNSIZED)
     each = tuple(
         tuple(finding for finding in (*(check(exam) for check in checks), copy) if finding)
@@ -81,7 +81,7 @@ def examine(photos: Sequence[Photo], size: int, *, how: str = "center", known: S
 
 def notices(photos: Sequence[Photo]) -> list[str]:
     """The sentences that hold at whatever size and crop the photos are trained; of many alike, the first only."""
-    exams = [measure(photo, 1, "center") for photo in photos]
+    exams = [measure_photo(photo, 1, "center") for photo in photos]
     groups = [[finding for exam in exams if (finding := check(exam))] for check in UNSIZED]
     lines = []
     for found in [*groups, [copy for copy in _copies(exams) if copy], _same_place(exams)]:
@@ -97,7 +97,7 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _stated(exam: Exam) -> Finding:
+def _stated(exam: PhotoStats) -> Finding:
     photo = exam.photo
     turned = f", turned upright (EXIF orientation {photo.orientation})" if photo.orientation != 1 else ""
     kept = f"the crop keeps {1 - exam.cut_off:.0%} of it" if exam.cut_off else "kept whole"
@@ -105,7 +105,7 @@ def _stated(exam: Exam) -> Finding:
     return Finding(OK, f"{photo.name}: {_pixels(photo)}{turned}, {kept}{subject}", photo.path)
 
 
-def _few_pixels(exam: Exam) -> Finding | None:
+def _few_pixels(exam: PhotoStats) -> Finding | None:
     if exam.enlarged <= 1:
         return None
     photo, least = exam.photo, min(exam.photo.size)
@@ -117,7 +117,7 @@ def _few_pixels(exam: Exam) -> Finding | None:
     )
 
 
-def _much_cut_off(exam: Exam) -> Finding | None:
+def _much_cut_off(exam: PhotoStats) -> Finding | None:
     if exam.cut_off <= MUCH_CUT_OFF or exam.lost is not None:
         return None
     return Finding(
@@ -128,7 +128,7 @@ def _much_cut_off(exam: Exam) -> Finding | None:
     )
 
 
-def _subject_cut_off(exam: Exam) -> Finding | None:
+def _subject_cut_off(exam: PhotoStats) -> Finding | None:
     if exam.lost is None or exam.lost <= SUBJECT_CUT_OFF:
         return None
     best = lost(exam.photo, largest_box(exam.photo, "subject"))
@@ -138,7 +138,7 @@ def _subject_cut_off(exam: Exam) -> Finding | None:
     return _warning(exam.photo, f"the crop cuts {exam.lost:.0%} of the subject off {exam.photo.name}. {remedy}")
 
 
-def _small_subject(exam: Exam) -> Finding | None:
+def _small_subject(exam: PhotoStats) -> Finding | None:
     if exam.coverage is None or exam.coverage >= SMALL_SUBJECT:
         return None
     return _warning(
@@ -148,14 +148,14 @@ def _small_subject(exam: Exam) -> Finding | None:
     )
 
 
-def _no_background(exam: Exam) -> Finding | None:
+def _no_background(exam: PhotoStats) -> Finding | None:
     if exam.coverage is None or exam.coverage <= ALL_SUBJECT:
         return None
     said = f"the mask of {exam.photo.name} marks {exam.coverage:.0%} of the crop as the subject: it sets nothing aside"
     return Finding(NOTE, said, exam.photo.path)
 
 
-def _inverted(exam: Exam) -> Finding | None:
+def _inverted(exam: PhotoStats) -> Finding | None:
     if exam.edge is None or exam.edge < EDGE_IS_SUBJECT or exam.coverage > ALL_SUBJECT:
         return None
     return _warning(
@@ -165,7 +165,7 @@ def _inverted(exam: Exam) -> Finding | None:
     )
 
 
-def _turned_mask(exam: Exam) -> Finding | None:
+def _turned_mask(exam: PhotoStats) -> Finding | None:
     """Where the size of a mask cannot tell whether it was made of the photo as stored or as it is seen."""
     photo = exam.photo
     sizes_tell = photo.orientation in QUARTER_TURNS and photo.size[0] != photo.size[1]
@@ -175,7 +175,7 @@ def _turned_mask(exam: Exam) -> Finding | None:
     return Finding(NOTE, said, photo.path)
 
 
-def _transparent(exam: Exam) -> Finding | None:
+def _transparent(exam: PhotoStats) -> Finding | None:
     photo = exam.photo
     if photo.mask is None or photo.mask_sha256 is not None:
         return None
@@ -183,7 +183,7 @@ def _transparent(exam: Exam) -> Finding | None:
     return Finding(NOTE, said, photo.path)
 
 
-def _blurred(exam: Exam) -> Finding | None:
+def _blurred(exam: PhotoStats) -> Finding | None:
     if exam.sharpness is None or exam.sharpness >= BLURRED:
         return None
     return _warning(
@@ -193,14 +193,14 @@ def _blurred(exam: Exam) -> Finding | None:
     )
 
 
-def _dark(exam: Exam) -> Finding | None:
+def _dark(exam: PhotoStats) -> Finding | None:
     if exam.lightest >= DARK:
         return None
     said = f"{exam.photo.name} is very dark: 95% of it is below {exam.lightest:.0f} of 255. Lighten it, or use another."
     return _warning(exam.photo, said)
 
 
-def _burnt(exam: Exam) -> Finding | None:
+def _burnt(exam: PhotoStats) -> Finding | None:
     if exam.burnt <= BURNT:
         return None
     if exam.photo.mask is not None:
@@ -217,12 +217,12 @@ SIZED = (_few_pixels, _much_cut_off, _subject_cut_off, _small_subject, _no_backg
 UNSIZED = (_transparent, _blurred, _dark, _burnt)  # do not depend on the size and the crop of the training, or hardly
 
 
-def _copies(exams: Sequence[Exam]) -> list[Finding | None]:
+def _copies(exams: Sequence[PhotoStats]) -> list[Finding | None]:
     """For each photo, a warning where it shows what an earlier one does."""
     return [_copy(exam, exams[:k]) for k, exam in enumerate(exams)]
 
 
-def _copy(exam: Exam, earlier: Sequence[Exam]) -> Finding | None:
+def _copy(exam: PhotoStats, earlier: Sequence[PhotoStats]) -> Finding | None:
     same = next((other for other in earlier if _alike(other, exam)), None)
     if same is None:
         return None
@@ -231,11 +231,11 @@ def _copy(exam: Exam, earlier: Sequence[Exam]) -> Finding | None:
     return _warning(b, f"{a.name} and {b.name} are {what}: it counts twice in training. Take one out.")
 
 
-def _alike(a: Exam, b: Exam) -> bool:
+def _alike(a: PhotoStats, b: PhotoStats) -> bool:
     return a.photo.sha256 == b.photo.sha256 or picture_distance(a, b) < SAME_PICTURE
 
 
-def _number(exams: Sequence[Exam]) -> Finding:
+def _number(exams: Sequence[PhotoStats]) -> Finding:
     count, (least, most) = len(exams), USUAL
     if count < least:
         photos = "1 photo is" if count == 1 else f"{count} photos are"
@@ -244,7 +244,7 @@ def _number(exams: Sequence[Exam]) -> Finding:
     return Finding(OK, f"{count} photos: {usual}" + (", more are fine" if count > most else ""))
 
 
-def _masks(exams: Sequence[Exam], how: str) -> list[Finding]:
+def _masks(exams: Sequence[PhotoStats], how: str) -> list[Finding]:
     """What is odd about having masks for some photos, or none."""
     without = [exam.photo.name for exam in exams if exam.photo.mask is None]
     if how == "subject" and len(without) == len(exams):
@@ -255,7 +255,7 @@ def _masks(exams: Sequence[Exam], how: str) -> list[Finding]:
     return []
 
 
-def _same_place(exams: Sequence[Exam]) -> list[Finding]:
+def _same_place(exams: Sequence[PhotoStats]) -> list[Finding]:
     """At most one warning: when most pairs of photos that are no copies have backgrounds of the same colours."""
     pairs = [(a, b) for a, b in combinations(exams, 2) if not _alike(a, b)]
     compared = [(a, b, distance) for a, b in pairs if (distance := background_distance(a, b)) is not None]

@@ -10,7 +10,7 @@ from personalize.data.crops import square
 from personalize.data.image_grid import ACCENT, GREY, INK, INNER, LINE, MARGIN, PANEL, PAPER, WIDTH, contact_sheet
 from personalize.data.lettering import Colour, block
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, Report
-from personalize.data.photo_stats import Exam
+from personalize.data.photo_stats import PhotoStats
 
 COLUMNS, BETWEEN = 2, 40  # cards beside each other, and px between them
 CARD = (INNER - (COLUMNS - 1) * BETWEEN) // COLUMNS
@@ -66,7 +66,7 @@ def _verdict(report: Report) -> list[str]:
     return [first, *(_sentence(finding) for finding in of_all)]
 
 
-def _card(exam: Exam, findings: Sequence[Finding]) -> Image.Image:
+def _card(exam: PhotoStats, findings: Sequence[Finding]) -> Image.Image:
     """The pictures of a photo and its findings: CARD px wide, as high as they take."""
     words = [block(exam.photo.name, CARD, 17, colour=INK, bold=0.3), *(_words(finding, exam) for finding in findings)]
     card = Image.new("RGB", (CARD, CELL + sum(part.height + 5 for part in words) + 8), PAPER)
@@ -80,7 +80,7 @@ def _card(exam: Exam, findings: Sequence[Finding]) -> Image.Image:
     return card
 
 
-def _words(finding: Finding, exam: Exam) -> Image.Image:
+def _words(finding: Finding, exam: PhotoStats) -> Image.Image:
     """A finding's sentence; a bar in the colour of its severity stands before what is not in order."""
     if finding.severity == OK:
         return block(finding.text.removeprefix(f"{exam.photo.name}: "), CARD, 14, colour=GREY)
@@ -97,7 +97,7 @@ def _sentence(finding: Finding) -> str:
     return finding.text if "." in first or "_" in first else finding.text[:1].upper() + finding.text[1:]
 
 
-def _framed(exam: Exam) -> Image.Image:
+def _framed(exam: PhotoStats) -> Image.Image:
     """The whole photo within CELL × CELL: outside its crop faded, outside the subject darker, the crop framed."""
     whole = exam.photo.image
     scale = CELL / max(whole.size)
@@ -121,7 +121,7 @@ def _marked(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return dim
 
 
-def _seen(exam: Exam) -> Image.Image:
+def _seen(exam: PhotoStats) -> Image.Image:
     """What training sees, at CELL × CELL; enlarged without smoothing, as coarse as it is."""
     seen = square(exam.photo, exam.size, exam.box)
     seen = seen.resize((CELL, CELL), Image.Resampling.NEAREST if exam.size < CELL else Image.Resampling.LANCZOS)

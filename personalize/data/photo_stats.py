@@ -25,7 +25,7 @@ GAINS = (1.0, 0.85, 0.92, 1.09, 1.18)  # of light, by which two photos of one pl
 
 
 @dataclass(frozen=True)
-class Exam:
+class PhotoStats:
     """What was measured of a photo that is trained on at `size` px.
 
     box        its crop in pixels of `photo.image`
@@ -57,13 +57,13 @@ class Exam:
     colours: np.ndarray | None
 
 
-def measure(photo: Photo, size: int, how: str) -> Exam:
+def measure_photo(photo: Photo, size: int, how: str) -> PhotoStats:
     """A photo, the side in px it is trained at, its crop  ->  Exam. A random crop is measured at its middle."""
     box = largest_box(photo, "center" if how == "random" else how)
     pixels = np.asarray(square(photo, LIGHT_SIDE, box))
     marks = None if photo.mask is None else np.asarray(square_mask(photo, LIGHT_SIDE, box)) / 255.0
     judged = pixels.min(2)[~_border(LIGHT_SIDE, 0.25) if marks is None else marks >= 0.5]
-    return Exam(
+    return PhotoStats(
         photo=photo,
         size=size,
         box=box,
@@ -104,12 +104,12 @@ def lost(photo: Photo, box: Box) -> float | None:
     return float(1 - marks[top:bottom, left:right].sum() / marks.sum())
 
 
-def picture_distance(a: Exam, b: Exam) -> float:
+def picture_distance(a: PhotoStats, b: PhotoStats) -> float:
     """Mean difference of two photos at 16×16 px, of 255."""
     return float(np.abs(a.thumbnail - b.thumbnail).mean())
 
 
-def background_distance(a: Exam, b: Exam) -> float | None:
+def background_distance(a: PhotoStats, b: PhotoStats) -> float | None:
     """The share of their backgrounds' colours that two photos do not have in common; None where one has none.
 
     In the light that makes it the least: cameras set their exposure for each photo.

@@ -17,7 +17,7 @@ from personalize.common.files import sha256
 from personalize.data import photo_page
 from personalize.data.crops import Photo
 from personalize.data.decode import SUBJECT_FROM, decode, decode_mask
-from personalize.data.photo_checks import examine, listed, notices
+from personalize.data.photo_checks import check_photos, listed, notices
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
 HEIF_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif"})
@@ -35,7 +35,7 @@ MASK_ENDINGS = (".mask", "_mask")
 MASK_FOLDER = "masks"
 
 
-def load(source: str | Path | Sequence[str | Path], *, min_size: int) -> tuple[list[Photo], list[str]]:
+def load_photos(source: str | Path | Sequence[str | Path], *, min_size: int) -> tuple[list[Photo], list[str]]:
     """A folder, a file, a list of files or "hf:…"  ->  (photos in a fixed order, notices for the user).
 
     `min_size` is the least number of pixels of the short side. "hf:owner/name" and "hf:owner/name/config" are
@@ -45,8 +45,8 @@ def load(source: str | Path | Sequence[str | Path], *, min_size: int) -> tuple[l
     if is_data_set(source):
         photos, skipped = _load_hf(source), []
     else:
-        paths, skipped = find(source)
-        photos = [read(path) for path in paths]
+        paths, skipped = find_photos(source)
+        photos = [read_photo(path) for path in paths]
     _check_sizes(photos, min_size)
     return photos, skipped + notices(photos)
 
@@ -56,7 +56,7 @@ def is_data_set(source: str | Path | Sequence[str | Path]) -> bool:
     return isinstance(source, str) and source.startswith("hf:")
 
 
-def find(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+def find_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """A folder, a file or a list of files  ->  (paths of photos, notices about skipped files).
 
     A folder is read without its subfolders and sorted by name; a list keeps its order. Hidden files, sidecars
@@ -87,14 +87,14 @@ def find(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[st
     return photos, skipped
 
 
-def read(path: Path) -> Photo:
+def read_photo(path: Path) -> Photo:
     """One photo with the caption and the mask beside it. UserError names the file, or the mask, that cannot be used."""
     return _photo(_bytes_of(path), str(path), caption=_caption(path), mask=_mask_beside(path))
 
 
 def preview(photos: Sequence[Photo], size: int, *, how: str = "center") -> Image.Image:
     """The doctor's page of photos that are trained at `size` px."""
-    return photo_page.page(examine(photos, size, how=how))
+    return photo_page.page(check_photos(photos, size, how=how))
 
 
 def _named_file(path: str | Path) -> Path:

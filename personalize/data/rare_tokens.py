@@ -43,7 +43,7 @@ KNOWN = {
 
 
 @dataclass(frozen=True)
-class Found:
+class RareToken:
     """A candidate. id: its row in the first text encoder's table; norms: of its row in each one's table.
 
     neighbours: the nearest common words and their cosines; prior: 0 the weakest of the candidates, 1 the strongest;
@@ -58,7 +58,7 @@ class Found:
     remark: str
 
 
-def choose(
+def choose_tokens(
     model: LatentModel, wanted: tuple[str, ...], count: int, methods: tuple[str, ...], *, classes: tuple[str, ...] = ()
 ) -> tuple[tuple[str, ...], list[str]]:
     """The tokens to train, one for each of `count` subjects, and remarks in whole sentences.
@@ -84,7 +84,7 @@ def choose(
     return wanted, [remark for word in wanted if (remark := _remark(model, word))]
 
 
-def rank(model: LatentModel, *, limit: int = 20, longest: int = 3) -> list[Found]:
+def rank_tokens(model: LatentModel, *, limit: int = 20, longest: int = 3) -> list[RareToken]:
     """Rare words of up to `longest` letters, the weakest prior first; one token in every text encoder, and back again.
 
     UserError where the vocabulary has none.
@@ -103,7 +103,7 @@ def rank(model: LatentModel, *, limit: int = 20, longest: int = 3) -> list[Found
         near = dict(sorted((pair for *_, neighbours in measured for pair in neighbours[k]), key=lambda pair: pair[1]))
         nearest = tuple(sorted(near.items(), key=lambda pair: -pair[1])[:NEIGHBOURS])
         norms = tuple(round(float(norm[k]), 4) for norm, _, _ in measured)
-        found.append(Found(word, ids[word + END], norms, nearest, round(priors[k], 4), _known(model, word)))
+        found.append(RareToken(word, ids[word + END], norms, nearest, round(priors[k], 4), _known(model, word)))
     return sorted(found, key=lambda one: (one.prior, -one.id))[:limit]
 
 
@@ -114,7 +114,7 @@ def _found(model: LatentModel, count: int) -> tuple[tuple[str, ...], list[str]]:
     own = RARE_TOKENS[:count] if model.name == "toyland" else ()
     if len(own) == count:
         return own, []
-    ranked = [one.word for one in rank(model, limit=POOL) if not one.remark and one.word not in own]
+    ranked = [one.word for one in rank_tokens(model, limit=POOL) if not one.remark and one.word not in own]
     chosen = (*own, *ranked[: count - len(own)])
     if len(chosen) < count:
         raise UserError(

@@ -8,8 +8,8 @@ from personalize.common.errors import UserError
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.settings import read_toml
-from personalize.data import photos as photo_files
 from personalize.data.crops import Photo
+from personalize.data.photos import load_photos
 
 LEAST = 5  # photos of a subject, from which some are held out
 
@@ -37,7 +37,7 @@ class Subject:
         return fill(template, self.token, self.class_word)
 
 
-def load(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], size: int) -> tuple[list[Subject], list[str]]:
+def load_subjects(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], size: int) -> tuple[list[Subject], list[str]]:
     """One source of photos, token and class word each -> subjects, and what there is to say of the photos."""
     words = recipe.class_word
     if len(sources) != len(words):
@@ -47,7 +47,7 @@ def load(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], size: int)
         )
     found, said = [], []
     for source, token, word in zip(sources, tokens, words, strict=True):
-        photos, notices = photo_files.load(source, min_size=recipe.photos.min_size or size)
+        photos, notices = load_photos(source, min_size=recipe.photos.min_size or size)
         held = min(recipe.photos.hold_out, len(photos) - LEAST + 1) if len(photos) >= LEAST else 0
         found.append(Subject(token, word, photos[: len(photos) - held], photos[len(photos) - held :]))
         if held:
@@ -57,7 +57,7 @@ def load(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], size: int)
     return found, said
 
 
-def listed(source: str) -> dict[str, tuple[str, str]]:
+def list_subjects(source: str) -> dict[str, tuple[str, str]]:
     """A folder of subjects' folders, each with a subject.toml, or hf:google/dreambooth -> name -> (photos, class word)."""
     if source.startswith("hf:"):
         if source != "hf:google/dreambooth":

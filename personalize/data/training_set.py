@@ -14,12 +14,11 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.core import rng
 from personalize.core.guidance import Cond
-from personalize.data.crops import Photo, batch, mask_batch, order
+from personalize.data.crops import Photo, epoch_order, mask_batch, photo_batch
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
-from personalize.generation.sampling import picked, sent
+from personalize.models.devices import take_rows, to_device
 from personalize.models.interface import LatentModel
-
 
 COND = "cond."  # begins the names of a conditioning among a batch's tensors
 AT_ONCE = 8  # predictions of the frozen base computed together
@@ -49,7 +48,7 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name, on the device of the latents."""
         found = {"z0": self.z0, "eps": self.eps, "t": self.t, "goal": self.goal, "mask": self.mask}
-        found["is_prior"] = sampling.sent(self.is_prior, self.z0.device)
+        found["is_prior"] = to_device(self.is_prior, self.z0.device)
         found |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -62,7 +61,7 @@ class Batch:
 
 
 @dataclass
-class Preserved:
+class PriorSet:
     """What keeps a class what it is: M latents (M,C,h,w), and the row of each one's prompt.
 
     Where it is the frozen base's own predictions, each has its noise eps, timestep t (M,) and prediction goal too.
@@ -85,7 +84,7 @@ class TrainingSet:
     prompts: list[str]  # of each photo, then of each class
     seen: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
-    prior: Preserved | None = None
+    prior: PriorSet | None = None
 
     @property
     def steps_per_batch(self) -> tuple[int, int]:
@@ -96,20 +95,20 @@ class TrainingSet:
     def at(self, step: int) -> Batch:
         """The global batch of a step: photos first, then class pictures."""
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
-        which = order(len(self.photos), subjects, step, seed=seed, purpose="subject")
+        which = epoch_order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
         mean, std, mask = self.look(which, step)
-        z0 = mean + std * sent(torch.randn(mean.shape, generator=g), mean.device)
-        drawn = order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
+        z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
+        drawn = epoch_order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
-            z0 = torch.cat([z0, picked(self.prior.z0, drawn)])
-        eps = sent(torch.randn(z0.shape, generator=g), z0.device)
-        t = sent(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
+            z0 = torch.cat([z0, take_rows(self.prior.z0, drawn)])
+        eps = to_device(torch.randn(z0.shape, generator=g), z0.device)
+        t = to_device(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
         goal = None
         if priors and self.prior.goal is not None:
-            eps[subjects:], t[subjects:] = picked(self.prior.eps, drawn), picked(self.prior.t, drawn)
+            eps[subjects:], t[subjects:] = take_rows(self.prior.eps, drawn), take_rows(self.prior.t, drawn)
             goal = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
-            goal[subjects:] = picked(self.prior.goal, drawn)
+            goal[subjects:] = take_rows(self.prior.goal, drawn)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
         rows = which + [self.prior.texts[i] for i in drawn]
@@ -124,16 +123,16 @@ class TrainingSet:
         """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
         if self.seen is not None:
             mean, std, mask = self.seen
-            return picked(mean, which), picked(std, which), None if mask is None else picked(mask, which)
-        return look(self.model, self.recipe, [self.photos[i] for i in which], step)
+            return take_rows(mean, which), take_rows(std, which), None if mask is None else take_rows(mask, which)
+        return encode_photos(self.model, self.recipe, [self.photos[i] for i in which], step)
 
     def cond(self, rows: list[int]) -> Cond:
         if self.texts is None:
-            return sampling.encode(self.model, [self.prompts[i] for i in rows])
-        return {key: picked(value, rows) for key, value in self.texts.items()}
+            return sampling.encode_texts(self.model, [self.prompts[i] for i in rows])
+        return {key: take_rows(value, rows) for key, value in self.texts.items()}
 
 
-def build(
+def build_training_set(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], *, priors: Mapping[str, Tensor], text_trains: bool
 ) -> TrainingSet:
     """Encodes photos and prompts once, where they do not change from step to step.
@@ -146,21 +145,21 @@ def build(
     prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
     seen = None
     if recipe.photos.crop != "random" and not recipe.photos.flip:
-        means, stds, masks = zip(*(look(model, recipe, [photo], 0) for photo in photos))
+        means, stds, masks = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
         seen = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
     with torch.no_grad():
-        texts = None if text_trains else sampling.encode(model, prompts)
+        texts = None if text_trains else sampling.encode_texts(model, prompts)
     data = TrainingSet(model, recipe, photos, prompts, seen, texts)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
-        data.prior = Preserved(torch.cat([priors[word] for word in classes]).to(model.device), rows)
+        data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)
     elif recipe.prior.kind == "predictions" and recipe.prior.count and recipe.train.prior_weight:
         owners = [classes.index(s.class_word) for s in subjects for _ in s.photos]
-        data.prior = predictions(data, [len(photos) + i for i in owners])
+        data.prior = base_predictions(data, [len(photos) + i for i in owners])
     return data
 
 
-def look(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
     settings, size = recipe.photos, recipe.photos.size or model.size
 
@@ -168,14 +167,14 @@ def look(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> 
         generator = rng.generator(recipe.seed, "crop", step)
         return what(photos, size, how=settings.crop, flip=settings.flip, generator=generator)
 
-    mean, std = model.encode_images(crop(batch, size))
+    mean, std = model.encode_images(crop(photo_batch, size))
     if settings.background == 1:
         return mean, std, None
     subject = crop(mask_batch, mean.shape[-1])
     return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device)
 
 
-def predictions(data: TrainingSet, texts: list[int]) -> Preserved:
+def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
     """`prior.count` predictions of the base as it is now, for noisy photos and the class prompt.
 
     Prior preservation without class pictures: the loss asks the tuned model to say what the frozen base says. texts:
@@ -194,4 +193,4 @@ def predictions(data: TrainingSet, texts: list[int]) -> Preserved:
             goal = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]))
         parts.append((z0, eps, t, goal.float()))
     z0, eps, t, goal = (torch.cat(part) for part in zip(*parts))
-    return Preserved(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, goal)
+    return PriorSet(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, goal)

@@ -36,7 +36,7 @@ def mean(values: Sequence[float], clusters: Sequence[Labels]) -> float | None:
     return None if tree is None else _mean(tree)
 
 
-def interval(values: Sequence[float], clusters: Sequence[Labels], *, seed: int = 0) -> Interval | None:
+def bootstrap_interval(values: Sequence[float], clusters: Sequence[Labels], *, seed: int = 0) -> Interval | None:
     """N values and their clusters -> Interval of the mean; None where nothing was measured."""
     tree = _tree(values, clusters)
     if tree is None:
@@ -47,13 +47,13 @@ def interval(values: Sequence[float], clusters: Sequence[Labels], *, seed: int =
     return Interval(_mean(tree), float(drawn.std()), float(low), float(high), float(above))
 
 
-def difference(a: Mapping[Labels, float], b: Mapping[Labels, float], *, seed: int = 0) -> Interval | None:
+def paired_difference(a: Mapping[Labels, float], b: Mapping[Labels, float], *, seed: int = 0) -> Interval | None:
     """Interval of the mean of a - b over the pictures that both have; its `above` is the probability that a beats b.
 
     Keys are a picture's labels from the outside in and last its number, such as (prompt, seed).
     """
     both = [key for key in a if key in b]
-    return interval([a[key] - b[key] for key in both], [key[:-1] for key in both], seed=seed)
+    return bootstrap_interval([a[key] - b[key] for key in both], [key[:-1] for key in both], seed=seed)
 
 
 def _tree(values: Sequence[float], clusters: Sequence[Labels]):

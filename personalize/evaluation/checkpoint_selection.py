@@ -19,7 +19,7 @@ Key = tuple  # token, template, number
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCheckpoint:
     """A checkpoint on the dev split.
 
     identity, obeys, base_obeys  DINO with the photos, CLIP-T, and the base's, of each subject picture
@@ -77,12 +77,12 @@ class Scored:
         }
 
 
-def read(path: Path) -> list[Scored]:
+def read_scored(path: Path) -> list[ScoredCheckpoint]:
     """What `row` gave, a line each; a step that was scored again counts once, as it was last."""
     found = {}
     for row in run_folder.read_jsonl(path) if path.exists() else []:
         tables = {k: {tuple(e[:-1]): e[-1] for e in v} for k, v in row.items() if isinstance(v, list)}
-        found[row["step"]] = Scored(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
+        found[row["step"]] = ScoredCheckpoint(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
     return [found[step] for step in sorted(found)]
 
 
@@ -94,7 +94,7 @@ class Choice:
     why: str
 
 
-def choose(scored: Sequence[Scored], limits: Choose) -> Choice:
+def choose_checkpoint(scored: Sequence[ScoredCheckpoint], limits: Choose) -> Choice:
     """Checkpoints by step -> the earliest within one paired standard error of the best identity among those in the limits.
 
     Where none keeps to them, the one that is least over, and which limits failed.
@@ -114,7 +114,7 @@ def choose(scored: Sequence[Scored], limits: Choose) -> Choice:
     return Choice(step, f"step {step}: the earliest within one standard error of the best identity (step {best.step}) {among}")
 
 
-def stalled(scored: Sequence[Scored], patience: int) -> bool:
+def stalled(scored: Sequence[ScoredCheckpoint], patience: int) -> bool:
     """Whether more steps only harm: `patience` checkpoints without a clear gain in identity, and further drift."""
     if not patience or len(scored) <= patience:
         return False
@@ -124,15 +124,15 @@ def stalled(scored: Sequence[Scored], patience: int) -> bool:
     return scored[-1].drift > then.drift or scored[-1].lost > then.lost
 
 
-def _gap(a: Scored, b: Scored) -> float:
+def _gap(a: ScoredCheckpoint, b: ScoredCheckpoint) -> float:
     """By how much a's identity is above b's, less one paired standard error."""
-    change = bootstrap.difference(a.identity, b.identity)
+    change = bootstrap.paired_difference(a.identity, b.identity)
     return change.mean - change.se
 
 
 def _share(a: dict[Key, float], b: dict[Key, float], *, room: float) -> tuple[float, float]:
     """Mean of a - b as a share of `room`, and its standard error."""
-    change = bootstrap.difference(a, b)
+    change = bootstrap.paired_difference(a, b)
     return (change.mean / room, change.se / room) if room > 0 else (0.0, 0.0)
 
 
@@ -141,11 +141,11 @@ def _mean(values: dict[Key, float]) -> float:
     return math.nan if found is None else found
 
 
-def table(scored: Sequence[Scored], limits: Choose, chosen: int | None) -> list[dict]:
+def checkpoint_rows(scored: Sequence[ScoredCheckpoint], limits: Choose, chosen: int | None) -> list[dict]:
     """A row for each checkpoint, for people and files."""
     rows = []
     for s in scored:
-        identity = bootstrap.interval(list(s.identity.values()), [key[:-1] for key in s.identity])
+        identity = bootstrap.bootstrap_interval(list(s.identity.values()), [key[:-1] for key in s.identity])
         failed = [words for _, words in s.over(limits)]
         rows.append({
             "step": s.step, "identity": identity.mean, "low": identity.low, "high": identity.high,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalize.common.errors import UserError
-from personalize.evaluation.preprocessing import IMAGENET, OPENAI, PLAIN, Look, centre, resize, show
-from personalize.models.lazy_imports import lean
+from personalize.evaluation.preprocessing import IMAGENET, OPENAI, PLAIN, Preprocessing, center_crop, preprocess, resize
+from personalize.models.lazy_imports import lazy_imports
 
 BATCH = 64
 TOYLAND = Path(__file__).parents[1] / "toyland" / "weights"
@@ -29,7 +29,7 @@ CLIP = "openai/clip-vit-base-patch32@refs/pr/15"
 STATISTICS = {IMAGENET: "ImageNet mean and std", OPENAI: "OpenAI CLIP mean and std", PLAIN: "mean and std 0.5"}
 
 
-class Identity(NamedTuple):
+class IdentityEncoder(NamedTuple):
     """What one forward pass of DINO's ViT says of B pictures: token (B,D), the class token; patches (B,P,D)."""
 
     token: Tensor
@@ -50,7 +50,7 @@ class Encoders:
     looks       "dino" and "clip" -> how pictures are shown to it, in one line
     """
 
-    dino: Callable[[Tensor], Identity]
+    dino: Callable[[Tensor], IdentityEncoder]
     clip_image: Callable[[Tensor], Tensor]
     clip_text: Callable[[list[str]], Tensor]
     cover: Callable[[Tensor], Tensor]
@@ -66,12 +66,14 @@ class _Source:
     kind: str
     place: str
     revision: str
-    look: Look
+    look: Preprocessing
     tokenizer: str = ""
 
 
 @lru_cache(maxsize=1)
-def load(base_name: str, device: torch.device | str, *, dino: str = "", clip: str = "", folder: Path = TOYLAND) -> Encoders:
+def load_encoders(
+    base_name: str, device: torch.device | str, *, dino: str = "", clip: str = "", folder: Path = TOYLAND
+) -> Encoders:
     """The encoders for pictures of a base -> Encoders.
 
     "toyland" has its own, in `folder`; all other bases share DINO ViT-S/16 and CLIP ViT-B/32. dino, clip: a folder, a
@@ -92,9 +94,9 @@ def load(base_name: str, device: torch.device | str, *, dino: str = "", clip: st
     side, clip_side = vit.config.image_size, pair.config.vision_config.image_size
     tokens = _eye(lambda pixels: vit(pixel_values=pixels).last_hidden_state, of_dino.look, side, device)
 
-    def identity(images: Tensor) -> Identity:
+    def identity(images: Tensor) -> IdentityEncoder:
         every = tokens(images)
-        return Identity(every[:, 0], every[:, 1:])
+        return IdentityEncoder(every[:, 0], every[:, 1:])
 
     def picture(pixels: Tensor) -> Tensor:
         return pair.visual_projection(pair.vision_model(pixel_values=pixels).pooler_output)
@@ -110,7 +112,7 @@ def load(base_name: str, device: torch.device | str, *, dino: str = "", clip: st
     )
 
 
-def _source(kind: str, given: str, look: Look) -> _Source:
+def _source(kind: str, given: str, look: Preprocessing) -> _Source:
     place, _, revision = given.partition("@")
     if Path(given).expanduser().is_dir():
         place, revision = str(Path(given).expanduser()), ""
@@ -118,7 +120,7 @@ def _source(kind: str, given: str, look: Look) -> _Source:
 
 
 def _identity(source: _Source, device: torch.device | str) -> tuple[nn.Module, str]:
-    with lean():
+    with lazy_imports():
         from transformers import ViTConfig, ViTModel
 
     config = _checked(source, ViTConfig, "a ViT")
@@ -130,7 +132,7 @@ def _identity(source: _Source, device: torch.device | str) -> tuple[nn.Module, s
 
 
 def _clip(source: _Source, device: torch.device | str):
-    with lean():
+    with lazy_imports():
         from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     config = _checked(source, CLIPConfig, "a CLIP model")
@@ -153,7 +155,7 @@ def _weights(source: _Source) -> dict:
 
 def _checked(source: _Source, kind: type, wanted: str):
     """The encoder's config, of the right kind; a folder must also hold safetensors."""
-    with lean():
+    with lazy_imports():
         from transformers import AutoConfig
 
     folder = Path(source.place)
@@ -175,11 +177,11 @@ def _finished(source: _Source, model: nn.Module, found: dict, device: torch.devi
     if found["missing_keys"]:
         raise _refusal(source, f"its weights lack {sorted(found['missing_keys'])[0]}")
     place = Path(source.place).name if Path(source.place).is_dir() else source.place
-    name = named(place + (f"@{source.revision}" if source.revision else ""), model.state_dict())
+    name = encoder_name(place + (f"@{source.revision}" if source.revision else ""), model.state_dict())
     return model.to(device).eval().requires_grad_(False), name
 
 
-def named(place: str, weights: Mapping[str, Tensor]) -> str:
+def encoder_name(place: str, weights: Mapping[str, Tensor]) -> str:
     """Where weights on the CPU came from, and the start of their SHA-256: the same weights elsewhere have the same."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
@@ -188,27 +190,27 @@ def named(place: str, weights: Mapping[str, Tensor]) -> str:
     return f"{place} sha256:{digest.hexdigest()[:12]}"
 
 
-def _short(look: Look, size: int) -> int:
+def _short(look: Preprocessing, size: int) -> int:
     """Pixels of the short side before the crop to `size`."""
     return round(look.short * size)
 
 
-def _told(look: Look, size: int) -> str:
+def _told(look: Preprocessing, size: int) -> str:
     return f"short side {_short(look, size)} bicubic with antialias, centre crop {size}, {STATISTICS[look]}"
 
 
-def _eye(encode: Callable[[Tensor], Tensor], look: Look, size: int, device) -> Callable[[Tensor], Tensor]:
+def _eye(encode: Callable[[Tensor], Tensor], look: Preprocessing, size: int, device) -> Callable[[Tensor], Tensor]:
     @torch.inference_mode()
     def see(images: Tensor) -> Tensor:
-        parts = [encode(show(part.to(device), look, size)) for part in images.split(BATCH)]
+        parts = [encode(preprocess(part.to(device), look, size)) for part in images.split(BATCH)]
         return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
     return see
 
 
-def _covered(masks: Tensor, look: Look, size: int, patch: int) -> Tensor:
+def _covered(masks: Tensor, look: Preprocessing, size: int, patch: int) -> Tensor:
     """(B,1,H,W) in [0,1] -> (B,P), through the resize and crop of `show`."""
-    shown = centre(resize(masks.float(), _short(look, size)), size)
+    shown = center_crop(resize(masks.float(), _short(look, size)), size)
     return F.avg_pool2d(shown, patch).flatten(1)
 
 

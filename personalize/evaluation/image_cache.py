@@ -4,7 +4,7 @@ What was drawn is 8 bits a channel, as people see it; scores are of that, so a k
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from personalize.common import run_folder
 from personalize.common.errors import UserError
 from personalize.common.prompts import fill, without_token
+from personalize.common.recipe import SamplingConfig
 from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
@@ -25,24 +26,24 @@ WHY = "unusable"  # name of the text chunk that says why
 BLACK = 8  # of 255: a picture with no channel above it shows nothing
 
 
-def place(root: Path, name: str, model: LatentModel, *, seed: int, purpose: str, how: sampling.Drawing) -> Path:
+def cache_folder(root: Path, name: str, model: LatentModel, *, seed: int, purpose: str, how: SamplingConfig) -> Path:
     """The folder in `root` for pictures of a model called `name`; drawn in any other way they have another one."""
-    settings = asdict(how) | {"batch": 0, "size": how.size or model.size, "seed": seed, "purpose": purpose}
+    settings = how.decisive() | {"size": how.size or model.size, "seed": seed, "purpose": purpose}
     settings["dtype"] = str(model.dtype)
     return root / f"{name}-{run_folder.key_of(settings)[:8]}"
 
 
-def file(folder: Path, job: Job) -> Path:
+def image_file(folder: Path, job: Job) -> Path:
     prompt, number = job
     return folder / f"{run_folder.slug(prompt)[:60]}-{run_folder.key_of({'prompt': prompt})[:6]}-{number:03d}.png"
 
 
-def missing(folder: Path, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in dict.fromkeys(jobs) if not file(folder, job).exists()]
+def missing_images(folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in dict.fromkeys(jobs) if not image_file(folder, job).exists()]
 
 
 @dataclass(frozen=True)
-class Sitting:
+class ImageSet:
     """N pictures of a subject by one model: those of its prompts, then those of its class's.
 
     kinds      "subject" and "class"; of the base, whose prompts do not say the token, "base" and "base class"
@@ -57,41 +58,41 @@ class Sitting:
     place: Path
 
 
-def sitting(protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str) -> Sitting:
+def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str) -> ImageSet:
     """What a protocol asks of a run whose subject is called `token`, or of the base, for which that is ""."""
     kind, class_kind = ("subject", "class") if token else ("base", "base class")
     asked = [(kind, template, token, protocol.count) for template in protocol.templates]
     asked.append((class_kind, class_prompt, "", protocol.class_count))
     rows = [(what, template, (fill(template, named, word), n)) for what, template, named, count in asked for n in range(count)]
     kinds, templates, jobs = map(list, zip(*rows))
-    return Sitting(kinds, templates, jobs, [without_token(prompt, token) for prompt, _ in jobs], place)
+    return ImageSet(kinds, templates, jobs, [without_token(prompt, token) for prompt, _ in jobs], place)
 
 
-def draw(
-    model: LatentModel, sat: Sitting, *, seed: int, purpose: str, how: sampling.Drawing, progress: Callable, what: str
+def generate_missing(
+    model: LatentModel, sat: ImageSet, *, seed: int, purpose: str, how: SamplingConfig, progress: Callable, what: str
 ) -> None:
     """Draws what is missing of a sitting; what a stop interrupts is kept. progress: as `Terminal.progress`."""
-    todo = missing(sat.place, sat.jobs)
+    todo = missing_images(sat.place, sat.jobs)
     if not todo:
         return
     sat.place.mkdir(parents=True, exist_ok=True)
     with progress(what, len(sat.jobs), done=len(sat.jobs) - len(todo), unit="pictures") as advance:
-        for part in sampling.batches(model, len(todo), how):
+        for part in sampling.sampling_batches(model, len(todo), how):
             texts, numbers = zip(*(todo[k] for k in part))
-            z0 = sampling.draw(model, list(texts), sampling.image_generators(seed, list(numbers), purpose), how)
+            z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers), purpose), how)
             for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
-                _write(file(sat.place, todo[k]), image)
+                _write(image_file(sat.place, todo[k]), image)
             advance(len(part))
 
 
-def load(sat: Sitting) -> tuple[list[Image.Image], dict[int, str]]:
+def load_images(sat: ImageSet) -> tuple[list[Image.Image], dict[int, str]]:
     """The pictures of a sitting, and why some cannot be used, by their place: "not a number" or "black".
 
     UserError for a damaged file.
     """
     pictures, bad = [], {}
     for k, job in enumerate(sat.jobs):
-        path = file(sat.place, job)
+        path = image_file(sat.place, job)
         try:
             with Image.open(path, formats=("PNG",)) as picture:
                 why = picture.text.get(WHY, "")
@@ -103,7 +104,7 @@ def load(sat: Sitting) -> tuple[list[Image.Image], dict[int, str]]:
     return pictures, bad
 
 
-def tensors(pictures: Sequence[Image.Image]) -> Tensor:
+def load_tensors(pictures: Sequence[Image.Image]) -> Tensor:
     """B pictures of one size -> (B,3,H,W) in [-1,1]."""
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Look:
+class Preprocessing:
     """How pictures are shown to an encoder.
 
     short      short side in units of `crop`: 256 / 224 leaves a border out, 1 leaves only the longer side's ends out
@@ -24,15 +24,15 @@ class Look:
     std: tuple[float, float, float]
 
 
-IMAGENET = Look(256 / 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = Look(1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-PLAIN = Look(1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = Preprocessing(256 / 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = Preprocessing(1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+PLAIN = Preprocessing(1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def show(images: Tensor, look: Look, crop: int) -> Tensor:
+def preprocess(images: Tensor, look: Preprocessing, crop: int) -> Tensor:
     """(B,3,H,W) in [-1,1]  ->  (B,3,crop,crop) normalised; float32 on the device of the pictures."""
     pixels = (images.float() + 1) / 2
-    pixels = centre(resize(pixels, round(look.short * crop)), crop)
+    pixels = center_crop(resize(pixels, round(look.short * crop)), crop)
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (look.mean, look.std))
     return (pixels - mean) / std
 
@@ -46,7 +46,7 @@ def resize(pixels: Tensor, short: int) -> Tensor:
     return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def centre(pixels: Tensor, side: int) -> Tensor:
+def center_crop(pixels: Tensor, side: int) -> Tensor:
     """(B,3,H,W) with H, W >= side  ->  (B,3,side,side) from the middle."""
     height, width = pixels.shape[-2:]
     top, left = (height - side) // 2, (width - side) // 2

@@ -16,13 +16,13 @@ from personalize.data.crops import Photo, largest_box, square, square_mask
 from personalize.evaluation import image_cache
 from personalize.evaluation.encoders import Encoders
 from personalize.evaluation.metrics import METRICS, diversity, foreground, memorization, toyland_truth
-from personalize.evaluation.metrics.similarity import Embedded, ceiling, embed
+from personalize.evaluation.metrics.similarity import Embeddings, ceiling, embed
 
 Row = dict  # kind, template, prompt, index, unusable, and a number or None for each metric
 
 
 @dataclass(frozen=True)
-class Judge:
+class Reference:
     """What pictures of a subject are compared with.
 
     photos, held_out  those that it was trained on and those that it was not, embedded; held_out None where there are none
@@ -32,8 +32,8 @@ class Judge:
     """
 
     encoders: Encoders
-    photos: Embedded
-    held_out: Embedded | None
+    photos: Embeddings
+    held_out: Embeddings | None
     foreground: Tensor | None
     lpips: diversity.Lpips | None = None
     probe: toyland_truth.Probe | None = None
@@ -51,45 +51,45 @@ class Judge:
         return top
 
 
-def judge(
+def make_reference(
     encoders: Encoders, photos: Sequence[Photo], held_out: Sequence[Photo], *, size: int, crop: str, class_word: str,
     lpips: diversity.Lpips | None = None, probe: toyland_truth.Probe | None = None,
-) -> Judge:  # fmt: skip
+) -> Reference:  # fmt: skip
     """Photos as training crops them, at `size` px, seen by the encoders; one that is there twice counts once."""
     photos = list({photo.sha256: photo for photo in photos}.values())
     marks = None
     if any(photo.mask is not None for photo in photos):
-        marks = foreground.marked(encoders, [_mask(photo, size, still(crop)) for photo in photos])
-    images = image_cache.tensors(squares(photos, size, crop))
-    return Judge(
+        marks = foreground.marked(encoders, [_mask(photo, size, fixed_crop(crop)) for photo in photos])
+    images = image_cache.load_tensors(photo_squares(photos, size, crop))
+    return Reference(
         encoders,
         embed(encoders, images),
-        embed(encoders, image_cache.tensors(squares(held_out, size, crop))) if held_out else None,
+        embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None,
         marks,
         lpips,
         probe,
-        toyland_truth.of_photos(toyland_truth.read(probe, images)) if probe else None,
+        toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None,
         class_word,
     )
 
 
-def squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
+def photo_squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
     """Photos as training sees them, px of the side."""
-    return [square(photo, size, largest_box(photo, still(crop))) for photo in photos]
+    return [square(photo, size, largest_box(photo, fixed_crop(crop))) for photo in photos]
 
 
-def still(crop: str) -> str:
+def fixed_crop(crop: str) -> str:
     """A random crop is looked at in its middle."""
     return "center" if crop == "random" else crop
 
 
-def rows(by: Judge, sat: image_cache.Sitting, pictures: Sequence[Image.Image], bad: dict[int, str]) -> list[Row]:
+def score_images(by: Reference, sat: image_cache.ImageSet, pictures: Sequence[Image.Image], bad: dict[int, str]) -> list[Row]:
     """A sitting's N pictures, and why some cannot be used, -> N rows."""
-    images = image_cache.tensors(pictures)
+    images = image_cache.load_tensors(pictures)
     seen = embed(by.encoders, images, sat.plain)
     columns = {name: metric(seen, by.photos) for name, metric in METRICS.items()}
-    columns["nearest"] = memorization.nearest(seen, by.photos)
-    columns["copied"] = memorization.copied(seen, by.photos)
+    columns["nearest"] = memorization.nearest_photo(seen, by.photos)
+    columns["copied"] = memorization.is_copy(seen, by.photos)
     if by.held_out is not None:
         columns["held_out"] = METRICS["dino"](seen, by.held_out)
     if by.foreground is not None:
@@ -99,8 +99,8 @@ def rows(by: Judge, sat: image_cache.Sitting, pictures: Sequence[Image.Image], b
     columns["photo"] = (seen.dino @ by.photos.dino.T).argmax(1)
     columns["authentic"] = memorization.authentic(seen, by.photos)
     if by.probe:
-        reading = toyland_truth.read(by.probe, images)
-        columns |= {f"true_{k}": v for k, v in toyland_truth.obeyed(reading, sat.plain, by.class_word).items()}
+        reading = toyland_truth.read_images(by.probe, images)
+        columns |= {f"true_{k}": v for k, v in toyland_truth.prompt_adherence(reading, sat.plain, by.class_word).items()}
         columns["identity_error"] = toyland_truth.identity_error(reading, by.reference, by.class_word)
     plainly = {name: [_number(v) for v in values.tolist()] for name, values in columns.items() if values is not None}
     asked = zip(sat.kinds, sat.templates, sat.jobs, strict=True)

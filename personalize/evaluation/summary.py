@@ -33,7 +33,7 @@ def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
 
 
 def interval(rows: Sequence[Row], name: str) -> Interval | None:
-    return bootstrap.interval([row.get(name) for row in rows], [(row["template"],) for row in rows])
+    return bootstrap.bootstrap_interval([row.get(name) for row in rows], [(row["template"],) for row in rows])
 
 
 def keyed(rows: Iterable[Row], name: str) -> dict:
@@ -54,7 +54,7 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
             continue
         low, top = floor.mean if floor else None, ceilings.get(name)
         relative = (got.mean - low) / (top - low) if top is not None and low is not None and top > low else None
-        change = bootstrap.difference(keyed(run, name), keyed(base, name))
+        change = bootstrap.paired_difference(keyed(run, name), keyed(base, name))
         found[name] = {
             "title": title, "score": got.mean, "low": got.low, "high": got.high, "floor": low, "ceiling": top,
             "relative": relative, "change": change.row() if change else None, "better": "higher",
@@ -68,7 +68,7 @@ def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
     if not run:
         return None
     pres, before = interval(run, "dino"), interval(base, "dino")
-    moved = bootstrap.difference(keyed(run, "dino"), keyed(base, "dino"))
+    moved = bootstrap.paired_difference(keyed(run, "dino"), keyed(base, "dino"))
     room = (1.0 if top is None else top) - before.mean
     share = {k: getattr(moved, k) / room if room > 0 else None for k in ("mean", "low", "high")}
     return {
@@ -79,7 +79,7 @@ def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
     }  # fmt: skip
 
 
-def copies(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> dict | None:
+def memorization(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> dict | None:
     """How near pictures are to a photo, against how near photos are to each other; None for a single photo."""
     run = of_kind(rows, "subject")
     if leave_one_out is None:
@@ -93,7 +93,7 @@ def copies(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> dict |
     }  # fmt: skip
 
 
-def truths(rows: Sequence[Row]) -> dict | None:
+def truth_summary(rows: Sequence[Row]) -> dict | None:
     """Toyland: what a probe sees in the pictures, beside the base's; None where there is no probe."""
     run, base = of_kind(rows, "subject"), of_kind(rows, "base")
     found = {}
@@ -122,7 +122,7 @@ def by_prompt(rows: Sequence[Row]) -> list[dict]:
     return found
 
 
-def compare(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
+def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
     """Two runs on the same prompts and noise: metric -> Interval of a - b as a dict; `above`: probability that a is higher.
 
     UserError where no picture is of the same template and number.
@@ -131,7 +131,7 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
     for kind, names in (("subject", [*TITLES, *TRUTHS]), ("class", ["dino"])):
         one, other = of_kind(a, kind), of_kind(b, kind)
         for name in names:
-            change = bootstrap.difference(keyed(one, name), keyed(other, name))
+            change = bootstrap.paired_difference(keyed(one, name), keyed(other, name))
             if change:
                 found["pres" if kind == "class" else name] = change.row()
     if not found:

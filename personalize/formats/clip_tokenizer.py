@@ -34,7 +34,7 @@ def vocabulary(path: Path, tokenizer: Path | None) -> tuple[dict[str, int], str]
     return _checked(files[0], read_json(files[0])), _text(files[1])
 
 
-def write(folder: Path, vocabulary: dict[str, int], merges: str, *, longest: int, pad: str) -> None:
+def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, longest: int, pad: str) -> None:
     """A tokenizer folder that transformers loads: `longest` tokens at most, filled up with the piece `pad`."""
     folder.mkdir()
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}

@@ -35,9 +35,9 @@ CHANNELS = {  # input channels of U-Nets of the same layout that take more than 
 WANTED = "A base is a Stable Diffusion 1.x, 2.x or SDXL checkpoint with U-Net, VAE and text encoders in one file."
 
 
-def family(shapes: Shapes, path: Path) -> str:
+def detect_family(shapes: Shapes, path: Path) -> str:
     """ "sd1", "sd2" or "sdxl" of a single-file checkpoint {name: shape}. UserError says what else the file is."""
-    if what := adapter(shapes):
+    if what := detect_adapter(shapes):
         raise _refused(path, what)
     if CONV_IN not in shapes:
         raise _refused(path, _without_unet(shapes))
@@ -61,7 +61,7 @@ def more_than_noise(channels: Any) -> str:
     return CHANNELS.get(channels, "") if isinstance(channels, int) else ""
 
 
-def adapter(shapes: Shapes) -> str:
+def detect_adapter(shapes: Shapes) -> str:
     """ "a LoRA …" or "a textual-inversion embedding …" where the file is that, else ""."""
     if any(name.endswith(ADAPTER_ENDS) for name in shapes):
         return "a LoRA, which adds to a base and is none itself"

@@ -10,14 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from personalize.common.errors import UserError
-from personalize.formats.safetensors_io import load, read_header, refuse_pickle, save
+from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors
 
 ONE = "emb_params"
 TWO = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 Rows = dict[str, Tensor]
 
 
-def read(path: Path) -> tuple[str, Rows]:
+def read_embedding(path: Path) -> tuple[str, Rows]:
     """(token or "", {"text_encoder": (n,D)} and "text_encoder_2" for SDXL). UserError where the file is none."""
     path = Path(path)
     refuse_pickle(path, "a textual-inversion embedding")
@@ -33,7 +33,7 @@ def read(path: Path) -> tuple[str, Rows]:
             f"{path} is no textual-inversion embedding: it has {len(shapes)} tensors such as {example!r}, where one is due, "
             f"or {' and '.join(TWO)} for SDXL."
         )
-    tensors = load(path)
+    tensors = load_tensors(path)
     rows = {part: _rows(path, name, tensors[name]) for name, part in names.items()}
     if len({len(part) for part in rows.values()}) > 1:
         raise UserError(f"{path} has {' and '.join(str(len(r)) for r in rows.values())} rows for its two text encoders.")
@@ -54,10 +54,10 @@ def write_a1111(path: Path, rows: Mapping[str, Tensor]) -> None:
 
 def _write(path: Path, name: str, rows: Mapping[str, Tensor]) -> None:
     if set(rows) == {"text_encoder"}:
-        save(path, {name: rows["text_encoder"]})
+        save_tensors(path, {name: rows["text_encoder"]})
     else:
         assert set(rows) == set(TWO.values()), set(rows)
-        save(path, {name: rows[part] for name, part in TWO.items()})
+        save_tensors(path, {name: rows[part] for name, part in TWO.items()})
 
 
 def _rows(path: Path, name: str, tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 CLIP_WORDS = 49408  # of OpenAI's vocabulary; rows beyond it are words that somebody added
 
 
-def infer(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
+def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
     """{part: config} of a single file {name: shape}. UserError where the shapes are not of the family's layout."""
     configs = {"unet": _unet(shapes, family), "vae": _vae(shapes, family)}
     texts = [part for part in PREFIXES[family] if part.startswith("text_encoder")]

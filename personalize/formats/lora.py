@@ -22,7 +22,7 @@ from personalize.common.files import read_json
 from personalize.formats import detect, lora_names
 from personalize.formats.ldm_unet import unet_layers
 from personalize.formats.lora_names import ALPHA, BARE, DOWN, MAGNITUDE, UP, Layer
-from personalize.formats.safetensors_io import Header, load, read_header, refuse_pickle, save
+from personalize.formats.safetensors_io import Header, load_tensors, read_header, refuse_pickle, save_tensors
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
 SIBLING = "adapter_config.json"  # PEFT's, beside the weights
@@ -44,7 +44,7 @@ class Adapter:
     alphas: dict[str, float]
 
 
-def read(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapter:
+def read_lora(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapter:
     """The LoRA in a `.safetensors` of diffusers, PEFT, kohya or LyCORIS (LoCon), for the base with these layers.
 
     `layers` is {part: dotted names of its Linear and Conv2d}. UserError where the file is none, is not whole, or has
@@ -54,7 +54,7 @@ def read(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapte
     refuse_pickle(path, "a LoRA")
     header = read_header(path)
     found = _found(path, header, layers, base)
-    settings, tensors = _settings(path, header, layers), load(path)
+    settings, tensors = _settings(path, header, layers), load_tensors(path)
     made, ranks, alphas = {}, {}, {}
     for (part, layer), keys in sorted(found.items()):
         name = f"{part}.{layer}"
@@ -82,7 +82,7 @@ def write_diffusers(path: Path, adapter: Adapter) -> None:
         fields["rank_pattern"] = {layer: r for layer, r in sorted(ranks.items()) if r != rank}
         fields["alpha_pattern"] = {layer: a for layer, a in sorted(alphas.items()) if a != alpha}
         header |= {f"{part}.{key}": value for key, value in fields.items()}
-    save(path, tensors, {HEADER: json.dumps(header, sort_keys=True), "format": "pt"})
+    save_tensors(path, tensors, {HEADER: json.dumps(header, sort_keys=True), "format": "pt"})
 
 
 def write_kohya(
@@ -119,7 +119,7 @@ def write_kohya(
         "ss_network_alpha": str(_commonest(adapter.alphas)),
         "ss_base_model_version": "sd_v2" if sd2 else VERSIONS[family],
     }
-    save(path, tensors, said | dict(metadata or {}))
+    save_tensors(path, tensors, said | dict(metadata or {}))
 
 
 def _found(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:

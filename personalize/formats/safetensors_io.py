@@ -65,7 +65,7 @@ def read_header(path: Path) -> Header:
     return {"tensors": {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}, "metadata": metadata}
 
 
-def load(path: Path, what: str = "a model") -> dict[str, Tensor]:
+def load_tensors(path: Path, what: str = "a model") -> dict[str, Tensor]:
     """The tensors of a `.safetensors`, on the CPU in their own dtypes, after its header was found sound."""
     refuse_pickle(path, what)
     read_header(path)
@@ -75,7 +75,7 @@ def load(path: Path, what: str = "a model") -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a `.safetensors` atomically. The library writes several metadata in an order of chance; here they are sorted."""
     with writing(path) as temporary:
         save_unsynced(temporary, tensors, metadata)

@@ -12,14 +12,14 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json, writing
 from personalize.formats import clip_tokenizer, detect, reference_configs
 from personalize.formats import stored_config as stored
-from personalize.formats.infer_config import infer
+from personalize.formats.infer_config import infer_configs
 from personalize.formats.ldm import PREFIXES, State, from_ldm, to_ldm
-from personalize.formats.safetensors_io import load, read_header, refuse_pickle, save, save_unsynced
+from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors, save_unsynced
 
 Config = dict[str, Any]
 
 
-def to_folder(path: Path, folder: Path, *, tokenizer: Path | None = None, prediction: str = "") -> None:
+def unpack_single_file(path: Path, folder: Path, *, tokenizer: Path | None = None, prediction: str = "") -> None:
     """Unpack a single-file Stable Diffusion 1.x, 2.x or SDXL into a diffusers folder that does not exist yet.
 
     The configs are those that `from_folder` put into the file, else told from its tensors. `prediction` ("epsilon",
@@ -33,12 +33,12 @@ def to_folder(path: Path, folder: Path, *, tokenizer: Path | None = None, predic
         raise UserError(f"{folder} is there already. Give a folder that is new or empty.")
     header = read_header(path)
     shapes = {name: shape for name, (_, shape) in header["tensors"].items()}
-    family = detect.family(shapes, path)
+    family = detect.detect_family(shapes, path)
     configs, scheduler = _configs(path, header["metadata"], shapes, family=family, asked=prediction)
     vocabulary, merges = clip_tokenizer.vocabulary(path, tokenizer)
     _fit(path, len(vocabulary), configs)
     try:
-        states = from_ldm(load(path), family, configs)
+        states = from_ldm(load_tensors(path), family, configs)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     with writing(folder) as temporary:
@@ -48,13 +48,13 @@ def to_folder(path: Path, folder: Path, *, tokenizer: Path | None = None, predic
         for part in (part for part in states if part.startswith("text_encoder")):
             pad = clip_tokenizer.padding(vocabulary, openclip=PREFIXES[family][part].endswith(".model."))
             place = temporary / part.replace("text_encoder", "tokenizer")
-            clip_tokenizer.write(place, vocabulary, merges, longest=configs[part]["max_position_embeddings"], pad=pad)
+            clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=configs[part]["max_position_embeddings"], pad=pad)
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
         _write_json(temporary / "model_index.json", reference_configs.pipeline(family, states, scheduler["_class_name"]))
 
 
-def from_folder(folder: Path, out: Path, *, half: bool) -> None:
+def pack_single_file(folder: Path, out: Path, *, half: bool) -> None:
     """Pack a diffusers folder of Stable Diffusion 1.x, 2.x or SDXL into one file, in half precision if `half`.
 
     Its configs go into the header, so that `to_folder` gives the same folder back. UserError for a folder that is not
@@ -82,14 +82,14 @@ def from_folder(folder: Path, out: Path, *, half: bool) -> None:
     blocks = len(configs["vae"].get("block_out_channels", [64]))
     pixels = configs["unet"].get("sample_size") or 64
     spec = reference_configs.modelspec(family, prediction, pixels * 2 ** (blocks - 1) if type(pixels) is int else 512, out.stem)
-    save(out, tensors, spec | {"format": "pt", stored.KEY: stored.packed(family, configs, scheduler)})
+    save_tensors(out, tensors, spec | {"format": "pt", stored.KEY: stored.packed(family, configs, scheduler)})
 
 
 def _configs(path: Path, metadata: Mapping[str, str], shapes: detect.Shapes, *, family: str, asked: str):
     """({part: config}, scheduler's config): the header's own where it has them."""
     prediction = reference_configs.prediction(family, metadata, shapes, asked)
     try:
-        inferred = infer(shapes, family, prediction=prediction)
+        inferred = infer_configs(shapes, family, prediction=prediction)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if stored.KEY in metadata:
@@ -138,7 +138,7 @@ def _read_part(place: Path) -> State:
     for stem in ("diffusion_pytorch_model", "model"):
         for variant in ("", ".fp16"):
             if (whole := place / f"{stem}{variant}.safetensors").exists():
-                return load(whole)
+                return load_tensors(whole)
             if (index := place / f"{stem}.safetensors.index{variant}.json").exists():
                 return _sharded(place, index)
     raise UserError(
@@ -153,7 +153,7 @@ def _sharded(place: Path, index: Path) -> State:
         raise UserError(f"{index} has no weight_map of files beside it. Download it again.")
     state: State = {}
     for name in sorted(set(shards.values())):
-        state |= load(place / name)
+        state |= load_tensors(place / name)
     return state
 
 

@@ -4,47 +4,17 @@ B pictures, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from personalize.common.errors import UserError, nearest
-from personalize.core import losses, rng
+from personalize.common.recipe import SamplingConfig
+from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond
 from personalize.core.samplers import SAMPLERS
-from personalize.core.schedule import Schedule
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.models.interface import LatentModel
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How a picture is drawn from its prompt and noise."""
-
-    sampler: str
-    steps: int
-    guidance: float
-    rescale: float = 0.0
-    interval: tuple[float, ...] = ()  # low, high of t / T
-    negative: str = ""
-    size: int = 0  # px; 0: what the base trains at
-    batch: int = 0  # pictures at once; 0: chosen for the device
-
-
-def per_image_loss(
-    model: LatentModel, z0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, goal: Tensor | None = None,
-    mask: Tensor | None = None, snr_gamma: float = 0.0, schedule: Schedule | None = None,
-) -> Tensor:  # fmt: skip
-    """z0, cond, t, eps -> (B,) float32: squared error of the base's own target, min-SNR weighted if gamma > 0.
-
-    goal (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean; schedule: the model's
-    own, with its table on the device, so that nothing is copied there.
-    """
-    schedule = schedule or model.schedule
-    out = model.predict(schedule.add_noise(z0, eps, t), t, cond)
-    loss = losses.denoising_loss(out, schedule.target(z0, eps, t) if goal is None else goal, mask)
-    return loss * losses.min_snr_weight(schedule.snr(t), snr_gamma, schedule.prediction) if snr_gamma else loss
 
 
 def sampler_named(name: str) -> Callable:
@@ -55,7 +25,9 @@ def sampler_named(name: str) -> Callable:
     return table[name]
 
 
-def draw(model: LatentModel, prompts: list[str], generators: list[torch.Generator], how: Drawing, *, on_step=None) -> Tensor:
+def sample_latents(
+    model: LatentModel, prompts: list[str], generators: list[torch.Generator], how: SamplingConfig, *, on_step=None
+) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
@@ -68,11 +40,11 @@ def draw(model: LatentModel, prompts: list[str], generators: list[torch.Generato
     side = size // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
     with torch.inference_mode():
-        uncond = None if how.guidance == 1 else encode(model, [how.negative] * len(prompts), draws=True)
+        uncond = None if how.guidance == 1 else encode_texts(model, [how.negative] * len(prompts), draws=True)
         T = model.schedule.T
         guided = GUIDANCE["cfg"](
             model.predict,
-            encode(model, prompts, draws=True),
+            encode_texts(model, prompts, draws=True),
             uncond,
             how.guidance,
             rescale=how.rescale,
@@ -82,7 +54,7 @@ def draw(model: LatentModel, prompts: list[str], generators: list[torch.Generato
         return sample(guided, noise, model.schedule, how.steps, generators=generators, on_step=on_step)
 
 
-def encode(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Cond:
+def encode_texts(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Cond:
     """`encode_prompts`, with each different prompt encoded once. (B texts) -> cond of B rows; `draws`: prepared for drawing."""
     different = list(dict.fromkeys(prompts))
     cond = model.encode_prompts(different)
@@ -92,26 +64,14 @@ def encode(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Co
     return {key: value[rows] for key, value in cond.items()}
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`, which a GPU is not waited for: without pinned memory each copy waits for all work before it."""
-    if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not Tensor:  # a fake has no memory to pin
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def picked(table: Tensor, rows: list[int]) -> Tensor:
-    """`table[rows]`, likewise."""
-    return table[sent(torch.tensor(rows), table.device)]
-
-
-def batches(model: LatentModel, count: int, how: Drawing) -> Iterator[range]:
+def sampling_batches(model: LatentModel, count: int, how: SamplingConfig) -> Iterator[range]:
     """Parts of range(count) that are drawn at once. The cut is the same wherever drawing starts."""
-    size = how.batch or default_batch(model, how.size or model.size)
+    size = how.batch or default_batch_size(model, how.size or model.size)
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
 
 
-def default_batch(model: LatentModel, size: int) -> int:
+def default_batch_size(model: LatentModel, size: int) -> int:
     """Pictures at once: 16 pictures of 512 px on a GPU; on the CPU small latents in larger batches, large ones alone."""
     cells = (size // model.downscale) ** 2
     return max(1, min(64, (16 * 4096 if model.device.type == "cuda" else 25 * 256) // cells))

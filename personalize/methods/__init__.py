@@ -24,13 +24,13 @@ from personalize.formats import safetensors_io
 from personalize.models.interface import LatentModel
 
 METHODS = {
-    "full": "full", **dict.fromkeys(ADAPTERS, "peft"),
+    "full": "full", **dict.fromkeys(ADAPTERS, "lora"),
     "textual-inversion": "textual_inversion", "custom-diffusion": "custom_diffusion",
 }  # fmt: skip
 WITH_A_WORD = ("textual-inversion", "custom-diffusion")  # these learn the token itself, which is then a new word
 
 
-def check(names: Sequence[str], *, quantize: str = "", text_encoder: bool = False, lora: Lora | None = None) -> None:
+def check_methods(names: Sequence[str], *, quantize: str = "", text_encoder: bool = False, lora: Lora | None = None) -> None:
     """UserError for an unknown method, for some that cannot be together, or for settings that a method does not have."""
     for name in names:
         if name not in METHODS:
@@ -53,7 +53,7 @@ def check(names: Sequence[str], *, quantize: str = "", text_encoder: bool = Fals
         peft.check(adapters[0], lora or Lora(), quantize)
 
 
-def check_masters(recipe: Recipe, dtype: torch.dtype) -> None:
+def check_split_weights(recipe: Recipe, dtype: torch.dtype) -> None:
     """UserError where the master weights cannot be kept in two halves."""
     train = recipe.train
     if train.masters != "split":
@@ -71,7 +71,7 @@ def check_masters(recipe: Recipe, dtype: torch.dtype) -> None:
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
     """The parameter groups of all methods of the recipe, in float32. Nothing else of the model's networks trains."""
     train = recipe.train
-    check(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
+    check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     if train.quantize:
         from personalize.methods.quantization import quantize
 

@@ -18,7 +18,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import write_json
 from personalize.formats import lora, safetensors_io
 from personalize.methods import as_in
-from personalize.methods.peft_layers import layers
+from personalize.methods.peft_layers import adaptable_layers
 from personalize.models.interface import LatentModel
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -45,7 +45,7 @@ class Part:
         return value * math.sqrt(self.config.r) if getattr(self.config, "use_rslora", False) else value
 
 
-def write(folder: Path, parts: dict[str, Part]) -> None:
+def write_adapter(folder: Path, parts: dict[str, Part]) -> None:
     """The adapters of several networks, all of one kind, by network."""
     folder.mkdir(parents=True, exist_ok=True)
     if all(part.kind == "lora" for part in parts.values()):
@@ -59,10 +59,10 @@ def write(folder: Path, parts: dict[str, Part]) -> None:
         place.mkdir(exist_ok=True)
         # PEFT would write its sets in an order of chance, and the same run would give another file.
         write_json(place / CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in part.config.to_dict().items()})
-        safetensors_io.save(place / TENSORS, {f"base_model.model.{k}": v for k, v in part.tensors.items()})
+        safetensors_io.save_tensors(place / TENSORS, {f"base_model.model.{k}": v for k, v in part.tensors.items()})
 
 
-def holds(source: Path) -> bool:
+def holds_adapter(source: Path) -> bool:
     """Whether a file or folder has an adapter in it, by its names alone."""
     if source.is_dir():
         return any((source / name).exists() for name in (FILE, CONFIG)) or bool(_folders(source))
@@ -70,7 +70,7 @@ def holds(source: Path) -> bool:
     return any(".lora" in key or key.startswith("lora_") for key in keys)
 
 
-def read(source: Path, model: LatentModel) -> dict[str, Part]:
+def read_adapter(source: Path, model: LatentModel) -> dict[str, Part]:
     """The adapters in a LoRA file or in a folder of ours or PEFT's, by network.
 
     UserError where there is none, or one for a layer or network that the base has not.
@@ -84,7 +84,7 @@ def read(source: Path, model: LatentModel) -> dict[str, Part]:
         places["unet"] = source
     if not places:
         raise UserError(f"{source} has neither {FILE} nor {CONFIG}: there is no adapter in it.")
-    here, found = networks(model), {}
+    here, found = adapted_networks(model), {}
     for name, place in places.items():
         if name not in here:
             raise UserError(f"{place} was made for another base than {model.name!r}, which has {', '.join(here)} only.")
@@ -92,7 +92,7 @@ def read(source: Path, model: LatentModel) -> dict[str, Part]:
     return found
 
 
-def networks(model: LatentModel) -> dict[str, nn.Module]:
+def adapted_networks(model: LatentModel) -> dict[str, nn.Module]:
     """All that can carry an adapter."""
     return {"unet": model.unet, **model.text_encoders}
 
@@ -101,8 +101,8 @@ def _lora(path: Path, model: LatentModel) -> dict[str, Part]:
     """A LoRA of any program: each layer has its own rank and alpha."""
     from peft import LoraConfig
 
-    names = {name: set(layers(network)) for name, network in networks(model).items()}
-    adapter, found = lora.read(path, names, model.name), {}
+    names = {name: set(adaptable_layers(network)) for name, network in adapted_networks(model).items()}
+    adapter, found = lora.read_lora(path, names, model.name), {}
     for name in names:
         own, ranks, alphas = (_of(name, values) for values in (adapter.tensors, adapter.ranks, adapter.alphas))
         if not ranks:
@@ -131,9 +131,9 @@ def _peft_folder(place: Path, name: str, model: LatentModel) -> dict[str, Part]:
         raise UserError(f"{place} has no {TENSORS}: it is not whole, or a pickle, which is not opened.")
     if config.peft_type == "LORA":
         return _lora(place / TENSORS, model)
-    tensors = safetensors_io.load(place / TENSORS, "an adapter")
+    tensors = safetensors_io.load_tensors(place / TENSORS, "an adapter")
     bare = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
-    return {name: Part(config, as_in(networks(model)[name], bare))}
+    return {name: Part(config, as_in(adapted_networks(model)[name], bare))}
 
 
 def _of(name: str, values: dict) -> dict:

@@ -35,7 +35,7 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     """Two files, of weights and embeddings."""
     # diffusers wants an entry for each attention; an empty one says that it is the base's.
     others = {f"{name}.processor": torch.empty(0) for name, _ in model.unet.named_modules() if name.endswith(".attn1")}
-    safetensors_io.save(folder / FILE, {**others, **_weights(model)})
+    safetensors_io.save_tensors(folder / FILE, {**others, **_weights(model)})
     textual_inversion.save(model, folder, recipe)
 
 
@@ -53,7 +53,7 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
 
 
 def _fill(model: LatentModel, path: Path) -> None:
-    tensors = {key: value for key, value in safetensors_io.load(path).items() if len(value)}
+    tensors = {key: value for key, value in safetensors_io.load_tensors(path).items() if len(value)}
     copy_all(_weights(model), tensors, what=f"{path} was made for another base than {model.name!r}")
 
 

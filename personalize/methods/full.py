@@ -65,7 +65,7 @@ def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     for part, module in _trained(model, recipe).items():
         files = sorted((folder / part).glob("*.safetensors"))
         require_folder(folder, f"{part}/{files[0].name if files else '*.safetensors'}")
-        tensors = {k: v for file in files for k, v in safetensors_io.load(file).items()}
+        tensors = {k: v for file in files for k, v in safetensors_io.load_tensors(file).items()}
         what = f"{folder / part} was made for another base than {model.name!r}"
         copy_all(module.state_dict(), as_in(module, tensors), what=what)
 

@@ -83,7 +83,7 @@ def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> N
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     """`pytorch_lora_weights.safetensors` for lora, else a PEFT folder `<network>_adapter` for each network."""
-    adapter_files.write(folder, _own(model, recipe))
+    adapter_files.write_adapter(folder, _own(model, recipe))
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
@@ -105,19 +105,19 @@ def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) 
     if not source.exists():
         raise UserError(f"there is no adapter {str(source)!r}. Give a .safetensors file, or the folder of a run or of PEFT.")
     what = f"{source} was made for another base than {model.name!r}"
-    for part, adapter in adapter_files.read(source, model).items():
+    for part, adapter in adapter_files.read_adapter(source, model).items():
         if weight != 1 and adapter.kind in ("oft", "boft"):
             raise UserError(f"{source} is {adapter.kind}, which has no weight: {weight:g} is not possible, give 1.")
-        network = adapter_files.networks(model)[part]
+        network = adapter_files.adapted_networks(model)[part]
         for p in peft_layers.inject(network, adapter.config, name=name, what=what):
             p.requires_grad_(False)
-        copy_all(peft_layers.tensors(network, name), adapter.tensors, what=what)
-        peft_layers.weigh(network, name, weight)
+        copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
+        peft_layers.set_adapter_scale(network, name, weight)
 
 
 def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
     """An adapter's values into the one that trains. UserError where its kind, rank or layers are not the recipe's."""
-    if adapter_files.holds(source):
+    if adapter_files.holds_adapter(source):
         _fill(model, recipe, source, what=f"train.init_from = {str(source)!r} and the recipe adapt other layers")
         return True
     return False
@@ -133,12 +133,12 @@ def fuse(model: LatentModel) -> None:
             raise UserError(
                 f"the {part} is quantized, so no adapter can go into its weights. Load the adapter into the plain base."
             )
-        peft_layers.merge(network)
+        peft_layers.merge_adapter(network)
 
 
 def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> None:
     """An adapter's values into the attached one, of the same kind, rank, scale and layers."""
-    found, own = adapter_files.read(source, model), _own(model, recipe)
+    found, own = adapter_files.read_adapter(source, model), _own(model, recipe)
     if found.keys() != own.keys():
         has, wanted = (" and ".join(sorted(parts)) for parts in (found, own))
         raise UserError(f"{source} has adapters of {has}, expected are {wanted}. Set train.text_encoder to what it was.")
@@ -150,7 +150,7 @@ def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> Non
 def _own(model: LatentModel, recipe: Recipe) -> dict[str, Part]:
     """The attached adapters, with live tensors."""
     networks = _parts(model, recipe).items()
-    return {part: Part(network.peft_config[NAME], peft_layers.tensors(network, NAME)) for part, network in networks}
+    return {part: Part(network.peft_config[NAME], peft_layers.adapter_tensors(network, NAME)) for part, network in networks}
 
 
 def _kind(recipe: Recipe) -> str:
@@ -164,7 +164,9 @@ def _parts(model: LatentModel, recipe: Recipe) -> dict[str, nn.Module]:
 def _check_targets(network: nn.Module, targets, base: str) -> None:
     for target in targets:
         if not peft_layers.matched(network, [target]):
-            ends = {name.split(".", i)[-1] for name in peft_layers.layers(network) for i in range(name.count(".") + 1)}
+            ends = {
+                name.split(".", i)[-1] for name in peft_layers.adaptable_layers(network) for i in range(name.count(".") + 1)
+            }
             raise UserError(
                 f"lora.targets = {list(targets)}: no layer of base {base!r} is called {target!r}{nearest(target, ends)} "
                 "Expected are ends of names, such as to_q or ff.net.2."

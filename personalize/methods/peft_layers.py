@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from personalize.common.errors import UserError
 
 
-def layers(network: nn.Module) -> dict[str, nn.Module]:
+def adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The linear and convolution layers by their names in the bare network, whatever adapters are on them."""
     found, inside = {}, "?"
     for name, module in network.named_modules():
@@ -25,7 +25,7 @@ def layers(network: nn.Module) -> dict[str, nn.Module]:
 def matched(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     """The layers that targets name: each is a layer's name or the end of it, from a dot on."""
     suffixes = tuple(f".{target}" for target in targets)
-    return {name: layer for name, layer in layers(network).items() if name in targets or name.endswith(suffixes)}
+    return {name: layer for name, layer in adaptable_layers(network).items() if name in targets or name.endswith(suffixes)}
 
 
 def inject(network: nn.Module, config, *, name: str, what: str) -> list[nn.Parameter]:
@@ -47,7 +47,7 @@ def inject(network: nn.Module, config, *, name: str, what: str) -> list[nn.Param
     return fresh
 
 
-def tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
+def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter's live tensors: what is copied into them trains and draws."""
     from peft import get_peft_model_state_dict
 
@@ -55,7 +55,7 @@ def tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
     return {key.replace(".base_layer.", "."): value for key, value in found.items()}
 
 
-def weigh(network: nn.Module, name: str, weight: float) -> None:
+def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:
     """All adapters of the network act, this one `weight` times (of DoRA the direction, not the magnitude)."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -66,7 +66,7 @@ def weigh(network: nn.Module, name: str, weight: float) -> None:
                 layer.set_scale(name, weight)
 
 
-def merge(network: nn.Module) -> None:
+def merge_adapter(network: nn.Module) -> None:
     """Every adapter goes into its layer's weight, with its own weight: the bare network is left, which draws the same."""
     for name, layer in list(network.named_modules()):
         if not hasattr(layer, "base_layer") or name.endswith(".base_layer"):

@@ -102,7 +102,7 @@ def load_embedding(model: LatentModel, path: Path, token: str = "") -> str:
     word is known already.
     """
     path = _the_file(path)
-    given, rows = embedding_files.read(path)
+    given, rows = embedding_files.read_embedding(path)
     token = token or given or path.stem
     _check_rows(model, path, rows)
     _add(model, token, rows)
@@ -114,12 +114,12 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
     files = _files(recipe)
     if source.is_dir():
         found = {token: source / name for token, name in files.items() if (source / name).exists()}
-    elif source.suffix == ".safetensors" and not adapter_files.holds(source):
+    elif source.suffix == ".safetensors" and not adapter_files.holds_adapter(source):
         found = {next(iter(files)): source}
     else:
         found = {}
     for token, path in found.items():
-        rows = embedding_files.read(path)[1]
+        rows = embedding_files.read_embedding(path)[1]
         _check_rows(model, path, rows)
         for part, given in rows.items():
             own = _words(model, part, recipe)[token]

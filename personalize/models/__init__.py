@@ -7,25 +7,25 @@ from pathlib import Path
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.models.interface import LatentModel
-from personalize.models.locate import TOYLAND, fingerprint, locate
+from personalize.models.locate import TOYLAND, fingerprint, locate_base
 
-__all__ = ["MODELS", "TOYLAND", "LatentModel", "families", "fingerprint", "load", "locate"]
+__all__ = ["MODELS", "TOYLAND", "LatentModel", "families", "fingerprint", "load_model", "locate_base"]
 
 MODELS = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}  # pipeline class in model_index.json -> module
 
 
-def load(
+def load_model(
     base: str, *, device: str = "auto", dtype: str = "auto", vae: str = "whole", say: Callable[[str], None] = print
 ) -> LatentModel:
     """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, ready on a device.
 
     UserError for anything else. `vae`: how the VAE works, as in the recipe.
     """
-    folder = locate(base, say)
+    folder = locate_base(base, say)
     family = families(folder, base)
     from personalize.models import devices, latent_diffusion
 
-    where = devices.choose(device)
+    where = devices.choose_device(device)
     return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
         device=where, dtype=devices.dtype_for(where, dtype, say), vae=vae, fingerprint=fingerprint(folder),

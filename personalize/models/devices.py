@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from personalize.common.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this name; "auto" takes the best one here. UserError for one that is not here."""
     if name == "auto":
         if torch.cuda.is_available():
@@ -36,3 +37,15 @@ def dtype_for(device: torch.device, name: str, say: Callable[[str], None]) -> to
         say("float16 is slow and incomplete on the CPU: computing in bfloat16 instead.")
         return torch.bfloat16
     return dtype
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, which a GPU is not waited for: without pinned memory each copy waits for all work before it."""
+    if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not Tensor:  # a fake has no memory to pin
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def take_rows(table: Tensor, rows: list[int]) -> Tensor:
+    """`table[rows]`, likewise."""
+    return table[to_device(torch.tensor(rows), table.device)]

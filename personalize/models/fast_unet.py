@@ -29,7 +29,7 @@ PLAIN = {  # settings of a network with which it is what `forward` computes; one
 KEPT = "attn2:"  # begins the names of the text's keys and values in a conditioning
 
 
-def refusal(unet: nn.Module) -> str:
+def why_not_fast(unet: nn.Module) -> str:
     """Why only the library's own forward pass will do, or "" where this one computes the same."""
     config = unet.config
     for name, value in PLAIN.items():
@@ -49,7 +49,7 @@ def keys_values(unet: nn.Module, text: Tensor) -> Cond:
     return {KEPT + name: torch.cat([_call(a.to_k, text), _call(a.to_v, text)], -1) for name, a in attentions.items()}
 
 
-def forward(
+def fast_forward(
     unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, kept: Cond | None = None
 ) -> Tensor:  # fmt: skip
     """(B,C,h,w), (B,), (B,L,D) -> raw output (B,C,h,w). added: SDXL's conditions; kept: what `keys_values` gave.

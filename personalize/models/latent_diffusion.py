@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -45,23 +45,23 @@ class LatentDiffusion:
         vae: str,
         fingerprint: str,
     ):
-        network, kl = loading.configs(folder, name)
+        network, kl = loading.read_configs(folder, name)
         self.latent_channels = network["in_channels"]
         self.downscale = 2 ** (len(kl["block_out_channels"]) - 1)
         self.size = network["sample_size"] * self.downscale
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
         self.device, self.dtype, self._vae_works = device, dtype, vae
         self.index = read_json(folder / "model_index.json")
-        self.schedule = loading.schedule(folder)
+        self.schedule = loading.load_schedule(folder)
         self._texts, self._vae = self._read_texts(), self._read_vae()
         self.tokenizers = {
-            part: loading.tokenizer(folder, words, most=self._texts[part].config.max_position_embeddings)
+            part: loading.load_tokenizer(folder, words, most=self._texts[part].config.max_position_embeddings)
             for part, (_, words) in family.TEXT.items()
         }
         self.spelling: dict[str, str] = {}
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        self.unet = loading.network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
-        self.lean = not fast_unet.refusal(self.unet)
+        self.unet = loading.load_network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
+        self.lean = not fast_unet.why_not_fast(self.unet)
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -135,7 +135,7 @@ class LatentDiffusion:
         z_t = z_t.to(dtype, memory_format=torch.channels_last if last else torch.preserve_format)
         kept = {key: value for key, value in cond.items() if key.startswith(fast_unet.KEPT)}
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
-        return fast_unet.forward(self.unet, z_t, t, text, added=added, kept=kept).contiguous()
+        return fast_unet.fast_forward(self.unet, z_t, t, text, added=added, kept=kept).contiguous()
 
     def overlong(self, prompt: str) -> str:
         words = next(iter(self.tokenizers.values()))
@@ -143,11 +143,11 @@ class LatentDiffusion:
         return words.decode(ids[words.model_max_length - 1 : -1])
 
     def _read_texts(self) -> dict[str, nn.Module]:
-        read = {part: loading.network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}
+        read = {part: loading.load_network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}
         return {part: module.to(self.device) for part, module in read.items()}
 
     def _read_vae(self) -> nn.Module:
-        vae = loading.network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
+        vae = loading.load_network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
         if self._vae_works != "whole":
             vae.enable_slicing()
         if self._vae_works == "tiled":

@@ -34,14 +34,14 @@ LIBRARIES = (
 
 
 @contextmanager
-def lean():
+def lazy_imports():
     """Import diffusers and transformers, or load with them, inside this: only what is needed, nothing on the screen.
 
     Afterwards the import system is as it was: what was left out is imported as usual by whoever asks for it.
     """
     import torch
 
-    quiet()
+    quiet_libraries()
     _no_bars()
     find_spec, is_available = importlib.util.find_spec, torch.distributed.is_available
 
@@ -114,7 +114,7 @@ def _no_bars() -> None:
             module.disable_progress_bar()
 
 
-def quiet() -> None:
+def quiet_libraries() -> None:
     """Warnings and progress bars of the libraries go to their logs, not to the screen."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

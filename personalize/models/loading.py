@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.core import schedule as schedules
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 from personalize.models.locate import weight_files
 
-with lean():
+with lazy_imports():
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 
-def configs(folder: Path, name: str) -> tuple[dict, dict]:
+def read_configs(folder: Path, name: str) -> tuple[dict, dict]:
     """config.json of the U-Net and of the VAE. UserError, before weights are read, where they do more than text to image."""
     unet = {"in_channels": 4, **read_json(_place(folder, "unet") / "config.json")}  # with diffusers' defaults
     vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_place(folder, "vae") / "config.json")}
@@ -36,7 +36,7 @@ def configs(folder: Path, name: str) -> tuple[dict, dict]:
     return unet, vae
 
 
-def network(kind, folder: Path, part: str, dtype: torch.dtype):
+def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     """A frozen network of class `kind` from folder/part in `dtype`. UserError where it is missing, a pickle or not whole."""
     place = _place(folder, part)
     files = weight_files(place)
@@ -47,7 +47,7 @@ def network(kind, folder: Path, part: str, dtype: torch.dtype):
         )
     variant = "fp16" if ".fp16" in files[0].name else None
     try:
-        with lean():
+        with lazy_imports():
             module, found = kind.from_pretrained(
                 place, torch_dtype=dtype, use_safetensors=True, variant=variant, output_loading_info=True
             )
@@ -58,7 +58,7 @@ def network(kind, folder: Path, part: str, dtype: torch.dtype):
     return module.eval().requires_grad_(False)
 
 
-def tokenizer(folder: Path, part: str, *, most: int) -> CLIPTokenizer:
+def load_tokenizer(folder: Path, part: str, *, most: int) -> CLIPTokenizer:
     """A base's tokenizer, which cuts at `most` tokens. Without its files transformers would make an empty one."""
     place = folder / part
     if not any((place / file).exists() for file in ("tokenizer.json", "vocab.json")):
@@ -71,7 +71,7 @@ def tokenizer(folder: Path, part: str, *, most: int) -> CLIPTokenizer:
     return found
 
 
-def schedule(folder: Path) -> schedules.Schedule:
+def load_schedule(folder: Path) -> schedules.Schedule:
     """The noise schedule and prediction type that the folder's scheduler config names."""
     path = folder / "scheduler" / "scheduler_config.json"
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}

@@ -18,7 +18,7 @@ NEEDED = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in (
 SAMPLES, SAMPLE = 64, 1 << 17  # pieces of a weight file that its fingerprint reads, and their size in bytes
 
 
-def locate(base: str, say: Callable[[str], None] = print) -> Path:
+def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
     """The local folder of a base, downloaded first when it is a hub id (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count).
 
     A single file is turned into a folder of the user's cache, once. UserError for what is none of these.
@@ -79,19 +79,21 @@ def _unpacked(path: Path, say: Callable[[str], None]) -> Path:
 
     digest = hashlib.sha256()
     _sample(path, digest)
-    folder = cache() / "bases" / f"{path.stem}-{digest.hexdigest()[:12]}"
+    folder = cache_folder() / "bases" / f"{path.stem}-{digest.hexdigest()[:12]}"
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {cache()}: {error.strerror}. Set PERSONALIZE_CACHE to a folder with room.") from error
+        raise UserError(
+            f"cannot write {cache_folder()}: {error.strerror}. Set PERSONALIZE_CACHE to a folder with room."
+        ) from error
     size = path.stat().st_size
     require_free_disk(folder, size + size // 20)
     sweep(folder.parent)
     say(f"turning {path.name} ({size / 1e9:.2f} GB) into a diffusers folder, this once: {folder}")
     with suppress(_Made), writing(folder) as temporary:
-        single_file.to_folder(path, temporary)
+        single_file.unpack_single_file(path, temporary)
         if folder.is_dir():
             raise _Made
     kind = read_json(folder / "model_index.json")["_class_name"]
@@ -104,7 +106,7 @@ class _Made(Exception):
     """Another process made the folder meanwhile, and may be reading from it."""
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Where this user's copies of bases are kept."""
     if own := os.environ.get("PERSONALIZE_CACHE"):
         return Path(own).expanduser()
@@ -129,3 +131,9 @@ def _download(base: str) -> Path:
             f"base {base!r} is neither a folder here nor in the hub's local cache, and the hub cannot be reached.{offline} "
             "Check the name and the connection, or use --base toyland."
         ) from error
+
+
+def public_name(value: str) -> str:
+    """A base or file as strangers may see it: the last part of a path, anything else as it is."""
+    looks_local = value.startswith((".", "/", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
+    return Path(value.replace("\\", "/")).name if looks_local else value

@@ -6,9 +6,9 @@ B texts, L tokens, D text width.
 from torch import Tensor
 
 from personalize.core.guidance import Cond
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
 TEXT = {"text_encoder": (CLIPTextModel, "tokenizer")}

@@ -6,9 +6,9 @@ B texts, L tokens, D D2 widths of the text encoders.
 import torch
 
 from personalize.core.guidance import Cond
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 TEXT = {

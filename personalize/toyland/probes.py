@@ -17,26 +17,43 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json, write_json, writing
 from personalize.core import rng
 from personalize.toyland.pretraining.stages import pixels, rows_of, teller
-from personalize.toyland.pretraining.trainer import fit
-from personalize.toyland.world import scenes as world
+from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.pen import Pen
+from personalize.toyland.world.scenes import (
+    ACCESSORIES,
+    ACTIONS,
+    CLASSES,
+    COLOURS,
+    EARS,
+    PATTERNS,
+    PLACES,
+    PROBES,
+    PROPORTIONS,
+    TAILS,
+    Scene,
+    Subject,
+    colour_word,
+    opponent,
+    scene,
+    subject,
+)
 from personalize.toyland.world.subjects import DRAW
 
 SIZE = 64  # px of what is read
 NOTHING = "none"  # worn
 TABLES = {
-    "class": world.CLASSES,
-    "place": tuple(world.PLACES),
-    "action": tuple(world.ACTIONS),
-    "accessory": (NOTHING, *world.ACCESSORIES),
-    "accessory_colour": tuple(world.COLOURS),
-    "colour": tuple(world.COLOURS),  # the word for the body's
-    "pattern": world.PATTERNS,
-    "ear": world.EARS,
-    "tail": world.TAILS,
+    "class": CLASSES,
+    "place": tuple(PLACES),
+    "action": tuple(ACTIONS),
+    "accessory": (NOTHING, *ACCESSORIES),
+    "accessory_colour": tuple(COLOURS),
+    "colour": tuple(COLOURS),  # the word for the body's
+    "pattern": PATTERNS,
+    "ear": EARS,
+    "tail": TAILS,
 }
 COLOURED = ("body", "second", "detail")
-VALUES = {name: 3 for name in COLOURED} | {"proportions": len(world.PROPORTIONS)}
+VALUES = {name: 3 for name in COLOURED} | {"proportions": len(PROPORTIONS)}
 CHANNELS = (32, 64, 128, 160)  # at 32, 16, 8 and 4 px
 BATCH = 64
 COLOUR_UNIT = 0.2  # of the opponent axes, so that colours weigh like the rest
@@ -83,7 +100,7 @@ def shown(class_word: str) -> frozenset[str]:
     read: set[str] = set()
 
     class Watched:
-        def __init__(self, who: world.Subject):
+        def __init__(self, who: Subject):
             self.who = who
 
         def __getattr__(self, name: str):
@@ -91,34 +108,34 @@ def shown(class_word: str) -> frozenset[str]:
             return getattr(self.who, name)
 
     if class_word not in DRAW:
-        return frozenset(world.Subject.__dataclass_fields__) - {"class_word"}
+        return frozenset(Subject.__dataclass_fields__) - {"class_word"}
     for seed in range(20):
-        DRAW[class_word](Pen(), Watched(world.subject(seed, class_word)))
+        DRAW[class_word](Pen(), Watched(subject(seed, class_word)))
     return frozenset(read)
 
 
-def kinds(of: world.Subject) -> dict[str, int]:
+def kinds(of: Subject) -> dict[str, int]:
     """The row of the subject's pattern, ear and tail in their tables; UNSEEN where its class does not show it."""
     seen = shown(of.class_word)
     return {k: TABLES[k].index(getattr(of, k)) if k in seen else UNSEEN for k in ("pattern", "ear", "tail")}
 
 
-def values(of: world.Subject) -> dict[str, list[float]]:
+def values(of: Subject) -> dict[str, list[float]]:
     """The three colours (3,) in opponent axes, proportions (4,) less their mean over their deviation; NaN: unseen."""
     seen = shown(of.class_word)
     standard = [
         (getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) if name in seen else float("nan")
-        for name, (low, high) in world.PROPORTIONS.items()
+        for name, (low, high) in PROPORTIONS.items()
     ]
-    return {name: list(world.opponent(getattr(of, name))) for name in COLOURED} | {"proportions": standard}
+    return {name: list(opponent(getattr(of, name))) for name in COLOURED} | {"proportions": standard}
 
 
-def truth(scenes: Sequence[world.Scene]) -> dict[str, Tensor]:
+def scene_truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """N scenes -> (N,) rows of each table, (N,3) and (N,4) values."""
     rows = []
     for s in scenes:
         told = {"class": s.subject.class_word, "place": s.place, "action": s.action}
-        told["colour"] = world.colour_word(s.subject.body)
+        told["colour"] = colour_word(s.subject.body)
         told["accessory"] = s.accessory.kind if s.accessory else NOTHING
         if s.accessory:
             told["accessory_colour"] = s.accessory.colour
@@ -178,11 +195,11 @@ def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (0, 0, 3, 3), mode="replicate"), taps.transpose(2, 3), groups=3)
 
 
-def train(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]) -> Probe:
+def train_probe(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]) -> Probe:
     """The stage: `images` (N,64,64,3) uint8 are the drawn scenes of the seeds from world.PROBES on."""
     torch.manual_seed(settings.seed)
     model = Probe().to(device)
-    goal = truth([world.scene(world.PROBES + k) for k in range(len(images))])
+    goal = scene_truth([scene(PROBES + k) for k in range(len(images))])
 
     def loss(step: int) -> Tensor:
         rows = rows_of(step, BATCH, len(images), seed=settings.seed, purpose="probes")
@@ -190,7 +207,7 @@ def train(work: Path, images: np.ndarray, settings, device: torch.device, say: C
             x = disturbed(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
         return loss_of(model(x.to(device)), {name: of[rows].to(device) for name, of in goal.items()})
 
-    fit(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema=0.998, weight_decay=0.02,
+    train_stage(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema=0.998, weight_decay=0.02,
         say=teller("probes", settings.probe_steps, say))  # fmt: skip
     return model.eval()
 
@@ -204,7 +221,7 @@ def export(out: Path, model: Probe) -> None:
     write_json(out / SIZES, {"channels": model.channels, "tables": TABLES, "values": VALUES})
 
 
-def load(out: Path) -> Probe:
+def load_probe(out: Path) -> Probe:
     """What `export` wrote, in float32. UserError where it is missing, damaged or of another Toyland."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

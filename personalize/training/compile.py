@@ -12,7 +12,7 @@ BACKEND = "inductor"
 EAGER, WARM, TIMED = 2, 2, 3  # steps: before it is compiled, until it is warm, measured
 
 
-class Compiled:
+class CompiledStep:
     """`run(batch)`, whose `model.predict` is compiled from the third step on. What draws in between is not compiled.
 
     Says the break-even once. Where the compiler fails, says so, and that step and all others run eagerly.

@@ -47,7 +47,7 @@ class CudaGraphs:
         return graph.replay
 
 
-class Replayed:
+class CapturedStep:
     """`run(inputs, counts)` -> (n,) numbers, on buffers that each call's inputs are copied into.
 
     counts, like the inputs' names, shapes and types, are fixed by the first call; a call with others runs by itself, not

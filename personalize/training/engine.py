@@ -15,12 +15,13 @@ from personalize.core import bf16_split
 from personalize.core.losses import dreambooth_loss
 from personalize.core.schedule import Schedule
 from personalize.data.training_set import Batch
-from personalize.generation import sampling
+from personalize.models.devices import to_device
 from personalize.models.interface import LatentModel
 from personalize.training import cuda_graph
-from personalize.training import optimizer as optimizers
-from personalize.training.compile import Compiled
-from personalize.training.split_weights import Masters
+from personalize.training.compile import CompiledStep
+from personalize.training.loss import per_image_loss
+from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
+from personalize.training.split_weights import SplitWeights
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Engine:
     recipe: Recipe
     groups: list[dict]
     say: Callable[[str], None] = lambda line: None
-    masters: Masters | None = field(init=False)  # where parameters are in two halves; the optimizer has their shells
+    masters: SplitWeights | None = field(init=False)  # where parameters are in two halves; the optimizer has their shells
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     params: list[Tensor] = field(init=False)
@@ -45,8 +46,8 @@ class Engine:
     def __post_init__(self) -> None:
         self.params = [p for group in self.groups for p in group["params"]]
         train, halved = self.recipe.train, hasattr(self.params[0], bf16_split.LOW)
-        self.masters = Masters(self.groups, apart=train.optimizer == "adamw8bit") if halved else None
-        self.optimizer = optimizers.make_optimizer(self.masters.groups if halved else self.groups, train)
+        self.masters = SplitWeights(self.groups, apart=train.optimizer == "adamw8bit") if halved else None
+        self.optimizer = make_optimizer(self.masters.groups if halved else self.groups, train)
         half = self.model.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
         self.schedule = self.model.schedule.to(self.model.device)
@@ -54,7 +55,7 @@ class Engine:
 
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
         """One update at learning rate × `scale` -> loss, subject, prior, norm (before clipping), each () on the device."""
-        self.lr = optimizers.set_rates(self.optimizer, scale)
+        self.lr = set_learning_rates(self.optimizer, scale)
         return dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
 
     def update(self, batch: Batch) -> Tensor:
@@ -63,9 +64,9 @@ class Engine:
             totals = self.backward(batch)
             distributed.sum_gradients(self.params)
             self.scaler.unscale_(self.optimizer)
-            norm = optimizers.joint_norm(self.params)
+            norm = gradient_norm(self.params)
             for _ in self.masters.opened() if self.masters else [None]:
-                optimizers.clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
+                clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
             return torch.cat([totals, norm[None]])
         finally:
             self.clear()
@@ -79,13 +80,13 @@ class Engine:
         """Adds the gradient of this process's rows, in `train.accumulate` parts -> (3,): loss, subject, prior of all rows."""
         train, device = self.recipe.train, self.model.device
         totals = torch.zeros(3, device=device)
-        mine = distributed.share(len(batch.z0))
+        mine = distributed.local_rows(len(batch.z0))
         size = -(-len(batch.z0) // train.accumulate)
-        is_prior = sampling.sent(batch.is_prior, device)
+        is_prior = to_device(batch.is_prior, device)
         for start in range(mine.start, mine.stop, size):
             rows = slice(start, min(start + size, mine.stop))
             with torch.autocast(device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
-                per_image = sampling.per_image_loss(
+                per_image = per_image_loss(
                     self.model, batch.z0[rows], batch.cond(rows), t=batch.t[rows], eps=batch.eps[rows],
                     goal=None if batch.goal is None else batch.goal[rows],
                     mask=None if batch.mask is None else batch.mask[rows],
@@ -94,15 +95,15 @@ class Engine:
             parts = dreambooth_loss(per_image, is_prior[rows], train.prior_weight, counts=batch.counts)
             self.scaler.scale(parts[0]).backward()
             totals += torch.stack(parts).detach()
-        return distributed.total(totals)
+        return distributed.sum_over_ranks(totals)
 
     def _chosen(self) -> Callable[[Batch], Tensor]:
         asked = self.recipe.train.engine
         if asked == "compiled":
-            return Compiled(self.update, self.model, steps=self.recipe.train.steps, say=self.say)
+            return CompiledStep(self.update, self.model, steps=self.recipe.train.steps, say=self.say)
         if asked == "eager":
             return self.update
-        if why := graph_refusal(self.model, self.recipe, self.groups):
+        if why := why_not_captured(self.model, self.recipe, self.groups):
             self.say(f"steps run eagerly, not as a CUDA graph: {why}")
             return self.update
         return self.recorded_by(cuda_graph.CudaGraphs())
@@ -111,16 +112,18 @@ class Engine:
         """`update`, recorded after some steps and then replayed."""
         for group in self.optimizer.param_groups:  # torch asks for it; the fused kernel is the same
             group["capturable"] = True
-        replayed = cuda_graph.Replayed(lambda tensors, counts: self.update(Batch.of(tensors, counts)), recorder, say=self.say)
+        replayed = cuda_graph.CapturedStep(
+            lambda tensors, counts: self.update(Batch.of(tensors, counts)), recorder, say=self.say
+        )
         return lambda batch: replayed(batch.tensors(), batch.counts)
 
 
-def graph_refusal(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str:
+def why_not_captured(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str:
     """Why a run's steps cannot be one CUDA graph, or ""."""
     train = recipe.train
     reasons = {
         f"the device is {model.device.type}": model.device.type != "cuda",
-        "several processes": distributed.world() > 1,
+        "several processes": distributed.world_size() > 1,
         "float16 loss scaling": model.dtype == torch.float16,
         "8-bit AdamW": train.optimizer == "adamw8bit",
         "a quantized base": bool(train.quantize),
@@ -130,7 +133,7 @@ def graph_refusal(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str
     return next((why for why, holds in reasons.items() if holds), "")
 
 
-def rate(recipe: Recipe, step: int) -> float:
+def lr_factor(recipe: Recipe, step: int) -> float:
     """The factor on every learning rate at a step 0…steps-1: warm-up from 0, then constant, cosine or linear to 0."""
     import math
 

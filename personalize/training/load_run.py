@@ -4,15 +4,15 @@ from pathlib import Path
 
 from personalize import methods
 from personalize.common import checkpoint
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
+from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.run_folder import checkpoints, read_manifest
 from personalize.models.interface import LatentModel
 
 STATE = "state.safetensors"
 
 
-def require(folder: Path) -> dict:
+def require_run(folder: Path) -> dict:
     """A run's manifest. UserError for a folder that is no run."""
     manifest = read_manifest(folder)
     if manifest.get("kind") != "run":
@@ -23,7 +23,7 @@ def require(folder: Path) -> dict:
     return manifest
 
 
-def subject(manifest: dict, token: str = "") -> dict:
+def run_subject(manifest: dict, token: str = "") -> dict:
     """A run's subject of this token, or its first: token, class, prompt, photos, prior_folder."""
     found = {entry["token"]: entry for entry in manifest["subjects"]}
     if token and token not in found:
@@ -31,7 +31,7 @@ def subject(manifest: dict, token: str = "") -> dict:
     return found[token] if token else manifest["subjects"][0]
 
 
-def resolve(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> str:
+def resolve_checkpoint(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> str:
     """What the run's result, or its checkpoint `at` ("400", "step-000400", "last"), is called.
 
     UserError where the base is not the one the run was trained on, or the run has no such result.
@@ -54,12 +54,12 @@ def resolve(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> s
     return f"step-{manifest['chosen']:06d}" if "chosen" in manifest else "model"
 
 
-def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
+def load_run(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
     """What `resolve` names, into a fresh base; returns its name."""
-    name, recipe = resolve(model, folder, manifest, at), config.from_dict(manifest["recipe"], str(folder))
+    name, recipe = resolve_checkpoint(model, folder, manifest, at), recipe_from_dict(manifest["recipe"], str(folder))
     if at not in ("", "best"):
         params = [p for group in methods.attach(model, recipe) for p in group["params"]]
-        put_checkpoint(model, recipe, params, folder / "checkpoints" / name)
+        load_checkpoint(model, recipe, params, folder / "checkpoints" / name)
     else:
         methods.load(model, folder / "model", recipe)
     for module in model.networks.values():
@@ -67,9 +67,9 @@ def put_into(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
     return name
 
 
-def put_checkpoint(model: LatentModel, recipe: config.Recipe, params: list, folder: Path) -> None:
+def load_checkpoint(model: LatentModel, recipe: Recipe, params: list, folder: Path) -> None:
     """A checkpoint's weights, averaged ones where there are, into a model to which the recipe's methods are attached."""
-    parts, _ = checkpoint.load(folder / STATE)
+    parts, _ = checkpoint.load_state(folder / STATE)
     methods.restore(model, recipe, parts["trained"])
     for i, mean in parts.get("average", {}).items():
         params[int(i)].data.copy_(mean)

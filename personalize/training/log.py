@@ -16,7 +16,7 @@ from personalize.training.engine import Engine
 FILE = "log.jsonl"
 
 
-class Log:
+class RunLog:
     """Rows of log.jsonl and of the trackers. Losses are read from a GPU every 10 steps: reading waits.
 
     `line` is the newest row in a few words, for the progress bar. Of several processes one `writes`.

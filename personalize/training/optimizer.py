@@ -32,7 +32,7 @@ def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
     return AdamW8bit(groups, **options)
 
 
-def set_rates(optimizer: Optimizer, scale: float) -> float:
+def set_learning_rates(optimizer: Optimizer, scale: float) -> float:
     """Every group at its own learning rate × scale -> the first group's."""
     for group in optimizer.param_groups:
         rate = group["initial_lr"] * scale
@@ -43,7 +43,7 @@ def set_rates(optimizer: Optimizer, scale: float) -> float:
     return optimizer.param_groups[0]["initial_lr"] * scale
 
 
-def joint_norm(params: list[Tensor]) -> Tensor:
+def gradient_norm(params: list[Tensor]) -> Tensor:
     """The norm () of all gradients together, in float32 whatever their type; 0 where there are none."""
     grads = [p.grad for p in params if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32))) if grads else torch.zeros(())

@@ -8,7 +8,7 @@ import time
 import torch
 
 from personalize.common import distributed
-from personalize.data.crops import Photo, batch
+from personalize.data.crops import Photo, photo_batch
 from personalize.data.training_set import TrainingSet
 from personalize.models.interface import LatentModel
 from personalize.training.engine import Engine
@@ -17,7 +17,7 @@ FAR_BELOW = 4.0  # dB under the base's own pictures, from where a VAE cannot sho
 POOR = 24.0  # dB; below it a difference is plain to see
 
 
-def words(data: TrainingSet, engine: Engine) -> list[str]:
+def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     """The plan's lines. Measures one forward and backward pass; no weight and no randomness of the run changes."""
     train, model = data.recipe.train, data.model
     subjects, priors = data.steps_per_batch
@@ -31,7 +31,7 @@ def words(data: TrainingSet, engine: Engine) -> list[str]:
         f"{train.steps} steps of {subjects} + {priors} pictures: each photo is seen {passes:.0f} times",
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
-        + (f", in {distributed.world()} processes" if distributed.world() > 1 else ""),
+        + (f", in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""),
         f"about {duration(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
     ]
 
@@ -47,7 +47,7 @@ def probe(data: TrainingSet, engine: Engine) -> float:
         engine.backward(data.at(0))
         if data.model.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = distributed.from_first(time.monotonic() - began)
+        seconds = distributed.broadcast_from_rank0(time.monotonic() - began)
         engine.clear()
         if seconds > 2:
             break
@@ -85,7 +85,7 @@ def psnr(model: LatentModel, photos: list[Photo], size: int) -> float:
     """Mean over photos of 10 log10(4 / MSE) between a picture in [-1,1] and its round trip through the VAE, dB."""
     values = []
     for photo in photos:
-        x = batch([photo], size)
+        x = photo_batch([photo], size)
         mean, _ = model.encode_images(x)
         values.append(10 * math.log10(4 / float((model.decode_latents(mean).cpu() - x).square().mean())))
     return sum(values) / len(values)

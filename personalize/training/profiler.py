@@ -22,9 +22,9 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.training import profile_page
-from personalize.training.memory import counter as footprint
+from personalize.training.memory.counter import Counter
 from personalize.training.profile_page import Profile
-from personalize.training.run import Run
+from personalize.training.run import TrainingRun
 
 WARM = 7  # steps, in which a graph is recorded or a network compiled
 LEAST = 4  # steps: one to warm up, one traced, one between clocks, one as it always is
@@ -188,7 +188,7 @@ def split(marks: list[Mark], began: float, ended: float) -> dict[str, float]:
 
 
 @contextmanager
-def watching(run: Run, start: int, screen: Terminal) -> Iterator[None]:
+def watching(run: TrainingRun, start: int, screen: Terminal) -> Iterator[None]:
     """Inside this the run's steps from `start` on are profiled; at its end the page is written and the parts are said."""
     left = run.recipe.train.steps - start
     if not run.writes or left < LEAST:
@@ -226,17 +226,17 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(taken)
 
 
-def _flops(run: Run, step: int) -> int:
+def _flops(run: TrainingRun, step: int) -> int:
     """Of forward and backward of a step, a multiply-add is 2. No weight and no randomness of the run changes."""
-    if distributed.world() > 1:  # the others would have to compute it too
+    if distributed.world_size() > 1:  # the others would have to compute it too
         return 0
-    with footprint.Counter(run.data.model.device.type) as counter:
+    with Counter(run.data.model.device.type) as counter:
         run.engine.backward(run.data.at(step))
         run.engine.clear()
         return counter.lap().work.flops
 
 
-def _write(run: Run, watch: Watch, profile: Profile) -> None:
+def _write(run: TrainingRun, watch: Watch, profile: Profile) -> None:
     """profile/: profile.md and trace.json, or trace.json.gz where that is large."""
     recipe, device = run.recipe, run.data.model.device
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"

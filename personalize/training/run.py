@@ -18,11 +18,11 @@ from personalize.common.terminal import Terminal
 from personalize.data import training_set
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, load_run, validation
-from personalize.training import log as runlog
+from personalize.training.log import FILE, not_a_number
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A run in this process: its folder, what it trains on, the average of its weights where one is kept, and the dev
     split where checkpoints are chosen by it.
     """
@@ -40,7 +40,7 @@ class Run:
         return self.data.recipe
 
 
-def save(run: Run, step: int, screen: Terminal) -> None:
+def save(run: TrainingRun, step: int, screen: Terminal) -> None:
     """A checkpoint; its scores, where checkpoints are chosen by them; and the older ones that nobody needs are deleted."""
     if not run.writes:
         return
@@ -52,10 +52,10 @@ def save(run: Run, step: int, screen: Terminal) -> None:
     if run.engine.scaler.is_enabled():
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
-        raise UserError(runlog.not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
+        raise UserError(not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
     with run_folder.writing(_checkpoint(run, step)) as temporary:
         temporary.mkdir()
-        checkpoint.save(temporary / load_run.STATE, parts, step)
+        checkpoint.save_state(temporary / load_run.STATE, parts, step)
     _judge(run, step, screen)
     best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
     run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
@@ -67,24 +67,24 @@ def judged(recipe: Recipe, step: int) -> bool:
     return bool(every) and (step == recipe.train.steps or step % every == 0)
 
 
-def _judge(run: Run, step: int, screen: Terminal) -> None:
+def _judge(run: TrainingRun, step: int, screen: Terminal) -> None:
     if not (run.dev and judged(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
         return
-    with validation.resting(run.data.model, run.engine.params, run.average):
+    with validation.eval_mode(run.data.model, run.engine.params, run.average):
         screen.say(run.dev.score(step).words())
     run.data.release()
 
 
-def restore(run: Run, screen: Terminal) -> int:
+def restore(run: TrainingRun, screen: Terminal) -> int:
     """The newest checkpoint's step, its state put in place; 0 where there is none."""
     found = [f / load_run.STATE for f in run_folder.checkpoints(run.folder) if (f / load_run.STATE).exists()]
-    newest = distributed.from_first(found[-1] if found else None)
+    newest = distributed.broadcast_from_rank0(found[-1] if found else None)
     if newest is None:
         if run.recipe.train.init_from:
             methods.start_from(run.data.model, run.recipe)
         _forget_after(run, 0)
         return 0
-    parts, step = checkpoint.load(newest)
+    parts, step = checkpoint.load_state(newest)
     methods.restore(run.data.model, run.recipe, parts["trained"])
     checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
     for i, mean in enumerate(run.average):
@@ -97,27 +97,27 @@ def restore(run: Run, screen: Terminal) -> int:
     return step
 
 
-def _forget_after(run: Run, step: int) -> None:
+def _forget_after(run: TrainingRun, step: int) -> None:
     """Takes out of the run's logs and dev pictures what came after the checkpoint that it goes on from."""
     if not run.writes:
         return
-    for log in (run.folder / runlog.FILE, run.folder / checkpoint_selection.FILE):
-        if run.dev or log.name == runlog.FILE:
+    for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
+        if run.dev or log.name == FILE:
             rows = [row for row in (run_folder.read_jsonl(log) if log.exists() else []) if row["step"] <= step]
             run_folder.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     for place in (run.folder / "choosing").glob("step-*"):
         if int(place.name.split("-")[1]) > step:
             run_folder.remove_folder(place)
     if run.dev:
-        run.dev.scored = checkpoint_selection.read(run.folder / checkpoint_selection.FILE)
+        run.dev.scored = checkpoint_selection.read_scored(run.folder / checkpoint_selection.FILE)
 
 
-def mark(run: Run, status: str) -> None:
+def mark(run: TrainingRun, status: str) -> None:
     if run.writes:
         run_folder.write_manifest(run.folder, run.manifest | {"status": status})
 
 
-def finish(run: Run, screen: Terminal) -> None:
+def finish(run: TrainingRun, screen: Terminal) -> None:
     """The result in model/: the chosen checkpoint or the last weights, of these the average where one is kept."""
     if not run.writes:
         return
@@ -127,7 +127,7 @@ def finish(run: Run, screen: Terminal) -> None:
     if run.dev:
         choice = _choice(run)
         screen.say(f"keeping {choice.why}")
-        load_run.put_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, choice.step))
+        load_run.load_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, choice.step))
         run.manifest |= {"chosen": choice.step, "why": choice.why}
     for module in model.networks.values():
         module.eval()
@@ -136,19 +136,21 @@ def finish(run: Run, screen: Terminal) -> None:
     mark(run, "finished")
 
 
-def _choice(run: Run) -> checkpoint_selection.Choice:
+def _choice(run: TrainingRun) -> checkpoint_selection.Choice:
     """Of all scored checkpoints; of those still there, where later scores speak for one that was pruned."""
-    choice = checkpoint_selection.choose(run.dev.scored, run.recipe.choose)
+    choice = checkpoint_selection.choose_checkpoint(run.dev.scored, run.recipe.choose)
     if _checkpoint(run, choice.step).exists():
         return choice
-    return checkpoint_selection.choose([s for s in run.dev.scored if _checkpoint(run, s.step).exists()], run.recipe.choose)
+    return checkpoint_selection.choose_checkpoint(
+        [s for s in run.dev.scored if _checkpoint(run, s.step).exists()], run.recipe.choose
+    )
 
 
-def _checkpoint(run: Run, step: int) -> Path:
+def _checkpoint(run: TrainingRun, step: int) -> Path:
     return run.folder / "checkpoints" / f"step-{step:06d}"
 
 
-def disk_bytes(run: Run) -> int:
+def disk_bytes(run: TrainingRun) -> int:
     """Weights, two moments and an average for each checkpoint that will lie there at once, plus the result."""
     weights = sum(p.numel() for p in run.engine.params)
     whole = sum(p.numel() for p in run.data.model.unet.parameters())

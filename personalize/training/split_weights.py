@@ -41,7 +41,7 @@ class Chunk:
         self.shell.data, self.shell.grad = self.shell.data.new_empty(0), None
 
 
-class Masters:
+class SplitWeights:
     """The chunks of parameter groups; `groups` are the same with shells in place of parameters, for an optimizer."""
 
     def __init__(self, groups: list[dict], *, apart: bool):

@@ -15,10 +15,10 @@ import torch
 from benchmarks import arm, ceiling, compare, demands, drawing, gate, jobs
 from benchmarks.phases import PHASES, phases, ratio, table
 from personalize.cli import import_command
-from personalize.common import recipe
+from personalize.common.recipe import load_recipe
 from personalize.core import schedule
-from personalize.data.crops import batch as pictures_of
-from personalize.data.photos import load as load_photos
+from personalize.data.crops import photo_batch as pictures_of
+from personalize.data.photos import load_photos
 
 STEPS = 4
 
@@ -76,8 +76,8 @@ def test_both_sides_are_asked_for_the_same_work(job, script, tmp_path):
     mine = jobs.ours(job, jobs.METHODS[script], tmp_path)
     flags = dict(zip(mine[2:], mine[3:]))
     settings = [mine[k + 1] for k, word in enumerate(mine) if word == "--set"]
-    ours = recipe.load(None, [*settings, f"train.methods={flags['--method']}", f"base={job.base}"])
-    read = recipe.load(None, theirs.settings)
+    ours = load_recipe(None, [*settings, f"train.methods={flags['--method']}", f"base={job.base}"])
+    read = load_recipe(None, theirs.settings)
     assert ours.train == dataclasses.replace(read.train, checkpoint_every=0)  # theirs is past the last step
     assert read.train.checkpoint_every > job.steps and ours.lora == read.lora and ours.seed == read.seed
     assert ours.prior == dataclasses.replace(read.prior, prompt=ours.prior.prompt) and ours.base == read.base

@@ -8,11 +8,12 @@ import torch
 from benchmarks import subjects, toyland
 from personalize.evaluation.metrics import toyland_truth
 from personalize.toyland.world import scenes as world
+from personalize.toyland.world.scenes import subject
 
 
 @pytest.fixture(scope="module")
 def bench():
-    return toyland.Bench(SimpleNamespace(size=64), None, toyland_truth.load(), 100)
+    return toyland.Bench(SimpleNamespace(size=64), None, toyland_truth.load_probe(), 100)
 
 
 def test_a_prompt_says_all_of_its_scene(bench):
@@ -31,7 +32,7 @@ def test_drawn_pictures_are_obedient_and_not_to_the_prompts_of_others(bench):
 
 
 def test_one_dog_many_times_has_no_spread(bench):
-    dogs = [world.scene(toyland.FIRST + k, who=world.subject(toyland.FIRST + k, "dog")) for k in range(24)]
+    dogs = [world.scene(toyland.FIRST + k, who=subject(toyland.FIRST + k, "dog")) for k in range(24)]
     same = [world.scene(toyland.FIRST + k, who=dogs[0].subject) for k in range(24)]
     assert toyland.spread(bench, bench.drawn(dogs)) > 1.5 * toyland.spread(bench, bench.drawn(same))
 

@@ -9,8 +9,8 @@ import pytest
 
 from personalize import api, methods, models
 from personalize.cli import app
-from personalize.common import recipe as config
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.recipe import load_recipe, recipe_to_toml
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
 
@@ -23,7 +23,7 @@ def python(*words, cwd, **variables):
 
 @pytest.fixture(scope="module")
 def model(tiny_sd):
-    return models.load(str(tiny_sd), device="cpu", say=lambda line: None)
+    return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def terminal(tmp_path, monkeypatch, capsys):
 def test_help_and_a_dry_run_wait_for_no_heavy_library(tmp_path, words):
     code = f"""if True:
         import sys
-        from personalize.cli import app
+        from personalize.cli.app import app
         sys.argv = {["personalize", *words]!r}
         try: app()
         except SystemExit as stop: assert not stop.code, stop.code
@@ -90,7 +90,7 @@ def test_what_a_user_can_cause_is_said_with_status_2_and_no_traceback(terminal, 
 
 
 def test_train_without_photos_or_class_names_the_remedy(terminal, monkeypatch, model, photos):
-    monkeypatch.setattr(models, "load", lambda base, **options: model)
+    monkeypatch.setattr(models, "load_model", lambda base, **options: model)
     status, out, err = terminal("train", "no-such-folder", "--class", "dog")
     assert (status, out) == (2, "") and "no-such-folder" in err
     status, out, err = terminal("train", photos)
@@ -109,8 +109,8 @@ def test_a_dry_run_prints_a_recipe_that_reads_back_as_itself(terminal, tmp_path,
     status, out, err = terminal("train", *words, "--dry-run")
     assert (status, err) == (0, "")
     (tmp_path / "recipe.toml").write_text(out)
-    recipe = config.load(tmp_path / "recipe.toml")
-    assert config.to_toml(recipe, comments=True) == out
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert recipe_to_toml(recipe, comments=True) == out
     assert api.resolve(tmp_path / "recipe.toml") == recipe
     assert terminal("train", "--recipe", "recipe.toml", "--dry-run")[1] == out
 
@@ -119,7 +119,7 @@ def test_options_are_short_names_of_settings(terminal, tmp_path):
     words = ["--class", "cat", "--steps", "7", "--lr", "1e-5", "--method", "lora", "--token", "qxv", "--seed", "0"]
     _, out, _ = terminal("train", *words, "--base", "o/n", "--device", "cpu", "--dtype", "float32", "--dry-run")
     (tmp_path / "r.toml").write_text(out)
-    recipe = config.load(tmp_path / "r.toml")
+    recipe = load_recipe(tmp_path / "r.toml")
     assert (recipe.class_word, recipe.train.steps, recipe.train.lr, recipe.train.methods) == (
         ("cat",), 7, 1e-5, ("lora",),
     )  # fmt: skip
@@ -128,16 +128,16 @@ def test_options_are_short_names_of_settings(terminal, tmp_path):
 
 
 def test_toylands_own_defaults_give_way_to_a_file_and_a_file_to_an_option(tmp_path):
-    plain = config.load(None)
+    plain = load_recipe(None)
     assert api.resolve().train.lr != plain.train.lr and api.resolve().base == plain.base == "toyland"
     (tmp_path / "r.toml").write_text("[train]\nsteps = 11\nlr = 0.5\n")
     recipe = api.resolve(tmp_path / "r.toml", ["train.lr=0.25"])
     assert (recipe.train.steps, recipe.train.lr) == (11, 0.25)
-    assert api.resolve(None, ["base=o/n"]) == config.load(None, ["base=o/n"]), "toyland's defaults are for toyland only"
+    assert api.resolve(None, ["base=o/n"]) == load_recipe(None, ["base=o/n"]), "toyland's defaults are for toyland only"
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(terminal, monkeypatch, model, tiny_sd, tmp_path):
-    monkeypatch.setattr(models, "load", lambda base, **options: model)
+    monkeypatch.setattr(models, "load_model", lambda base, **options: model)
     (tmp_path / "list.txt").write_text("# mine\na cat in the snow\n\na red hat\n")
     common = ("--base", tiny_sd, "--steps", "2", "--count", "1", "--out", "out")
     status, out, err = terminal("generate", "a dog", "--prompts", "list.txt", *common, "--json")

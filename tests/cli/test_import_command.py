@@ -10,9 +10,8 @@ from personalize import api
 from personalize.cli import import_command
 from personalize.cli.import_command import split_prompt
 from personalize.cli.import_command.scripts import SCRIPTS, SEVERAL, SWITCH, flags
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
-from personalize.common.recipe import SETTINGS
+from personalize.common.recipe import SETTINGS, flat_settings, load_recipe
 
 DREAMBOOTH = """
 export MODEL_NAME="CompVis/stable-diffusion-v1-4"
@@ -273,7 +272,7 @@ def body(text):
 
 
 def recipe(command):
-    return config.load(None, import_command.recipe_from(command).settings)
+    return load_recipe(None, import_command.recipe_from(command).settings)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +289,7 @@ def test_the_commands_of_the_guides_become_these_recipes(command, expected, tmp_
     assert body(text) == expected
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    assert config.load(path) == config.load(None, imported.settings)
+    assert load_recipe(path) == load_recipe(None, imported.settings)
 
 
 @pytest.mark.parametrize("command", [DREAMBOOTH, LORA_SDXL, LORA, INVERSION, CUSTOM, PEFT, *map(least, SCRIPTS)])
@@ -300,11 +299,11 @@ def test_the_file_says_the_same_on_top_of_what_its_base_and_method_start_from(co
     start = api.resolve(None, import_command.foundation(imported))
     path = tmp_path / "recipe.toml"
     path.write_text(import_command.toml(imported, start=start))
-    there, meant = config.flat(api.resolve(path)), config.flat(config.load(None, imported.settings))
+    there, meant = flat_settings(api.resolve(path)), flat_settings(load_recipe(None, imported.settings))
     keys = [text.partition("=")[0] for text in imported.settings]
     assert {key: there[key] for key in keys} == {key: meant[key] for key in keys}
     others = there.keys() - set(keys)
-    assert {key: there[key] for key in others} == {key: config.flat(start)[key] for key in others}
+    assert {key: there[key] for key in others} == {key: flat_settings(start)[key] for key in others}
 
 
 def test_the_head_says_how_to_use_the_recipe_and_what_is_different():
@@ -343,7 +342,7 @@ def test_a_command_that_says_little_has_the_defaults_of_its_script():
 
 def test_text_lr_and_weight_decay_of_sdxl_are_told_where_the_text_encoders_train():
     imported = import_command.recipe_from(least("train_dreambooth_lora_sdxl.py", train_text_encoder=True))
-    assert config.load(None, imported.settings).train.text_lr == 5e-6
+    assert load_recipe(None, imported.settings).train.text_lr == 5e-6
     assert any("0.001 there" in line for line in imported.notices)
     assert "train.text_lr" not in import_command.toml(import_command.recipe_from(least("train_dreambooth_lora_sdxl.py")))
 
@@ -421,7 +420,7 @@ def test_the_batch_is_that_of_all_parts_and_processes():
 )
 def test_the_course_of_the_learning_rate(given, schedule, warmup, told):
     imported = import_command.recipe_from(least("train_dreambooth.py", max_train_steps=900, **given))
-    read = config.load(None, imported.settings)
+    read = load_recipe(None, imported.settings)
     assert (read.train.lr_schedule, read.train.warmup) == (schedule, warmup)
     lines = [line for line in imported.notices + imported.unknown if "lr_" in line or "warm-up" in line]
     assert told in "".join(lines) and bool(lines) == bool(told)
@@ -450,7 +449,7 @@ def test_checkpoints_and_pictures_on_the_way():
             validation_steps=50,
         )
     )
-    read = config.load(None, imported.settings)
+    read = load_recipe(None, imported.settings)
     assert (read.train.checkpoint_every, read.train.sample_every) == (100, 50)
     assert any("of 9 checkpoints the newest 2 are kept" in line for line in imported.notices)
     assert any("personalize generate 'a sks dog'" in line for line in imported.notices)
@@ -474,7 +473,7 @@ def test_checkpoints_and_pictures_on_the_way():
     ],
 )
 def test_token_and_class_are_found_in_the_prompts(prompts, expected):
-    assert tuple(split_prompt.split(*prompts)) == expected
+    assert tuple(split_prompt.split_prompt(*prompts)) == expected
 
 
 def test_a_guess_and_a_prompt_without_a_word_for_the_subject_are_told():
@@ -502,7 +501,7 @@ def test_a_guess_and_a_prompt_without_a_word_for_the_subject_are_told():
 )  # fmt: skip
 def test_a_command_is_read_as_it_is_pasted(command):
     imported = import_command.recipe_from(command)
-    read = config.load(None, imported.settings)
+    read = load_recipe(None, imported.settings)
     assert (imported.photos, read.base, read.seed, read.token, read.class_word) == ("my dog", "m", 3, ("sks",), ("dog",))
     assert read.train.prompt == "a {token} {class}"
     assert "personalize train 'my dog' --recipe" in import_command.toml(imported)
@@ -633,7 +632,7 @@ def test_the_terminal_takes_flags_of_diffusers(monkeypatch, capsys, tmp_path):
         assert not stop.code, capsys.readouterr().err
     path = tmp_path / "recipe.toml"
     path.write_text(capsys.readouterr().out)
-    read = config.load(path)
+    read = load_recipe(path)
     assert (read.train.steps, read.prior.count, read.train.batch, read.train.lr, read.lora.rank) == (400, 12, 2, 1e-4, 8)
     assert (read.token, read.class_word, read.dtype, read.train.optimizer) == (("sks",), ("dog",), "bfloat16", "adamw8bit")
     assert (read.train.prompt, read.prior.prompt) == ("a photo of {token} {class}", "a photo of {class}")

@@ -155,13 +155,13 @@ def test_a_photo_is_held_out_of_five_and_none_of_four(result, photos, runs, sett
 
 
 def test_a_second_evaluation_draws_only_what_is_missing(result, runs, monkeypatch):
-    drawn, draw = [], image_cache.draw
+    drawn, draw = [], image_cache.generate_missing
 
     def count(model, sat, **options):
-        drawn.extend(image_cache.missing(sat.place, sat.jobs))
+        drawn.extend(image_cache.missing_images(sat.place, sat.jobs))
         draw(model, sat, **options)
 
-    monkeypatch.setattr(image_cache, "draw", count)
+    monkeypatch.setattr(image_cache, "generate_missing", count)
     again = api.evaluate(runs / "zqv-dog")
     assert not drawn and again.metrics["scores"] == result.metrics["scores"]
     api.evaluate(runs / "zqv-dog", settings=["evaluate.count=3"])
@@ -195,7 +195,7 @@ def test_a_run_without_a_result_says_so_before_anything_is_drawn(runs, tmp_path,
     folder = tmp_path / "unfinished"
     shutil.copytree(runs / "zqv-dog", folder)
     run_folder.write_manifest(folder, run_folder.read_manifest(folder) | {"status": "interrupted"})
-    monkeypatch.setattr(image_cache, "draw", lambda *args, **options: pytest.fail("drawn"))
+    monkeypatch.setattr(image_cache, "generate_missing", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="interrupted, not finished"):
         api.evaluate(folder)
     with pytest.raises(UserError, match="no checkpoint '77'"):
@@ -203,13 +203,13 @@ def test_a_run_without_a_result_says_so_before_anything_is_drawn(runs, tmp_path,
 
 
 def test_an_unknown_placeholder_is_named_before_anything_is_drawn(runs, monkeypatch):
-    monkeypatch.setattr(image_cache, "draw", lambda *args, **options: pytest.fail("drawn"))
+    monkeypatch.setattr(image_cache, "generate_missing", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="unknown placeholder {colour}"):
         api.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {colour} {class}"'])
 
 
 def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, monkeypatch):
-    monkeypatch.setattr(image_cache, "draw", lambda *args, **options: pytest.fail("drawn"))
+    monkeypatch.setattr(image_cache, "generate_missing", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="evaluate.dino=FOLDER"):
         api.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
 
@@ -277,11 +277,11 @@ def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
 def test_a_run_keeps_the_checkpoint_that_its_scores_choose(runs, settings):
     folder = runs / "zqv-dog"
     manifest = run_folder.read_manifest(folder)
-    scored = checkpoint_selection.read(folder / checkpoint_selection.FILE)
+    scored = checkpoint_selection.read_scored(folder / checkpoint_selection.FILE)
     assert [s.step for s in scored] == [2, 4, 6]
     limits = api.resolve(None, [*settings, *CHOOSE]).choose
     assert (
-        manifest["chosen"] == checkpoint_selection.choose(scored, limits).step
+        manifest["chosen"] == checkpoint_selection.choose_checkpoint(scored, limits).step
         and f"step {manifest['chosen']}" in manifest["why"]
     )
 
@@ -293,12 +293,12 @@ def test_the_result_is_the_chosen_checkpoint_bit_for_bit(runs, settings):
     from personalize import models
 
     folder = runs / "zqv-dog"
-    manifest = load_run.require(folder)
+    manifest = load_run.require_run(folder)
     base = api.resolve(None, settings).base
     found = []
     for at in ("", str(manifest["chosen"]), "last"):
-        model = models.load(base, device="cpu", dtype="float32", say=lambda line: None)
-        name = load_run.put_into(model, folder, manifest, at=at)
+        model = models.load_model(base, device="cpu", dtype="float32", say=lambda line: None)
+        name = load_run.load_run(model, folder, manifest, at=at)
         found.append((name, torch.cat([p.flatten() for p in model.unet.parameters()])))
     assert found[0][0] == found[1][0] == f"step-{manifest['chosen']:06d}" and found[2][0] == "step-000006"
     assert torch.equal(found[0][1], found[1][1])
@@ -330,14 +330,14 @@ def test_a_run_that_was_stopped_before_scoring_chooses_as_one_that_was_not(at, r
     monkeypatch.setattr(keeping, "_judge", judge)
     folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
     assert run_folder.read_manifest(folder)["chosen"] == run_folder.read_manifest(runs / "zqv-dog")["chosen"]
-    assert checkpoint_selection.read(folder / checkpoint_selection.FILE) == checkpoint_selection.read(
+    assert checkpoint_selection.read_scored(folder / checkpoint_selection.FILE) == checkpoint_selection.read_scored(
         runs / "zqv-dog" / checkpoint_selection.FILE
     )
 
 
 def test_the_best_checkpoint_outlives_newer_ones(photos, settings, tmp_path, monkeypatch):
-    real = checkpoint_selection.choose
-    monkeypatch.setattr(checkpoint_selection, "choose", lambda scored, limits: real(scored[:1], limits))
+    real = checkpoint_selection.choose_checkpoint
+    monkeypatch.setattr(checkpoint_selection, "choose_checkpoint", lambda scored, limits: real(scored[:1], limits))
     folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE, "train.keep=1"], runs=tmp_path).folder
     assert [path.name for path in run_folder.checkpoints(folder)] == ["step-000002", "step-000006"]
     assert run_folder.read_manifest(folder)["chosen"] == 2
@@ -355,7 +355,7 @@ def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monk
 def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
     words = ["token=zqv,zzk", *CHOOSE]
     found = api.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
-    (first, *_) = checkpoint_selection.read(found.folder / checkpoint_selection.FILE)
+    (first, *_) = checkpoint_selection.read_scored(found.folder / checkpoint_selection.FILE)
     assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 16
     scores = api.evaluate(found.folder, token="zzk")
     assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"
@@ -364,14 +364,14 @@ def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
 def test_half_precision_draws_and_the_judges_see_in_float32(photos, settings, tmp_path, monkeypatch):
     from personalize.evaluation import scoring
 
-    seen, rows = [], scoring.rows
+    seen, rows = [], scoring.score_images
 
     def look(*given):
         found = rows(*given)
         seen.append(max(abs(row["dino"] - round(row["dino"] * 128) / 128) for row in found))
         return found
 
-    monkeypatch.setattr(scoring, "rows", look)
+    monkeypatch.setattr(scoring, "score_images", look)
     words = [*settings, *CHOOSE, "choose.count=2", "dtype=bfloat16", "train.steps=2"]
     api.train(photos, class_word="dog", settings=words, runs=tmp_path)
     assert len(seen) == 2 and min(seen) > 1e-4, "bfloat16 has 8 bits"
@@ -410,9 +410,9 @@ def test_a_template_given_twice_counts_once(runs):
 
 
 def test_dreambooths_own_subjects_are_thirty_of_fifteen_classes():
-    from personalize.data.subjects import listed
+    from personalize.data.subjects import list_subjects
 
-    found = listed("hf:google/dreambooth")
+    found = list_subjects("hf:google/dreambooth")
     assert len(found) == 30 and len({word for _, word in found.values()}) == 15
     assert sum(word in prompts.LIVE_CLASSES for _, word in found.values()) == 9
     assert found["dog3"] == ("hf:google/dreambooth/dog3", "dog")

@@ -24,7 +24,7 @@ from personalize.commands.export.model_card import Card
 from personalize.commands.export.targets import Form
 from personalize.common.errors import UserError
 from personalize.generation import sampling
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
 PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
 DRAW = ["draw.steps=4", "draw.sampler=ddim", "draw.count=1", "draw.guidance=5.0", "device=cpu"]
@@ -53,7 +53,7 @@ FRESH = """
 import json, sys
 from personalize import api, models
 jobs, known = json.load(sys.stdin)
-models.load = read_once(models.load, known)
+models.load_model = read_once(models.load_model, known)
 for job in jobs:
     print(api.generate(**job).files[0])
 """
@@ -82,7 +82,7 @@ def bases(tiny_sd, tiny_sdxl):
 @pytest.fixture(scope="module", autouse=True)
 def bases_are_read_once(bases):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load", read_once(models.load, [str(base) for base in bases.values()]))
+        patch.setattr(models, "load_model", read_once(models.load_model, [str(base) for base in bases.values()]))
         yield
 
 
@@ -189,7 +189,7 @@ def test_a_fresh_process_draws_the_runs_picture_with_the_files_alone(case, drawn
 @pytest.mark.parametrize("half", [False, True])
 def test_plain_diffusers_draws_the_runs_picture_by_a_folder_that_knows_the_word(run_of, pictures, tmp_path, half):
     """A LoRA and a word of two vectors, baked in. That it reads our LoRA and embedding files is tested with those."""
-    with lean():
+    with lazy_imports():
         from diffusers import DDIMScheduler, DiffusionPipeline
 
     run = run_of("pivotal")
@@ -298,7 +298,7 @@ def test_a_form_that_a_method_does_not_have_names_those_it_has(methods, form, wo
 
 
 def test_what_cannot_be_done_is_said_before_a_base_is_loaded(run_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(models, "load_model", None)
     run = run_of("lora")
     for options, said in [
         ({"to": "khoya"}, "unknown format --to 'khoya'; did you mean 'kohya'"),

@@ -11,9 +11,9 @@ from PIL import Image
 
 from personalize import api, models
 from personalize.commands import generate
-from personalize.common import recipe
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
+from personalize.common.recipe import load_recipe
 from personalize.common.terminal import Terminal
 from personalize.formats import embedding, lora, safetensors_io
 
@@ -23,12 +23,12 @@ PROMPT = "a photo of a dog"
 
 @pytest.fixture(scope="module")
 def model(tiny_sd):
-    return models.load(str(tiny_sd), device="cpu", say=lambda line: None)
+    return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
 
 
 @pytest.fixture(autouse=True)
 def read_once(model, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda base, **options: model)
+    monkeypatch.setattr(models, "load_model", lambda base, **options: model)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_without_a_run_it_says_how_to_make_one(tmp_path):
 
 
 def test_pictures_of_a_run_and_of_its_checkpoints_do_not_take_each_others_place(model, tmp_path):
-    how, files = recipe.load(None, FAST).draw, []
+    how, files = load_recipe(None, FAST).draw, []
     for name, at in (("runs/a", "model"), ("runs/a", "step-000200"), ("runs/b", "model")):
         origin = {"run": name, "checkpoint": at}
         files += generate.run(model, [PROMPT], how, seed=0, out=tmp_path, origin=origin).files
@@ -200,12 +200,12 @@ def files(tmp_path, model, monkeypatch):
     from peft import LoraConfig
 
     # They are put into the model, so each command has a copy of its own.
-    monkeypatch.setattr(models, "load", lambda base, **options: copy.deepcopy(model, {id(model.family): model.family}))
+    monkeypatch.setattr(models, "load_model", lambda base, **options: copy.deepcopy(model, {id(model.family): model.family}))
     lora.write_diffusers(tmp_path / "diffusers.safetensors", adapter())
     lora.write_kohya(tmp_path / "kohya.safetensors", adapter(), family="sd")
     LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(LAYERS)).save_pretrained(tmp_path / "peft")
     bare = {key.replace("unet.", "base_model.model."): value for key, value in adapter().tensors.items()}
-    safetensors_io.save(tmp_path / "peft" / "adapter_model.safetensors", bare)
+    safetensors_io.save_tensors(tmp_path / "peft" / "adapter_model.safetensors", bare)
     lora.write_kohya(tmp_path / "other.safetensors", adapter(1), family="sd")
     rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
     embedding.write_diffusers(tmp_path / "learned.safetensors", "<rex>", {"text_encoder": rows})
@@ -303,9 +303,9 @@ def test_a_file_that_cannot_be_used_is_the_users_error_and_nothing_is_drawn(draw
         "unet.down_blocks.7.attn.to_q.lora_A.weight": torch.zeros(2, 8),
         "unet.down_blocks.7.attn.to_q.lora_B.weight": torch.zeros(8, 2),
     }
-    safetensors_io.save(tmp_path / "strange.safetensors", strange)
+    safetensors_io.save_tensors(tmp_path / "strange.safetensors", strange)
     wide = {key: torch.cat([value, value], 1 if "lora_A" in key else 0) for key, value in adapter().tensors.items()}
-    safetensors_io.save(tmp_path / "wide.safetensors", wide)
+    safetensors_io.save_tensors(tmp_path / "wide.safetensors", wide)
     embedding.write_a1111(tmp_path / "wide-word.safetensors", {"text_encoder": torch.zeros(1, 768)})
     embedding.write_a1111(tmp_path / "dog.safetensors", {"text_encoder": torch.zeros(1, 32)})
     for options, said in [

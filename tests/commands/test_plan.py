@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from personalize import api
 from personalize.cli import app
 from personalize.commands import plan as command
-from personalize.common import recipe as config
+from personalize.common.recipe import load_recipe
 from personalize.training.memory import machine
 from personalize.training.memory.counter import Work
 
@@ -67,7 +67,7 @@ def test_nothing_is_promised_where_nothing_helps(planned, free):
     ],
 )
 def test_switches_are_those_that_the_recipe_has_not_turned(more, expected):
-    found = command.switches(config.load(None, more))
+    found = command.switches(load_recipe(None, more))
     assert [name.removeprefix("train.").partition("=")[0] for name, _ in found] == expected
 
 
@@ -89,12 +89,12 @@ def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, ph
 
 
 def test_time_is_work_over_pace_and_at_least_the_calls():
-    speed = machine.Pace(flops=100.0, moved=10.0, call=0.5)
+    speed = machine.MachineSpeed(flops=100.0, moved=10.0, call=0.5)
     assert speed.seconds(Work(flops=200, moved=30, calls=1)) == 5.0
     assert speed.seconds(Work(flops=200, moved=30, calls=100)) == 50.0
 
 
 def test_this_machine_has_a_pace_and_free_memory():
-    speed = machine.measure(torch.device("cpu"), torch.float32)
+    speed = machine.measure_speed(torch.device("cpu"), torch.float32)
     assert 1e8 < speed.flops < 1e14 and 1e7 < speed.moved < 1e13 and 1e-8 < speed.call < 1e-2
     assert 1e6 < machine.free_bytes(torch.device("cpu")) < 1e14

@@ -19,12 +19,12 @@ import personalize
 from personalize import api, models
 from personalize.commands import prior as prior_command
 from personalize.commands import train as command
-from personalize.common import recipe as config
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.recipe import load_recipe, recipe_from_dict
 from personalize.common.terminal import Terminal
 from personalize.data import class_images, subjects, training_set
-from personalize.data.crops import order
+from personalize.data.crops import epoch_order
 from personalize.training import load_run, preflight
 
 ROOT = Path(personalize.__file__).parents[1]
@@ -81,11 +81,11 @@ def tall(tmp_path_factory):
 
 
 def base(folder):
-    return models.load(str(folder), device="cpu", dtype="float32", say=lambda line: None)
+    return models.load_model(str(folder), device="cpu", dtype="float32", say=lambda line: None)
 
 
 def recipe_of(*more):
-    return config.load(None, [*COMMON, *more])
+    return load_recipe(None, [*COMMON, *more])
 
 
 def run(folder, photos, runs, *more, prior=None, screen=None):
@@ -162,8 +162,8 @@ def test_a_manifest_says_what_the_run_is(tiny_sd, photos, prior, tmp_path):
     assert [photo["sha256"] for photo in manifest["subjects"][0]["photos"]] == [
         run_folder.sha256(p) for p in sorted(photos.glob("*.png"))
     ]
-    assert config.from_dict(manifest["recipe"], "here") == config.load(folder / "recipe.toml")
-    assert manifest["prior"] == {"dog": class_images.settings(base(tiny_sd), recipe_of(), "dog")}
+    assert recipe_from_dict(manifest["recipe"], "here") == load_recipe(folder / "recipe.toml")
+    assert manifest["prior"] == {"dog": class_images.class_image_settings(base(tiny_sd), recipe_of(), "dog")}
 
 
 RESUMED = {
@@ -329,7 +329,7 @@ def test_the_last_checkpoint_is_the_result_with_an_average_too(tiny_sd, photos, 
         folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=3", *more)
         both = [base(tiny_sd), base(tiny_sd)]
         for model, at in zip(both, ("", "3")):
-            load_run.put_into(model, folder, run_folder.read_manifest(folder), at=at)
+            load_run.load_run(model, folder, run_folder.read_manifest(folder), at=at)
         ours, theirs = (model.unet.state_dict() for model in both)
         assert all(torch.equal(ours[k], theirs[k]) for k in ours) and any("lora_B" in k for k in ours)
 
@@ -363,7 +363,7 @@ def test_samples_and_the_plan_and_trackers_do_not_change_a_run(tiny_sd, photos, 
     assert sorted(p.name for p in (full / "samples").iterdir()) == ["step-000002.png", "step-000004.png"]
     events = list(full.rglob("events.out.tfevents*"))
     assert events and events[0].stat().st_size > 200
-    monkeypatch.setattr(preflight, "words", lambda *arguments, **named: [])
+    monkeypatch.setattr(preflight, "describe_run", lambda *arguments, **named: [])
     assert bits(run(tiny_sd, photos, tmp_path / "bare", *settings, prior=prior)) == bits(full)
 
 
@@ -396,9 +396,9 @@ def test_too_little_disk_is_said_before_training(tiny_sd, photos, tmp_path, monk
 def data_of(tiny_sd, photos, *more, prior=None):
 
     recipe = recipe_of(*LORA, *more)
-    known, _ = subjects.load([photos], recipe, tokens=["zqv"], size=32)
+    known, _ = subjects.load_subjects([photos], recipe, tokens=["zqv"], size=32)
     priors = {} if prior is None else {"dog": prior}
-    return training_set.build(base(tiny_sd), recipe, known, priors=priors, text_trains=recipe.train.text_encoder)
+    return training_set.build_training_set(base(tiny_sd), recipe, known, priors=priors, text_trains=recipe.train.text_encoder)
 
 
 def test_captions_beside_photos_are_their_prompts(tiny_sd, photos, tmp_path):
@@ -407,7 +407,7 @@ def test_captions_beside_photos_are_their_prompts(tiny_sd, photos, tmp_path):
     data = data_of(tiny_sd, captioned)
     assert data.prompts == ["a zqv dog", "a photo of a zqv dog", *["a zqv dog"] * 3, "a dog"]
     for step in range(5):
-        (row,) = order(5, 1, step, seed=0, purpose="subject")
+        (row,) = epoch_order(5, 1, step, seed=0, purpose="subject")
         assert torch.equal(data.at(step).cond(slice(0, 1))["text"][0], data.texts["text"][row])
     assert not torch.equal(data.texts["text"][0], data.texts["text"][1])
 
@@ -425,18 +425,18 @@ def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos
     for step in range(4):
         batch = data.at(step)
         assert batch.is_prior.tolist() == [False] * 3 + [True] * 2
-        drawn = order(4, 2, step, seed=0, purpose="prior")
+        drawn = epoch_order(4, 2, step, seed=0, purpose="prior")
         assert batch.z0[3:].mean((1, 2, 3)).tolist() == drawn
-        rows = order(5, 3, step, seed=0, purpose="subject")
+        rows = epoch_order(5, 3, step, seed=0, purpose="subject")
         nearest = (batch.z0[:3, None] - data.seen[0][None]).square().mean((2, 3, 4)).argmin(1)
         assert nearest.tolist() == rows
-        texts = sampling.encode(data.model, [data.prompts[i] for i in rows] + ["a dog"] * 2)["text"]
+        texts = sampling.encode_texts(data.model, [data.prompts[i] for i in rows] + ["a dog"] * 2)["text"]
         assert torch.allclose(batch.cond(slice(0, 5))["text"], texts, atol=1e-5)
         assert torch.allclose(batch.cond(slice(2, 4))["text"], texts[2:4], atol=1e-5)
 
 
 def test_every_photo_and_class_picture_is_used_equally_often(tiny_sd, photos):
-    used = [i for step in range(10) for i in order(5, 2, step, seed=0, purpose="subject")]
+    used = [i for step in range(10) for i in epoch_order(5, 2, step, seed=0, purpose="subject")]
     assert all(used.count(i) == 4 for i in range(5))
 
 
@@ -500,11 +500,11 @@ def test_a_run_of_the_first_schema_still_opens(tiny_sd, photos, tmp_path):
     old = manifest | {k: v for k, v in subject.items() if k != "prior_folder"} | {"schema": 1, "fingerprint": "old"}
     old["recipe"] |= {"token": "", "class_word": "dog"}
     (folder / "manifest.json").write_text(json.dumps(old))
-    opened = load_run.require(folder)
-    assert load_run.subject(opened)["token"] == "zqv"
-    assert load_run.put_into(base(tiny_sd), folder, opened) == "model"
+    opened = load_run.require_run(folder)
+    assert load_run.run_subject(opened)["token"] == "zqv"
+    assert load_run.load_run(base(tiny_sd), folder, opened) == "model"
     with pytest.raises(UserError, match="no subject 'cat'; it has zqv"):
-        load_run.subject(opened, "cat")
+        load_run.run_subject(opened, "cat")
 
 
 def test_two_subjects_are_one_run(tiny_sd, photos, tall, tmp_path, prior):

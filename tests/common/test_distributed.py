@@ -68,9 +68,9 @@ def test_the_threads_of_a_group_end_with_it():
     code = """if True:
         import pathlib, torch
         from personalize.common import distributed
-        with distributed.joined(torch.device("cpu")):
+        with distributed.process_group(torch.device("cpu")):
             import torch.distributed.nn.functional  # as torch's compiler does, for an optimizer
-            assert distributed.from_first(distributed.rank()) == 0
+            assert distributed.broadcast_from_rank0(distributed.rank()) == 0
         names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
         assert not [name for name in names if "gloo" in name], names
     """
@@ -90,7 +90,7 @@ def test_every_row_has_one_owner(monkeypatch, count, world):
     owned = []
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        owned += range(count)[distributed.share(count)]
+        owned += range(count)[distributed.local_rows(count)]
     assert owned == list(range(count))
 
 
@@ -99,6 +99,6 @@ def test_what_shards_weights_is_refused_with_a_reason(monkeypatch, variable, nam
     monkeypatch.setenv(variable, "true")
     with (
         pytest.raises(UserError, match=f"{name} shards the weights.*gradient_checkpointing=true"),
-        distributed.joined(torch.device("cpu")),
+        distributed.process_group(torch.device("cpu")),
     ):
         pass

@@ -10,7 +10,16 @@ import pytest
 from personalize.common import errors, files, prompts, run_folder, settings
 from personalize.common import recipe as config
 from personalize.common.errors import UserError
-from personalize.common.recipe import SETTINGS, Recipe, flat, from_dict, load, reference, to_dict, to_toml
+from personalize.common.recipe import (
+    SETTINGS,
+    Recipe,
+    flat_settings,
+    load_recipe,
+    recipe_from_dict,
+    recipe_to_dict,
+    recipe_to_toml,
+    settings_reference,
+)
 
 
 def other_value(setting):
@@ -40,52 +49,52 @@ def nested(values):
 
 @pytest.fixture
 def changed():
-    recipe = load(None, defaults=nested({key: other_value(setting) for key, setting in SETTINGS.items()}))
-    assert not [key for key, value in flat(recipe).items() if value == SETTINGS[key].default]
+    recipe = load_recipe(None, defaults=nested({key: other_value(setting) for key, setting in SETTINGS.items()}))
+    assert not [key for key, value in flat_settings(recipe).items() if value == SETTINGS[key].default]
     return recipe
 
 
 def refusal(*overrides):
     with pytest.raises(UserError) as error:
-        load(None, overrides)
+        load_recipe(None, overrides)
     return str(error.value)
 
 
 @pytest.mark.parametrize("comments", [False, True])
 def test_toml_of_a_recipe_with_every_field_changed_loads_as_the_same_recipe(changed, tmp_path, comments):
     path = tmp_path / "recipe.toml"
-    path.write_text(to_toml(changed, comments=comments), encoding="utf-8")
-    assert load(path) == changed
-    assert to_toml(load(path), comments=comments) == path.read_text(encoding="utf-8")
+    path.write_text(recipe_to_toml(changed, comments=comments), encoding="utf-8")
+    assert load_recipe(path) == changed
+    assert recipe_to_toml(load_recipe(path), comments=comments) == path.read_text(encoding="utf-8")
 
 
 def test_every_setting_can_be_changed_by_override(changed):
-    for key, value in flat(changed).items():
+    for key, value in flat_settings(changed).items():
         text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        assert flat(load(None, [f"{key}={text}"], {"train": {"steps": 900}}))[key] == value
+        assert flat_settings(load_recipe(None, [f"{key}={text}"], {"train": {"steps": 900}}))[key] == value
 
 
 def test_a_recipe_survives_json(changed):
-    assert json.loads(json.dumps(to_dict(changed))) == to_dict(changed)
-    assert from_dict(json.loads(json.dumps(to_dict(changed))), "manifest.json") == changed
+    assert json.loads(json.dumps(recipe_to_dict(changed))) == recipe_to_dict(changed)
+    assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(changed))), "manifest.json") == changed
 
 
 def test_toml_of_differences_holds_exactly_the_differences():
-    recipe = load(None, ["train.steps=400", "base=mine"])
-    assert to_toml(recipe, Recipe()) == 'base = "mine"\n\n[train]\nsteps = 400\n'
-    assert to_toml(Recipe(), Recipe()) == ""
+    recipe = load_recipe(None, ["train.steps=400", "base=mine"])
+    assert recipe_to_toml(recipe, Recipe()) == 'base = "mine"\n\n[train]\nsteps = 400\n'
+    assert recipe_to_toml(Recipe(), Recipe()) == ""
 
 
 def test_later_sources_win_setting_by_setting(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text("[train]\nsteps = 20\nlr = 1e-4\n")
-    recipe = load(path, ["train.steps=30", "train.steps=40"], {"seed": 7, "train": {"steps": 10, "lr": 1, "batch": 4}})
+    recipe = load_recipe(path, ["train.steps=30", "train.steps=40"], {"seed": 7, "train": {"steps": 10, "lr": 1, "batch": 4}})
     assert (recipe.train.steps, recipe.train.lr, recipe.train.batch, recipe.seed) == (40, 1e-4, 4, 7)
     assert recipe.train.methods == ("full",)
 
 
 def test_every_setting_has_a_meaning_and_stands_in_the_reference():
-    rows = reference().splitlines()
+    rows = settings_reference().splitlines()
     assert len(rows) == len(SETTINGS) + 2
     for row, setting in zip(rows[2:], SETTINGS.values(), strict=True):
         assert setting.doc and row.startswith(f"| `{setting.key}` |") and setting.doc in row
@@ -93,7 +102,7 @@ def test_every_setting_has_a_meaning_and_stands_in_the_reference():
 
 
 def test_every_default_is_allowed():
-    assert load(None, defaults=to_dict(Recipe())) == Recipe() == load(None)
+    assert load_recipe(None, defaults=recipe_to_dict(Recipe())) == Recipe() == load_recipe(None)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,7 @@ def test_a_typo_in_a_file_names_the_file(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text("[train]\nstesp = 3\n")
     with pytest.raises(UserError) as error:
-        load(path)
+        load_recipe(path)
     assert str(error.value) == f"unknown setting 'train.stesp' in {path}; did you mean 'train.steps'?"
 
 
@@ -157,7 +166,7 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_a_text_in_place_of_a_list_in_a_file_is_a_list_of_one(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('class_word = "dog"\n[train]\nmethods = "lora"\n')
-    recipe = load(path)
+    recipe = load_recipe(path)
     assert (recipe.class_word, recipe.train.methods) == (("dog",), ("lora",))
 
 
@@ -182,7 +191,7 @@ def test_a_text_in_place_of_a_list_in_a_file_is_a_list_of_one(tmp_path):
     ],
 )
 def test_an_override_reads_as(override, value):
-    got = flat(load(None, [override]))[override.partition("=")[0]]
+    got = flat_settings(load_recipe(None, [override]))[override.partition("=")[0]]
     assert got == value and type(got) is type(value)
 
 
@@ -193,11 +202,11 @@ def test_an_override_without_a_value_or_of_a_section_is_explained():
 
 def test_a_recipe_file_at_fault_is_named_with_its_line(tmp_path):
     with pytest.raises(UserError, match=r"missing\.toml"):
-        load(tmp_path / "missing.toml")
+        load_recipe(tmp_path / "missing.toml")
     path = tmp_path / "my.toml"
     path.write_text("seed = 1\nbase = toyland\n")
     with pytest.raises(UserError, match=r"my\.toml is not TOML.*line 2"):
-        load(path)
+        load_recipe(path)
 
 
 def test_a_recipe_cannot_be_changed():
@@ -213,5 +222,5 @@ def test_the_lowest_modules_import_the_standard_library_and_each_other_only(modu
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module if node.module.startswith("personalize") else node.module.split(".")[0])
-    allowed = {f"personalize.{name}" for name in ("errors", "files", "settings")}
+    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "settings")}
     assert names and names <= set(sys.stdlib_module_names) | allowed

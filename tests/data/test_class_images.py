@@ -16,8 +16,8 @@ from PIL import Image
 import personalize
 from personalize import api, models
 from personalize.commands import prior as command
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
+from personalize.common.recipe import load_recipe
 from personalize.common.terminal import SILENT
 from personalize.data import class_images
 
@@ -27,15 +27,15 @@ SETTINGS = ["class_word=dog", "draw.sampler=ddim", "prior.steps=2", "prior.guida
 
 @pytest.fixture(scope="module")
 def model(tiny_sd):
-    return models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    return models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
 
 
 def recipe_of(count=6, *more):
-    return config.load(None, [*SETTINGS, f"prior.count={count}", *more])
+    return load_recipe(None, [*SETTINGS, f"prior.count={count}", *more])
 
 
 def settings_of(model, recipe):
-    return class_images.settings(model, recipe, *recipe.class_word)
+    return class_images.class_image_settings(model, recipe, *recipe.class_word)
 
 
 def draw(model, folder, count=6, *more):
@@ -68,7 +68,7 @@ def pngs(folder):
 def assert_same(folder, other, count=6):
     """Files and latents are equal, bit for bit."""
     assert pngs(folder) == pngs(other) and len(pngs(folder)) == count
-    assert torch.equal(class_images.latents(folder, count), class_images.latents(other, count))
+    assert torch.equal(class_images.class_latents(folder, count), class_images.class_latents(other, count))
     assert (folder / "metadata.jsonl").read_text() == (other / "metadata.jsonl").read_text()
 
 
@@ -85,15 +85,15 @@ def test_a_set_holds_these_files(six):
 
 def test_the_pictures_of_a_set_differ(six):
     assert len(set(pngs(six).values())) == 6
-    z0 = class_images.latents(six, 6)
+    z0 = class_images.class_latents(six, 6)
     assert all((z0[i] - z0[j]).abs().max() > 0.1 for i in range(6) for j in range(i))
 
 
 def test_a_picture_is_the_decoded_latent_of_its_number(model, six):
     from personalize.generation import sampling
 
-    redrawn = sampling.to_pil(model.decode_latents(class_images.latents(six, 6)))
-    for again, picture in zip(redrawn, class_images.pictures(six, 6), strict=True):
+    redrawn = sampling.to_pil(model.decode_latents(class_images.class_latents(six, 6)))
+    for again, picture in zip(redrawn, class_images.load_class_images(six, 6), strict=True):
         difference = torch.tensor(list(again.tobytes())) - torch.tensor(list(picture.tobytes()))
         assert difference.abs().max() <= 1
 
@@ -101,7 +101,7 @@ def test_a_picture_is_the_decoded_latent_of_its_number(model, six):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_picture_depends_on_its_number_alone_whatever_the_batch(model, six, tmp_path, batch):
     other = draw(model, tmp_path / "set", 5, f"prior.batch={batch}")
-    assert (class_images.latents(other, 5) - class_images.latents(six, 5)).abs().max() < 1e-4
+    assert (class_images.class_latents(other, 5) - class_images.class_latents(six, 5)).abs().max() < 1e-4
 
 
 def test_two_then_six_pictures_are_six_at_once(model, six, tmp_path):
@@ -132,7 +132,7 @@ def test_a_killed_set_goes_on_as_if_it_had_not_been(model, tiny_sd, tmp_path):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert 0 < len(class_images.present(folder)) < 40
+    assert 0 < len(class_images.present_images(folder)) < 40
     assert json.loads((folder / "manifest.json").read_text())["status"] == "running"
     assert_same(draw(model, folder, 40), once, count=40)
     assert not list(folder.glob(".tmp-*")) and not (folder / "lock").exists()
@@ -159,7 +159,7 @@ def test_a_deleted_picture_is_drawn_again_and_the_others_are_not(model, six, tmp
     kept = (folder / "00000.png").stat().st_mtime_ns
     (folder / "00003.png").unlink()
     draw(model, folder)
-    assert (class_images.latents(folder, 6) - class_images.latents(six, 6)).abs().max() < 1e-4
+    assert (class_images.class_latents(folder, 6) - class_images.class_latents(six, 6)).abs().max() < 1e-4
     assert (folder / "00000.png").stat().st_mtime_ns == kept
     one, other = (torch.tensor(list(Image.open(f / "00003.png").tobytes())) for f in (folder, six))
     assert (one - other).abs().max() <= 1
@@ -241,13 +241,13 @@ def test_a_set_of_something_else_is_refused_with_the_reason(model, six, change):
     with pytest.raises(UserError, match="do not fit this run: .* there, .* here"):
         draw(model, six, 6, change)
     with pytest.raises(UserError, match="seed is 0 there, 5 here" if "seed" in change else "prompt is 'a dog' there"):
-        class_images.check(six, wanted)
+        class_images.check_folder(six, wanted)
 
 
 def test_a_set_of_another_base_is_refused(model, six):
     wanted = settings_of(model, recipe_of()) | {"fingerprint": "0" * 12}
     with pytest.raises(UserError, match="fingerprint is"):
-        class_images.check(six, wanted)
+        class_images.check_folder(six, wanted)
 
 
 def test_a_folder_with_files_of_others_is_refused_and_left_alone(model, tmp_path):
@@ -260,7 +260,7 @@ def test_a_folder_with_files_of_others_is_refused_and_left_alone(model, tmp_path
 
 def test_too_few_class_pictures_are_counted_and_the_remedy_named(six):
     with pytest.raises(UserError, match=r"lacks 2 of 8 class pictures, such as 00006.png. .*personalize prior"):
-        class_images.latents(six, 8)
+        class_images.class_latents(six, 8)
 
 
 def test_a_class_is_asked_for(model, tmp_path):

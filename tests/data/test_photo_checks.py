@@ -12,10 +12,12 @@ from PIL import Image, ImageFilter
 from personalize.commands import check_photos as command
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
-from personalize.data import photo_checks, photo_page, photos
-from personalize.data.photo_checks import NOTE, OK, WARNING, examine
+from personalize.data import photo_checks, photo_page
+from personalize.data.photo_checks import NOTE, OK, WARNING, check_photos
+from personalize.data.photos import load_photos
 from personalize.toyland.world import scenes
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import HELD_OUT, PLACES
 
 EXAMPLES = Path(__file__).parents[2] / "data_examples"
 
@@ -46,7 +48,7 @@ def folder(tmp_path):
 
 
 def report(folder, size=64, how="center"):
-    return examine(photos.load(folder, min_size=1)[0], size, how=how)
+    return check_photos(load_photos(folder, min_size=1)[0], size, how=how)
 
 
 def faults(folder, size=64, how="center"):
@@ -63,7 +65,7 @@ def test_the_example_photos_have_no_fault(subject):
     found = report(EXAMPLES / subject)
     assert {finding.severity for finding in found.findings} == {OK}
     assert [finding.text for finding in found.together] == ["5 photos: 3 to 5 are usual"]
-    assert photos.load(EXAMPLES / subject, min_size=64)[1] == []
+    assert load_photos(EXAMPLES / subject, min_size=64)[1] == []
 
 
 def test_each_photo_is_stated_with_its_size_turn_and_crop(folder):
@@ -115,9 +117,9 @@ def test_blur_is_noticed_but_not_in_small_pictures_nor_for_a_soft_background(tmp
     sharp.save(tmp_path / "sharp.png")
     portrait.save(tmp_path / "portrait.png")
     Image.new("RGB", (64, 64), (40, 60, 220)).save(tmp_path / "flat.png")
-    assert photos.load(tmp_path, min_size=1)[1] == []
+    assert load_photos(tmp_path, min_size=1)[1] == []
     soft.save(tmp_path / "soft.png")
-    (notice,) = photos.load(tmp_path, min_size=1)[1]
+    (notice,) = load_photos(tmp_path, min_size=1)[1]
     assert "nothing is sharp in soft.png" in notice
     assert notice in faults(tmp_path)[0]
 
@@ -198,10 +200,10 @@ def test_a_mask_that_may_have_been_turned_wrongly_is_noted(folder):
 def test_copies_are_noticed_and_different_pictures_are_not(tmp_path):
     for i in range(4):
         scene(i).save(tmp_path / f"{i}.png")
-    assert photos.load(tmp_path, min_size=64)[1] == []
+    assert load_photos(tmp_path, min_size=64)[1] == []
     shutil.copy(tmp_path / "0.png", tmp_path / "same.png")
     scene(1).resize((300, 300)).save(tmp_path / "smaller.jpg", quality=80)
-    notices = " | ".join(photos.load(tmp_path, min_size=64)[1])
+    notices = " | ".join(load_photos(tmp_path, min_size=64)[1])
     assert "0.png and same.png are the same file" in notices
     assert "1.png and smaller.jpg are almost the same picture" in notices
     assert "2.png" not in notices and "3.png" not in notices and "background" not in notices
@@ -211,22 +213,22 @@ def test_copies_are_noticed_and_different_pictures_are_not(tmp_path):
 def test_many_copies_do_not_flood_the_user(tmp_path):
     for i in range(12):
         scene(0, 320 + i).save(tmp_path / f"{i}.png")
-    notices = photos.load(tmp_path, min_size=64)[1]
+    notices = load_photos(tmp_path, min_size=64)[1]
     assert len(notices) == photo_checks.NAMES_SHOWN + 1 and notices[-1] == "7 more photos like that"
 
 
-@pytest.mark.parametrize("place", scenes.PLACES)
+@pytest.mark.parametrize("place", PLACES)
 def test_photos_of_one_place_have_the_same_background_and_of_several_have_not(tmp_path, place):
-    who = scenes.subject(scenes.HELD_OUT + 7, "cat")
+    who = scenes.subject(HELD_OUT + 7, "cat")
 
     def take(places):
         for k, where in enumerate(places):
-            seen = scenes.scene(scenes.HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
-            draw(seen)[0].save(tmp_path / f"{k}.png")
+            seen = scenes.scene(HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
+            draw_scene(seen)[0].save(tmp_path / f"{k}.png")
         return faults(tmp_path)[0]
 
     assert "all 5 photos have almost the same background" in take([place] * 5)
-    others = [other for other in scenes.PLACES if other != place]
+    others = [other for other in PLACES if other != place]
     assert take([place, *others[:4]]) == ""
     assert take([place] * 2 + others[:3]) == ""
     names = take([place] * 4 + others[:1])
@@ -337,7 +339,7 @@ def test_what_training_sees_is_as_coarse_as_it_is_and_moves_with_the_crop(tmp_pa
 
 def test_a_page_of_very_many_photos_shows_the_first(tmp_path):
     scene(0).save(tmp_path / "a.png")
-    found = photos.load([tmp_path / "a.png"] * 70, min_size=1)[0]
-    found = examine(found, 64)
+    found = load_photos([tmp_path / "a.png"] * 70, min_size=1)[0]
+    found = check_photos(found, 64)
     assert [len(of_one) for of_one in found.each] == [1] + [2] * 69
     assert 30 * photo_page.CELL < photo_page.page(found).height < 50 * photo_page.CELL

@@ -12,9 +12,10 @@ from PIL import Image, ImageCms, ImageFile
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
 from personalize.core.rng import generator
-from personalize.data import photo_page, photos
-from personalize.data.crops import batch, crop_box, largest_box, mask_batch, order, to_tensor
+from personalize.data import photo_page
+from personalize.data.crops import crop_box, epoch_order, largest_box, mask_batch, photo_batch, to_tensor
 from personalize.data.decode import MAX_PIXELS, UPRIGHT
+from personalize.data.photos import find_photos, load_photos, preview
 
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 60), (40, 60, 220), (230, 220, 40)
 
@@ -39,7 +40,7 @@ def scene(seed, width=320, height=320):
 
 def read(path, min_size=1):
     """The only photo at this path."""
-    (photo,), _ = photos.load([path], min_size=min_size)
+    (photo,), _ = load_photos([path], min_size=min_size)
     return photo
 
 
@@ -50,7 +51,7 @@ def pixels(image):
 def refusal(source, min_size=1):
     """What the user is told about a source that cannot be used."""
     with pytest.raises(UserError) as caught:
-        photos.load(source, min_size=min_size)
+        load_photos(source, min_size=min_size)
     return str(caught.value)
 
 
@@ -65,7 +66,7 @@ def test_a_folder_is_sorted_by_name_and_foreign_files_are_named(tmp_path):
         (tmp_path / junk).write_bytes(b"junk")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     noise(9).save(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
-    found, notices = photos.load(tmp_path, min_size=64)
+    found, notices = load_photos(tmp_path, min_size=64)
     assert [photo.name for photo in found] == ["a.jpg", "b.PNG", "c.webp"]
     assert notices == ["skipped 2 files that are not photos: clip.mov, layers.psd"]
 
@@ -74,7 +75,7 @@ def test_a_list_keeps_its_order_and_links_are_followed(tmp_path):
     noise(1).save(tmp_path / "a.png")
     noise(2).save(tmp_path / "b.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
-    found, _ = photos.load([tmp_path / "b.png", str(tmp_path / "link.png")], min_size=64)
+    found, _ = load_photos([tmp_path / "b.png", str(tmp_path / "link.png")], min_size=64)
     assert [photo.name for photo in found] == ["b.png", "link.png"]
     assert found[1].sha256 == read(tmp_path / "a.png").sha256
 
@@ -84,7 +85,7 @@ def test_the_caption_is_the_text_beside_the_photo(tmp_path):
         scene(ord(name)).save(tmp_path / f"{name}.png")
     (tmp_path / "a.txt").write_text("\ufeffa photo of\n my dög \n", encoding="utf-8")
     (tmp_path / "b.txt").write_text(" \n")
-    found, notices = photos.load(tmp_path, min_size=1)
+    found, notices = load_photos(tmp_path, min_size=1)
     assert [photo.caption for photo in found] == ["a photo of my dög", None, None]
     assert notices == []
 
@@ -178,7 +179,7 @@ def test_transparency_is_put_on_white_and_kept_as_a_mask(tmp_path):
     image.paste((0, 0, 0, 0), (0, 0, 32, 64))
     image.paste((0, 0, 0, 128), (32, 0, 64, 32))
     image.save(tmp_path / "a.png")
-    (photo,), notices = photos.load(tmp_path, min_size=64)
+    (photo,), notices = load_photos(tmp_path, min_size=64)
     seen = [photo.image.getpixel(at) for at in ((0, 0), (63, 0), (63, 63))]
     assert seen == [(255, 255, 255), (127, 127, 127), (255, 0, 0)]
     assert photo.mask.mode == "L" and photo.mask.getextrema() == (0, 255)
@@ -309,13 +310,13 @@ def test_a_mask_beside_a_photo_is_its_mask_and_no_photo(tmp_path, name):
     scene(0, 60, 40).save(tmp_path / "a.jpg")
     scene(1, 60, 40).save(tmp_path / "b.jpg")
     put_mask(tmp_path / "a.jpg", name, spot())
-    found, skipped = photos.find(tmp_path)
+    found, skipped = find_photos(tmp_path)
     assert [path.name for path in found] == ["a.jpg", "b.jpg"] and skipped == []
-    (a, b), _ = photos.load(tmp_path, min_size=1)
+    (a, b), _ = load_photos(tmp_path, min_size=1)
     assert a.mask.mode == "L" and a.mask.size == a.image.size and a.subject == (40, 10, 56, 26)
     assert a.mask_sha256 == sha256(tmp_path / name) and a.sha256 == sha256(tmp_path / "a.jpg")
     assert (b.mask, b.mask_sha256, b.subject) == (None, None, None)
-    assert photos.load([tmp_path / "a.jpg", *tmp_path.glob(name)], min_size=1)[0][0].mask_sha256 == a.mask_sha256
+    assert load_photos([tmp_path / "a.jpg", *tmp_path.glob(name)], min_size=1)[0][0].mask_sha256 == a.mask_sha256
 
 
 def test_a_mask_is_brightness_or_alpha_of_any_depth(tmp_path):
@@ -392,7 +393,7 @@ def test_a_mask_without_its_photo_is_said_and_a_folder_of_masks_has_no_photos(tm
     scene(0, 60, 40).save(tmp_path / "a.png")
     spot().save(tmp_path / "gone_mask.png")
     put_mask(tmp_path / "a.png", "masks/lost.png", spot())
-    found, skipped = photos.find(tmp_path)
+    found, skipped = find_photos(tmp_path)
     assert [path.name for path in found] == ["a.png"]
     assert len(skipped) == 1 and "gone_mask.png, masks/lost.png" in skipped[0]
     (tmp_path / "a.png").unlink()
@@ -406,7 +407,7 @@ def test_the_masks_of_an_imagefolder_are_no_rows(tmp_path, offline_cache):
         scene(ord(name), 60, 40).save(folder / f"{name}.png")
     spot().save(folder / "a_mask.png")
     put_mask(folder / "b.png", "masks/b.png", spot())
-    found, _ = photos.load(f"hf:{folder}", min_size=1)
+    found, _ = load_photos(f"hf:{folder}", min_size=1)
     assert len(found) == 2 and all(photo.subject == (40, 10, 56, 26) for photo in found)
 
 
@@ -429,8 +430,8 @@ def test_an_imagefolder_gives_the_same_photos_as_the_folder(tmp_path, offline_ca
     corners().save(folder / "a.jpg", exif=exif)
     noise(1).save(folder / "b.png")
     (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "a flag"}\n{"file_name": "b.png", "text": ""}\n')
-    found, _ = photos.load(f"hf:{folder}", min_size=1)
-    plain, _ = photos.load(folder, min_size=1)
+    found, _ = load_photos(f"hf:{folder}", min_size=1)
+    plain, _ = load_photos(folder, min_size=1)
     assert [photo.caption for photo in found] == ["a flag", None]
     assert [(photo.sha256, photo.size) for photo in found] == [(photo.sha256, photo.size) for photo in plain]
     assert [photo.image.tobytes() for photo in found] == [photo.image.tobytes() for photo in plain]
@@ -498,12 +499,12 @@ def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, how):
         mask.save(tmp_path / f"{k}.mask.png")
         some.append(read(tmp_path / f"{k}.png"))
     for step in range(8):
-        images = batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
+        images = photo_batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
         marks = mask_batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
         assert marks.shape == (2, 1, 64, 64) and marks.dtype == torch.float32
         assert torch.equal(marks.expand(-1, 3, -1, -1), (images + 1) / 2)
     g, h = generator(0, "crop", 0), generator(0, "crop", 0)
-    batch(some, 64, how=how, flip=True, generator=g)
+    photo_batch(some, 64, how=how, flip=True, generator=g)
     small = mask_batch(some, 8, how=how, flip=True, generator=h)
     assert torch.equal(g.get_state(), h.get_state()) and small.shape == (2, 1, 8, 8)
     assert small.min() >= 0 and small.max() <= 1
@@ -564,7 +565,7 @@ def test_flips_mirror_half_of_the_draws(tmp_path):
 
 def test_a_batch_stacks_photos_of_any_shape_and_draws_for_each(tmp_path):
     some = [photo_of(noise(0, 90, 64), tmp_path), photo_of(noise(1, 64, 80), tmp_path, "b.png")]
-    x = batch(some, 32, how="random", flip=True, generator=generator(0, "batch", 0))
+    x = photo_batch(some, 32, how="random", flip=True, generator=generator(0, "batch", 0))
     assert x.shape == (2, 3, 32, 32) and x.abs().max() <= 1
     shared = generator(0, "batch", 0)
     assert torch.equal(x, torch.stack([to_tensor(p, 32, how="random", flip=True, generator=shared) for p in some]))
@@ -572,12 +573,12 @@ def test_a_batch_stacks_photos_of_any_shape_and_draws_for_each(tmp_path):
 
 def test_the_preview_shows_every_photo_and_its_crop(tmp_path):
     some = [photo_of(scene(i, 300, 200), tmp_path, f"photo-{i}-with-a-name-longer-than-fits.png") for i in range(5)]
-    sheet = pixels(photos.preview(some, 64))
+    sheet = pixels(preview(some, 64))
     frame = (sheet == photo_page.FRAME).all(-1)
     wide = photo_page.CARD + photo_page.BETWEEN
     edges = [np.flatnonzero(frame[:, x : x + wide].any(1)) for x in (48, 48 + wide)]
     assert [1 + int((np.diff(rows) > 1).sum()) for rows in edges] == [3, 2]
-    assert all(photos.preview(some[:n], 512).width == 1200 for n in (1, 2))
+    assert all(preview(some[:n], 512).width == 1200 for n in (1, 2))
 
 
 # Order
@@ -585,7 +586,7 @@ def test_the_preview_shows_every_photo_and_its_crop(tmp_path):
 
 @pytest.mark.parametrize(("count", "size"), [(5, 1), (5, 2), (4, 4), (3, 8), (1, 3), (7, 5)])
 def test_every_epoch_uses_each_photo_exactly_once(count, size):
-    row = [i for step in range(4 * count) for i in order(count, size, step, seed=3)]
+    row = [i for step in range(4 * count) for i in epoch_order(count, size, step, seed=3)]
     assert len(row) == 4 * count * size
     for start in range(0, len(row), count):
         assert sorted(row[start : start + count]) == list(range(count))
@@ -593,11 +594,11 @@ def test_every_epoch_uses_each_photo_exactly_once(count, size):
 
 def test_the_order_depends_on_seed_purpose_and_epoch_alone():
     def row(seed=0, purpose="subject"):
-        return [order(50, 50, step, seed=seed, purpose=purpose) for step in range(2)]
+        return [epoch_order(50, 50, step, seed=seed, purpose=purpose) for step in range(2)]
 
     assert row() == row() and row()[0] != row()[1]
     assert row()[0] != row(seed=1)[0] and row()[0] != row(purpose="prior")[0]
-    late = order(7, 3, 1000, seed=0)
-    assert late == order(7, 3, 1000, seed=0) and len(late) == 3
-    whole = [i for step in range(6) for i in order(7, 1, step, seed=0)]
-    assert whole == [i for step in range(2) for i in order(7, 3, step, seed=0)]
+    late = epoch_order(7, 3, 1000, seed=0)
+    assert late == epoch_order(7, 3, 1000, seed=0) and len(late) == 3
+    whole = [i for step in range(6) for i in epoch_order(7, 1, step, seed=0)]
+    assert whole == [i for step in range(2) for i in epoch_order(7, 3, step, seed=0)]

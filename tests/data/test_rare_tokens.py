@@ -12,7 +12,7 @@ from personalize import models
 from personalize.commands import rare_tokens as command
 from personalize.common.errors import UserError
 from personalize.data import rare_tokens
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 from personalize.toyland.world.scenes import RARE_TOKENS
 
 COMMON = ["dogs", "cats", "house", "river", "green", "small", "stone", "light"]
@@ -22,7 +22,7 @@ WIDTH = 64
 
 def tokenizer(words, pieces=()):
     """CLIP's kind, with the words as one token each in this order; `pieces` are in the vocabulary but never come together."""
-    with lean():
+    with lazy_imports():
         from transformers import CLIPTokenizer
 
     from tokenizers.pre_tokenizers import ByteLevel
@@ -73,12 +73,12 @@ def made(words=(), *, rows=None, pieces=(), second=None, name="a base", untraine
 
 
 def ranked(model, **options):
-    return [found.word for found in rare_tokens.rank(model, **options)]
+    return [found.word for found in rare_tokens.rank_tokens(model, **options)]
 
 
 def test_a_row_like_one_that_never_trained_has_the_weakest_prior_and_one_beside_a_word_the_strongest():
     rows = {"qxv": axis(20, 0.5), "vkz": axis(0, 1.4) + axis(21, 0.3), "wqz": axis(22, 1.0)}
-    found = rare_tokens.rank(made(rows, rows=rows))
+    found = rare_tokens.rank_tokens(made(rows, rows=rows))
     assert [one.word for one in found] == ["qxv", "wqz", "vkz"]
     assert found[0].prior == 0 and found[2].prior == 1
     assert found[2].neighbours[0] == ("dogs", pytest.approx(0.978, abs=1e-3))
@@ -105,14 +105,14 @@ def test_only_words_that_are_one_token_in_every_encoder_and_come_back_unchanged_
 def test_of_two_encoders_the_stronger_prior_counts():
     weak = {"qxv": axis(20, 0.6), "wqz": axis(21, 0.5)}
     strong = {"qxv": axis(20, 0.5), "wqz": axis(0, 2.0)}
-    found = rare_tokens.rank(made(weak, rows=weak, second=(tokenizer([*COMMON, *strong]), strong)))
+    found = rare_tokens.rank_tokens(made(weak, rows=weak, second=(tokenizer([*COMMON, *strong]), strong)))
     assert [one.word for one in found] == ["qxv", "wqz"]
     assert found[1].norms == (pytest.approx(0.5), pytest.approx(2.0)) and found[1].neighbours[0][0] == "dogs"
 
 
 def test_a_word_in_capitals_is_no_neighbour_of_itself():
     rows = {"QXV": axis(20, 1.0), "qxv": axis(20, 1.0)}
-    assert all(word.lower() != "qxv" for word, _ in rare_tokens.rank(made(rows, rows=rows))[0].neighbours)
+    assert all(word.lower() != "qxv" for word, _ in rare_tokens.rank_tokens(made(rows, rows=rows))[0].neighbours)
 
 
 def test_common_words_long_words_and_bytes_are_no_candidates():
@@ -123,41 +123,41 @@ def test_common_words_long_words_and_bytes_are_no_candidates():
 
 def test_a_vocabulary_without_a_rare_word_asks_for_one():
     with pytest.raises(UserError, match="no rare word of 3 letters. Give one: --token"):
-        rare_tokens.choose(made(), (), 1, FULL)
+        rare_tokens.choose_tokens(made(), (), 1, FULL)
 
 
 def test_a_word_of_known_meaning_is_listed_with_it_and_never_chosen():
     rows = {"sks": axis(20, 0.5), "qxv": axis(0, 2.0)}
     model = made(rows, rows=rows)
-    assert [(one.word, one.remark) for one in rare_tokens.rank(model)] == [("sks", "a rifle"), ("qxv", "")]
-    assert rare_tokens.choose(model, (), 1, FULL)[0] == ("qxv",)
+    assert [(one.word, one.remark) for one in rare_tokens.rank_tokens(model)] == [("sks", "a rifle"), ("qxv", "")]
+    assert rare_tokens.choose_tokens(model, (), 1, FULL)[0] == ("qxv",)
 
 
 def test_another_base_gets_its_own_rare_words_and_is_told_so():
-    chosen, remarks = rare_tokens.choose(made(["qxv", "wqz"]), (), 2, FULL)
+    chosen, remarks = rare_tokens.choose_tokens(made(["qxv", "wqz"]), (), 2, FULL)
     assert sorted(chosen) == ["qxv", "wqz"] and "'qxv'" in remarks[0] and "--token" in remarks[0]
     with pytest.raises(UserError, match="has 2 rare words for 3 subjects"):
-        rare_tokens.choose(made(["qxv", "wqz"]), (), 3, FULL)
+        rare_tokens.choose_tokens(made(["qxv", "wqz"]), (), 3, FULL)
 
 
 def test_toyland_has_words_without_meaning_and_rare_ones_after_them():
     model = made(["qxv"], name="toyland")
-    assert rare_tokens.choose(model, (), 1, FULL) == (("sks",), [])
-    assert rare_tokens.choose(model, (), 4, FULL) == (RARE_TOKENS, [])
-    assert rare_tokens.choose(model, (), 5, FULL)[0] == (*RARE_TOKENS, "qxv")
+    assert rare_tokens.choose_tokens(model, (), 1, FULL) == (("sks",), [])
+    assert rare_tokens.choose_tokens(model, (), 4, FULL) == (RARE_TOKENS, [])
+    assert rare_tokens.choose_tokens(model, (), 5, FULL)[0] == (*RARE_TOKENS, "qxv")
 
 
 def test_toylands_own_words_without_meaning_have_a_weaker_prior_than_its_things():
     """The measures know nothing of meaning; in Toyland it is known which late words have one."""
-    model = models.load("toyland", device="cpu", say=lambda line: None)
-    prior = {one.word: one.prior for one in rare_tokens.rank(model, limit=500, longest=10)}
+    model = models.load_model("toyland", device="cpu", say=lambda line: None)
+    prior = {one.word: one.prior for one in rare_tokens.rank_tokens(model, limit=500, longest=10)}
     things = ("room", "snow", "forest", "red", "castle", "cave")
     assert max(prior[word] for word in RARE_TOKENS) < min(prior[word] for word in things)
     assert max(prior["hk"], prior["wx"]) < min(prior[word] for word in RARE_TOKENS)  # pieces that were never words
 
 
 def test_a_good_word_is_taken_without_a_remark():
-    assert rare_tokens.choose(made(["qxv"]), ("qxv",), 1, FULL) == (("qxv",), [])
+    assert rare_tokens.choose_tokens(made(["qxv"]), ("qxv",), 1, FULL) == (("qxv",), [])
 
 
 @pytest.mark.parametrize(
@@ -170,17 +170,17 @@ def test_a_good_word_is_taken_without_a_remark():
     ],
 )
 def test_a_poor_word_is_remarked_on(word, remark):
-    chosen, said = rare_tokens.choose(made(["sks", "qxv"]), (word,), 1, FULL)
+    chosen, said = rare_tokens.choose_tokens(made(["sks", "qxv"]), (word,), 1, FULL)
     assert chosen == (word,) and len(said) == 1 and remark in said[0]
 
 
 def test_sks_means_nothing_in_toyland():
-    assert rare_tokens.choose(made(["sks"], name="toyland"), ("sks",), 1, FULL) == (("sks",), [])
+    assert rare_tokens.choose_tokens(made(["sks"], name="toyland"), ("sks",), 1, FULL) == (("sks",), [])
 
 
 def test_a_word_of_several_tokens_in_the_second_encoder_only_is_remarked_on():
     model = made(["qxv"], second=(tokenizer(COMMON), {}))
-    assert "is 3 tokens" in rare_tokens.choose(model, ("qxv",), 1, FULL)[1][0]
+    assert "is 3 tokens" in rare_tokens.choose_tokens(model, ("qxv",), 1, FULL)[1][0]
 
 
 @pytest.mark.parametrize(
@@ -197,21 +197,21 @@ def test_a_word_of_several_tokens_in_the_second_encoder_only_is_remarked_on():
 @pytest.mark.parametrize("methods", [FULL, WORD])
 def test_a_token_that_cannot_be_trained_is_the_users_error(wanted, count, message, methods):
     with pytest.raises(UserError, match=message):
-        rare_tokens.choose(made(["sks"]), wanted, count, methods, classes=("dog",))
+        rare_tokens.choose_tokens(made(["sks"]), wanted, count, methods, classes=("dog",))
 
 
 def test_a_method_that_learns_the_word_gets_a_new_one():
     model = made(["sks"])
-    assert rare_tokens.choose(model, (), 1, WORD) == (("<subject>",), [])
-    assert rare_tokens.choose(model, (), 2, ("textual-inversion", "lora")) == (("<subject1>", "<subject2>"), [])
-    assert rare_tokens.choose(model, ("<sks>",), 1, ("custom-diffusion",)) == (("<sks>",), [])
+    assert rare_tokens.choose_tokens(model, (), 1, WORD) == (("<subject>",), [])
+    assert rare_tokens.choose_tokens(model, (), 2, ("textual-inversion", "lora")) == (("<subject1>", "<subject2>"), [])
+    assert rare_tokens.choose_tokens(model, ("<sks>",), 1, ("custom-diffusion",)) == (("<sks>",), [])
     with pytest.raises(UserError, match="'sks' is a word that 'a base' knows already, .* Give such as '<sks>'"):
-        rare_tokens.choose(model, ("sks",), 1, WORD)
+        rare_tokens.choose_tokens(model, ("sks",), 1, WORD)
 
 
 def test_a_word_that_the_second_encoder_alone_knows_is_not_new():
     with pytest.raises(UserError, match="knows already"):
-        rare_tokens.choose(made(second=(tokenizer([*COMMON, "qxv"]), {})), ("qxv",), 1, WORD)
+        rare_tokens.choose_tokens(made(second=(tokenizer([*COMMON, "qxv"]), {})), ("qxv",), 1, WORD)
 
 
 def test_the_table_has_a_line_a_word_and_columns_that_begin_together():

@@ -9,8 +9,8 @@ from PIL import Image
 
 from personalize import methods, models
 from personalize.common import distributed
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
+from personalize.common.recipe import load_recipe
 from personalize.core.losses import denoising_loss
 from personalize.data import subjects, training_set
 from personalize.generation import sampling
@@ -20,11 +20,11 @@ SETTINGS = ["train.batch=2", "train.prior_batch=2", "photos.min_size=16", "prior
 
 
 def made(base, sources, *more, words=("dog",), tokens=("zqv",), priors=None):
-    model = models.load(str(base), device="cpu", dtype="float32", say=lambda line: None)
-    recipe = config.load(None, [*SETTINGS, f"class_word={','.join(words)}", f"token={','.join(tokens)}", *more])
-    known, _ = subjects.load(sources, recipe, tokens=tokens, size=model.size)
+    model = models.load_model(str(base), device="cpu", dtype="float32", say=lambda line: None)
+    recipe = load_recipe(None, [*SETTINGS, f"class_word={','.join(words)}", f"token={','.join(tokens)}", *more])
+    known, _ = subjects.load_subjects(sources, recipe, tokens=tokens, size=model.size)
     groups = methods.attach(model, recipe)
-    data = training_set.build(model, recipe, known, priors=priors or {}, text_trains=False)
+    data = training_set.build_training_set(model, recipe, known, priors=priors or {}, text_trains=False)
     return data, Engine(model, recipe, groups)
 
 
@@ -73,11 +73,11 @@ def test_the_frozen_base_is_the_target_on_the_class_prompt(tiny_sd, photos):
     data, engine = made(tiny_sd, [photos], "prior.kind=predictions")
     batch = data.at(0)
     assert engine.backward(batch)[2] < 1e-9
-    fresh = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    fresh = models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
     rows = batch.is_prior
     with torch.no_grad():
         z_t = fresh.schedule.add_noise(batch.z0[rows], batch.eps[rows], batch.t[rows])
-        expected = fresh.predict(z_t, batch.t[rows], sampling.encode(fresh, ["a dog"] * 2))
+        expected = fresh.predict(z_t, batch.t[rows], sampling.encode_texts(fresh, ["a dog"] * 2))
     torch.testing.assert_close(batch.goal[rows], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(batch.goal[~rows], batch.eps[~rows])
 
@@ -92,7 +92,7 @@ def test_predictions_hold_the_class_where_it_is(tiny_sd, photos):
             engine.step(data.at(step), scale=1.0)
         with torch.no_grad():
             z_t = data.model.schedule.add_noise(held.z0, held.eps, held.t)
-            out = data.model.predict(z_t, held.t, sampling.encode(data.model, ["a dog"] * len(z_t)))
+            out = data.model.predict(z_t, held.t, sampling.encode_texts(data.model, ["a dog"] * len(z_t)))
         return float(denoising_loss(out, held.goal).mean())
 
     assert moved(10.0) < 0.5 * moved(0.0)
@@ -120,7 +120,7 @@ def test_folders_and_class_words_must_be_as_many(tiny_sd, photos):
 
 def test_the_parts_of_two_processes_add_up_to_the_gradient_of_one(tiny_sd, photos, monkeypatch):
     data, engine = made(tiny_sd, [photos], "train.batch=3", priors={"dog": torch.randn(3, 4, 16, 16)})
-    monkeypatch.setattr(distributed, "total", lambda values: values)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: values)
     whole = engine.backward(data.at(0))
     expected = [p.grad.clone() for p in engine.params]
     engine.optimizer.zero_grad()

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from personalize.common.recipe import Choose
-from personalize.evaluation.checkpoint_selection import Scored, choose, read, stalled, table
+from personalize.evaluation.checkpoint_selection import (
+    ScoredCheckpoint,
+    checkpoint_rows,
+    choose_checkpoint,
+    read_scored,
+    stalled,
+)
 
 KEYS = [("sks", f"prompt {p}", n) for p in range(8) for n in range(2)]
 LIMITS = Choose(every=100, obedience=0.05, drift=0.25, copying=0.25)
@@ -16,7 +22,7 @@ NOISE = dict(zip(KEYS, np.random.default_rng(0).normal(0, 0.05, len(KEYS)), stri
 
 def scored(step, identity, *, lost=0.0, drift=0.0, copied=0.0, jitter=0.02):
     rng = np.random.default_rng(step)
-    return Scored(
+    return ScoredCheckpoint(
         step,
         identity={k: identity + NOISE[k] + rng.normal(0, jitter) for k in KEYS},
         obeys={k: 0.6 * (1 - lost) + NOISE[k] for k in KEYS},
@@ -36,23 +42,23 @@ def test_what_it_says_of_a_checkpoint_are_shares():
 
 def test_the_best_identity_wins_within_the_limits():
     course = [scored(100, 0.3), scored(200, 0.5), scored(300, 0.7, drift=0.1), scored(400, 0.9, drift=0.4)]
-    assert choose(course, LIMITS).step == 300
-    assert "3 of 4" in choose(course, LIMITS).why
+    assert choose_checkpoint(course, LIMITS).step == 300
+    assert "3 of 4" in choose_checkpoint(course, LIMITS).why
 
 
 def test_of_equals_the_earliest_is_kept():
     course = [scored(100, 0.3), scored(200, 0.7), scored(300, 0.701), scored(400, 0.699)]
-    found = choose(course, LIMITS)
+    found = choose_checkpoint(course, LIMITS)
     assert found.step == 200 and ("one standard error" in found.why or "best identity" in found.why)
 
 
 @pytest.mark.parametrize("limit", [{"lost": 0.2}, {"drift": 0.5}, {"copied": 0.5}])
 def test_each_limit_can_rule_a_checkpoint_out(limit):
-    assert choose([scored(100, 0.5), scored(200, 0.9, **limit)], LIMITS).step == 100
+    assert choose_checkpoint([scored(100, 0.5), scored(200, 0.9, **limit)], LIMITS).step == 100
 
 
 def test_where_none_keeps_to_the_limits_the_least_over_is_kept_and_the_limit_named():
-    found = choose([scored(100, 0.5, drift=0.6), scored(200, 0.9, drift=0.4)], LIMITS)
+    found = choose_checkpoint([scored(100, 0.5, drift=0.6), scored(200, 0.9, drift=0.4)], LIMITS)
     assert found.step == 200 and "class drift 40%" in found.why and "none of 2" in found.why
 
 
@@ -64,8 +70,8 @@ def test_a_limit_is_broken_only_where_that_is_clear():
 
 
 def test_without_class_pictures_drift_is_no_limit():
-    one = Scored(100, {KEYS[0]: 0.5}, {KEYS[0]: 0.6}, {KEYS[0]: 0.6})
-    assert one.drift == 0 and choose([one], LIMITS).step == 100
+    one = ScoredCheckpoint(100, {KEYS[0]: 0.5}, {KEYS[0]: 0.6}, {KEYS[0]: 0.6})
+    assert one.drift == 0 and choose_checkpoint([one], LIMITS).step == 100
 
 
 def test_a_run_ends_when_identity_stalls_and_drift_rises():
@@ -81,10 +87,10 @@ def test_scores_are_read_back_as_they_were_and_the_newest_of_a_step_counts(tmp_p
     course = [scored(100, 0.3), scored(200, 0.1), scored(200, 0.5, copied=0.1)]
     path = tmp_path / "choosing.jsonl"
     path.write_text("".join(json.dumps(s.row()) + "\n" for s in course))
-    assert read(path) == [course[0], course[2]] and read(tmp_path / "none") == []
+    assert read_scored(path) == [course[0], course[2]] and read_scored(tmp_path / "none") == []
 
 
 def test_the_table_marks_the_chosen_and_says_what_failed():
-    rows = table([scored(100, 0.5), scored(200, 0.9, drift=0.5)], LIMITS, 100)
+    rows = checkpoint_rows([scored(100, 0.5), scored(200, 0.9, drift=0.5)], LIMITS, 100)
     assert [row["chosen"] for row in rows] == [True, False] and [row["qualifies"] for row in rows] == [True, False]
     assert rows[0]["low"] < rows[0]["identity"] < rows[0]["high"] and "50%" in rows[1]["failed"][0]

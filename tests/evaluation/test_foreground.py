@@ -8,7 +8,7 @@ import torch
 from personalize.core.rng import generator
 from personalize.evaluation.metrics import foreground
 from personalize.evaluation.metrics.foreground import dino_fg, marked
-from personalize.evaluation.metrics.similarity import Embedded
+from personalize.evaluation.metrics.similarity import Embeddings
 
 EYE = torch.eye(6)
 SUBJECT, PLACE, SNOW = EYE[:2], EYE[2:4], EYE[4:6]
@@ -17,7 +17,7 @@ SUBJECT, PLACE, SNOW = EYE[:2], EYE[2:4], EYE[4:6]
 
 def embedded(*patches):
     rows = torch.zeros(len(patches), 6)
-    return Embedded(rows, rows, patches=torch.stack(patches))
+    return Embeddings(rows, rows, patches=torch.stack(patches))
 
 
 def drawn(n, k=0):
@@ -63,7 +63,7 @@ def test_the_ceiling_is_the_mean_of_the_pairs_of_different_photos():
     marks = mask([True, False, True, True], [False] * 4, [False, True, False, False])
     pairs = []
     for i in (0, 2):
-        one = Embedded(photos.dino[i : i + 1], photos.clip[i : i + 1], patches=photos.patches[i : i + 1])
+        one = Embeddings(photos.dino[i : i + 1], photos.clip[i : i + 1], patches=photos.patches[i : i + 1])
         pairs += [v for k, v in enumerate(dino_fg(photos, one, marks[i : i + 1]).tolist()) if k != i]
     assert foreground.ceiling(photos, marks) == pytest.approx(sum(pairs) / 4, abs=1e-6)
     assert foreground.ceiling(drawn(1), FIRST_TWO) is None
@@ -73,7 +73,7 @@ def test_without_any_foreground_there_is_no_score():
     nothing = torch.zeros(2, 4, dtype=torch.bool)
     assert dino_fg(drawn(3), drawn(2), nothing) is None and foreground.ceiling(drawn(2), nothing) is None
     with pytest.raises(AssertionError, match="patches"):
-        dino_fg(Embedded(EYE, EYE), drawn(2), nothing)
+        dino_fg(Embeddings(EYE, EYE), drawn(2), nothing)
 
 
 def test_a_patch_is_foreground_where_the_mask_covers_half_of_it():

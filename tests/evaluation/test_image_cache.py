@@ -8,30 +8,31 @@ import torch
 
 from personalize import models
 from personalize.common.errors import UserError
+from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import SILENT
 from personalize.evaluation import image_cache
 from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling
 
-HOW = sampling.Drawing("ddim", 2, 3.0)
+HOW = SamplingConfig("ddim", 2, 3.0)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_sd):
-    return models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    return models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
 
 
 def sat(folder, jobs):
     prompts = [prompt for prompt, _ in jobs]
-    return image_cache.Sitting(["subject"] * len(jobs), prompts, list(jobs), prompts, folder)
+    return image_cache.ImageSet(["subject"] * len(jobs), prompts, list(jobs), prompts, folder)
 
 
 def draw(model, folder, jobs):
     """How many were drawn."""
-    missing = len(image_cache.missing(folder, jobs))
+    missing = len(image_cache.missing_images(folder, jobs))
     way = {"seed": 0, "purpose": "evaluate", "how": HOW, "progress": SILENT.progress, "what": "drawing"}
-    image_cache.draw(model, sat(folder, jobs), **way)
-    assert not image_cache.missing(folder, jobs)
+    image_cache.generate_missing(model, sat(folder, jobs), **way)
+    assert not image_cache.missing_images(folder, jobs)
     return missing
 
 
@@ -47,22 +48,22 @@ def test_a_picture_does_not_depend_on_the_others(model, tmp_path):
     jobs = [("a dog", 0), ("a dog", 1), ("a cat in the snow", 0)]
     draw(model, tmp_path / "all", jobs)
     draw(model, tmp_path / "one", jobs[2:])
-    (one,), _ = image_cache.load(sat(tmp_path / "one", jobs[2:]))
-    every, _ = image_cache.load(sat(tmp_path / "all", jobs))
+    (one,), _ = image_cache.load_images(sat(tmp_path / "one", jobs[2:]))
+    every, _ = image_cache.load_images(sat(tmp_path / "all", jobs))
     assert np.abs(np.asarray(one, int) - np.asarray(every[2], int)).max() <= 1
 
 
 def test_what_is_loaded_is_what_was_drawn_to_eight_bits(model, tmp_path):
     draw(model, tmp_path, [("a dog", 0)])
-    z0 = sampling.draw(model, ["a dog"], sampling.image_generators(0, [0], "evaluate"), HOW)
-    pictures, bad = image_cache.load(sat(tmp_path, [("a dog", 0)]))
-    assert (image_cache.tensors(pictures) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == {}
+    z0 = sampling.sample_latents(model, ["a dog"], sampling.image_generators(0, [0], "evaluate"), HOW)
+    pictures, bad = image_cache.load_images(sat(tmp_path, [("a dog", 0)]))
+    assert (image_cache.load_tensors(pictures) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == {}
 
 
 def test_a_sitting_is_each_prompt_and_the_class_prompt_by_number():
     asked = Protocol("own", ("a {token} {class} asleep", "a {class}"), 2, 3)
-    run = image_cache.sitting(asked, Path("p"), class_prompt="a {class}", token="sks", word="dog")
-    base = image_cache.sitting(asked, Path("p"), class_prompt="a {class}", token="", word="dog")
+    run = image_cache.image_set(asked, Path("p"), class_prompt="a {class}", token="sks", word="dog")
+    base = image_cache.image_set(asked, Path("p"), class_prompt="a {class}", token="", word="dog")
     assert run.jobs == [("a sks dog asleep", 0), ("a sks dog asleep", 1), *(("a dog", n) for n in (0, 1, 0, 1, 2))]
     assert run.plain == [prompt for prompt, _ in base.jobs] and run.templates == base.templates
     assert run.kinds == ["subject"] * 4 + ["class"] * 3 and base.kinds == ["base"] * 4 + ["base class"] * 3
@@ -70,12 +71,14 @@ def test_a_sitting_is_each_prompt_and_the_class_prompt_by_number():
 
 def test_pictures_of_other_settings_have_another_folder(model, tiny_sd, tmp_path):
     def at(by=model, **change):
-        return image_cache.place(tmp_path, "step-000100", by, **({"seed": 0, "purpose": "evaluate", "how": HOW} | change))
+        return image_cache.cache_folder(
+            tmp_path, "step-000100", by, **({"seed": 0, "purpose": "evaluate", "how": HOW} | change)
+        )
 
-    half = models.load(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
+    half = models.load_model(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
 
-    assert at() == at(how=sampling.Drawing("ddim", 2, 3.0, batch=7)) == at(how=sampling.Drawing("ddim", 2, 3.0, size=32))
-    others = [at(seed=1), at(purpose="choose"), at(how=sampling.Drawing("ddim", 3, 3.0)), at(half)]
+    assert at() == at(how=SamplingConfig("ddim", 2, 3.0, batch=7)) == at(how=SamplingConfig("ddim", 2, 3.0, size=32))
+    others = [at(seed=1), at(purpose="choose"), at(how=SamplingConfig("ddim", 3, 3.0)), at(half)]
     assert len({at(), *others}) == 5
 
 
@@ -84,19 +87,19 @@ def test_black_pictures_and_those_that_are_no_numbers_are_kept_and_named(model, 
     monkeypatch.setattr(model, "decode_latents", lambda z0: images)
     jobs = [("a dog", n) for n in range(3)]
     draw(model, tmp_path, jobs)
-    pictures, bad = image_cache.load(sat(tmp_path, jobs))
+    pictures, bad = image_cache.load_images(sat(tmp_path, jobs))
     assert len(pictures) == 3 and bad == {0: "black", 1: "not a number"}
 
 
 def test_a_damaged_picture_is_named_with_the_remedy(model, tmp_path):
     draw(model, tmp_path, [("a dog", 0)])
-    path = image_cache.file(tmp_path, ("a dog", 0))
+    path = image_cache.image_file(tmp_path, ("a dog", 0))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read.*drawn again"):
-        image_cache.load(sat(tmp_path, [("a dog", 0)]))
+        image_cache.load_images(sat(tmp_path, [("a dog", 0)]))
 
 
 def test_names_from_strangers_stay_in_the_folder(tmp_path):
-    path = image_cache.file(tmp_path, ("../../etc/passwd \0 <script>" + "x" * 500, 3))
+    path = image_cache.image_file(tmp_path, ("../../etc/passwd \0 <script>" + "x" * 500, 3))
     assert path.parent == tmp_path and len(path.name) < 100
-    assert image_cache.file(tmp_path, ("a dog!", 0)) != image_cache.file(tmp_path, ("a dog?", 0))
+    assert image_cache.image_file(tmp_path, ("a dog!", 0)) != image_cache.image_file(tmp_path, ("a dog?", 0))

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from personalize.core.rng import generator
-from personalize.evaluation.metrics.memorization import authentic, copied, leave_one_out, nearest
-from personalize.evaluation.metrics.similarity import Embedded
+from personalize.evaluation.metrics.memorization import authentic, is_copy, leave_one_out, nearest_photo
+from personalize.evaluation.metrics.similarity import Embeddings
 
 
 def embedded(n, k=0):
     rows = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator(0, "copying", k)), dim=-1)
-    return Embedded(rows, rows)
+    return Embeddings(rows, rows)
 
 
 def at(*degrees):
     """Pictures on a circle: their cosines are those of the angles between them."""
     rows = torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
-    return Embedded(rows, rows)
+    return Embeddings(rows, rows)
 
 
 def dot(a, b):
@@ -32,22 +32,25 @@ def distance(a, b):
 def test_nearest_and_leave_one_out_are_their_definitions_in_loops():
     pictures, photos = embedded(7), embedded(4, k=1)
     want = [max(dot(row, photo) for photo in photos.dino) for row in pictures.dino]
-    assert nearest(pictures, photos).tolist() == pytest.approx(want, abs=1e-6)
+    assert nearest_photo(pictures, photos).tolist() == pytest.approx(want, abs=1e-6)
     among = [max(dot(photos.dino[i], photos.dino[j]) for j in range(4) if j != i) for i in range(4)]
     assert leave_one_out(photos).tolist() == pytest.approx(among, abs=1e-6)
 
 
 def test_a_picture_is_a_copy_if_nearer_to_a_photo_than_any_two_photos_are():
     photos = at(0, 20, 60)
-    assert copied(at(0, 61, 75, 85, 180), photos).tolist() == [True, True, True, False, False]
+    assert is_copy(at(0, 61, 75, 85, 180), photos).tolist() == [True, True, True, False, False]
     assert leave_one_out(photos).tolist() == pytest.approx([math.cos(math.radians(d)) for d in (20, 20, 40)], abs=1e-6)
 
 
 def test_photos_are_no_copies_of_the_other_photos():
     photos = embedded(5)
     for k in range(5):
-        rest = Embedded(*(torch.cat([rows[:k], rows[k + 1 :]]) for rows in (photos.dino, photos.clip)))
-        assert nearest(Embedded(photos.dino[k : k + 1], photos.clip[k : k + 1]), rest) <= leave_one_out(photos).max() + 1e-6
+        rest = Embeddings(*(torch.cat([rows[:k], rows[k + 1 :]]) for rows in (photos.dino, photos.clip)))
+        assert (
+            nearest_photo(Embeddings(photos.dino[k : k + 1], photos.clip[k : k + 1]), rest)
+            <= leave_one_out(photos).max() + 1e-6
+        )
 
 
 def test_authentic_is_its_definition_in_loops():
@@ -68,11 +71,11 @@ def test_a_picture_is_measured_by_its_own_nearest_photo():
     assert authentic(at(-30, 250), photos).all()
     # both 30 degrees from a photo, of which the second stands alone
     assert authentic(at(-30, 130), photos).tolist() == [True, False]
-    assert copied(at(-30, 130), photos).tolist() == [False, False]
+    assert is_copy(at(-30, 130), photos).tolist() == [False, False]
     assert not authentic(at(0), at(0, 0, 90)).any()  # no nearer than the photos' own repeat, and no farther
 
 
 def test_a_single_photo_tells_no_copies():
     one = embedded(1)
-    assert leave_one_out(one) is None and copied(embedded(3), one) is None and authentic(embedded(3), one) is None
-    assert nearest(one, one).tolist() == pytest.approx([1])
+    assert leave_one_out(one) is None and is_copy(embedded(3), one) is None and authentic(embedded(3), one) is None
+    assert nearest_photo(one, one).tolist() == pytest.approx([1])

@@ -12,9 +12,9 @@ from PIL import Image
 from personalize.common.errors import UserError
 from personalize.core.rng import generator
 from personalize.evaluation import encoders, preprocessing
-from personalize.evaluation.encoders import Encoders, Identity
+from personalize.evaluation.encoders import Encoders, IdentityEncoder
 from personalize.evaluation.metrics import METRICS
-from personalize.evaluation.metrics.similarity import Embedded, ceiling, clip_i, clip_t, dino, embed
+from personalize.evaluation.metrics.similarity import Embeddings, ceiling, clip_i, clip_t, dino, embed
 
 
 def unit(*shape, k=0):
@@ -22,7 +22,7 @@ def unit(*shape, k=0):
 
 
 def embedded(n, k=0, text=False):
-    return Embedded(unit(n, 5, k=k), unit(n, 7, k=k + 1), unit(n, 7, k=k + 2) if text else None)
+    return Embeddings(unit(n, 5, k=k), unit(n, 7, k=k + 1), unit(n, 7, k=k + 2) if text else None)
 
 
 def cosine(a, b):
@@ -53,26 +53,26 @@ def test_every_metric_is_its_definition_in_loops(name):
 @pytest.mark.parametrize("name", METRICS)
 def test_a_score_does_not_depend_on_the_other_pictures(name):
     pictures, photos = embedded(6, text=True), embedded(4, k=10)
-    alone = Embedded(pictures.dino[2:3], pictures.clip[2:3], pictures.text[2:3])
+    alone = Embeddings(pictures.dino[2:3], pictures.clip[2:3], pictures.text[2:3])
     torch.testing.assert_close(METRICS[name](alone, photos), METRICS[name](pictures, photos)[2:3])
 
 
 def test_copies_score_one_and_orthogonal_pictures_zero():
     eye = torch.eye(4)
-    same = Embedded(eye[:1].repeat(3, 1), eye[:1].repeat(3, 1), eye[:1].repeat(3, 1))
-    other = Embedded(eye[1:3], eye[1:3])
+    same = Embeddings(eye[:1].repeat(3, 1), eye[:1].repeat(3, 1), eye[:1].repeat(3, 1))
+    other = Embeddings(eye[1:3], eye[1:3])
     for score in (dino, clip_i):
         assert score(same, same).tolist() == [1, 1, 1]
         assert score(same, other).tolist() == [0, 0, 0]
     assert clip_t(same).tolist() == [1, 1, 1]
-    assert clip_t(Embedded(eye[:2], eye[:2], eye[2:])).tolist() == [0, 0]
+    assert clip_t(Embeddings(eye[:2], eye[:2], eye[2:])).tolist() == [0, 0]
 
 
 def test_clip_t_needs_prompts_and_identity_needs_photos():
     with pytest.raises(AssertionError, match="prompts"):
         clip_t(embedded(2))
     with pytest.raises(AssertionError, match="no photos"):
-        dino(embedded(2), Embedded(torch.zeros(0, 5), torch.zeros(0, 7)))
+        dino(embedded(2), Embeddings(torch.zeros(0, 5), torch.zeros(0, 7)))
 
 
 # --- ceiling ---
@@ -89,7 +89,7 @@ def test_ceiling_leaves_each_photo_itself_out():
     photos = embedded(5)
     pairs = [cosine(photos.dino[i], photos.dino[j]) for i in range(5) for j in range(5) if i != j]
     assert ceiling(photos)["dino"] == pytest.approx(sum(pairs) / 20, abs=1e-6)
-    same = Embedded(torch.eye(3)[:1].repeat(4, 1), torch.eye(3)[:1].repeat(4, 1))
+    same = Embeddings(torch.eye(3)[:1].repeat(4, 1), torch.eye(3)[:1].repeat(4, 1))
     assert ceiling(same) == {"dino": 1.0, "clip_i": 1.0}
 
 
@@ -109,7 +109,7 @@ def test_each_distinct_prompt_is_encoded_once_and_each_picture_keeps_its_own():
         return torch.ones(len(images), 2)
 
     def identity(images):
-        return Identity(look(images), torch.ones(len(images), 4, 2))
+        return IdentityEncoder(look(images), torch.ones(len(images), 4, 2))
 
     judge = Encoders(dino=identity, clip_image=look, clip_text=text, cover=None, grid=2, names={}, looks={})
     got = embed(judge, torch.zeros(4, 3, 8, 8), ["a dog", "a cat", "a dog", "a dog"])
@@ -140,7 +140,7 @@ def test_preprocessing_is_pillows_bicubic_then_the_middle_then_mean_and_deviatio
     left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
     cut = np.array(resized.crop((left, top, left + 224, top + 224)), dtype=np.float64) / 255
     want = (cut - np.array(look.mean)) / np.array(look.std)
-    got = preprocessing.show(tensor(image), look, 224)[0].permute(1, 2, 0).double().numpy()
+    got = preprocessing.preprocess(tensor(image), look, 224)[0].permute(1, 2, 0).double().numpy()
     difference = np.abs(got - want)
     # Pillow rounds to bytes after each of its two passes: at most two bytes, in units of the deviation
     assert got.shape == (224, 224, 3) and difference.max() < 2.1 / 255 / 0.22 and difference.mean() < 0.5 / 255 / 0.22
@@ -148,7 +148,7 @@ def test_preprocessing_is_pillows_bicubic_then_the_middle_then_mean_and_deviatio
 
 def test_pictures_of_the_encoders_own_size_are_shown_as_they_are():
     images = torch.rand(2, 3, 64, 64, generator=generator(0, "shown", 0)) * 2 - 1
-    torch.testing.assert_close(preprocessing.show(images, preprocessing.PLAIN, 64), images)
+    torch.testing.assert_close(preprocessing.preprocess(images, preprocessing.PLAIN, 64), images)
 
 
 def test_resizing_never_leaves_the_range_of_pixels():
@@ -170,7 +170,7 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="session")
 def toyland(eyes):
-    return encoders.load("toyland", "cpu", folder=eyes)
+    return encoders.load_encoders("toyland", "cpu", folder=eyes)
 
 
 def images(n, size=64):
@@ -210,10 +210,10 @@ def test_embeddings_are_those_of_transformers(toyland, eyes):
 
 def test_other_bases_take_folders_and_look_through_the_published_preprocessing(toyland, eyes):
     vit, clip = eyes / "encoders" / "identity", eyes / "encoders" / "clip"
-    other = encoders.load("some/base", "cpu", dino=str(vit), clip=str(clip))
+    other = encoders.load_encoders("some/base", "cpu", dino=str(vit), clip=str(clip))
     assert other.names == toyland.names
     large = images(2, 96)
-    shown = preprocessing.show(large, preprocessing.IMAGENET, 64)
+    shown = preprocessing.preprocess(large, preprocessing.IMAGENET, 64)
     torch.testing.assert_close(other.dino(large).token, toyland.dino(shown).token, atol=1e-5, rtol=1e-4)
     prompts = ["a dog in the snow"]
     torch.testing.assert_close(other.clip_text(prompts), toyland.clip_text(prompts))
@@ -224,14 +224,14 @@ def test_token_and_patches_come_from_one_forward_pass(eyes, monkeypatch):
 
     seen, forward = [], ViTModel.forward
     monkeypatch.setattr(ViTModel, "forward", lambda self, **given: seen.append(1) or forward(self, **given))
-    embed(encoders.load("toyland", "cpu", folder=eyes), images(3))
+    embed(encoders.load_encoders("toyland", "cpu", folder=eyes), images(3))
     assert seen == [1]
 
 
 @pytest.mark.parametrize("other", [False, True])
 def test_the_line_on_preprocessing_tells_the_numbers_that_are_used(other, toyland, eyes):
     vit, clip = eyes / "encoders" / "identity", eyes / "encoders" / "clip"
-    judge = encoders.load("some/base", "cpu", dino=str(vit), clip=str(clip)) if other else toyland
+    judge = encoders.load_encoders("some/base", "cpu", dino=str(vit), clip=str(clip)) if other else toyland
     statistics = {
         "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         "OpenAI": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -261,7 +261,7 @@ def test_masks_come_to_the_patches_that_see_the_masked_pixels(eyes, tmp_path):
     flat = ViTModel.from_pretrained(eyes / "encoders" / "identity", num_hidden_layers=0, add_pooling_layer=False)
     flat.save_pretrained(tmp_path)
     for base in ("toyland", "some/base"):
-        judge = encoders.load(base, "cpu", dino=str(tmp_path), clip=str(eyes / "encoders" / "clip"))
+        judge = encoders.load_encoders(base, "cpu", dino=str(tmp_path), clip=str(eyes / "encoders" / "clip"))
         for height, width in ((64, 64), (80, 150), (150, 80)):
             mask = torch.zeros(1, 1, height, width)
             mask[..., 21:52, 30:47] = 1
@@ -280,8 +280,8 @@ def test_names_tell_weights_apart_not_places(eyes, tmp_path):
     changed = ViTModel.from_pretrained(source, add_pooling_layer=False)
     changed.layernorm.bias.data[0] += 1
     changed.save_pretrained(tmp_path / "identity")
-    one = encoders.load("toyland", "cpu", folder=eyes)
-    two = encoders.load("toyland", "cpu", folder=eyes, dino=str(tmp_path / "identity"))
+    one = encoders.load_encoders("toyland", "cpu", folder=eyes)
+    two = encoders.load_encoders("toyland", "cpu", folder=eyes, dino=str(tmp_path / "identity"))
     assert one.names["dino"].startswith("identity sha256:") and two.names["dino"].startswith("identity sha256:")
     assert one.names["dino"] != two.names["dino"] and one.names["clip"] == two.names["clip"]
 
@@ -290,7 +290,7 @@ def test_names_tell_weights_apart_not_places(eyes, tmp_path):
 def test_an_encoder_that_cannot_be_downloaded_is_named_with_the_remedy(kind, name, eyes, offline):
     own = {"dino": str(eyes / "encoders" / "identity"), "clip": str(eyes / "encoders" / "clip")}
     with pytest.raises(UserError) as caught:
-        encoders.load("some/base", "cpu", **{**own, kind: ""})
+        encoders.load_encoders("some/base", "cpu", **{**own, kind: ""})
     assert name in str(caught.value) and f"evaluate.{kind}=" in str(caught.value)
 
 
@@ -299,7 +299,7 @@ def test_pickled_weights_are_refused(eyes, tmp_path):
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"no model\.safetensors.*never read"):
-        encoders.load("some/base", "cpu", dino=str(tmp_path))
+        encoders.load_encoders("some/base", "cpu", dino=str(tmp_path))
 
 
 def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(eyes, tmp_path):
@@ -311,7 +311,7 @@ def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(eyes, 
     del weights["layernorm.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack layernorm\.bias"):
-        encoders.load("some/base", "cpu", dino=str(tmp_path))
+        encoders.load_encoders("some/base", "cpu", dino=str(tmp_path))
 
 
 def test_damaged_absent_and_foreign_folders_are_refused(eyes, tmp_path):
@@ -320,8 +320,8 @@ def test_damaged_absent_and_foreign_folders_are_refused(eyes, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors at all")
     for given, why in ((tmp_path, "cannot load the identity"), (Path("/no/such"), "no such folder")):
         with pytest.raises(UserError, match=why):
-            encoders.load("some/base", "cpu", dino=str(given))
+            encoders.load_encoders("some/base", "cpu", dino=str(given))
     with pytest.raises(UserError, match="'clip', where a ViT is needed"):
-        encoders.load("toyland", "cpu", folder=eyes, dino=str(eyes / "encoders" / "clip"))
+        encoders.load_encoders("toyland", "cpu", folder=eyes, dino=str(eyes / "encoders" / "clip"))
     with pytest.raises(UserError, match="no such folder"):
-        encoders.load("toyland", "cpu", folder=tmp_path)
+        encoders.load_encoders("toyland", "cpu", folder=tmp_path)

@@ -14,22 +14,23 @@ from personalize.models import TOYLAND, fingerprint
 from personalize.toyland import probes
 from personalize.toyland.pretraining import pipeline
 from personalize.toyland.world import scenes as world
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBES, VIEWS, subject
 
-FIRST = world.HELD_OUT + 9_000_000
+FIRST = HELD_OUT + 9_000_000
 COUNT = 120
 RED_HAT = {"accessory": "hat", "accessory_colour": "red"}
 
 
 def pictures(scenes) -> torch.Tensor:
     """N scenes -> (N,3,64,64) in [-1,1]."""
-    array = np.stack([np.asarray(draw(scene)[0]) for scene in scenes])
+    array = np.stack([np.asarray(draw_scene(scene)[0]) for scene in scenes])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @pytest.fixture(scope="module")
 def probe():
-    return toyland_truth.load()
+    return toyland_truth.load_probe()
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,11 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def reading(probe, scenes):
-    return toyland_truth.read(probe, pictures(scenes))
+    return toyland_truth.read_images(probe, pictures(scenes))
 
 
 def right(reading, scenes, table: str) -> float:
-    goal = probes.truth(scenes)[table]
+    goal = probes.scene_truth(scenes)[table]
     return (reading.chances[table].argmax(1) == goal)[goal != probes.UNSEEN].float().mean().item()
 
 
@@ -60,10 +61,10 @@ def test_the_probe_reads_pictures_it_never_saw(reading, scenes):
 
 
 def test_a_picture_reads_the_same_alone_and_nearly_the_same_at_another_size(probe, reading, scenes):
-    alone = toyland_truth.read(probe, pictures(scenes[:1]))
+    alone = toyland_truth.read_images(probe, pictures(scenes[:1]))
     torch.testing.assert_close(alone.values["body"], reading.values["body"][:1], rtol=1e-4, atol=1e-4)
     larger = torch.nn.functional.interpolate(pictures(scenes), (128, 144), mode="bicubic")
-    assert right(toyland_truth.read(probe, larger[..., 8:136]), scenes, "class") > 0.95
+    assert right(toyland_truth.read_images(probe, larger[..., 8:136]), scenes, "class") > 0.95
 
 
 @pytest.mark.parametrize(
@@ -105,35 +106,37 @@ def test_captions_ask_for_nothing_that_is_not_there():
 
 def test_drawn_pictures_obey_their_captions_and_not_those_of_others(reading, scenes):
     captions = [world.caption(scene, k) for k, scene in enumerate(scenes)]
-    own = toyland_truth.obeyed(reading, captions)
+    own = toyland_truth.prompt_adherence(reading, captions)
     for k, caption in enumerate(captions):
         asked = toyland_truth.wanted(caption)
         assert {table for table, score in own.items() if not score[k].isnan()} == set(asked) & set(toyland_truth.SCORED)
     assert min(shares(own).values()) > 0.9
-    assert max(shares(toyland_truth.obeyed(reading, captions[1:] + captions[:1])).values()) < 0.6
+    assert max(shares(toyland_truth.prompt_adherence(reading, captions[1:] + captions[:1])).values()) < 0.6
 
 
 def test_the_class_word_is_asked_where_the_prompt_names_no_class(reading, scenes):
-    bare = toyland_truth.obeyed(reading, ["a sks swimming"] * COUNT)
+    bare = toyland_truth.prompt_adherence(reading, ["a sks swimming"] * COUNT)
     assert bare["class"].isnan().all() and not bare["action"].isnan().any()
     dogs = torch.tensor([scene.subject.class_word == "dog" for scene in scenes]).float()
-    assert (toyland_truth.obeyed(reading, ["a sks swimming"] * COUNT, "toy dog")["class"] == dogs).float().mean() > 0.95
+    assert (
+        toyland_truth.prompt_adherence(reading, ["a sks swimming"] * COUNT, "toy dog")["class"] == dogs
+    ).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("word", world.CLASSES)
+@pytest.mark.parametrize("word", CLASSES)
 def test_what_can_be_seen_is_what_is_drawn(word):
     assert toyland_truth.visible(word) <= probes.shown(word)
 
 
-@pytest.mark.parametrize("word", world.CLASSES)
+@pytest.mark.parametrize("word", CLASSES)
 def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
     seeds = range(FIRST + 10_000, FIRST + 10_008)
-    who = [world.subject(seed, word) for seed in seeds]
+    who = [subject(seed, word) for seed in seeds]
     photos = [[world.scene(seed + 100 * k, who=each, action="standing", accessory=None) for k in range(4)]
               for seed, each in zip(seeds, who)]  # fmt: skip
     own, other, photographed = [], [], []
     for k, each in enumerate(who):
-        seen = toyland_truth.read(probe, pictures(photos[k]))
+        seen = toyland_truth.read_images(probe, pictures(photos[k]))
         own.append(toyland_truth.identity_error(seen, toyland_truth.parameters(each), word).mean())
         other.append(toyland_truth.identity_error(seen, toyland_truth.parameters(who[k - 1]), word).mean())
         photographed.append(toyland_truth.identity_error(seen, toyland_truth.of_photos(seen), word).mean())
@@ -143,14 +146,14 @@ def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
 
 
 def test_every_part_of_an_identity_is_scored_for_every_class(scenes):
-    reading = toyland_truth.read(probes.Probe().eval(), pictures(scenes[:3]))
+    reading = toyland_truth.read_images(probes.Probe().eval(), pictures(scenes[:3]))
     parts = {"body", "second", "detail", "proportions", "pattern", "ear", "tail"}
-    for word in (*world.CLASSES, "lion"):
-        assert set(toyland_truth.errors(reading, toyland_truth.parameters(world.subject(1, "dog")), word)) == parts, word
+    for word in (*CLASSES, "lion"):
+        assert set(toyland_truth.errors(reading, toyland_truth.parameters(subject(1, "dog")), word)) == parts, word
 
 
 def test_every_scene_has_a_truth_to_learn_from(scenes):
-    goal = probes.truth(scenes)
+    goal = probes.scene_truth(scenes)
     assert {table for table in probes.TABLES if (goal[table] == probes.UNSEEN).any()} == {"accessory_colour"}
     assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.UNSEEN)).all()
     model = probes.Probe()
@@ -167,15 +170,15 @@ def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
     chances["accessory"] = certain("accessory", ["hat", "hat", "scarf"])
     chances["accessory_colour"] = certain("accessory_colour", ["red", "blue", "red"])
     seen = toyland_truth.Reading(chances, {})
-    assert toyland_truth.obeyed(seen, ["a dog wearing a red hat"] * 3)["accessory"].tolist() == [1, 0, 0]
-    assert toyland_truth.obeyed(seen, ["a dog wearing a silly hat"] * 3)["accessory"].tolist() == [1, 1, 0]
-    assert toyland_truth.obeyed(seen, ["a red dog"] * 3)["accessory"].isnan().all()
+    assert toyland_truth.prompt_adherence(seen, ["a dog wearing a red hat"] * 3)["accessory"].tolist() == [1, 0, 0]
+    assert toyland_truth.prompt_adherence(seen, ["a dog wearing a silly hat"] * 3)["accessory"].tolist() == [1, 1, 0]
+    assert toyland_truth.prompt_adherence(seen, ["a red dog"] * 3)["accessory"].isnan().all()
 
 
 def test_two_subjects_at_random_are_one_apart():
     error = {part: [] for part in toyland_truth.expected("robot")}
     for seed in range(300, 340):
-        a, b = world.subject(seed, "robot"), toyland_truth.parameters(world.subject(seed + 1000, "robot"))
+        a, b = subject(seed, "robot"), toyland_truth.parameters(subject(seed + 1000, "robot"))
         values = {k: torch.tensor([v]) for k, v in probes.values(a).items()}
         exact = {k: torch.eye(len(probes.TABLES[k]))[[row]] for k, row in probes.kinds(a).items()}
         for part, off in toyland_truth.errors(toyland_truth.Reading(exact, values), b, "robot").items():
@@ -186,9 +189,9 @@ def test_two_subjects_at_random_are_one_apart():
 def test_the_probes_seeds_are_no_other_stages_and_not_held_out():
     """The base and the encoders count up from 0 in `_scene` and `_view`; what is judged starts at HELD_OUT."""
     s = Pretrain()
-    others = max(s.pictures, s.subjects * world.VIEWS)
-    assert others < world.PROBES and world.PROBES + s.probe_pictures <= world.HELD_OUT
-    assert pipeline._probed(5) == world.scene(world.PROBES + 5)
+    others = max(s.pictures, s.subjects * VIEWS)
+    assert others < PROBES and PROBES + s.probe_pictures <= HELD_OUT
+    assert pipeline._probed(5) == world.scene(PROBES + 5)
 
 
 def test_the_shipped_probe_is_small_half_precision_and_no_pickle():
@@ -208,15 +211,15 @@ def test_a_base_is_the_same_with_and_without_its_probes(tmp_path):
 
 def test_probes_of_another_world_or_none_at_all_are_refused(tmp_path, probe):
     with pytest.raises(UserError):
-        toyland_truth.load(tmp_path)
+        toyland_truth.load_probe(tmp_path)
     probes.export(tmp_path / "probes", probe)
-    again = toyland_truth.load(tmp_path)
+    again = toyland_truth.load_probe(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(probe.state_dict().values(), again.state_dict().values()))
     sizes = json.loads((tmp_path / "probes" / probes.SIZES).read_text())
     sizes["tables"]["place"].append("moon")
     write_json(tmp_path / "probes" / probes.SIZES, sizes)
     with pytest.raises(UserError, match="another Toyland"):
-        toyland_truth.load(tmp_path)
+        toyland_truth.load_probe(tmp_path)
 
 
 def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_a_picture(scenes):

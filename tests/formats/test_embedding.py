@@ -23,10 +23,10 @@ def equal(a, b):
 @pytest.mark.parametrize("rows", [ONE, TWO], ids=["one encoder", "two"])
 def test_what_is_written_is_what_is_read(path, rows):
     embedding.write_diffusers(path, "<my dog>", rows)
-    token, found = embedding.read(path)
+    token, found = embedding.read_embedding(path)
     assert equal(found, rows) and token == ("<my dog>" if len(rows) == 1 else "")
     embedding.write_a1111(path, rows)
-    token, found = embedding.read(path)
+    token, found = embedding.read_embedding(path)
     assert equal(found, rows) and token == ""
 
 
@@ -41,7 +41,7 @@ def test_the_names_that_others_look_for(path):
 
 def test_a_single_row_may_be_a_vector(path):
     save_file({"<x>": torch.ones(8)}, path)
-    assert embedding.read(path)[1]["text_encoder"].shape == (1, 8)
+    assert embedding.read_embedding(path)[1]["text_encoder"].shape == (1, 8)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_a_single_row_may_be_a_vector(path):
 def test_what_is_no_embedding_is_refused(path, tensors, word):
     save_file(tensors, path)
     with pytest.raises(UserError, match=word):
-        embedding.read(path)
+        embedding.read_embedding(path)
 
 
 def test_a_pickle_is_not_opened(path):
     for ending in (".pt", ".bin"):
         with pytest.raises(UserError, match="is a pickle.*textual-inversion"):
-            embedding.read(path.with_suffix(ending))
+            embedding.read_embedding(path.with_suffix(ending))
 
 
 @pytest.mark.parametrize("token", ["", "__metadata__"])

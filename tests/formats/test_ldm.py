@@ -8,9 +8,9 @@ from tiny_releases import FAMILIES, same
 from personalize.common.errors import UserError
 from personalize.formats import ldm
 from personalize.formats.ldm_unet import structure, unet_layers, unet_names
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from diffusers.loaders import single_file_utils as theirs
 
 
@@ -61,7 +61,7 @@ def test_the_table_names_every_weight_once(family):
 
 def test_uneven_structures_have_names_too():
     """Other numbers of blocks, resnets and transformers than any release: shortcuts are where the networks have them."""
-    with lean():
+    with lazy_imports():
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     unet = UNet2DConditionModel(
         block_out_channels=(8, 16), layers_per_block=(1, 3), norm_num_groups=4, attention_head_dim=2, cross_attention_dim=8,

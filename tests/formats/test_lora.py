@@ -25,7 +25,7 @@ def equal(a, b):
 
 
 def read(path, family="sd1"):
-    return lora.read(path, tiny.layers(family), "base")
+    return lora.read_lora(path, tiny.layers(family), "base")
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -132,7 +132,7 @@ def test_text_layers_are_found_with_and_without_text_model(path, prefix, ending)
     (name,) = read(path).ranks
     assert name.removeprefix("text_encoder.") in tiny.layers("sd1")["text_encoder"]
     older = {"text_encoder": {f"text_model.{layer}" for layer in tiny.layers("sd1")["text_encoder"]}}
-    assert list(lora.read(path, older, "base").ranks) == ["text_encoder.text_model.encoder.layers.1.self_attn.q_proj"]
+    assert list(lora.read_lora(path, older, "base").ranks) == ["text_encoder.text_model.encoder.layers.1.self_attn.q_proj"]
 
 
 def test_kohyas_text_keys_belong_to_the_first_encoder_in_both_spellings(path):

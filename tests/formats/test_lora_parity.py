@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny_releases import same
 
 from personalize.formats import lora, single_file
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from diffusers.loaders import lora_conversion_utils as theirs
     from diffusers.utils import state_dict_utils
 
@@ -80,7 +80,7 @@ def test_diffusers_itself_loads_what_we_write(tmp_path, family, form):
     kohya(path, made, family) if form == "kohya" else lora.write_diffusers(path, made)
     file = tmp_path / "base.safetensors"
     save_file(tiny.tensors(family), file)
-    single_file.to_folder(file, tmp_path / "base", tokenizer=tiny.vocabulary(tmp_path / "words"))
+    single_file.unpack_single_file(file, tmp_path / "base", tokenizer=tiny.vocabulary(tmp_path / "words"))
     arguments = [str(place) for place in (tmp_path / "base", folder, tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -71,7 +71,7 @@ def test_a_header_that_does_not_fit_its_file_is_refused_by_name(path, header):
     with pytest.raises(UserError, match="a.safetensors"):
         safetensors_io.read_header(path)
     with pytest.raises(UserError, match="a.safetensors"):
-        safetensors_io.load(path)
+        safetensors_io.load_tensors(path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, safetensors_io.LONGEST_HEADER + 1, (1 << 64) - 1])
@@ -104,7 +104,7 @@ def test_a_pickle_is_not_opened(tmp_path, ending):
     with pytest.raises(UserError, match="is a pickle.*not read as a LoRA.*save_pretrained"):
         safetensors_io.refuse_pickle(path, "a LoRA")
     with pytest.raises(UserError, match="is a pickle"):
-        safetensors_io.load(path)
+        safetensors_io.load_tensors(path)
 
 
 def test_what_is_saved_is_what_safetensors_loads(path):
@@ -113,8 +113,8 @@ def test_what_is_saved_is_what_safetensors_loads(path):
         "none": torch.zeros(0, 4), "int": torch.arange(5), "bool": torch.tensor([True, False, True]),
         "turned": torch.randn(4, 6).T, "ünï": torch.randn(2), "byte": torch.arange(3, dtype=torch.uint8),
     }  # fmt: skip
-    safetensors_io.save(path, tensors, {"b": "1", "a": 'with "quotes"'})
-    for found in (load_file(path), safetensors_io.load(path)):
+    safetensors_io.save_tensors(path, tensors, {"b": "1", "a": 'with "quotes"'})
+    for found in (load_file(path), safetensors_io.load_tensors(path)):
         assert set(found) == set(tensors)
         assert all(found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in tensors.items())
     with safetensors.safe_open(path, "pt") as file:
@@ -125,6 +125,6 @@ def test_what_is_saved_is_what_safetensors_loads(path):
 def test_the_same_tensors_give_the_same_bytes(tmp_path):
     tensors = {f"t{k}": torch.full((2,), float(k)) for k in range(20)}
     said = {f"m{k}": str(k) for k in range(20)}
-    safetensors_io.save(tmp_path / "a", tensors, said)
-    safetensors_io.save(tmp_path / "b", dict(reversed(tensors.items())), dict(reversed(said.items())))
+    safetensors_io.save_tensors(tmp_path / "a", tensors, said)
+    safetensors_io.save_tensors(tmp_path / "b", dict(reversed(tensors.items())), dict(reversed(said.items())))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

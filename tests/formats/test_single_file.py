@@ -12,10 +12,10 @@ from tiny_releases import FAMILIES, same
 
 from personalize.common.errors import UserError
 from personalize.formats import clip_tokenizer, detect, ldm, reference_configs, safetensors_io
-from personalize.formats.single_file import from_folder, to_folder
-from personalize.models.lazy_imports import lean
+from personalize.formats.single_file import pack_single_file, unpack_single_file
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 PARTS = {
@@ -45,7 +45,7 @@ def folders(tmp_path_factory):
     """{family: a diffusers folder}, unpacked from one file."""
     place = tmp_path_factory.mktemp("folders")
     for family in FAMILIES:
-        to_folder(foreign(place / "file.safetensors", family), place / family)
+        unpack_single_file(foreign(place / "file.safetensors", family), place / family)
     return {family: place / family for family in FAMILIES}
 
 
@@ -82,7 +82,7 @@ def test_configs_are_told_from_shapes_as_the_models_had_them(folders, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusers_loads_the_folder_as_the_same_model(folders, family):
-    with lean():
+    with lazy_imports():
         pipeline = DiffusionPipeline.from_pretrained(folders[family], local_files_only=True)
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
     assert type(pipeline) is kind
@@ -115,9 +115,9 @@ def test_folder_to_file_to_folder_is_exact(folders, path, family):
         ("model_index.json", {"scheduler": ["diffusers", "DDPMScheduler"]}),
     ):
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | more))
-    from_folder(folder, path, half=False)
+    pack_single_file(folder, path, half=False)
     assert b"somebody" not in path.read_bytes()
-    to_folder(path, path.parent / "after", tokenizer=folder / "tokenizer")
+    unpack_single_file(path, path.parent / "after", tokenizer=folder / "tokenizer")
     for one in sorted(p.relative_to(folder) for p in folder.rglob("*.json")):
         a, b = (json.loads((root / one).read_text()) for root in (folder, path.parent / "after"))
         assert {key: v for key, v in a.items() if key != "_name_or_path"} == b, one
@@ -126,15 +126,15 @@ def test_folder_to_file_to_folder_is_exact(folders, path, family):
 
 
 def test_diffusers_reads_a_file_of_ours_by_itself(folders, path):
-    from_folder(folders["sd1"], path, half=False)
-    with lean():
+    pack_single_file(folders["sd1"], path, half=False)
+    with lazy_imports():
         pipeline = StableDiffusionPipeline.from_single_file(path, config=str(folders["sd1"]), local_files_only=True)
     for part, model in tiny.models("sd1").items():
         assert same(getattr(pipeline, part).state_dict(), model.state_dict()), part
 
 
 def test_half_precision_halves_and_says_so_when_it_cannot(folders, path):
-    from_folder(folders["sd1"], path, half=True)
+    pack_single_file(folders["sd1"], path, half=True)
     half = load_file(path)
     assert all(v.dtype == torch.float16 and torch.equal(v, tiny.tensors("sd1")[key].half()) for key, v in half.items())
     folder = path.parent / "large"
@@ -142,17 +142,17 @@ def test_half_precision_halves_and_says_so_when_it_cannot(folders, path):
     state, _ = read(folder, "vae")
     save_file(state | {"quant_conv.bias": torch.full((8,), 1e6)}, folder / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match="vae.quant_conv.bias has values of 1e.06, too large"):
-        from_folder(folder, path, half=True)
+        pack_single_file(folder, path, half=True)
 
 
 def test_the_same_folder_gives_the_same_bytes(folders, path):
     for name in ("a", "b"):
-        from_folder(folders["sd1"], path.parent / name / path.name, half=True)
+        pack_single_file(folders["sd1"], path.parent / name / path.name, half=True)
     assert (path.parent / "a" / path.name).read_bytes() == (path.parent / "b" / path.name).read_bytes()
 
 
 def test_the_header_says_what_the_file_is(folders, path):
-    from_folder(folders["sd2"], path, half=True)
+    pack_single_file(folders["sd2"], path, half=True)
     said = safetensors_io.read_header(path)["metadata"]
     assert said["modelspec.architecture"] == "stable-diffusion-v2-768-v" and said["modelspec.prediction_type"] == "v"
     assert said["modelspec.resolution"] == "768x768" and said["modelspec.title"] == "model" and said["format"] == "pt"
@@ -172,34 +172,34 @@ def test_sharded_and_half_precision_folders_are_read(folders, path):
     place.write_text(json.dumps(index))
     vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
     vae.rename(vae.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    from_folder(folder, path, half=False)
+    pack_single_file(folder, path, half=False)
     assert same(load_file(path), tiny.tensors("sd1"))
     place.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
     with pytest.raises(UserError, match="weight_map of files beside it"):
-        from_folder(folder, path, half=False)
+        pack_single_file(folder, path, half=False)
 
 
 def test_folders_that_are_not_bases_are_refused(folders, path):
     with pytest.raises(UserError, match="no model_index.json"):
-        from_folder(path.parent, path, half=False)
+        pack_single_file(path.parent, path, half=False)
     with pytest.raises(UserError, match="written as .safetensors only"):
-        from_folder(folders["sd1"], path.with_suffix(".ckpt"), half=False)
+        pack_single_file(folders["sd1"], path.with_suffix(".ckpt"), half=False)
     folder = path.parent / "other"
     shutil.copytree(folders["sd1"], folder)
     unet = folder / "unet" / "config.json"
     unet.write_text(json.dumps(json.loads(unet.read_text()) | {"in_channels": 9}))
     with pytest.raises(UserError, match="is an inpainting model"):
-        from_folder(folder, path, half=False)
+        pack_single_file(folder, path, half=False)
     unet.write_text("[]")
     with pytest.raises(UserError, match="no JSON object"):
-        from_folder(folder, path, half=False)
+        pack_single_file(folder, path, half=False)
     shutil.copy(folders["sd1"] / "unet" / "config.json", unet)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="has no .safetensors file"):
-        from_folder(folder, path, half=False)
+        pack_single_file(folder, path, half=False)
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UserError, match="is a FluxPipeline"):
-        from_folder(folder, path, half=False)
+        pack_single_file(folder, path, half=False)
     assert not path.exists()
 
 
@@ -214,7 +214,7 @@ def test_prediction_is_what_the_caller_the_header_or_the_release_says(path):
     assert told("sd1", prediction_type="v") == told("sdxl", names=["v_pred"]) == "v_prediction"
     with pytest.raises(UserError, match="prediction 'x' is unknown"):
         told("sd1", asked="x")
-    to_folder(foreign(path, "sd2"), path.parent / "out", prediction="epsilon")
+    unpack_single_file(foreign(path, "sd2"), path.parent / "out", prediction="epsilon")
     assert read(path.parent / "out", "unet")[1]["sample_size"] == 64
     assert '"prediction_type": "epsilon"' in (path.parent / "out" / "scheduler" / "scheduler_config.json").read_text()
 
@@ -225,11 +225,11 @@ def test_v_prediction_with_zero_snr_passes_through_the_marks_of_sdxl(folders, pa
     place = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(place.read_text()) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     place.write_text(json.dumps(config))
-    from_folder(folder, path, half=False)
+    pack_single_file(folder, path, half=False)
     plain = load_file(path)
     assert {"v_pred", "ztsnr"} <= set(plain)
     save_file(plain, path)  # without our header
-    to_folder(path, path.parent / "back", tokenizer=folder / "tokenizer")
+    unpack_single_file(path, path.parent / "back", tokenizer=folder / "tokenizer")
     found = json.loads((path.parent / "back" / "scheduler" / "scheduler_config.json").read_text())
     assert found["prediction_type"] == "v_prediction" and found["rescale_betas_zero_snr"]
     assert found["timestep_spacing"] == "trailing"
@@ -259,22 +259,22 @@ def test_v_prediction_with_zero_snr_passes_through_the_marks_of_sdxl(folders, pa
 def test_other_files_are_refused_by_what_they_are(path, names, word):
     save_file({name: torch.zeros(shape) for name, shape in names.items()}, path)
     with pytest.raises(UserError, match=f"model.safetensors is .*{word.removeprefix('is ')}"):
-        to_folder(path, path.parent / "out")
+        unpack_single_file(path, path.parent / "out")
     assert not (path.parent / "out").exists()
 
 
 def test_a_pickle_and_a_folder_in_the_way_are_refused(path):
     with pytest.raises(UserError, match="is a pickle"):
-        to_folder(path.with_suffix(".ckpt"), path.parent / "out")
+        unpack_single_file(path.with_suffix(".ckpt"), path.parent / "out")
     with pytest.raises(UserError, match="is there already"):
-        to_folder(foreign(path, "sd1"), path.parent)
+        unpack_single_file(foreign(path, "sd1"), path.parent)
 
 
 def test_a_damaged_network_is_refused_and_nothing_is_left(path):
     for name in ("input_blocks.1.0.in_layers.2.weight", "out.2.weight", "output_blocks.3.0.out_layers.3.bias"):
         save_file({key: v for key, v in tiny.tensors("sd1").items() if not key.endswith(name)}, path)
         with pytest.raises(UserError, match="model.safetensors"):
-            to_folder(path, path.parent / "out", tokenizer=tiny.vocabulary(path.parent / name))
+            unpack_single_file(path, path.parent / "out", tokenizer=tiny.vocabulary(path.parent / name))
         assert not (path.parent / "out").exists()
 
 
@@ -282,7 +282,7 @@ def test_without_a_tokenizer_the_message_says_where_to_put_it(path, monkeypatch)
     monkeypatch.setattr(clip_tokenizer, "HUB", "nobody/nothing")
     save_file(tiny.tensors("sd1"), path)
     with pytest.raises(UserError, match="Put its vocab.json and merges.txt into .*tokenizer"):
-        to_folder(path, path.parent / "out")
+        unpack_single_file(path, path.parent / "out")
 
 
 def test_a_tokenizer_of_another_base_is_refused(path):
@@ -290,14 +290,14 @@ def test_a_tokenizer_of_another_base_is_refused(path):
     pieces = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(pieces | {"one more": len(pieces)}))
     with pytest.raises(UserError, match="has 65 pieces, but the text_encoder of .* knows 64"):
-        to_folder(foreign(path, "sd1"), path.parent / "out", tokenizer=folder)
+        unpack_single_file(foreign(path, "sd1"), path.parent / "out", tokenizer=folder)
 
 
 def test_toyland_survives_the_way_through_one_file(tmp_path):
     """A base of another shape: three blocks, heads of its own, a VAE without attention."""
     toyland = Path(clip_tokenizer.__file__).parents[1] / "toyland" / "weights"
-    from_folder(toyland, tmp_path / "toy.safetensors", half=False)
-    to_folder(tmp_path / "toy.safetensors", tmp_path / "toy", tokenizer=toyland / "tokenizer")
+    pack_single_file(toyland, tmp_path / "toy.safetensors", half=False)
+    unpack_single_file(tmp_path / "toy.safetensors", tmp_path / "toy", tokenizer=toyland / "tokenizer")
     for part in ("unet", "vae", "text_encoder"):
         before, after = read(toyland, part), read(tmp_path / "toy", part)
         assert same(ldm.tidy(part, before[0]), after[0]) and before[1] == after[1]

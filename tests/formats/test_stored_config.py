@@ -51,7 +51,7 @@ def changed(part, **more):
 )
 def test_configs_in_a_strangers_header_must_agree_with_the_file(spoil):
     shapes = {key: tuple(v.shape) for key, v in tiny.tensors("sd1").items()}
-    inferred = infer_config.infer(shapes, "sd1", prediction="epsilon")
+    inferred = infer_config.infer_configs(shapes, "sd1", prediction="epsilon")
     kept = json.loads(stored_config.packed("sd1", tiny.configs("sd1"), reference_configs.SCHEDULERS["sd1"]))
     assert stored_config.unpacked(json.dumps(kept), "sd1", inferred, Path("m.safetensors"))[0]["unet"]["norm_num_groups"] == 16
     spoil(kept)
@@ -99,6 +99,6 @@ def test_the_released_unets_are_told_from_their_shapes(family, tensors_in_it):
     shapes = {table[key]: tuple(v.shape) for key, v in state.items()}
     shapes |= {key: tuple(v.shape) for key, v in tiny.tensors(family).items() if key not in shapes}
     shapes["conditioner.embedders.1.model.text_projection"] = (32, 1280)
-    found = infer_config.infer(shapes, family, prediction="v_prediction" if family == "sd2" else "epsilon")["unet"]
+    found = infer_config.infer_configs(shapes, family, prediction="v_prediction" if family == "sd2" else "epsilon")["unet"]
     for key, value in (known | {"norm_num_groups": 32, "in_channels": 4, "layers_per_block": 2}).items():
         assert found[key] == (list(value) if isinstance(value, tuple) else value), key

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from personalize.formats.ldm import tidy, to_ldm
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
-with lean():
+with lazy_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.configuration_clip import CLIPTextConfig

@@ -7,13 +7,13 @@ import torch
 from kernel_cases import DTYPES, SHAPES, compare
 
 from personalize import methods, models
-from personalize.common import recipe as config
-from personalize.data import photos as files
+from personalize.common.recipe import load_recipe
 from personalize.data import training_set
+from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject
 from personalize.models.kernels import group_norm
 from personalize.training import cuda_graph
-from personalize.training.engine import Engine, rate
+from personalize.training.engine import Engine, lr_factor
 
 pytestmark = pytest.mark.gpu
 PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
@@ -21,18 +21,18 @@ COMMON = ["class_word=dog", "train.steps=20", "train.lr=1e-3", "train.warmup=4",
 
 
 def prepared(folder, *more, dtype="float32"):
-    model = models.load(str(folder), device="cuda", dtype=dtype, say=lambda line: None)
-    recipe, said = config.load(None, [*COMMON, *more]), []
-    known = [Subject("zqv", "dog", files.load(PHOTOS, min_size=32)[0][:4])]
+    model = models.load_model(str(folder), device="cuda", dtype=dtype, say=lambda line: None)
+    recipe, said = load_recipe(None, [*COMMON, *more]), []
+    known = [Subject("zqv", "dog", load_photos(PHOTOS, min_size=32)[0][:4])]
     torch.manual_seed(0)
     groups = methods.attach(model, recipe)
-    data = training_set.build(model, recipe, known, priors={"dog": torch.randn(5, 4, 16, 16)}, text_trains=False)
+    data = training_set.build_training_set(model, recipe, known, priors={"dog": torch.randn(5, 4, 16, 16)}, text_trains=False)
     return data, Engine(model, recipe, groups, say=said.append), said
 
 
 def ran(folder, *more, dtype="float32", steps=10):
     data, engine, said = prepared(folder, *more, dtype=dtype)
-    rows = [engine.step(data.at(k), scale=rate(engine.recipe, k)) for k in range(steps)]
+    rows = [engine.step(data.at(k), scale=lr_factor(engine.recipe, k)) for k in range(steps)]
     losses = torch.stack([torch.stack(list(row.values())) for row in rows]).cpu()
     return losses, torch.cat([p.detach().flatten() for p in engine.params]).cpu(), said
 
@@ -82,7 +82,7 @@ def test_the_kernel_is_torchs_operators_to_rounding(shape, dtype, silu):
     pytest.importorskip("triton")
 
     def fused(x, groups, weight, bias, eps, silu):
-        assert group_norm.refusal(x.cuda(), groups) == ""
+        assert group_norm.why_not_fused(x.cuda(), groups) == ""
         return group_norm.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), eps, silu=silu).cpu()
 
     compare(fused, shape, dtype, silu)

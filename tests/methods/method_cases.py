@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from personalize import methods, models
 from personalize.common import checkpoint
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
+from personalize.common.recipe import Recipe, SamplingConfig, load_recipe
 from personalize.core import rng
 from personalize.data.training_set import Batch
 from personalize.generation import sampling
@@ -33,7 +33,7 @@ class Learned(NamedTuple):
     """A trained model; losses by step; its frozen parameters before; by step its state and its optimizer's, 0 untrained."""
 
     model: object
-    recipe: config.Recipe
+    recipe: Recipe
     losses: list[float]
     before: dict
     kept: dict
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     def recipe(self, *more):
         texts = [f"train.methods={','.join(self.methods)}", f"train.lr={LR.get(self.methods[-1], 1e-2)}", "class_word=dog"]
         texts += ["train.weight_decay=0", f"token={','.join(self.words)}", f"lora.rank={RANK}", f"lora.alpha={ALPHA}"]
-        return config.load(None, [*texts, *self.settings, *more])
+        return load_recipe(None, [*texts, *self.settings, *more])
 
     def prompts(self):
         return [f"a {self.words[0]} dog", f"a {self.words[-1]} dog", "a dog", "a dog"]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 def allowed(name):
     try:
-        methods.check([name], text_encoder=True)
+        methods.check_methods([name], text_encoder=True)
     except UserError:
         return False
     return True
@@ -106,7 +106,7 @@ def battery(cases):
 
 @cache
 def read(folder, dtype):
-    return models.load(str(folder), device="cpu", dtype=dtype, say=lambda line: None)
+    return models.load_model(str(folder), device="cpu", dtype=dtype, say=lambda line: None)
 
 
 def base(folder, dtype="float32"):
@@ -119,7 +119,7 @@ def one_batch(model, case):
     g = rng.generator(0, "test")
     z0, eps = (torch.randn(4, 4, SIDE, SIDE, generator=g) for _ in range(2))
     is_prior, prompts = torch.tensor([False, False, True, True]), case.prompts()
-    return Batch(z0, eps, torch.tensor([50, 300, 600, 900]), is_prior, lambda rows: sampling.encode(model, prompts[rows]))
+    return Batch(z0, eps, torch.tensor([50, 300, 600, 900]), is_prior, lambda rows: sampling.encode_texts(model, prompts[rows]))
 
 
 def attached(model, recipe):
@@ -175,8 +175,8 @@ def pictures(folder, case, *, taught):
 def drawn(model, case):
     for network in model.networks.values():
         network.eval()
-    how = sampling.Drawing("ddim", STEPS, 3.0, size=2 * SIDE)
-    return sampling.draw(model, [case.prompts()[1], "a red hat"], sampling.image_generators(3, [0, 1]), how).clone()
+    how = SamplingConfig("ddim", STEPS, 3.0, size=2 * SIDE)
+    return sampling.sample_latents(model, [case.prompts()[1], "a red hat"], sampling.image_generators(3, [0, 1]), how).clone()
 
 
 def predicted(model, prompts):

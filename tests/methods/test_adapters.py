@@ -32,15 +32,15 @@ from personalize import methods
 from personalize.common.errors import UserError
 from personalize.core import rng
 from personalize.formats import lora
-from personalize.methods import lora as peft
 from personalize.methods import peft_layers, textual_inversion
+from personalize.methods.lora import CONVOLUTIONS, fuse, load_adapter
 
 
 @battery([case for case in PLAIN if case.methods[0] not in ("full", "custom-diffusion")])
 def test_a_fused_model_is_plain_and_draws_the_same(folder, case):
     trained = learned(folder, case).model
     model, bare = copy.deepcopy(trained, {id(trained.family): trained.family}), read(folder, "float32")
-    peft.fuse(model)
+    fuse(model)
     textual_inversion.fuse(model)
     for part, network in model.networks.items():
         plain, fused = bare.networks[part].state_dict(), network.state_dict()
@@ -80,9 +80,9 @@ def test_lora_adds_alpha_over_rank_times_b_a_in_float64(tiny_sd, tmp_path):
 
 def test_convolutions_of_the_blocks_are_adapted_and_no_others(tiny_sd, tiny_sdxl):
     for folder in (tiny_sd, tiny_sdxl):
-        layers = peft_layers.layers(read(folder, "float32").unet)
+        layers = peft_layers.adaptable_layers(read(folder, "float32").unet)
         blocks = {k for k, v in layers.items() if isinstance(v, torch.nn.Conv2d) and k.startswith(("down", "mid", "up"))}
-        found = set(peft_layers.matched(read(folder, "float32").unet, list(peft.CONVOLUTIONS)))
+        found = set(peft_layers.matched(read(folder, "float32").unet, list(CONVOLUTIONS)))
         assert found == {k for k in blocks if not k.endswith(("proj_in", "proj_out"))} and len(found) > 10
 
 
@@ -93,7 +93,7 @@ def test_oft_turns_inputs_and_keeps_their_lengths(tiny_sd):
     bare = {k: v.weight.clone() for k, v in peft_layers.matched(model.unet, list(case.recipe().lora.targets)).items()}
     for tensor in methods.state(model, case.recipe()).values():
         tensor.copy_(torch.randn(tensor.shape, generator=rng.generator(0, "turn")))
-    peft.fuse(model)
+    fuse(model)
     for name, weight in bare.items():
         turned = model.unet.get_submodule(name).weight
         assert not torch.allclose(turned, weight, atol=0.01)
@@ -171,8 +171,8 @@ def test_targets_and_blocks_that_fit_no_layer_are_named(tiny_sd):
 def deltas(folder, case, place):
     """What a saved adapter adds to every weight of the U-Net."""
     model, bare = base(folder), read(folder, "float32").unet.state_dict()
-    peft.load_adapter(model, place, name="alone", weight=1.0)
-    peft.fuse(model)
+    load_adapter(model, place, name="alone", weight=1.0)
+    fuse(model)
     return {k: v - bare[k] for k, v in model.unet.state_dict().items()}
 
 
@@ -187,7 +187,7 @@ def test_adapters_of_several_kinds_add_up_by_their_weights(tiny_sd, tmp_path):
         if i == 0:
             methods.load(together, tmp_path / "0" / "model", recipe)
         else:
-            peft.load_adapter(together, tmp_path / f"{i}", name=f"file{i}", weight=weight)
+            load_adapter(together, tmp_path / f"{i}", name=f"file{i}", weight=weight)
     difference = (predicted(together, ["a", "b"]) - predicted(summed, ["a", "b"])).abs().max()
     assert (
         difference
@@ -195,20 +195,20 @@ def test_adapters_of_several_kinds_add_up_by_their_weights(tiny_sd, tmp_path):
         < 0.01
         < (predicted(together, ["a", "b"]) - predicted(read(tiny_sd, "float32"), ["a", "b"])).abs().max()
     )
-    peft.fuse(together)
+    fuse(together)
     assert (predicted(together, ["a", "b"]) - predicted(summed, ["a", "b"])).abs().max() < 1e-5
 
 
 @battery([Case(("lora",), (TEXT,)), *(case for case in OPTIONS if case.methods == ("lora",))])
 def test_a_kohya_file_is_the_diffusers_file(tiny_sd, tmp_path, case):
     saved(tiny_sd, case, tmp_path)
-    names = {part: set(peft_layers.layers(network)) for part, network in read(tiny_sd, "float32").networks.items()}
-    made = lora.read(tmp_path / LORA, names, "tiny")
+    names = {part: set(peft_layers.adaptable_layers(network)) for part, network in read(tiny_sd, "float32").networks.items()}
+    made = lora.read_lora(tmp_path / LORA, names, "tiny")
     lora.write_kohya(tmp_path / "kohya.safetensors", made, family="sd")
     sources = [tmp_path, tmp_path / LORA, tmp_path / "kohya.safetensors"]
     for source in sources:
         model = base(tiny_sd)
-        peft.load_adapter(model, source, name="it", weight=1.0)
+        load_adapter(model, source, name="it", weight=1.0)
         assert (
             predicted(model, case.prompts()[:2]) - predicted(learned(tiny_sd, case).model, case.prompts()[:2])
         ).abs().max() < 1e-5
@@ -225,7 +225,7 @@ def test_a_folder_of_peft_is_what_peft_draws(tiny_sd, tmp_path):
     config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_v", "conv2"], use_rslora=True, init_lora_weights=False)
     wrapped = get_peft_model(theirs.unet, config)
     wrapped.save_pretrained(tmp_path / "own")
-    peft.load_adapter(model, tmp_path / "own", name="it", weight=1.0)
+    load_adapter(model, tmp_path / "own", name="it", weight=1.0)
     assert (predicted(model, ["a", "b"]) - predicted(theirs, ["a", "b"])).abs().max() < 1e-5
     assert (predicted(model, ["a", "b"]) - predicted(read(tiny_sd, "float32"), ["a", "b"])).abs().max() > 0.01
 
@@ -236,10 +236,10 @@ def test_an_adapter_works_on_a_half_precision_base(tiny_sd, tmp_path, kind):
     saved(tiny_sd, case, tmp_path)
     model = base(tiny_sd, "bfloat16")
     plain, taught = predicted(model, case.prompts()[:2]).float(), predicted(learned(tiny_sd, case).model, case.prompts()[:2])
-    peft.load_adapter(model, tmp_path, name="it", weight=1.0)
+    load_adapter(model, tmp_path, name="it", weight=1.0)
     now = predicted(model, case.prompts()[:2]).float()
     assert (now - taught).norm() < 0.5 * (plain - taught).norm()
-    peft.fuse(model)
+    fuse(model)
     assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
     assert (predicted(model, case.prompts()[:2]).float() - taught).norm() < 0.5 * (plain - taught).norm()
 
@@ -247,13 +247,13 @@ def test_an_adapter_works_on_a_half_precision_base(tiny_sd, tmp_path, kind):
 def test_adapters_that_cannot_be_weighed_found_or_fused_say_so(tiny_sd, tmp_path):
     saved(tiny_sd, Case(("oft",)), tmp_path / "oft")
     with pytest.raises(UserError, match="is oft, which has no weight"):
-        peft.load_adapter(base(tiny_sd), tmp_path / "oft", name="it", weight=0.5)
+        load_adapter(base(tiny_sd), tmp_path / "oft", name="it", weight=0.5)
     with pytest.raises(UserError, match="there is no adapter"):
-        peft.load_adapter(base(tiny_sd), tmp_path / "nothing", name="it", weight=1.0)
+        load_adapter(base(tiny_sd), tmp_path / "nothing", name="it", weight=1.0)
     with pytest.raises(UserError, match="there is no adapter in it"):
-        peft.load_adapter(base(tiny_sd), tiny_sd, name="it", weight=1.0)
+        load_adapter(base(tiny_sd), tiny_sd, name="it", weight=1.0)
     with pytest.raises(UserError, match="is quantized"):
-        peft.fuse(learned(tiny_sd, QUANTIZED[0]).model)
+        fuse(learned(tiny_sd, QUANTIZED[0]).model)
 
 
 def test_training_starts_from_what_a_file_holds(tiny_sd, tmp_path):

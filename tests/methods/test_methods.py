@@ -37,14 +37,14 @@ from method_cases import (
 from safetensors.torch import load_file, save_file
 
 from personalize import methods
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
+from personalize.common.recipe import METHODS, Lora
 from personalize.methods import textual_inversion
 from personalize.methods.quantization import quantize
 
 
 def test_the_names_in_recipes_are_the_rows_of_the_table():
-    assert tuple(methods.METHODS) == config.METHODS
+    assert tuple(methods.METHODS) == METHODS
 
 
 @battery(CASES)
@@ -229,12 +229,12 @@ def test_a_missing_result_is_an_error_that_says_so(folder, case, tmp_path):
           (["full", "lora"], ["lora", "lokr"], [], ["lora", "lora"], ["custom-diffusion", "lora"])),
         (["lorra"], {}, "did you mean 'lora'"), (["full"], {"quantize": "4bit"}, "train.quantize = '4bit' is for adapters"),
         (["textual-inversion"], {"text_encoder": True}, "train.text_encoder = true does not go"),
-        (["lokr"], {"lora": config.Lora(dora=True)}, "lora.dora = true is for lora, not for lokr"),
-        (["oft"], {"lora": config.Lora(rslora=True)}, "lora.rslora = true is for lora, not for oft"),
+        (["lokr"], {"lora": Lora(dora=True)}, "lora.dora = true is for lora, not for lokr"),
+        (["oft"], {"lora": Lora(rslora=True)}, "lora.rslora = true is for lora, not for oft"),
         (["loha"], {"quantize": "4bit"}, "'4bit' does not go with loha"),
-        (["lora"], {"quantize": "8bit", "lora": config.Lora(dora=True)}, "'8bit' does not go with lora.dora"),
+        (["lora"], {"quantize": "8bit", "lora": Lora(dora=True)}, "'8bit' does not go with lora.dora"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(names, more, said):
     with pytest.raises(UserError, match=said):
-        methods.check(names, **more)
+        methods.check_methods(names, **more)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from personalize import api, models
 from personalize.common import run_folder
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
 SMALL = [
     "device=cpu", "token=zqv", "photos.size=64", "prior.count=2", "prior.steps=2", "train.steps=3", "train.lr=1e-3",
@@ -61,7 +61,7 @@ def camera(tmp_path_factory):
 
 
 def test_a_base_says_what_its_release_says(base):
-    folder, file = (models.load(str(place), device="cpu", say=ignore) for place in (base.folder, base.file))
+    folder, file = (models.load_model(str(place), device="cpu", say=ignore) for place in (base.folder, base.file))
     for model in (folder, file):
         assert (model.size, model.downscale, model.latent_channels) == (SIZE[base.name], 8, 4)
         assert model.schedule.prediction == PREDICTION[base.name]
@@ -96,7 +96,7 @@ def test_the_whole_job(base, camera, tmp_path, source, method):
 
 def opens_as_a_folder(result, base):
     """Plain diffusers loads what full fine-tuning saved, and only the U-Net is another one."""
-    with lean():
+    with lazy_imports():
         import diffusers
     tuned, original = (
         diffusers.DiffusionPipeline.from_pretrained(place, safety_checker=None, feature_extractor=None)

@@ -16,7 +16,7 @@ KINDS = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "toyland": None}
 def model(request, tmp_path_factory):
     make = KINDS[request.param]
     name = str(make(tmp_path_factory.mktemp(request.param) / "base")) if make else request.param
-    return models.load(name, device="cpu", dtype="float32", say=lambda line: None)
+    return models.load_model(name, device="cpu", dtype="float32", say=lambda line: None)
 
 
 def inputs(model, count=3):
@@ -24,7 +24,7 @@ def inputs(model, count=3):
     side = 16
     z = torch.randn(count, model.latent_channels, side, side, generator=g)
     with torch.no_grad():
-        cond = sampling.encode(model, ["a dog", "a photo of a cat", ""][:count])
+        cond = sampling.encode_texts(model, ["a dog", "a photo of a cat", ""][:count])
     return z, torch.tensor([0, 500, 999])[:count], cond
 
 
@@ -95,7 +95,7 @@ ADAPTERS = {
 def adapted(request, tmp_path):
     import peft
 
-    model = models.load(str(sd1(tmp_path / "base")), device="cpu", dtype="float32", say=lambda line: None)
+    model = models.load_model(str(sd1(tmp_path / "base")), device="cpu", dtype="float32", say=lambda line: None)
     torch.manual_seed(0)
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, init_lora_weights=False, **ADAPTERS[request.param]), model.unet)
     return model.unet.eval() and model
@@ -141,9 +141,9 @@ def test_a_network_it_does_not_know_goes_through_the_library(tmp_path):
     odd = UNet2DConditionModel.from_config(
         {**UNet2DConditionModel.load_config(folder / "unet"), "resnet_time_scale_shift": "scale_shift"}
     )
-    assert fast_unet.refusal(odd) == "resnet_time_scale_shift is 'scale_shift'"
+    assert fast_unet.why_not_fast(odd) == "resnet_time_scale_shift is 'scale_shift'"
     odd.save_pretrained(folder / "unet")
-    model = models.load(str(folder), device="cpu", dtype="float32", say=lambda line: None)
+    model = models.load_model(str(folder), device="cpu", dtype="float32", say=lambda line: None)
     z, t, cond = inputs(model)
     with torch.no_grad():
         assert not model.lean and model.prepare(cond) is cond

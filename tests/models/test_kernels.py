@@ -11,7 +11,7 @@ import torch
 from kernel_cases import SHAPES, inputs
 from torch.nn import functional as F
 
-from personalize.models.kernels.group_norm import group_norm_silu, refusal
+from personalize.models.kernels.group_norm import group_norm_silu, why_not_fused
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
@@ -41,4 +41,4 @@ def test_on_the_cpu_it_is_torchs_own_bit_for_bit(silu):
 
 
 def test_what_the_kernel_cannot_take_is_said():
-    assert refusal(torch.zeros(1, 8, 4, 4), 4) == "it is on cpu"
+    assert why_not_fused(torch.zeros(1, 8, 4, 4), 4) == "it is on cpu"

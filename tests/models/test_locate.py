@@ -45,7 +45,7 @@ def edit(path, **values):
 
 def refused(base, match):
     with pytest.raises(UserError, match=match):
-        models.load(str(base), device="cpu", say=ignore)
+        models.load_model(str(base), device="cpu", say=ignore)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_only_what_is_read_is_downloaded(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert locate.locate("owner/name") == tmp_path
+    assert locate.locate_base("owner/name") == tmp_path
     assert asked == [files[:5]]
     files.remove("unet/diffusion_pytorch_model.safetensors")
     shutil.rmtree(tmp_path / "unet")
-    locate.locate("owner/name")
+    locate.locate_base("owner/name")
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[-1] and len(asked) == 3, "the only weights there are"
 
 
 def test_half_precision_copies_are_read_where_there_is_nothing_else(copy, tiny_sd):
-    whole = models.load(str(tiny_sd), device="cpu", say=ignore)
+    whole = models.load_model(str(tiny_sd), device="cpu", say=ignore)
     for part, stem in PARTS.items():
         path = copy / part / f"{stem}.safetensors"
         half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}
@@ -107,7 +107,7 @@ def test_half_precision_copies_are_read_where_there_is_nothing_else(copy, tiny_s
     for part, stem in PARTS.items():
         (copy / part / f"{stem}.safetensors").unlink()
     assert models.fingerprint(copy) != models.fingerprint(tiny_sd)
-    model = models.load(str(copy), device="cpu", say=ignore)
+    model = models.load_model(str(copy), device="cpu", say=ignore)
     for p, q in zip(model.unet.parameters(), whole.unet.parameters(), strict=True):
         assert p.dtype == torch.float32 and torch.equal(p, q.half().float())
 
@@ -139,20 +139,20 @@ def test_a_fingerprint_sees_every_part_of_a_large_file(tmp_path, monkeypatch):
 
 def test_a_single_file_is_unpacked_once_and_says_so(single, cache, tiny_sd):
     said = []
-    first = locate.locate(str(single), said.append)
+    first = locate.locate_base(str(single), said.append)
     assert first.parent == cache / "bases" and first.name.startswith("dreamy v2-")
     assert [line.split(":")[0] for line in said] == [
         f"turning dreamy v2.safetensors ({single.stat().st_size / 1e9:.2f} GB) into a diffusers folder, this once",
         "dreamy v2.safetensors is taken for a StableDiffusionPipeline of epsilon prediction",
     ]
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    assert locate.locate(str(single), said.append) == first and len(said) == 2
+    assert locate.locate_base(str(single), said.append) == first and len(said) == 2
     assert before == {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     assert os.listdir(cache / "bases") == [first.name], "nothing temporary is left"
 
 
 def test_a_single_file_is_the_base_it_was_written_from(single, tiny_sd):
-    file, folder = (models.load(str(base), device="cpu", say=ignore) for base in (single, tiny_sd))
+    file, folder = (models.load_model(str(base), device="cpu", say=ignore) for base in (single, tiny_sd))
     assert file.name == str(single) and file.folder != single
     for name, module in folder.networks.items():
         for (key, p), (other, q) in zip(module.state_dict().items(), file.networks[name].state_dict().items(), strict=True):
@@ -160,13 +160,13 @@ def test_a_single_file_is_the_base_it_was_written_from(single, tiny_sd):
 
 
 def test_a_changed_file_is_another_base_and_a_moved_one_the_same(single, tmp_path):
-    first = locate.locate(str(single), ignore)
+    first = locate.locate_base(str(single), ignore)
     moved = shutil.copytree(single.parent, tmp_path / "elsewhere") / single.name
-    assert locate.locate(str(moved), ignore) == first
+    assert locate.locate_base(str(moved), ignore) == first
     weights = load_file(single)
     weights[sorted(weights)[0]].flatten()[0] += 1
     save_file(weights, single)
-    assert locate.locate(str(single), ignore) != first
+    assert locate.locate_base(str(single), ignore) != first
 
 
 def test_a_file_that_cannot_be_unpacked_leaves_nothing_behind(single, cache):
@@ -180,7 +180,7 @@ def test_leftovers_of_a_killed_unpacking_are_removed(single, cache):
 
     left = cache / "bases" / f".tmp-{slug(os.uname().nodename)[:24]}-999999999-abcdef-x"
     left.mkdir(parents=True)
-    locate.locate(str(single), ignore)
+    locate.locate_base(str(single), ignore)
     assert not left.exists()
 
 
@@ -188,16 +188,16 @@ def test_a_folder_that_another_process_unpacked_meanwhile_is_kept(single, monkey
     """It may be reading from it."""
     from personalize.formats import single_file
 
-    to_folder, made = single_file.to_folder, []
+    to_folder, made = single_file.unpack_single_file, []
 
     def slow(path, folder):
         to_folder(path, folder)
         if not made:
             made.append(path)
-            (locate.locate(str(path), ignore) / "mark").touch()
+            (locate.locate_base(str(path), ignore) / "mark").touch()
 
-    monkeypatch.setattr(single_file, "to_folder", slow)
-    assert (locate.locate(str(single), ignore) / "mark").exists()
+    monkeypatch.setattr(single_file, "unpack_single_file", slow)
+    assert (locate.locate_base(str(single), ignore) / "mark").exists()
 
 
 def test_the_disk_is_looked_at_before(single, monkeypatch):
@@ -225,4 +225,4 @@ def test_the_cache_is_where_the_user_says(monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert locate.cache() == Path(expected).expanduser()
+    assert locate.cache_folder() == Path(expected).expanduser()

@@ -26,7 +26,7 @@ def ignore(line):
 
 @pytest.fixture(scope="module")
 def model(tiny_sd):
-    return models.load(str(tiny_sd), device="cpu", dtype="float32", say=ignore)
+    return models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=ignore)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def edit(path, **values):
 
 def refused(base, match):
     with pytest.raises(UserError, match=match):
-        models.load(str(base), device="cpu", say=ignore)
+        models.load_model(str(base), device="cpu", say=ignore)
 
 
 def test_a_base_says_what_it_is(model, tiny_sd):
@@ -54,7 +54,7 @@ def test_a_base_says_what_it_is(model, tiny_sd):
 
 
 def test_toyland_is_a_base_like_any_other():
-    folder = models.locate("toyland")
+    folder = models.locate_base("toyland")
     assert models.families(folder, "toyland") == "sd"
 
 
@@ -113,7 +113,7 @@ def test_a_tokenizer_without_its_words_is_refused(copy):
 
 def test_a_tokenizer_that_names_no_length_cuts_where_the_text_encoder_ends(copy):
     (copy / "tokenizer" / "tokenizer_config.json").unlink()
-    model = models.load(str(copy), device="cpu", say=ignore)
+    model = models.load_model(str(copy), device="cpu", say=ignore)
     with torch.no_grad():
         assert model.encode_prompts(["a dog " * 60])["text"].shape == (1, 32, 32)
 
@@ -143,7 +143,7 @@ def test_a_config_that_would_be_misread_is_refused(copy, file, values, match):
 def scheduled(folder, **config):
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    return loading.schedule(folder)
+    return loading.load_schedule(folder)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_shift_of_the_vae_is_taken_off_and_put_back(model):
 @pytest.mark.parametrize("base", ["tiny_sd", "tiny_sdxl"])
 def test_a_base_in_half_precision_keeps_its_vae_in_float32(base, request):
     """SDXL's VAE overflows in float16, and no VAE is where the time goes."""
-    half = models.load(str(request.getfixturevalue(base)), device="cpu", dtype="bfloat16", say=ignore)
+    half = models.load_model(str(request.getfixturevalue(base)), device="cpu", dtype="bfloat16", say=ignore)
     assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
     assert {p.dtype for module in half.networks.values() for p in module.parameters()} == {torch.bfloat16}
     assert half.predict(torch.zeros(1, 4, 16, 16), torch.tensor([5]), half.encode_prompts(["a dog"])).dtype == torch.bfloat16
@@ -244,7 +244,7 @@ def test_autocast_does_not_reach_the_vae(model):
 
 
 def test_a_vae_that_works_on_one_picture_at_a_time_gives_the_same(model, tiny_sd):
-    sliced = models.load(str(tiny_sd), device="cpu", vae="sliced", say=ignore)
+    sliced = models.load_model(str(tiny_sd), device="cpu", vae="sliced", say=ignore)
     assert sliced.vae.use_slicing and not model.vae.use_slicing
     images, z0 = noise(3, 3, 32, 32).clamp(-1, 1), noise(3, 4, 16, 16)
     for ours, whole in zip(sliced.encode_images(images), model.encode_images(images), strict=True):
@@ -254,7 +254,7 @@ def test_a_vae_that_works_on_one_picture_at_a_time_gives_the_same(model, tiny_sd
 
 def test_a_vae_that_works_in_tiles_is_close_and_holds_no_more_than_a_tile(photos, monkeypatch):
     """Every tile of this picture, a pattern, has nearly the same statistics, which the VAE's group norms depend on."""
-    whole, tiled = (models.load("toyland", device="cpu", vae=how, say=ignore) for how in ("whole", "tiled"))
+    whole, tiled = (models.load_model("toyland", device="cpu", vae=how, say=ignore) for how in ("whole", "tiled"))
     with Image.open(photos / "00.png") as photo:
         pattern = torch.from_numpy(np.tile(np.asarray(photo.convert("RGB")), (6, 6, 1))).permute(2, 0, 1)[None] / 127.5 - 1
     edges, forward = [], type(tiled.vae.decoder).forward
@@ -271,12 +271,12 @@ def test_a_vae_that_works_in_tiles_is_close_and_holds_no_more_than_a_tile(photos
 @pytest.mark.parametrize(("sample_size", "edge"), [(16, 256), (256, 256), (384, 384), (512, 512), (1024, 512)])
 def test_tiles_are_half_a_picture_of_the_base(copy, sample_size, edge):
     edit(copy / "unet" / "config.json", sample_size=sample_size)
-    vae = models.load(str(copy), device="cpu", vae="tiled", say=ignore).vae
+    vae = models.load_model(str(copy), device="cpu", vae="tiled", say=ignore).vae
     assert (vae.tile_sample_min_size, vae.tile_latent_min_size) == (edge, edge // 2)
 
 
 def test_released_parts_leave_memory_and_come_back_the_same(tiny_sd):
-    model = models.load(str(tiny_sd), device="cpu", say=ignore)
+    model = models.load_model(str(tiny_sd), device="cpu", say=ignore)
     images, z0 = noise(1, 3, 32, 32).clamp(-1, 1), noise(1, 4, 16, 16)
     before = [model.encode_images(images)[0], model.decode_latents(z0), model.encode_prompts(["a dog"])["text"]]
     gone = [weakref.ref(model.vae), weakref.ref(model.text_encoders["text_encoder"])]
@@ -291,7 +291,7 @@ def test_released_parts_leave_memory_and_come_back_the_same(tiny_sd):
 
 
 def test_what_is_not_released_stays(tiny_sd):
-    model = models.load(str(tiny_sd), device="cpu", say=ignore)
+    model = models.load_model(str(tiny_sd), device="cpu", say=ignore)
     vae, text = model.vae, model.text_encoders["text_encoder"]
     model.release(vae=True)
     assert model.vae is not vae and model.text_encoders["text_encoder"] is text
@@ -302,13 +302,13 @@ def test_what_is_not_released_stays(tiny_sd):
 
 
 def test_a_vae_that_comes_back_works_as_the_recipe_says(tiny_sd):
-    model = models.load(str(tiny_sd), device="cpu", vae="tiled", say=ignore)
+    model = models.load_model(str(tiny_sd), device="cpu", vae="tiled", say=ignore)
     model.release(vae=True)
     assert model.vae.use_slicing and model.vae.use_tiling
 
 
 def test_sdxl_has_two_encoders_and_says_so(tiny_sdxl):
-    model = models.load(str(tiny_sdxl), device="cpu", say=ignore)
+    model = models.load_model(str(tiny_sdxl), device="cpu", say=ignore)
     assert list(model.networks) == ["unet", "text_encoder", "text_encoder_2"]
     assert list(model.tokenizers) == list(model.text_encoders) == ["text_encoder", "text_encoder_2"]
     assert (model.size, model.latent_channels, model.downscale) == (32, 4, 2)
@@ -321,13 +321,13 @@ def test_sdxl_has_two_encoders_and_says_so(tiny_sdxl):
 def test_an_empty_prompt_is_encoded_where_an_sdxl_base_does_not_ask_for_zeros(tiny_sdxl, tmp_path):
     folder = shutil.copytree(tiny_sdxl, tmp_path / "base")
     edit(folder / "model_index.json", force_zeros_for_empty_prompt=False)
-    cond = models.load(str(folder), device="cpu", say=ignore).encode_prompts([""])
+    cond = models.load_model(str(folder), device="cpu", say=ignore).encode_prompts([""])
     assert cond["text"].abs().min() > 0 and cond["pooled"].abs().min() > 0
 
 
 def test_sdxl_pools_where_the_text_ends_not_at_a_word_that_was_learned(tiny_sdxl):
     """New words have larger ids than the end mark, and SDXL's config makes transformers look for the largest id."""
-    model = models.load(str(tiny_sdxl), device="cpu", say=ignore)
+    model = models.load_model(str(tiny_sdxl), device="cpu", say=ignore)
     encoder, words = model.text_encoders["text_encoder_2"], model.tokenizers["text_encoder_2"]
     assert encoder.config.eos_token_id == 2
     words.add_tokens(["<new>"])
@@ -352,7 +352,7 @@ def test_sdxl_pools_where_the_text_ends_not_at_a_word_that_was_learned(tiny_sdxl
 )
 def test_a_device_that_is_not_here_is_named(name, match):
     with pytest.raises(UserError, match=match):
-        devices.choose(name)
+        devices.choose_device(name)
 
 
 def test_float16_on_the_cpu_becomes_bfloat16_and_says_so():
@@ -365,12 +365,12 @@ def test_float16_on_the_cpu_becomes_bfloat16_and_says_so():
 LATER = """
 from personalize import models
 from personalize.common import recipe as config
-model = models.load({folder!r}, device="cpu", say=print)
+model = models.load_model({folder!r}, device="cpu", say=print)
 import sys
 assert "personalize.models.sdxl" not in sys.modules and "personalize.formats" not in sys.modules
 assert "torch._dynamo" not in sys.modules and "accelerate" not in sys.modules and "peft" not in sys.modules
 from personalize.methods import lora
-assert lora.attach(model, config.load(None, ["train.methods=lora"]))[0]["params"]
+assert lora.attach(model, config.load_recipe(None, ["train.methods=lora"]))[0]["params"]
 import torch
 torch.optim.AdamW(p for p in model.unet.parameters() if p.requires_grad)
 assert torch._dynamo.config and torch.compiler.disable is not None

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from personalize import models
+from personalize.common.recipe import SamplingConfig
 from personalize.generation import sampling
-from personalize.generation.sampling import Drawing, image_generators
-from personalize.models.lazy_imports import lean
+from personalize.generation.sampling import image_generators
+from personalize.models.lazy_imports import lazy_imports
+from personalize.training.loss import per_image_loss
 
-with lean():
+with lazy_imports():
     import diffusers
 
 PROMPTS = ["a photo of a dog", "a cat in the snow"]
@@ -21,7 +23,7 @@ THEIRS = {"ddim": ("DDIMScheduler", {"clip_sample": False}), "euler": ("EulerDis
 
 @pytest.fixture(scope="module")
 def model(tiny_sdxl):
-    return models.load(str(tiny_sdxl), device="cpu", say=lambda line: None)
+    return models.load_model(str(tiny_sdxl), device="cpu", say=lambda line: None)
 
 
 def pipeline(model, name="ddim", **edit):
@@ -38,7 +40,7 @@ def pipeline(model, name="ddim", **edit):
 
 
 def ours(model, how, prompts=PROMPTS):
-    return model.decode_latents(sampling.draw(model, prompts, image_generators(0, range(len(prompts))), how))
+    return model.decode_latents(sampling.sample_latents(model, prompts, image_generators(0, range(len(prompts))), how))
 
 
 def theirs(model, how, *, prompts=PROMPTS, **more):
@@ -59,13 +61,13 @@ def assert_same(images, expected):
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("name", ["ddim", "euler"])
 def test_a_picture_is_the_one_the_pipeline_draws_from_the_same_generators(model, name, guidance, negative):
-    how = Drawing(name, 5, guidance, negative=negative)
+    how = SamplingConfig(name, 5, guidance, negative=negative)
     assert_same(ours(model, how), theirs(model, how))
 
 
 def test_what_is_asked_for_changes_the_picture(model):
     """Else the tests above would hold of a base that does not look at its conditions."""
-    how = Drawing("ddim", 5, 5.0, negative=HAT)
+    how = SamplingConfig("ddim", 5, 5.0, negative=HAT)
     picture = ours(model, how)
     for other in (replace(how, negative=""), replace(how, guidance=1.0), replace(how, guidance=7.0)):
         assert (ours(model, other) - picture).abs().max() > 1e-3
@@ -73,19 +75,19 @@ def test_what_is_asked_for_changes_the_picture(model):
 
 
 def test_guidance_rescaling_is_the_pipelines(model):
-    how = Drawing("ddim", 5, 7.5, rescale=0.7)
+    how = SamplingConfig("ddim", 5, 7.5, rescale=0.7)
     assert_same(ours(model, how), theirs(model, how))
     assert (ours(model, replace(how, rescale=0.0)) - ours(model, how)).abs().max() > 1e-3, "rescaling did nothing"
 
 
 def test_pictures_larger_than_the_base_was_trained_at_are_the_pipelines(model):
-    how = Drawing("euler", 3, 5.0, size=48)
+    how = SamplingConfig("euler", 3, 5.0, size=48)
     assert_same(ours(model, how), theirs(model, how, height=48, width=48))
 
 
 def test_the_size_conditions_are_those_of_the_pipeline(model):
     """The picture's own size: telling the base another one gives another picture."""
-    how = Drawing("ddim", 4, 5.0)
+    how = SamplingConfig("ddim", 4, 5.0)
     same = theirs(model, how, original_size=(32, 32), target_size=(32, 32), crops_coords_top_left=(0, 0))
     other = theirs(model, how, original_size=(16, 16), target_size=(32, 32), crops_coords_top_left=(0, 0))
     assert_same(ours(model, how), same)
@@ -97,7 +99,7 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(model, negative):
     prompts = [*PROMPTS, "a dog " * 60, "a dog!", PROMPTS[0]]
     text, no_text, pooled, no_pooled = pipeline(model).encode_prompt(prompts, device="cpu", negative_prompt=negative)
     with torch.no_grad():
-        for encode in (model.encode_prompts, lambda texts: sampling.encode(model, texts)):
+        for encode in (model.encode_prompts, lambda texts: sampling.encode_texts(model, texts)):
             cond, uncond = encode(prompts), encode(negative or [""] * 5)
             for found, expected in (
                 (cond["text"], text), (cond["pooled"], pooled), (uncond["text"], no_text), (uncond["pooled"], no_pooled),
@@ -115,7 +117,7 @@ def test_the_two_tokenizers_pad_differently(model):
 
 def test_an_empty_prompt_is_the_one_that_is_not_given(model):
     """Guidance from nothing to nothing is none, whatever its scale: an empty prompt is what the base learned as none."""
-    how = Drawing("ddim", 4, 5.0)
+    how = SamplingConfig("ddim", 4, 5.0)
     assert_same(ours(model, how, ["", ""]), ours(model, replace(how, guidance=1.0), ["", ""]))
 
 
@@ -130,5 +132,5 @@ def test_the_loss_of_a_batch_is_the_squared_error_diffusers_trains_on(model):
         noisy = diffusers.DDPMScheduler.from_config(made.scheduler.config).add_noise(z0, eps, t)
         out = model.unet(noisy, t, text, added_cond_kwargs=added).sample
         cond = model.encode_prompts(["a photo of a dog"] * 3)
-        loss = sampling.per_image_loss(model, z0, cond, t=t, eps=eps)
+        loss = per_image_loss(model, z0, cond, t=t, eps=eps)
     torch.testing.assert_close(loss, (out - eps).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-6)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from personalize.formats.safetensors_io import read_header
-from personalize.models.lazy_imports import lean
+from personalize.models.lazy_imports import lazy_imports
 
 MEMORY, DISK = 20e9, 20e9  # bytes that a machine must have, free in the case of the disk
 PEAK = 14e9  # bytes that training may take
@@ -47,7 +47,7 @@ def sd15(tmp_path_factory):
 
 def full_size(folder):
     """860 M parameters in the U-Net, 123 M in the text encoder, 84 M in the VAE: 2.1 GB."""
-    with lean():
+    with lazy_imports():
         import diffusers
         from transformers import CLIPTextModel
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def layer(name):
 
 
 def opens_as_a_folder(result, base, trained):
-    with lean():
+    with lazy_imports():
         import diffusers
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(result, torch_dtype=torch.bfloat16)
     unet = {name: tuple(p.shape) for name, p in pipeline.unet.named_parameters()}

@@ -16,10 +16,32 @@ from PIL import Image
 
 from personalize.commands import pretrain
 from personalize.common.errors import UserError
+from personalize.common.recipe import SamplingConfig
 from personalize.models import TOYLAND
 from personalize.toyland.world import examples, scenes
 from personalize.toyland.world.backdrops import PLACE, SKY
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import (
+    ACCESSORIES,
+    ACTIONS,
+    CLASSES,
+    EARS,
+    HELD_OUT,
+    PATTERNS,
+    PLACES,
+    PROBES,
+    PROPORTIONS,
+    RARE_TOKENS,
+    RIGHT_SHARE,
+    TAILS,
+    VIEWS,
+    Accessory,
+    Scene,
+    Subject,
+    caption,
+    colour_word,
+    subject,
+)
 from personalize.toyland.world.subjects import DRAW
 
 EXAMPLES = Path(__file__).parents[2] / "data_examples"
@@ -49,45 +71,45 @@ FLOORS = {"class": 0.9, "place": 0.9, "action": 0.8, "accessory": 0.75}
 SEEN = 5.0  # px of a picture's 4096 that change, or nobody could see it
 
 
-def pixels(scene: scenes.Scene) -> np.ndarray:
-    return np.asarray(draw(scene)[0]).astype(float) / 255
+def pixels(scene: Scene) -> np.ndarray:
+    return np.asarray(draw_scene(scene)[0]).astype(float) / 255
 
 
-def standing(who: scenes.Subject) -> np.ndarray:
+def standing(who: Subject) -> np.ndarray:
     return pixels(scenes.scene(0, who=who, place="meadow", action="standing", accessory=None, facing="right"))
 
 
 def test_a_picture_is_a_function_of_its_seed_in_any_process():
     code = "import sys; from personalize.toyland.world import scenes, render; \
 sys.stdout.buffer.write(b''.join(part.tobytes() for k in range(7, 27) for part in render.draw(scenes.scene(k))))"
-    here = b"".join(part.tobytes() for k in range(7, 27) for part in draw(scenes.scene(k)))
+    here = b"".join(part.tobytes() for k in range(7, 27) for part in draw_scene(scenes.scene(k)))
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert here == there
-    assert draw(scenes.scene(7))[0].tobytes() != draw(scenes.scene(8))[0].tobytes()
+    assert draw_scene(scenes.scene(7))[0].tobytes() != draw_scene(scenes.scene(8))[0].tobytes()
 
 
-@pytest.mark.parametrize("word", scenes.CLASSES)
-@pytest.mark.parametrize("action", scenes.ACTIONS)
+@pytest.mark.parametrize("word", CLASSES)
+@pytest.mark.parametrize("action", ACTIONS)
 def test_the_mask_is_where_the_subject_is(word, action):
     """Another subject changes what is inside, and nothing outside but what its own shape uncovers."""
-    who = replace(scenes.subject(5, word), **COLOURS, pattern="plain")
+    who = replace(subject(5, word), **COLOURS, pattern="plain")
     fixed = {"action": action, "accessory": ("hat", "red"), "place": "snow", "facing": "right"}
     scene = scenes.scene(3, who=who, **fixed)
-    other = replace(scene, subject=replace(who, **dict.fromkeys(COLOURS, OTHER)), accessory=scenes.Accessory("hat", "blue"))
-    inside = np.asarray(draw(scene)[1]) / 255
+    other = replace(scene, subject=replace(who, **dict.fromkeys(COLOURS, OTHER)), accessory=Accessory("hat", "blue"))
+    inside = np.asarray(draw_scene(scene)[1]) / 255
     changed = np.abs(pixels(scene) - pixels(other)).sum(2) > 0.1
     assert 0.03 < inside.mean() < 0.6
     assert changed[inside > 0.5].mean() > 0.5
     assert action == "swimming" or changed[inside == 0].mean() < 0.002, "what is under water shines through"
 
 
-@pytest.mark.parametrize("kind", scenes.ACCESSORIES)
+@pytest.mark.parametrize("kind", ACCESSORIES)
 def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
     """It is where another colour of it changes the picture."""
     scene = scenes.scene(3, action="standing", accessory=(kind, "red"))
-    mask, levels = (np.asarray(draw(scene, body=body)[1]).astype(int) for body in (255, 60))
+    mask, levels = (np.asarray(draw_scene(scene, body=body)[1]).astype(int) for body in (255, 60))
     assert ((mask == 0) == (levels == 0)).all() and ((mask == 255) <= (levels >= 60)).all()
-    changed = np.abs(pixels(scene) - pixels(replace(scene, accessory=scenes.Accessory(kind, "blue")))).sum(2) > 0.5
+    changed = np.abs(pixels(scene) - pixels(replace(scene, accessory=Accessory(kind, "blue")))).sum(2) > 0.5
     assert changed.mean() > 0.005 and levels[changed].mean() > 180
     assert (levels[(mask == 255) & ~changed] == 60).mean() > 0.8
 
@@ -95,39 +117,39 @@ def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
 @pytest.mark.parametrize("size", [64, 128, 200])
 def test_a_picture_is_the_same_at_any_size(size):
     for seed in range(4):
-        picture, mask = draw(scenes.scene(seed), size)
+        picture, mask = draw_scene(scenes.scene(seed), size)
         assert picture.size == mask.size == (size, size) and (picture.mode, mask.mode) == ("RGB", "L")
         small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(float) / 255
         assert np.abs(small - pixels(scenes.scene(seed))).mean() < 0.02
 
 
 def test_every_class_and_place_is_drawn():
-    assert set(DRAW) == set(scenes.CLASSES) and set(PLACE) == set(SKY) == set(scenes.PLACES)
-    who = scenes.subject(1, "robot")
-    places = [pixels(scenes.scene(1, who=who, place=p, action="standing", accessory=None)) for p in scenes.PLACES]
+    assert set(DRAW) == set(CLASSES) and set(PLACE) == set(SKY) == set(PLACES)
+    who = subject(1, "robot")
+    places = [pixels(scenes.scene(1, who=who, place=p, action="standing", accessory=None)) for p in PLACES]
     assert min(np.abs(a - b).mean() for a, b in combinations(places, 2)) > 0.04
 
 
-@pytest.mark.parametrize("word", scenes.CLASSES)
+@pytest.mark.parametrize("word", CLASSES)
 def test_every_action_and_accessory_and_either_facing_is_seen_on_every_class(word):
-    who = scenes.subject(2, word)
-    actions = [pixels(scenes.scene(1, who=who, place="meadow", action=a, accessory=None)) for a in scenes.ACTIONS]
+    who = subject(2, word)
+    actions = [pixels(scenes.scene(1, who=who, place="meadow", action=a, accessory=None)) for a in ACTIONS]
     assert min(np.abs(a - b).mean(2).sum() for a, b in combinations(actions, 2)) > 100
-    worn = [None, *((kind, "red") for kind in scenes.ACCESSORIES), *((kind, "blue") for kind in scenes.ACCESSORIES)]
-    for action in scenes.ACTIONS:
+    worn = [None, *((kind, "red") for kind in ACCESSORIES), *((kind, "blue") for kind in ACCESSORIES)]
+    for action in ACTIONS:
         dressed = [pixels(scenes.scene(1, who=who, place="meadow", action=action, accessory=each)) for each in worn]
         assert min(np.abs(a - b).mean(2).sum() for a, b in combinations(dressed, 2)) > 12, action
     left, right = (pixels(scenes.scene(1, who=who, place="meadow", accessory=None, facing=f)) for f in ("left", "right"))
     assert np.abs(left - right).mean(2).sum() > SEEN
 
 
-@pytest.mark.parametrize("word", scenes.CLASSES)
+@pytest.mark.parametrize("word", CLASSES)
 def test_each_identity_parameter_changes_the_picture(word):
-    middle = {name: (low + high) / 2 for name, (low, high) in scenes.PROPORTIONS.items()}
-    who = replace(scenes.subject(0, word), **COLOURS, **middle)
+    middle = {name: (low + high) / 2 for name, (low, high) in PROPORTIONS.items()}
+    who = replace(subject(0, word), **COLOURS, **middle)
     choices = {name: (m - (high - low) / 4, m + (high - low) / 4) for m, (name, (low, high)) in
-               zip(middle.values(), scenes.PROPORTIONS.items())}  # fmt: skip
-    choices |= {"pattern": scenes.PATTERNS, "ear": scenes.EARS, "tail": scenes.TAILS}
+               zip(middle.values(), PROPORTIONS.items())}  # fmt: skip
+    choices |= {"pattern": PATTERNS, "ear": EARS, "tail": TAILS}
     choices |= {name: (colour, OTHER) for name, colour in COLOURS.items()}
     for name, values in choices.items():
         seen = [standing(replace(who, **{name: value})) for value in values]
@@ -137,24 +159,24 @@ def test_each_identity_parameter_changes_the_picture(word):
 def test_the_subject_is_never_cut_off_and_always_seen():
     for seed in range(300):
         scene = scenes.scene(seed)
-        mask = np.asarray(draw(scene)[1])
+        mask = np.asarray(draw_scene(scene)[1])
         assert not mask[0].any() and not mask[:, 0].any() and not mask[:, -1].any(), seed
         assert (mask > 128).mean() > 0.03, seed
 
 
 def test_captions_never_say_what_is_not_there():
-    verbs = [phrase.split()[0] for phrase in scenes.ACTIONS.values()]
+    verbs = [phrase.split()[0] for phrase in ACTIONS.values()]
     for seed in range(CAPTIONS):
         scene = scenes.scene(seed)
-        text = f" {scenes.caption(scene, seed)} ".replace(",", " ,")
-        said = {word for words in (scenes.CLASSES, scenes.ACCESSORIES, verbs) for word in words if f" {word} " in text}
+        text = f" {caption(scene, seed)} ".replace(",", " ,")
+        said = {word for words in (CLASSES, ACCESSORIES, verbs) for word in words if f" {word} " in text}
         kind, colour = scene.accessory or ("", "")
-        assert said <= {scene.subject.class_word, kind, scenes.ACTIONS[scene.action].split()[0]}, text
-        assert [p for p in scenes.PLACES.values() if p in text] in ([], [scenes.PLACES[scene.place]]), text
+        assert said <= {scene.subject.class_word, kind, ACTIONS[scene.action].split()[0]}, text
+        assert [p for p in PLACES.values() if p in text] in ([], [PLACES[scene.place]]), text
         for word in scenes.COLOURS:
-            for noun in (*scenes.CLASSES, *scenes.ACCESSORIES):
+            for noun in (*CLASSES, *ACCESSORIES):
                 if f" {word} {noun} " in text:
-                    assert word == (colour if noun == kind else scenes.colour_word(scene.subject.body)), text
+                    assert word == (colour if noun == kind else colour_word(scene.subject.body)), text
         assert text.strip() == "" or scene.subject.class_word in text.split()
         assert " a a" not in text and " a o" not in text and "  " not in text.strip() and " an b" not in text, text
 
@@ -163,19 +185,19 @@ def test_scenes_and_captions_have_the_shares_that_they_should():
     count, told = Counter(), Counter()
     for seed in range(CAPTIONS):
         scene = scenes.scene(seed)
-        words = scenes.caption(scene, seed).replace(",", "").split()
+        words = caption(scene, seed).replace(",", "").split()
         count.update(
             [scene.subject.class_word, scene.place, scene.action, scene.facing, scene.accessory and scene.accessory.kind]
         )
         told["empty"] += not words
-        told["rare"] += any(token in words for token in scenes.RARE_TOKENS)
-        told["colour"] += f"{scenes.colour_word(scene.subject.body)} {scene.subject.class_word}" in " ".join(words)
+        told["rare"] += any(token in words for token in RARE_TOKENS)
+        told["colour"] += f"{colour_word(scene.subject.body)} {scene.subject.class_word}" in " ".join(words)
         told["accessory"] += bool(scene.accessory) and scene.accessory.kind in words
         told["action"] += scene.action != "standing" and scene.action in words
-    for words, share in ((scenes.CLASSES, 1 / 12), (scenes.PLACES, 1 / 12), (scenes.ACCESSORIES, 0.1)):
+    for words, share in ((CLASSES, 1 / 12), (PLACES, 1 / 12), (ACCESSORIES, 0.1)):
         assert all(abs(count[word] / CAPTIONS - share) < 0.02 for word in words)
-    assert all(abs(count[a] / CAPTIONS - (1 / 3 if a == "standing" else 2 / 15)) < 0.025 for a in scenes.ACTIONS)
-    assert abs(count["right"] / CAPTIONS - scenes.RIGHT_SHARE) < 0.02
+    assert all(abs(count[a] / CAPTIONS - (1 / 3 if a == "standing" else 2 / 15)) < 0.025 for a in ACTIONS)
+    assert abs(count["right"] / CAPTIONS - RIGHT_SHARE) < 0.02
     assert 0.004 < told["rare"] / CAPTIONS < 0.02 and 0.03 < told["empty"] / CAPTIONS < 0.07
     assert 0.45 < told["colour"] / CAPTIONS < 0.55
     assert 0.87 < told["accessory"] / (CAPTIONS - count[None]) < 0.93
@@ -185,14 +207,14 @@ def test_scenes_and_captions_have_the_shares_that_they_should():
 def test_example_and_evaluation_subjects_are_out_of_reach_of_pretraining():
     """Pretraining counts seeds up from 0, in `making._scene` and `_view`; everything else starts at HELD_OUT."""
     for preset in pretrain.PRESETS.values():
-        assert max(preset.pictures, preset.subjects * scenes.VIEWS) < scenes.PROBES
-        assert scenes.PROBES + preset.probe_pictures < scenes.HELD_OUT
-    assert all(seed >= scenes.HELD_OUT for _, seed in examples.SUBJECTS.values())
-    assert len({scenes.subject(seed, word) for word, seed in examples.SUBJECTS.values()}) == len(examples.SUBJECTS)
+        assert max(preset.pictures, preset.subjects * VIEWS) < PROBES
+        assert PROBES + preset.probe_pictures < HELD_OUT
+    assert all(seed >= HELD_OUT for _, seed in examples.SUBJECTS.values())
+    assert len({subject(seed, word) for word, seed in examples.SUBJECTS.values()}) == len(examples.SUBJECTS)
 
 
 def test_the_example_photos_are_what_the_world_draws(tmp_path):
-    examples.write(tmp_path)
+    examples.write_examples(tmp_path)
     for name, (word, _) in examples.SUBJECTS.items():
         shipped, fresh = sorted((EXAMPLES / name).glob("*.png")), sorted((tmp_path / name).glob("*.png"))
         assert len(shipped) == len(fresh) == 5
@@ -202,12 +224,12 @@ def test_the_example_photos_are_what_the_world_draws(tmp_path):
 
 
 def test_the_tokenizer_has_the_rare_tokens_whole_and_reads_any_text():
-    from personalize.models.lazy_imports import lean
+    from personalize.models.lazy_imports import lazy_imports
 
-    with lean():
+    with lazy_imports():
         from transformers import CLIPTokenizer
     words = CLIPTokenizer.from_pretrained(TOYLAND / "tokenizer")
-    for word in (*scenes.RARE_TOKENS, *scenes.CLASSES, *scenes.COLOURS, *scenes.ACCESSORIES, "swimming", "jumping", "beach"):
+    for word in (*RARE_TOKENS, *CLASSES, *scenes.COLOURS, *ACCESSORIES, "swimming", "jumping", "beach"):
         assert len(words(word, add_special_tokens=False).input_ids) == 1, word
     odd = "naïve zèbre 东京 🐕 xyz"
     assert words.decode(words(odd, add_special_tokens=False).input_ids).replace(" ", "") == odd.replace(" ", "")
@@ -239,9 +261,9 @@ def test_the_weights_say_what_they_came_from():
 
 def test_plain_diffusers_draws_what_the_prompts_ask_for():
     """By probes that have seen drawn pictures only. The floors are well below what `benchmarks.toyland` measures."""
-    from personalize.models.lazy_imports import lean
+    from personalize.models.lazy_imports import lazy_imports
 
-    with lean():
+    with lazy_imports():
         import torch
         from diffusers import StableDiffusionPipeline
 
@@ -253,7 +275,9 @@ def test_plain_diffusers_draws_what_the_prompts_ask_for():
     generators = [torch.Generator().manual_seed(k) for k in range(len(PROMPTS))]
     pictures = pipeline(PROMPTS, num_inference_steps=20, guidance_scale=4.0, generator=generators).images
     assert {p.size for p in pictures} == {(64, 64)}
-    found = toyland_truth.obeyed(toyland_truth.read(toyland_truth.load(), image_cache.tensors(pictures)), PROMPTS)
+    found = toyland_truth.prompt_adherence(
+        toyland_truth.read_images(toyland_truth.load_probe(), image_cache.load_tensors(pictures)), PROMPTS
+    )
     shares = {name: right.nanmean().item() for name, right in found.items()}
     assert all(shares[name] >= floor for name, floor in FLOORS.items()), shares
 
@@ -261,7 +285,7 @@ def test_plain_diffusers_draws_what_the_prompts_ask_for():
 def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path):
     import torch
 
-    from personalize.toyland.pretraining.trainer import fit
+    from personalize.toyland.pretraining.trainer import train_stage
 
     def trained(stops: list[int], state: Path) -> torch.Tensor:
         for steps in stops:
@@ -275,7 +299,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path):
                 return (model(x) - x).square().mean()
 
             try:
-                fit(model, loss, state, steps=12, lr=1e-2, say=lambda *_: None, ema=0.9, save_seconds=0.0)
+                train_stage(model, loss, state, steps=12, lr=1e-2, say=lambda *_: None, ema=0.9, save_seconds=0.0)
             except KeyboardInterrupt:
                 continue
         return model.weight.detach()
@@ -337,8 +361,8 @@ def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_pat
     said = json.loads((base / "pretraining.json").read_text())
     assert said["settings"]["unet_steps"] == 2 and set(said["seconds"]) == set(pretrain.STAGES)
     assert all(f.stat().st_size < 15e6 for f in base.rglob("*.safetensors"))
-    model = models.load(str(base), say=lambda line: None)
-    z0 = sampling.draw(model, ["a dog"], sampling.image_generators(0, [0]), sampling.Drawing("ddim", 2, 3.0))
+    model = models.load_model(str(base), say=lambda line: None)
+    z0 = sampling.sample_latents(model, ["a dog"], sampling.image_generators(0, [0]), SamplingConfig("ddim", 2, 3.0))
     assert model.decode_latents(z0).isfinite().all()
     (work / "unet.safetensors").unlink()  # as if stopped with the guide trained and nothing after it
     again = pretrain.run(work, tmp_path / "again", settings, preset="cpu", say=lines.append)
@@ -367,6 +391,6 @@ def test_drawing_takes_milliseconds():
     for k in range(0, 60, 10):
         began = time.process_time()
         for seed in range(k, k + 10):
-            draw(scenes.scene(seed), 128)
+            draw_scene(scenes.scene(seed), 128)
         rounds.append((time.process_time() - began) / 10)
     assert min(rounds) < 0.02

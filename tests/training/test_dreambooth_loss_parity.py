@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import mse_loss
 
 from personalize import methods, models
-from personalize.common import recipe as config
+from personalize.common.recipe import load_recipe
 from personalize.core import rng
 from personalize.data.training_set import Batch
 from personalize.generation import sampling
-from personalize.training.engine import Engine, rate
+from personalize.training.engine import Engine, lr_factor
 
 PROMPTS = ["a zqv dog", "a photo of a cat", "a dog", "a dog", "a dog"]
 IS_PRIOR = torch.tensor([False, False, True, True, True])
@@ -32,8 +32,8 @@ def folder(request, tiny_sd, tmp_path_factory):
 
 def engine_of(folder, *more):
     texts = ["train.text_encoder=true", f"train.prior_weight={WEIGHT}", "train.clip=0", "class_word=dog", *more]
-    recipe = config.load(None, texts)
-    model = models.load(str(folder), device="cpu", dtype="float32", say=lambda line: None)
+    recipe = load_recipe(None, texts)
+    model = models.load_model(str(folder), device="cpu", dtype="float32", say=lambda line: None)
     return Engine(model, recipe, methods.attach(model, recipe))
 
 
@@ -43,7 +43,7 @@ def batch_of(engine, rows=slice(None)):
     z0, eps = (torch.randn(5, 4, 16, 16, generator=g)[rows] for _ in range(2))
     t = torch.tensor([10, 900, 300, 999, 0])[rows]
     prompts = PROMPTS[rows]
-    return Batch(z0, eps, t, IS_PRIOR[rows], lambda part: sampling.encode(engine.model, prompts[part]))
+    return Batch(z0, eps, t, IS_PRIOR[rows], lambda part: sampling.encode_texts(engine.model, prompts[part]))
 
 
 def ours(engine, batch=None):
@@ -120,7 +120,7 @@ def test_the_order_within_a_batch_does_not_matter(tiny_sd):
     batch, turn = batch_of(mixed), [4, 1, 3, 0, 2]
     shuffled = Batch(
         batch.z0[turn], batch.eps[turn], batch.t[turn], batch.is_prior[turn],
-        lambda part: sampling.encode(mixed.model, [PROMPTS[i] for i in turn][part]),
+        lambda part: sampling.encode_texts(mixed.model, [PROMPTS[i] for i in turn][part]),
     )  # fmt: skip
     assert_equal(ours(mixed, shuffled), ours(engine), tolerance=1e-4)
 
@@ -157,8 +157,8 @@ def test_a_step_is_adamw_at_each_groups_own_rate(tiny_sd):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_the_rate_rises_to_1_and_falls_as_its_schedule_says(schedule):
-    recipe = config.load(None, ["train.steps=100", "train.warmup=10", f"train.lr_schedule={schedule}"])
-    rates = [rate(recipe, step) for step in range(100)]
+    recipe = load_recipe(None, ["train.steps=100", "train.warmup=10", f"train.lr_schedule={schedule}"])
+    rates = [lr_factor(recipe, step) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1
     middle, end = {"constant": (1, 1), "cosine": (0.5, 0), "linear": (0.5, 0)}[schedule]
@@ -170,10 +170,10 @@ def test_the_rate_rises_to_1_and_falls_as_its_schedule_says(schedule):
 def test_without_warm_up_the_first_step_has_the_whole_rate():
     for steps in (1, 7):
         for schedule in ("constant", "cosine", "linear"):
-            recipe = config.load(None, [f"train.steps={steps}", f"train.lr_schedule={schedule}"])
-            assert rate(recipe, 0) == 1
+            recipe = load_recipe(None, [f"train.steps={steps}", f"train.lr_schedule={schedule}"])
+            assert lr_factor(recipe, 0) == 1
 
 
 def test_a_schedule_that_is_all_warm_up_ends_at_the_whole_rate():
-    recipe = config.load(None, ["train.steps=4", "train.warmup=4", "train.lr_schedule=linear"])
-    assert [rate(recipe, step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    recipe = load_recipe(None, ["train.steps=4", "train.warmup=4", "train.lr_schedule=linear"])
+    assert [lr_factor(recipe, step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]

@@ -8,10 +8,10 @@ import torch
 from engine_cases import FULL, LORA, StandIn, batch_of, engine_of, ran, same
 from torch import nn
 
-from personalize.common import recipe
+from personalize.common.recipe import load_recipe
 from personalize.training import compile, cuda_graph
-from personalize.training import optimizer as optimizers
-from personalize.training.engine import graph_refusal
+from personalize.training.engine import why_not_captured
+from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
 
 
 @pytest.mark.parametrize("more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"]], ids=" ".join)
@@ -65,10 +65,10 @@ def test_what_cannot_be_one_cuda_graph_is_said(tiny_sd, monkeypatch, more, why):
     if "two" in more:
         monkeypatch.setenv("WORLD_SIZE", "2")
     engine = engine_of(tiny_sd, *(text for text in more if "=" in text), dtype="bfloat16")
-    assert graph_refusal(engine.model, engine.recipe, engine.groups) == "the device is cpu"
+    assert why_not_captured(engine.model, engine.recipe, engine.groups) == "the device is cpu"
     engine.model.device = torch.device("cuda")
     engine.model.dtype = torch.float16 if "float16" in more else torch.bfloat16
-    found = graph_refusal(engine.model, engine.recipe, engine.groups)
+    found = why_not_captured(engine.model, engine.recipe, engine.groups)
     assert found.startswith(why) if why else found == ""
 
 
@@ -113,7 +113,7 @@ def test_a_compiler_that_fails_leaves_eager_steps(tiny_sd, monkeypatch):
     ],
 )
 def test_the_break_even_is_cost_over_gain(seconds, words):
-    compiling = compile.Compiled.__new__(compile.Compiled)
+    compiling = compile.CompiledStep.__new__(compile.CompiledStep)
     compiling.seconds, compiling.steps = seconds, 1000
     assert words in compiling.words()
 
@@ -136,19 +136,19 @@ def give(params, step, size=1.0):
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize("half", [False, True], ids=["", "loss scaling"])
 def test_the_clip_inside_the_optimizer_is_torchs_own_before_it(kind, half):
-    train = recipe.load(None, [f"train.optimizer={kind}"]).train
+    train = load_recipe(None, [f"train.optimizer={kind}"]).train
     ours, plain = weights(), weights()
-    optimizer, other = (optimizers.make_optimizer(groups_of(params), train) for params in (ours, plain))
+    optimizer, other = (make_optimizer(groups_of(params), train) for params in (ours, plain))
     scalers = [torch.amp.GradScaler("cpu", enabled=half, init_scale=8.0) for _ in range(2)]
     for step, size in enumerate((1e-3, 1.0, 50.0, float("inf") if half else 3.0, 0.1)):
         for params, one, scaler in ((ours, optimizer, scalers[0]), (plain, other, scalers[1])):
             scaler.scale(torch.ones(()))  # a scaler begins with the first loss
             give(params, step, size * (8.0 if half else 1.0))
             scaler.unscale_(one)
-        optimizers.set_rates(optimizer, 0.5 + 0.1 * step)
-        optimizers.set_rates(other, 0.5 + 0.1 * step)
-        norm = optimizers.joint_norm(ours)
-        optimizers.clipped_step(optimizer, scalers[0], norm=norm, limit=2.0)
+        set_learning_rates(optimizer, 0.5 + 0.1 * step)
+        set_learning_rates(other, 0.5 + 0.1 * step)
+        norm = gradient_norm(ours)
+        clipped_step(optimizer, scalers[0], norm=norm, limit=2.0)
         expected = torch.nn.utils.clip_grad_norm_(plain, 2.0, foreach=True)
         scalers[1].step(other)
         scalers[1].update()
@@ -166,9 +166,9 @@ def test_a_clip_that_is_not_reached_changes_no_bit(tiny_sd):
 
 
 def test_rates_are_each_groups_own():
-    train = recipe.load(None, []).train
-    optimizer = optimizers.make_optimizer(groups_of(weights()), train)
-    assert optimizers.set_rates(optimizer, 0.25) == 0.25e-2
+    train = load_recipe(None, []).train
+    optimizer = make_optimizer(groups_of(weights()), train)
+    assert set_learning_rates(optimizer, 0.25) == 0.25e-2
     assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.25e-2, 0.75e-3])
 
 
@@ -205,7 +205,7 @@ def test_a_large_base_keeps_no_heap_and_the_first_word_holds(monkeypatch):
     from personalize.common import malloc
 
     monkeypatch.setattr(malloc, "_decided", "steady")
-    assert not malloc.keep_heap(10**9) and not malloc.keep_heap(10**6)
+    assert not malloc.keep_freed_memory(10**9) and not malloc.keep_freed_memory(10**6)
 
 
 def test_a_restored_optimizer_has_the_layout_of_its_weights(tmp_path):
@@ -216,7 +216,7 @@ def test_a_restored_optimizer_has_the_layout_of_its_weights(tmp_path):
         p = torch.nn.Parameter(torch.linspace(-1, 1, 4 * 3 * 9).view(4, 3, 3, 3).to(memory_format=torch.channels_last))
         optimizer = torch.optim.AdamW([p], lr=0.1, fused=True)
         if file:
-            parts, _ = checkpoint.load(file)
+            parts, _ = checkpoint.load_state(file)
             p.data.copy_(parts["trained"]["p"])
             checkpoint.restore_optimizer(optimizer, parts["optimizer"])
         for step in steps:
@@ -226,5 +226,5 @@ def test_a_restored_optimizer_has_the_layout_of_its_weights(tmp_path):
 
     whole, _ = stepped(range(4))
     p, optimizer = stepped(range(2))
-    checkpoint.save(tmp_path / "state", {"trained": {"p": p}, "optimizer": checkpoint.optimizer_tensors(optimizer)}, 2)
+    checkpoint.save_state(tmp_path / "state", {"trained": {"p": p}, "optimizer": checkpoint.optimizer_tensors(optimizer)}, 2)
     assert torch.equal(stepped(range(2, 4), tmp_path / "state")[0], whole)

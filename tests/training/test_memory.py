@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import memory
-from personalize.common import recipe as config
-from personalize.data.photos import load
+from personalize.common.recipe import METHODS, load_recipe
+from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject
 from personalize.training.memory import fake_networks
-from personalize.training.memory.counter import RUNTIME, Counted, Counter, Footprint, counting
+from personalize.training.memory.counter import RUNTIME, Counted, Counter, MemoryEstimate, counting
 from personalize.training.memory.rehearsal import Rehearsal, rehearse
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +33,11 @@ def imported():
 def case(base, photos, *settings, device="cpu", dtype="float32"):
     """Recipe and subject of a run on four photos."""
     texts = [f"base={base}", "class_word=dog", "token=zqv", f"device={device}", f"dtype={dtype}", "prior.count=0", *settings]
-    recipe = config.load(None, texts)
-    return recipe, [Subject(recipe.token[0], "dog", load(photos, min_size=32)[0][:4])]
+    recipe = load_recipe(None, texts)
+    return recipe, [Subject(recipe.token[0], "dog", load_photos(photos, min_size=32)[0][:4])]
 
 
-def really(recipe, known) -> Footprint:
+def really(recipe, known) -> MemoryEstimate:
     """`rehearse` with real weights and real numbers."""
     counted, rehearsal = {}, Rehearsal(recipe, known)
     with Counter(recipe.device) as counter:
@@ -48,7 +48,7 @@ def really(recipe, known) -> Footprint:
                 counter.see(p for m in (*rehearsal.model.networks.values(), rehearsal.model.vae) for p in m.parameters())
             gc.collect()
             counted[name] = counter.lap()
-    return Footprint(recipe.device, counted)
+    return MemoryEstimate(recipe.device, counted)
 
 
 def test_a_storage_is_counted_once_while_it_lives():
@@ -145,7 +145,7 @@ def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", config.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_rehearsed(tiny_sd, photos, method):
     counted = rehearse(*case(tiny_sd, photos, f"train.methods={method}", *EXTRA.get(method, [])))
     assert counted.phases["step"].work.flops > 0
@@ -211,7 +211,7 @@ def test_an_outline_is_the_network_that_would_be_loaded(tiny_sd):
     from diffusers import UNet2DConditionModel
 
     with counting():
-        fake = fake_networks.network(UNet2DConditionModel, tiny_sd, "unet", torch.bfloat16)
+        fake = fake_networks.fake_network(UNet2DConditionModel, tiny_sd, "unet", torch.bfloat16)
         shapes = {k: (v.shape, v.dtype, v.requires_grad) for k, v in fake.named_parameters()}
     real = UNet2DConditionModel.from_pretrained(tiny_sd / "unet", torch_dtype=torch.bfloat16)
     assert shapes == {k: (v.shape, v.dtype, False) for k, v in real.named_parameters()}

@@ -14,9 +14,9 @@ import torch
 from personalize import api, models
 from personalize.cli import app
 from personalize.commands import train as command
-from personalize.common import recipe as config
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.recipe import load_recipe
 from personalize.common.terminal import Terminal
 from personalize.training import compile, profiler
 from personalize.training.profile_page import Profile, Row, kind_of, operators, page, words
@@ -69,8 +69,11 @@ def train(tiny_sd, photos, tmp_path):
     """Trains into a folder -> the run's folder, what was said."""
 
     def call(runs, *more, profile, screen=None):
-        model, screen = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None), screen or Screen()
-        recipe = config.load(None, [*COMMON, *more])
+        model, screen = (
+            models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None),
+            screen or Screen(),
+        )
+        recipe = load_recipe(None, [*COMMON, *more])
         result = command.run(model, [photos], recipe, priors={}, runs=tmp_path / runs, profile=profile, screen=screen)
         return result.folder, screen.lines
 

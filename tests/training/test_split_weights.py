@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from personalize import methods, models
 from personalize.commands import train
 from personalize.common import checkpoint, run_folder
-from personalize.common import recipe as config
 from personalize.common.errors import UserError
+from personalize.common.recipe import load_recipe
 from personalize.common.terminal import Terminal
 from personalize.core import bf16_split
 from personalize.training import load_run, split_weights
-from personalize.training import optimizer as optimizers
 from personalize.training.engine import Engine
+from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer
 
 SPLIT = ["train.methods=full", "train.masters=split"]
 SPECIAL = [0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), 3.4028234663852886e38, -3.4028234663852886e38, 1e-45, -1e-45]
@@ -48,7 +48,7 @@ def pair(shapes, apart):
         bf16_split.halve(p)
         bf16_split.put(p, q.detach())
     groups = [{"params": halved[:3], "lr": 1e-2}, {"params": halved[3:], "lr": 1e-3}]
-    return whole, halved, split_weights.Masters(groups, apart=apart)
+    return whole, halved, split_weights.SplitWeights(groups, apart=apart)
 
 
 SHAPES = [(64, 32, 3, 3), (40,), (300, 70), (90, 80), (7,), (5000,)]
@@ -57,21 +57,21 @@ SHAPES = [(64, 32, 3, 3), (40,), (300, 70), (90, 80), (7,), (5000,)]
 @pytest.mark.parametrize("chunk", [1 << 23, 10_000])
 def test_masters_in_halves_are_float32_masters_bit_for_bit(monkeypatch, chunk):
     monkeypatch.setattr(split_weights, "CHUNK", chunk)
-    settings = config.load(None, ["train.weight_decay=0.1"]).train
+    settings = load_recipe(None, ["train.weight_decay=0.1"]).train
     whole, halved, kept = pair(SHAPES, apart=False)
-    optimizer = optimizers.make_optimizer(kept.groups, settings)
-    plain = optimizers.make_optimizer([{"params": whole[:3], "lr": 1e-2}, {"params": whole[3:], "lr": 1e-3}], settings)
+    optimizer = make_optimizer(kept.groups, settings)
+    plain = make_optimizer([{"params": whole[:3], "lr": 1e-2}, {"params": whole[3:], "lr": 1e-3}], settings)
     scaler, g = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1)
     for step in range(6):
         for p, q in zip(halved, whole, strict=True):
             p.grad = torch.randn(p.shape, generator=g).bfloat16()
             q.grad = torch.empty_like(q).copy_(p.grad)  # as autograd lays it out: the fused kernel reads memory in its order
-        norm = optimizers.joint_norm(halved)
-        torch.testing.assert_close(norm, optimizers.joint_norm(whole))
+        norm = gradient_norm(halved)
+        torch.testing.assert_close(norm, gradient_norm(whole))
         limit = 0.0 if step < 2 else 1.0
-        optimizers.clipped_step(plain, scaler, norm=norm, limit=limit)
+        clipped_step(plain, scaler, norm=norm, limit=limit)
         for _ in kept.opened():
-            optimizers.clipped_step(optimizer, scaler, norm=norm, limit=limit)
+            clipped_step(optimizer, scaler, norm=norm, limit=limit)
         for p, q in zip(halved, whole, strict=True):
             assert torch.equal(bf16_split.master(p), q.detach()) and p.grad is None
             assert float((p.detach().float() - q.detach()).abs().max()) <= float(q.detach().abs().max()) / 256
@@ -79,19 +79,19 @@ def test_masters_in_halves_are_float32_masters_bit_for_bit(monkeypatch, chunk):
 
 
 def test_eight_bit_state_trains_them_as_it_trains_float32_ones():
-    settings = config.load(None, ["train.optimizer=adamw8bit"]).train
+    settings = load_recipe(None, ["train.optimizer=adamw8bit"]).train
     whole, halved, kept = pair(SHAPES, apart=True)
     before = [p.detach().clone() for p in whole]
-    optimizer = optimizers.make_optimizer(kept.groups, settings)
-    plain = optimizers.make_optimizer([{"params": whole[:3], "lr": 1e-2}, {"params": whole[3:], "lr": 1e-3}], settings)
+    optimizer = make_optimizer(kept.groups, settings)
+    plain = make_optimizer([{"params": whole[:3], "lr": 1e-2}, {"params": whole[3:], "lr": 1e-3}], settings)
     scaler, g = torch.amp.GradScaler("cpu", enabled=False), torch.Generator().manual_seed(1)
     for _ in range(4):
         for p, q in zip(halved, whole, strict=True):
             p.grad = torch.randn(p.shape, generator=g).bfloat16()
             q.grad = torch.empty_like(q).copy_(p.grad)
-        optimizers.clipped_step(plain, scaler, norm=optimizers.joint_norm(whole), limit=0)
+        clipped_step(plain, scaler, norm=gradient_norm(whole), limit=0)
         for _ in kept.opened():
-            optimizers.clipped_step(optimizer, scaler, norm=optimizers.joint_norm(halved), limit=0)
+            clipped_step(optimizer, scaler, norm=gradient_norm(halved), limit=0)
     for p, q, old in zip(halved, whole, before, strict=True):
         assert (bf16_split.master(p) - q).norm() < 0.1 * (q - old).norm()
 
@@ -153,17 +153,17 @@ def test_steps_in_halves_go_on_bit_for_bit_and_can_be_recorded(tiny_sd):
     ],
 )
 def test_where_halves_cannot_be_a_reason_is_given(more, dtype, why):
-    recipe = config.load(None, ["train.masters=split", *more])
+    recipe = load_recipe(None, ["train.masters=split", *more])
     with pytest.raises(UserError, match=why):
-        methods.check_masters(recipe, dtype)
-    methods.check_masters(config.load(None, ["train.masters=split"]), torch.bfloat16)
-    methods.check_masters(config.load(None, more), dtype)
+        methods.check_split_weights(recipe, dtype)
+    methods.check_split_weights(load_recipe(None, ["train.masters=split"]), torch.bfloat16)
+    methods.check_split_weights(load_recipe(None, more), dtype)
 
 
 def test_a_checkpoint_of_halves_opens_in_a_float32_model(tiny_sd):
     engine = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
     ran(engine, steps=1)
-    model = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    model = models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
     other = Engine(model, engine.recipe, methods.attach(model, engine.recipe))
     methods.restore(model, engine.recipe, methods.state(engine.model, engine.recipe))
     assert all(torch.equal(bf16_split.master(a), b) for a, b in zip(engine.params, other.params, strict=True))
@@ -171,14 +171,14 @@ def test_a_checkpoint_of_halves_opens_in_a_float32_model(tiny_sd):
 
 def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoint(tiny_sd, photos, tmp_path):
     settings = [*SPLIT, "class_word=dog", "token=zqv", "prior.count=0", "train.lr=1e-4", "train.steps=3"]
-    recipe, lines = config.load(None, [*settings, "train.checkpoint_every=2", "train.engine=graph"]), []
+    recipe, lines = load_recipe(None, [*settings, "train.checkpoint_every=2", "train.engine=graph"]), []
 
     class Screen(Terminal):
         def say(self, line):
             lines.append(line)
 
     def run(where):
-        model = models.load(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
+        model = models.load_model(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
         return model, train.run(model, [photos], recipe, priors={}, runs=where, screen=Screen(quiet=True)).folder
 
     _, folder = run(tmp_path / "once")
@@ -195,6 +195,6 @@ def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoin
     again = load_file(cut / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(again[k], v) for k, v in saved.items())
     for at in ("", "last"):
-        model = models.load(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
-        load_run.put_into(model, folder, run_folder.read_manifest(folder), at=at)
+        model = models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+        load_run.load_run(model, folder, run_folder.read_manifest(folder), at=at)
         assert all(torch.equal(model.unet.state_dict()[k], v) for k, v in saved.items())

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from personalize.cli.import_command import convert, parse
 from personalize.cli.import_command.draft import text_of
 from personalize.cli.import_command.flags import FLAGS, translate
-from personalize.common import recipe as config
-from personalize.common.recipe import Recipe
+from personalize.common.recipe import Recipe, load_recipe, recipe_to_dict, recipe_to_toml
 
 __all__ = ["FLAGS", "Imported", "foundation", "recipe_from", "toml", "translate"]
 
@@ -39,9 +38,9 @@ def recipe_from(command: str) -> Imported:
 
     UserError for another script, an unknown flag, a value that is no number or that a recipe does not allow.
     """
-    draft = convert.read(parse.read(command))
+    draft = convert.convert_call(parse.parse_command(command))
     settings = [text_of(key, value) for key, value in draft.settings.items()]
-    config.load(None, settings)  # refuses what no recipe may say
+    load_recipe(None, settings)  # refuses what no recipe may say
     return Imported(
         draft.call.script.title, draft.photos, ", ".join(draft.settings.get("class_word", ())), draft.method,
         settings, draft.call.text("output_dir"), draft.notices, draft.unknown,
@@ -60,10 +59,10 @@ def toml(imported: Imported, *, start: Recipe | None = None, name: str = "recipe
     for title, notes in (("What differs:", imported.notices), ("What has no counterpart and is left out:", imported.unknown)):
         lines += ["", title, *(f"- {note}" for note in notes)] if notes else []
     head = "".join(f"# {line}".rstrip() + "\n" for line in lines)
-    full = config.load(None, imported.settings, defaults=config.to_dict(start))
+    full = load_recipe(None, imported.settings, defaults=recipe_to_dict(start))
     # Base and method are what `start` was found by, so the file has to say them.
     bare = replace(start, base=Recipe().base, train=replace(start.train, methods=Recipe().train.methods))
-    return head + "\n" + config.to_toml(full, only_differences_from=bare)
+    return head + "\n" + recipe_to_toml(full, only_differences_from=bare)
 
 
 def foundation(imported: Imported) -> list[str]:

@@ -21,11 +21,11 @@ SWITCHES = {
 }  # fmt: skip
 
 
-def read(call: Call) -> Draft:
+def convert_call(call: Call) -> Draft:
     """UserError for a value that is no number."""
     draft = Draft(call, method=call.script.method)
     draft.settings |= {"train.text_encoder": False, "train.snr_gamma": 0.0}  # what the script's flags do not name is off
-    for part in (_base, _plain, _subject, _method, _prior, schedule.read, _outputs, _rest):
+    for part in (_base, _plain, _subject, _method, _prior, schedule.convert_schedule, _outputs, _rest):
         part(draft)
     for key, value in draft.settings.items():
         names = [name for name in call.variables if name in str(value)]
@@ -76,14 +76,14 @@ def _subject(draft: Draft) -> None:
     call = draft.call
     if "placeholder_token" in call.script.flags:
         style = call.text("learnable_property") == "style"
-        named = split_prompt.Wording(
+        named = split_prompt.SplitPrompt(
             call.text("placeholder_token"), call.text("initializer_token"),
             "a painting in the style of {token}" if style else "a photo of {token}", "", True,
         )  # fmt: skip
         draft.settings["embedding.init"] = named.class_word
     else:
         own = call.text("modifier_token").split("+")
-        named = split_prompt.split(
+        named = split_prompt.split_prompt(
             call.text("instance_prompt"), call.text("class_prompt"), token=own[0] if len(own) == 1 else ""
         )
     draft.name(named)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from personalize.cli.import_command.parse import Call
-from personalize.cli.import_command.split_prompt import Wording
+from personalize.cli.import_command.split_prompt import SplitPrompt
 from personalize.common.recipe import SETTINGS
-from personalize.common.settings import Value, parsed, to_toml_value
+from personalize.common.settings import Value, parse_value, to_toml_value
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Draft:
     method: str = ""
     photos: str = ""
 
-    def name(self, named: Wording) -> None:
+    def name(self, named: SplitPrompt) -> None:
         """Token, class and templates that a prompt gave, and what it did not say."""
         if named.photo:
             self.settings["train.prompt"] = named.photo
@@ -45,5 +45,5 @@ def text_of(key: str, value: Value) -> str:
     """A setting as --set takes it: plain where that reads back as the same value, else TOML."""
     plain = ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
     kind = SETTINGS[key].kind
-    same = parsed(plain, kind) == (list(value) if isinstance(value, tuple) else value)
+    same = parse_value(plain, kind) == (list(value) if isinstance(value, tuple) else value)
     return f"{key}={plain if same and plain == plain.strip() else to_toml_value(value)}"

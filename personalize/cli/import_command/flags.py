@@ -123,7 +123,7 @@ def _prompts(given: dict[str, str], rest: list[str]) -> tuple[list[str], list[st
     own = [_value(rest, "--token"), given.get("placeholder_token", ""), given.get("modifier_token", "")]
     token, class_word = next(filter(None, own), ""), _value(rest, "--class")
     prompt = given.get("instance_prompt", "")
-    found = split_prompt.split(prompt, given.get("class_prompt", ""), token=token, class_word=class_word)
+    found = split_prompt.split_prompt(prompt, given.get("class_prompt", ""), token=token, class_word=class_word)
     settings = [text_of("prior.prompt", found.prior)] if found.prior else []
     if not prompt:
         return [], settings

@@ -53,7 +53,7 @@ def number(text: str, shown: str, kind: type = float) -> int | float:
         raise UserError(f"{shown} is not {what}.{why}") from None
 
 
-def read(command: str) -> Call:
+def parse_command(command: str) -> Call:
     """UserError for a command without a script that is known, with a flag that the script does not have, or without one."""
     variables: dict[str, str] = {}
     for line in _lines(command):

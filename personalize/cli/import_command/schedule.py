@@ -13,7 +13,7 @@ SCHEDULES = {
 }  # fmt: skip
 
 
-def read(draft: Draft) -> None:
+def convert_schedule(draft: Draft) -> None:
     """UserError for a value that is no number."""
     batch(draft)
     _optimizer(draft)

@@ -25,7 +25,7 @@ _SMALL = {"a", "an", "the", "my", "of", "photo", "picture", "image", "painting",
 _USUAL = {"sks", "ohwx", "zwx", "hta", "olis", "qwe", "xyz", "rkf", "tok"}  # words that guides use for a subject
 
 
-class Wording(NamedTuple):
+class SplitPrompt(NamedTuple):
     """token, class_word: "" where the prompt does not tell; photo, prior: templates; sure: False where it was guessed."""
 
     token: str
@@ -35,7 +35,7 @@ class Wording(NamedTuple):
     sure: bool
 
 
-def split(prompt: str, class_prompt: str = "", *, token: str = "", class_word: str = "") -> Wording:
+def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "", class_word: str = "") -> SplitPrompt:
     """Takes a prompt such as "a photo of sks dog" apart, with the help of the class's "a photo of dog" where there is one.
 
     The token is the word that the class prompt lacks, or the one that looks made up, or else the last but one. Those
@@ -53,7 +53,7 @@ def split(prompt: str, class_prompt: str = "", *, token: str = "", class_word: s
     named = class_word or (_class_after(prompt, token, class_prompt) if token else "")
     if not named and of_class:
         named = " ".join(word for word in of_class if word not in words and word.lower() not in _SMALL) or of_class[-1]
-    return Wording(token, named, _template(prompt, token, named), _template(class_prompt, "", named), sure and bool(token))
+    return SplitPrompt(token, named, _template(prompt, token, named), _template(class_prompt, "", named), sure and bool(token))
 
 
 def _words(text: str) -> list[str]:

@@ -12,13 +12,12 @@ from PIL.Image import Image
 
 from personalize.commands.export import hub, model_card, targets, verify
 from personalize.commands.export.hub import Push
-from personalize.commands.export.targets import Form, Product, content_hash
+from personalize.commands.export.targets import Form, Product
 from personalize.commands.export.verify import Check, Files
-from personalize.common import recipe as config
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import explained
-from personalize.common.recipe import Draw
+from personalize.common.files import content_hash, explained
+from personalize.common.recipe import SamplingConfig, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
@@ -66,21 +65,21 @@ class _Written:
 
 def require_possible(job: Job) -> None:
     """UserError for what can be known to fail before a base is loaded."""
-    manifest = load_run.require(job.folder)
+    manifest = load_run.require_run(job.folder)
     targets.require_possible(manifest["methods"], job.form)
     _place(job, manifest)
     if job.push:
         hub.require_possible(job.push, job.folder)
 
 
-def run(model: LatentModel, job: Job, draw: Draw, *, seed: int, screen: Terminal = SILENT) -> ExportResult:
+def run(model: LatentModel, job: Job, draw: SamplingConfig, *, seed: int, screen: Terminal = SILENT) -> ExportResult:
     """Write a run's result, or one of its checkpoints, and push it if asked. `draw`, `seed`: of sample pictures.
 
     UserError where the run has no such form, where something else lies at the place, and where the check fails: then
     nothing is kept.
     """
     require_possible(job)
-    manifest, home = _unquantized(load_run.require(job.folder)), job.folder / FOLDER
+    manifest, home = _unquantized(load_run.require_run(job.folder)), job.folder / FOLDER
     place, stem = _place(job, manifest)
     made = targets.products(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
     with run_folder.lock(home):
@@ -103,19 +102,27 @@ def run(model: LatentModel, job: Job, draw: Draw, *, seed: int, screen: Terminal
 
 
 def _write(
-    model: LatentModel, job: Job, manifest: dict, draw: Draw, *, made: list[Product], seed: int, stage: Path, screen: Terminal
+    model: LatentModel,
+    job: Job,
+    manifest: dict,
+    draw: SamplingConfig,
+    *,
+    made: list[Product],
+    seed: int,
+    stage: Path,
+    screen: Terminal,
 ) -> _Written:
     """The products into the stage, checked. What the model draws comes first: writing takes it apart."""
     prompt, form = manifest["subjects"][0]["prompt"], job.form
     base = verify.here(model, prompt, draw.guidance) if job.check else None
-    name = load_run.put_into(model, job.folder, manifest, at=job.at)
+    name = load_run.load_run(model, job.folder, manifest, at=job.at)
     own = verify.here(model, prompt, draw.guidance) if job.check else None
     if job.check:
         verify.require_margin(own, base, half=form.half)
     samples = []
     if job.push:
         samples = hub.samples(model, job.folder, manifest, draw, seed=seed, checkpoint=name, screen=screen)
-    recipe = config.from_dict(manifest["recipe"], str(job.folder))
+    recipe = recipe_from_dict(manifest["recipe"], str(job.folder))
     screen.say(f"writing {made[0].name}")
     files = targets.write(model, recipe, form, made=made, stage=stage)
     if not job.check:

@@ -12,7 +12,7 @@ from PIL import Image
 from personalize.commands.export import model_card
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
-from personalize.common.recipe import Draw
+from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import Terminal
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
@@ -40,7 +40,7 @@ def require_possible(push: Push, run: Path) -> None:
 
 
 def samples(
-    model: LatentModel, run: Path, manifest: dict, draw: Draw, *, seed: int, checkpoint: str, screen: Terminal
+    model: LatentModel, run: Path, manifest: dict, draw: SamplingConfig, *, seed: int, checkpoint: str, screen: Terminal
 ) -> list[tuple[str, Image.Image]]:  # fmt: skip
     """Up to four prompts with a picture: the newest of different prompts that lie in the run's images/, else fresh ones."""
     place = run / "images"
@@ -53,11 +53,10 @@ def samples(
     subject = manifest["subjects"][0]
     templates = prompts.TOYLAND if model.name == "toyland" else prompts.dreambench(subject["class"])
     wanted = [prompts.fill(template, subject["token"], subject["class"]) for template in templates[:SAMPLES]]
-    how = sampling.Drawing(draw.sampler, draw.steps, draw.guidance, draw.rescale, draw.interval, draw.negative, draw.size)
     drawn = []
     with screen.progress("drawing samples for the card", len(wanted), unit="pictures") as advance:
         for prompt in wanted:
-            z0 = sampling.draw(model, [prompt], sampling.image_generators(seed, range(1)), how)
+            z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(seed, range(1)), draw)
             drawn += sampling.to_pil(model.decode_latents(z0))
             advance()
     return list(zip(wanted, drawn, strict=True))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personalize.common import recipe as config
-from personalize.common.recipe import Recipe
+from personalize.common.recipe import Recipe, flat_settings, recipe_from_dict
 from personalize.common.settings import to_toml_value
+from personalize.models.locate import public_name
 
 LICENSES = {  # of the bases on the hub, which what is made from them inherits
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
@@ -78,7 +79,7 @@ class Card:
 def text(card: Card) -> str:
     """The whole README.md."""
     manifest, subjects = card.manifest, card.manifest["subjects"]
-    recipe = config.from_dict(manifest["recipe"], "the run")
+    recipe = recipe_from_dict(manifest["recipe"], "the run")
     words = ", ".join(f"`{subject['token']}`" for subject in subjects)
     count = sum(not photo.get("held_out") for subject in subjects for photo in subject["photos"])
     rows = [
@@ -99,12 +100,6 @@ def text(card: Card) -> str:
         *(["## Photos", f"![The photos]({card.photos})"] if card.photos else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
-
-
-def public_name(value: str) -> str:
-    """A base or file as strangers may see it: the last part of a path, anything else as it is."""
-    looks_local = value.startswith((".", "/", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
-    return Path(value.replace("\\", "/")).name if looks_local else value
 
 
 def _header(card: Card, recipe: Recipe) -> str:
@@ -169,7 +164,7 @@ def _scores(scores: dict) -> list[str]:
 
 
 def _recipe(recipe: Recipe) -> list[str]:
-    plain, own = config.flat(Recipe()), config.flat(recipe)
+    plain, own = flat_settings(Recipe()), flat_settings(recipe)
     rows = [
         (f"`{key}`", f"`{_shown(key, value)}`", f"`{_shown(key, plain[key])}`")
         for key, value in own.items()

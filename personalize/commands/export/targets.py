@@ -13,11 +13,12 @@ from pathlib import Path
 from personalize import methods
 from personalize.commands.export.verify import Files
 from personalize.common.errors import UserError, nearest
-from personalize.common.files import read_json, sha256, slug, write_json
+from personalize.common.files import read_json, slug, write_json
 from personalize.common.recipe import Recipe
 from personalize.formats import embedding, lora, single_file
 from personalize.methods import ADAPTERS, WITH_A_WORD, adapter_files, full, peft_layers, textual_inversion
 from personalize.methods import lora as peft
+from personalize.methods.lora import save
 from personalize.models.interface import LatentModel
 
 TARGETS = ("diffusers", "single-file", "kohya", "a1111-embedding")
@@ -123,14 +124,6 @@ def bakes_words(trained: Sequence[str], form: Form) -> bool:
     return form.fuse and form.to == "diffusers" and bool(set(trained) & set(WITH_A_WORD))
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file; of a folder that of its files' names and hashes."""
-    if not path.is_dir():
-        return sha256(path)
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in inside).encode())
-
-
 def family(model: LatentModel) -> str:
     """ "sd" or "sdxl"."""
     return model.family.__name__.rpartition(".")[2]
@@ -154,18 +147,20 @@ def _rows(model: LatentModel, part: str, token: str):
 
 def _write_kohya(model: LatentModel, recipe: Recipe, form: Form, path: Path) -> None:
     own = path.with_name(".own")
-    peft.save(model, own, recipe)
+    save(model, own, recipe)
     adapter = _adapter(model, own / adapter_files.FILE)
     shutil.rmtree(own)
     lora.write_kohya(
         path, _halved(adapter) if form.half else adapter, family=family(model),
-        metadata={"ss_output_name": path.stem}, unet=set(peft_layers.layers(model.unet)),
+        metadata={"ss_output_name": path.stem}, unet=set(peft_layers.adaptable_layers(model.unet)),
     )  # fmt: skip
 
 
 def _adapter(model: LatentModel, file: Path) -> lora.Adapter:
-    layers = {name: set(peft_layers.layers(network)) for name, network in adapter_files.networks(model).items()}
-    return lora.read(file, layers, model.name)
+    layers = {
+        name: set(peft_layers.adaptable_layers(network)) for name, network in adapter_files.adapted_networks(model).items()
+    }
+    return lora.read_lora(file, layers, model.name)
 
 
 def _halved(adapter: lora.Adapter) -> lora.Adapter:
@@ -186,7 +181,7 @@ def _write_base(model: LatentModel, recipe: Recipe, form: Form, main: Path) -> N
     if form.to == "single-file":
         folder = main.with_name(".own")
         full.save(model, folder, everything)
-        single_file.from_folder(folder, main, half=form.half)
+        single_file.pack_single_file(folder, main, half=form.half)
         shutil.rmtree(folder)
         shutil.copytree(model.folder / "tokenizer", main.with_name(VOCABULARY))
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from personalize.common.errors import UserError
+from personalize.common.recipe import SamplingConfig
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
@@ -48,8 +49,8 @@ class Files:
 
 def here(model: LatentModel, prompt: str, guidance: float) -> np.ndarray:
     """The picture by a model as it is now."""
-    how = sampling.Drawing(SAMPLER, STEPS, guidance, size=model.size)
-    z0 = sampling.draw(model, [prompt], sampling.image_generators(SEED, range(1)), how)
+    how = SamplingConfig(SAMPLER, STEPS, guidance, size=model.size)
+    z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(SEED, range(1)), how)
     return np.asarray(sampling.to_pil(model.decode_latents(z0))[0])
 
 

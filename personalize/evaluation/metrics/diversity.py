@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from personalize.common.errors import UserError
-from personalize.evaluation.encoders import named
+from personalize.evaluation.encoders import encoder_name
 from personalize.formats import safetensors_io
 
 Distance = Callable[[Tensor], Tensor]  # (n, ...) -> (n,n)
@@ -112,7 +112,7 @@ def read_lpips(file: str | Path, device: torch.device | str = "cpu") -> Lpips:
             f"(github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1), by these two lines of Python:\n{CONVERSION}\n"
             "and give the result: --set evaluate.lpips=lpips.safetensors"
         )
-    weights = safetensors_io.load(path, "the weights of LPIPS")
+    weights = safetensors_io.load_tensors(path, "the weights of LPIPS")
     for key, shape in SHAPES.items():
         if key not in weights:
             raise _refusal(path, f"it lacks {key}")
@@ -123,7 +123,7 @@ def read_lpips(file: str | Path, device: torch.device | str = "cpu") -> Lpips:
         if key.startswith("lin") and (weights[key] < 0).any():
             raise _refusal(path, f"{key} has negative weights, which no distance has")
     weights = {key: weights[key].float() for key in SHAPES}
-    return Lpips(weights, device, named(path.name, weights))
+    return Lpips(weights, device, encoder_name(path.name, weights))
 
 
 def _refusal(path: Path, why: str) -> UserError:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from personalize.evaluation.encoders import Encoders
-from personalize.evaluation.metrics.similarity import Embedded
+from personalize.evaluation.metrics.similarity import Embeddings
 
 COVERED = 0.5  # share of a patch that the mask must cover
 PART = 64  # pictures that are matched at once
@@ -27,7 +27,7 @@ def marked(encoders: Encoders, masks: Iterable[Tensor | None]) -> Tensor:
     return torch.stack([empty if mask is None else encoders.cover(mask[None])[0] >= COVERED for mask in masks])
 
 
-def dino_fg(pictures: Embedded, photos: Embedded, foreground: Tensor) -> Tensor | None:
+def dino_fg(pictures: Embeddings, photos: Embeddings, foreground: Tensor) -> Tensor | None:
     """N pictures, K photos, their (K,P) foreground  ->  (N,); None where no photo has any.
 
     For each foreground patch of a photo the cosine of the patch of the picture that is most like it; the mean over
@@ -37,14 +37,14 @@ def dino_fg(pictures: Embedded, photos: Embedded, foreground: Tensor) -> Tensor 
     return found.mean(1) if found.shape[1] else None
 
 
-def ceiling(photos: Embedded, foreground: Tensor) -> float | None:
+def ceiling(photos: Embeddings, foreground: Tensor) -> float | None:
     """K photos, their (K,P) foreground  ->  mean over each with the others; None for a single photo, or no foreground."""
     at = foreground.any(1).nonzero()[:, 0]
     others = torch.arange(len(foreground))[:, None] != at
     return _matches(photos, photos, foreground)[others].double().mean().item() if others.any() else None
 
 
-def _matches(pictures: Embedded, photos: Embedded, foreground: Tensor) -> Tensor:
+def _matches(pictures: Embeddings, photos: Embeddings, foreground: Tensor) -> Tensor:
     """(N, photos with foreground): mean over the photo's foreground of the greatest cosine in the picture."""
     assert pictures.patches is not None and photos.patches is not None, "DINO-fg compares patches: embed() gives them"
     assert foreground.shape == photos.patches.shape[:2], (foreground.shape, photos.patches.shape)

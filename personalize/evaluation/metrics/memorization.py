@@ -6,29 +6,29 @@ N pictures, K photos, as `embed` returns them. Photos that repeat each other exc
 import torch
 from torch import Tensor
 
-from personalize.evaluation.metrics.similarity import Embedded
+from personalize.evaluation.metrics.similarity import Embeddings
 
 
-def nearest(pictures: Embedded, photos: Embedded) -> Tensor:
+def nearest_photo(pictures: Embeddings, photos: Embeddings) -> Tensor:
     """N pictures, K photos  ->  (N,): cosine of each with the photo it is most like."""
     assert len(photos.dino) > 0, "there are no photos to compare with"
     return (pictures.dino @ photos.dino.T).amax(1)
 
 
-def leave_one_out(photos: Embedded) -> Tensor | None:
+def leave_one_out(photos: Embeddings) -> Tensor | None:
     """K photos  ->  (K,): cosine of each with the other photo it is most like; None for a single photo."""
     if len(photos.dino) < 2:
         return None
     return (photos.dino @ photos.dino.T).fill_diagonal_(-torch.inf).amax(1)
 
 
-def copied(pictures: Embedded, photos: Embedded) -> Tensor | None:
+def is_copy(pictures: Embeddings, photos: Embeddings) -> Tensor | None:
     """N pictures, K photos  ->  (N,) bool: nearer to a photo than any two photos are to each other; None for one photo."""
     among = leave_one_out(photos)
-    return None if among is None else nearest(pictures, photos) > among.amax()
+    return None if among is None else nearest_photo(pictures, photos) > among.amax()
 
 
-def authentic(pictures: Embedded, photos: Embedded) -> Tensor | None:
+def authentic(pictures: Embeddings, photos: Embeddings) -> Tensor | None:
     """N pictures, K photos  ->  (N,) bool; None for a single photo, which has no nearest. Its mean in % is AuthPct.
 
     A picture is authentic if it is farther from its nearest photo than that photo is from its own nearest other

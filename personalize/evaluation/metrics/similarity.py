@@ -15,7 +15,7 @@ from personalize.evaluation.encoders import Encoders
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """N pictures as the encoders see them, each row float32 of length 1.
 
     dino     (N,D) identity
@@ -30,7 +30,7 @@ class Embedded:
     patches: Tensor | None = None
 
 
-def embed(encoders: Encoders, images: Tensor, prompts: Sequence[str] | None = None) -> Embedded:
+def embed(encoders: Encoders, images: Tensor, prompts: Sequence[str] | None = None) -> Embeddings:
     """(N,3,H,W) in [-1,1], N prompts  ->  what every metric needs; each picture and distinct prompt is encoded once.
 
     Prompts are compared as they are given: take the rare token out first (`prompts.without_token`).
@@ -41,10 +41,10 @@ def embed(encoders: Encoders, images: Tensor, prompts: Sequence[str] | None = No
         rows = _rows(prompts)
         text = encoders.clip_text(list(rows))[[rows[prompt] for prompt in prompts]]
     seen = encoders.dino(images)
-    return Embedded(seen.token, encoders.clip_image(images), text, seen.patches)
+    return Embeddings(seen.token, encoders.clip_image(images), text, seen.patches)
 
 
-def dino(pictures: Embedded, photos: Embedded) -> Tensor:
+def dino(pictures: Embeddings, photos: Embeddings) -> Tensor:
     """N pictures, K photos  ->  (N,): mean cosine of each with the photos, by identity.
 
     PRES is the same for pictures of the class prompt: lower is better there, and the frozen base's is the floor.
@@ -52,18 +52,18 @@ def dino(pictures: Embedded, photos: Embedded) -> Tensor:
     return _mean_cosine(pictures.dino, photos.dino)
 
 
-def clip_i(pictures: Embedded, photos: Embedded) -> Tensor:
+def clip_i(pictures: Embeddings, photos: Embeddings) -> Tensor:
     """N pictures, K photos  ->  (N,): mean cosine of each with the photos, by content."""
     return _mean_cosine(pictures.clip, photos.clip)
 
 
-def clip_t(pictures: Embedded, photos: Embedded | None = None) -> Tensor:
+def clip_t(pictures: Embeddings, photos: Embeddings | None = None) -> Tensor:
     """N pictures with prompts  ->  (N,): cosine of each with its own prompt; the photos do not enter."""
     assert pictures.text is not None, "CLIP-T compares with prompts: embed the pictures with theirs"
     return (pictures.clip * pictures.text).sum(1)
 
 
-def ceiling(photos: Embedded) -> dict[str, float | None]:
+def ceiling(photos: Embeddings) -> dict[str, float | None]:
     """K photos  ->  mean cosine of each with the others, for "dino" and "clip_i"; None for a single photo.
 
     What a perfect copy of the subject would reach: scores are read against it, not against 1.

@@ -16,22 +16,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from personalize.evaluation.encoders import BATCH, TOYLAND
-from personalize.evaluation.preprocessing import PLAIN, show
+from personalize.evaluation.preprocessing import PLAIN, preprocess
 from personalize.toyland import probes
 from personalize.toyland.probes import SIZE, TABLES, Probe
 from personalize.toyland.world import scenes
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLOURS, PLACES, PROPORTIONS, Subject, scene
 
 KINDS = ("pattern", "ear", "tail")
 SEEN = 5.0  # px of a picture's 4096 that another word or proportion must change, or nobody could see it
-CONTRAST = (scenes.COLOURS["white"], scenes.COLOURS["black"])
+CONTRAST = (COLOURS["white"], COLOURS["black"])
 PAIRED = 200  # subjects of a class, whose pairs tell how far two at random are apart
 SAID = {  # table -> word -> what a prompt may say for it
-    "class": {word: (word,) for word in scenes.CLASSES},
-    "place": {word: (phrase, word) for word, phrase in scenes.PLACES.items()},
-    "action": {word: (phrase,) for word, phrase in scenes.ACTIONS.items()},
-    "accessory": {word: (word,) for word in scenes.ACCESSORIES},
-    "accessory_colour": {word: tuple(f"{word} {kind}" for kind in scenes.ACCESSORIES) for word in scenes.COLOURS},
+    "class": {word: (word,) for word in CLASSES},
+    "place": {word: (phrase, word) for word, phrase in PLACES.items()},
+    "action": {word: (phrase,) for word, phrase in ACTIONS.items()},
+    "accessory": {word: (word,) for word in ACCESSORIES},
+    "accessory_colour": {word: tuple(f"{word} {kind}" for kind in ACCESSORIES) for word in COLOURS},
 }
 SCORED = ("class", "place", "action", "accessory")  # an accessory is right where its kind is, and the colour if asked
 
@@ -56,16 +57,16 @@ class Identity:
     values: dict[str, Tensor]
 
 
-def load(folder: Path = TOYLAND, device: torch.device | str = "cpu") -> Probe:
+def load_probe(folder: Path = TOYLAND, device: torch.device | str = "cpu") -> Probe:
     """The probe beside a Toyland base. UserError where there is none."""
-    return probes.load(folder / "probes").to(device)
+    return probes.load_probe(folder / "probes").to(device)
 
 
 @torch.inference_mode()
-def read(probe: Probe, images: Tensor) -> Reading:
+def read_images(probe: Probe, images: Tensor) -> Reading:
     """(N,3,H,W) in [-1,1] -> what each shows. Shown at 64 px: the short side, then the centre."""
     device = next(probe.parameters()).device
-    parts = [probe(show(part.to(device), PLAIN, SIZE)) for part in images.split(BATCH)]
+    parts = [probe(preprocess(part.to(device), PLAIN, SIZE)) for part in images.split(BATCH)]
     out = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return Reading({k: out[k].softmax(1) for k in TABLES}, {k: out[k] for k in probes.VALUES})
 
@@ -83,7 +84,7 @@ def wanted(prompt: str) -> dict[str, str]:
     return {table: words[0] for table, words in found.items() if len(words) == 1}
 
 
-def obeyed(reading: Reading, prompts: Sequence[str], class_word: str = "") -> dict[str, Tensor]:
+def prompt_adherence(reading: Reading, prompts: Sequence[str], class_word: str = "") -> dict[str, Tensor]:
     """N pictures, N prompts -> (N,) for class, place, action, accessory: 1 right, 0 wrong, NaN where it is not asked.
 
     class_word: the class that is asked for where a prompt names none, as "a sks swimming" does.
@@ -99,7 +100,7 @@ def obeyed(reading: Reading, prompts: Sequence[str], class_word: str = "") -> di
     return out
 
 
-def parameters(subject: scenes.Subject) -> Identity:
+def parameters(subject: Subject) -> Identity:
     """The truth of a subject; NaN for a proportion that its class does not show."""
     return Identity(probes.kinds(subject), {k: torch.tensor(v) for k, v in probes.values(subject).items()})
 
@@ -147,10 +148,10 @@ def visible(class_word: str) -> frozenset[str]:
     changes a picture of a subject in black and white by SEEN px on average. A car has no tail; a cat's ears differ by half
     a pixel.
     """
-    middle = {name: (low + high) / 2 for name, (low, high) in scenes.PROPORTIONS.items()}
-    step = {name: (high - low) / 12**0.5 for name, (low, high) in scenes.PROPORTIONS.items()}
+    middle = {name: (low + high) / 2 for name, (low, high) in PROPORTIONS.items()}
+    step = {name: (high - low) / 12**0.5 for name, (low, high) in PROPORTIONS.items()}
     choices = {name: TABLES[name] for name in KINDS} | {k: (middle[k] - step[k], middle[k] + step[k]) for k in middle}
-    if class_word not in scenes.CLASSES:
+    if class_word not in CLASSES:
         return frozenset({*probes.COLOURED, *choices})
     changes = {name: 0.0 for name in choices}
     for body, second in (CONTRAST, CONTRAST[::-1]):
@@ -161,9 +162,9 @@ def visible(class_word: str) -> frozenset[str]:
     return frozenset({*probes.COLOURED, *(name for name, change in changes.items() if change >= SEEN)})
 
 
-def _standing(who: scenes.Subject) -> np.ndarray:
+def _standing(who: Subject) -> np.ndarray:
     """(64,64,3) in [0,1]."""
-    return np.asarray(draw(scenes.scene(0, who=who, place="meadow", action="standing", accessory=None))[0]) / 255
+    return np.asarray(draw_scene(scene(0, who=who, place="meadow", action="standing", accessory=None))[0]) / 255
 
 
 def _apart(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:
@@ -171,7 +172,7 @@ def _apart(reading: Reading, reference: Identity, class_word: str) -> dict[str, 
     seen = visible(class_word)
     off = {part: value - reference.values[part] for part, value in reading.values.items()}
     out = {part: off[part].norm(dim=1) for part in probes.COLOURED if part in seen}
-    columns = [k for k, name in enumerate(scenes.PROPORTIONS) if name in seen]
+    columns = [k for k, name in enumerate(PROPORTIONS) if name in seen]
     if columns:
         out["proportions"] = off["proportions"][:, columns].abs().mean(1)
     chances = {part: reading.chances[part][:, reference.kinds[part]] for part in KINDS if part in seen}

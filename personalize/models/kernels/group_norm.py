@@ -19,20 +19,20 @@ def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     Group normalization (Wu & He 1803.08494, eq. 7); weight, bias (C,); mean and variance are taken in float32. silu=False
     leaves the activation out. Channels-last CUDA tensors go through Triton, gradients too; all others through `twin`.
     """
-    if refusal(x, groups):
-        return twin(x, groups, weight, bias, eps, silu=silu)
+    if why_not_fused(x, groups):
+        return eager_reference(x, groups, weight, bias, eps, silu=silu)
     from personalize.models.kernels import group_norm_triton
 
     return group_norm_triton.Fused.apply(x, groups, weight, bias, eps, silu)
 
 
-def twin(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool = True) -> Tensor:
+def eager_reference(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool = True) -> Tensor:
     """The same by torch's own operators, on any device and in any layout."""
     out = F.group_norm(x, groups, weight, bias, eps)
     return (F.silu(out) if silu else out).to(x.dtype)
 
 
-def refusal(x: Tensor, groups: int) -> str:
+def why_not_fused(x: Tensor, groups: int) -> str:
     """Why the kernel cannot take this input, or ""."""
     if not x.is_cuda:
         return f"it is on {x.device.type}"

@@ -12,8 +12,8 @@ import torch
 from personalize.common.files import writing
 from personalize.toyland import probes
 from personalize.toyland.pretraining import networks, stages
-from personalize.toyland.world import scenes
-from personalize.toyland.world.render import draw
+from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.scenes import PROBES, VIEWS, scene, subject
 
 
 class Making:
@@ -26,7 +26,7 @@ class Making:
     def world(self):
         s = self.settings
         self.images = _drawn(self.work / "images.npy", _scene, s.pictures, s.size, self.say)
-        self.pairs = _drawn(self.work / "pairs.npy", _view, s.subjects * scenes.VIEWS, s.size, self.say)
+        self.pairs = _drawn(self.work / "pairs.npy", _view, s.subjects * VIEWS, s.size, self.say)
         self.seen = _drawn(self.work / "probe_pictures.npy", _probed, s.probe_pictures, probes.SIZE, self.say)
 
     def vae(self):
@@ -46,7 +46,7 @@ class Making:
         self.denoiser = stages.unet(self.work, self.images, self.latents, self.words, self.text, *self.how)
 
     def probes(self):
-        self.probe = probes.train(self.work, self.seen, *self.how)
+        self.probe = probes.train_probe(self.work, self.seen, *self.how)
 
     def export(self, out: Path):
         stages.export(out, self.settings, self.words, self.autoencoder, self.text, self.denoiser, self.pair, self.eyes)
@@ -54,19 +54,19 @@ class Making:
 
 
 def _scene(k: int):
-    return scenes.scene(k)
+    return scene(k)
 
 
 def _probed(k: int):
-    return scenes.scene(scenes.PROBES + k)
+    return scene(PROBES + k)
 
 
 def _view(k: int):
-    return scenes.scene(k, who=scenes.subject(k // scenes.VIEWS))
+    return scene(k, who=subject(k // VIEWS))
 
 
 def _pixels(maker: Callable, size: int, k: int) -> bytes:
-    picture, mask = draw(maker(k), size, body=stages.BODY)
+    picture, mask = draw_scene(maker(k), size, body=stages.BODY)
     picture.putalpha(mask)
     return picture.tobytes()
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from personalize.common.files import writing
 from personalize.core import losses, rng
 from personalize.toyland.pretraining import networks
-from personalize.toyland.pretraining.trainer import fit
-from personalize.toyland.world import scenes as world
+from personalize.toyland.pretraining.trainer import train_stage
+from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, scene, subject
 
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
 CAPTION_DROPOUT = 0.1
@@ -28,7 +28,7 @@ PART = "14MB"  # larger weights are written in parts
 
 def tokenizer(settings):
     scenes = range(min(settings.pictures, 20_000))
-    return networks.tokenizer([world.caption(world.scene(k), k) for k in scenes])
+    return networks.tokenizer([caption(scene(k), k) for k in scenes])
 
 
 def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
@@ -65,8 +65,8 @@ def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Cal
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return losses.denoising_loss(drawn, x, weight).mean() + KL_WEIGHT * kl
 
-    fit(model, loss, work / "vae.safetensors", steps=settings.vae_steps, lr=8e-3, say=teller("vae", settings.vae_steps, say),
-        weight_decay=0.0, ema=0.995)  # fmt: skip
+    said, steps = teller("vae", settings.vae_steps, say), settings.vae_steps
+    train_stage(model, loss, work / "vae.safetensors", steps=steps, lr=8e-3, say=said, weight_decay=0.0, ema=0.995)
     return model.eval()
 
 
@@ -76,8 +76,8 @@ def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, 
     Two of three batches show one place only, or the backdrop alone would tell most pictures of a batch apart.
     """
     model = networks.clip(words, settings.size).to(device)
-    at = torch.tensor([list(world.PLACES).index(world.scene(k).place) for k in range(len(images))])
-    rows_at = [(at == place).nonzero()[:, 0] for place in range(len(world.PLACES))]
+    at = torch.tensor([list(PLACES).index(scene(k).place) for k in range(len(images))])
+    rows_at = [(at == place).nonzero()[:, 0] for place in range(len(PLACES))]
 
     def loss(step: int) -> Tensor:
         rows = rows_of(step, 128 * settings.times, len(images), seed=settings.seed, purpose="clip")
@@ -89,7 +89,7 @@ def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, 
         shown = model.vision_model(pixel_values=pixels(images, rows, device)).pooler_output
         return contrastive(model.visual_projection(shown), told, model.logit_scale.exp())
 
-    fit(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=5e-3, ema=0.995,
+    train_stage(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=5e-3, ema=0.995,
         say=teller("clip", settings.clip_steps, say))  # fmt: skip
     return model.eval()
 
@@ -105,20 +105,20 @@ def contrastive(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
     """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
     model = networks.identity_encoder(settings.size).to(device)
-    members = {c: [] for c in world.CLASSES}
-    for k in range(len(pairs) // world.VIEWS):
-        members[world.subject(k).class_word].append(k)
+    members = {c: [] for c in CLASSES}
+    for k in range(len(pairs) // VIEWS):
+        members[subject(k).class_word].append(k)
 
     def loss(step: int) -> Tensor:
         g = rng.generator(settings.seed, "identity", step)
-        pool = torch.tensor(members[world.CLASSES[step % len(world.CLASSES)]])
+        pool = torch.tensor(members[CLASSES[step % len(CLASSES)]])
         who = pool[torch.randperm(len(pool), generator=g)[:64]]
-        first = torch.randint(0, world.VIEWS, (len(who),), generator=g)
-        other = (first + torch.randint(1, world.VIEWS, (len(who),), generator=g)) % world.VIEWS
-        rows = torch.cat([who * world.VIEWS + first, who * world.VIEWS + other])
+        first = torch.randint(0, VIEWS, (len(who),), generator=g)
+        other = (first + torch.randint(1, VIEWS, (len(who),), generator=g)) % VIEWS
+        rows = torch.cat([who * VIEWS + first, who * VIEWS + other])
         return contrastive(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
 
-    fit(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema=0.995,
+    train_stage(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema=0.995,
         say=teller("identity", settings.identity_steps, say))  # fmt: skip
     return model.eval()
 
@@ -180,7 +180,7 @@ def unet(
         return each.mean()
 
     def fitted(name: str, first: int, steps: int):
-        fit(model, lambda step: loss(first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3, muon=False,
+        train_stage(model, lambda step: loss(first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3, muon=False,
             ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
 
     if settings.guide_steps:
@@ -192,7 +192,7 @@ def unet(
 
 def captions(rows: Tensor, step: int) -> list[str]:
     """Worded anew at every step."""
-    return [world.caption(world.scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
+    return [caption(scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
 
 
 def words_in(words, texts: list[str], device: torch.device, padding: str = "max_length") -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from personalize.common import checkpoint, malloc
 OUTER = ("conv_in", "conv_out", "quant_conv", "patch_embedding", "projection")
 
 
-def fit(
+def train_stage(
     model: nn.Module,
     loss: Callable[[int], Tensor],
     state: Path,
@@ -37,7 +37,7 @@ def fit(
     start = _restore(state, model, optimizers, average) if state.exists() else 0
     device = next(model.parameters()).device
     if device.type == "cpu":  # saves 40,000 page faults and a sixth of the time of a step of the U-Net
-        malloc.keep_heap(sum(p.nbytes for p in model.parameters()))
+        malloc.keep_freed_memory(sum(p.nbytes for p in model.parameters()))
     saved = time.monotonic()
     for step in range(start, steps):
         rise, fall = min(1.0, (step + 1) / (0.04 * steps)), 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -89,11 +89,11 @@ def _optimizers(model: nn.Module, lr: float, weight_decay: float, muon: bool):
 def _save(path: Path, model: nn.Module, optimizers, average: list[Tensor], step: int) -> None:
     parts = {f"optimizer{k}": checkpoint.optimizer_tensors(o) for k, o in enumerate(optimizers)}
     parts |= {"trained": model.state_dict(), "average": {str(i): v for i, v in enumerate(average)}}
-    checkpoint.save(path, parts, step)
+    checkpoint.save_state(path, parts, step)
 
 
 def _restore(path: Path, model: nn.Module, optimizers, average: list[Tensor]) -> int:
-    parts, step = checkpoint.load(path)
+    parts, step = checkpoint.load_state(path)
     model.load_state_dict(parts["trained"])
     for k, optimizer in enumerate(optimizers):
         checkpoint.restore_optimizer(optimizer, parts[f"optimizer{k}"])

@@ -11,6 +11,7 @@ from personalize.toyland.world import props as extras
 from personalize.toyland.world.backdrops import DARK, HORIZON, backdrop
 from personalize.toyland.world.faces import Anchors
 from personalize.toyland.world.pen import CENTRE, INK, Pen, gradient, rim_of, shade
+from personalize.toyland.world.props import BLANKET, bed, behind, blanket, hops, letters, puffs, skateboard
 from personalize.toyland.world.scenes import COLOURS, Scene
 from personalize.toyland.world.subjects import DRAW
 
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
     worn: Pen
 
 
-def draw(of: Scene, size: int = 64, body: int = 255) -> tuple[Image.Image, Image.Image]:
+def draw_scene(of: Scene, size: int = 64, body: int = 255) -> tuple[Image.Image, Image.Image]:
     """The picture (size, size) RGB and the mask of its visible subject, accessory included, (size, size) L.
 
     body: what the mask is where the subject itself shows; an accessory is 255.
@@ -67,7 +68,7 @@ def _subject(of: Scene) -> tuple[Parts, Anchors]:
     how = {"scale": of.scale, "mirror": of.facing == "left", "asleep": of.action == "sleeping"}
     parts = Parts(*(Pen(**how, angle=TURN.get(of.action, 0.0)) for _ in range(4)))
     at = DRAW[of.subject.class_word](parts.body, of.subject)
-    extras.behind(parts.back, of.accessory, at)
+    behind(parts.back, of.accessory, at)
     if of.action == "flying":
         extras.wings(parts.wings, at)
     extras.worn(parts.worn, of.accessory, at)
@@ -77,7 +78,7 @@ def _subject(of: Scene) -> tuple[Parts, Anchors]:
 def _fit(of: Scene, parts: Parts, at: Anchors) -> tuple[float, float]:
     """Where the subject is shifted: as the scene and the action ask, as far as nothing is cut off at the top or the sides."""
     if of.action in ("swimming", "sleeping"):
-        level = WATER if of.action == "swimming" else extras.BLANKET
+        level = WATER if of.action == "swimming" else BLANKET
         dy = level - CENTRE[1] - of.scale * (_line(of, parts.body, at) - CENTRE[1])
     else:
         dy = of.y + RISE.get(of.action, 0.0)
@@ -113,17 +114,17 @@ def _things(of: Scene, at: Anchors, shift: tuple[float, float]) -> tuple[Pen, Pe
     props, over = (Pen(scale=of.scale, mirror=left, shift=_ground(of, shift)) for _ in range(2))
     if of.action == "sleeping":
         props, over = (Pen(mirror=left, shift=(0.3 * shift[0], 0.0)) for _ in range(2))
-        extras.bed(props)
-        extras.blanket(over)
+        bed(props)
+        blanket(over)
         x, y = at.top
         x += (-0.7 if left else 0.7) * shift[0]
-        extras.letters(over, (x, CENTRE[1] + of.scale * (y - CENTRE[1]) + shift[1]), mirror=left)
+        letters(over, (x, CENTRE[1] + of.scale * (y - CENTRE[1]) + shift[1]), mirror=left)
     elif of.action == "riding":
-        extras.skateboard(props)
+        skateboard(props)
     elif of.action == "jumping":
-        extras.hops(props)
+        hops(props)
     elif of.action == "flying":
-        extras.puffs(over)
+        puffs(over)
     return props, over
 
 

@@ -48,7 +48,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """A run on one device, by its phases in their order; "step" is a step whose optimizer has its state."""
 
     device: str
@@ -71,7 +71,7 @@ class Footprint:
         return f"{self.peak / 1e9:.2f} GB ({self.largest}): {', '.join(shown)}"
 
 
-def footprint(phases: Mapping[str, Callable[["Counter"], object]], *, device: str = "cpu") -> Footprint:
+def estimate_memory(phases: Mapping[str, Callable[["Counter"], object]], *, device: str = "cpu") -> MemoryEstimate:
     """Runs the phases in their order on fake tensors. They hand on by themselves what they made.
 
     What "load" and "attach" make is called weights, the rest activations; see `Counter.watch` for the optimizer. Networks
@@ -84,7 +84,7 @@ def footprint(phases: Mapping[str, Callable[["Counter"], object]], *, device: st
             run(counter)
             gc.collect()  # modules lie in cycles
             counted[name] = counter.lap()
-    return Footprint(device, counted)
+    return MemoryEstimate(device, counted)
 
 
 @contextmanager

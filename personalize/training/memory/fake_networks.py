@@ -21,7 +21,7 @@ NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 BLOCK = 64  # weights of NF4 that share a float32 scale
 
 
-def network(kind, folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
+def fake_network(kind, folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
     """For `models.parts.network`: the network that the config in folder/part describes, frozen.
 
     A file whose weights are in `dtype` already is mapped, not copied, so each takes memory from when it is first used.
@@ -34,7 +34,7 @@ def network(kind, folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def quantize(module: nn.Module, how: str) -> None:
+def fake_quantize(module: nn.Module, how: str) -> None:
     """For `methods.quantized.quantize`: its layers, which bitsandbytes cannot make of fake tensors."""
     for name, layer in list(module.named_modules()):
         if type(layer) is nn.Linear and not set(quantization.WHOLE) & set(name.split(".")):

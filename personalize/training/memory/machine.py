@@ -15,7 +15,7 @@ MOVED = 16_000_000  # bytes of the tensor whose sum stands for all other work
 
 
 @dataclass(frozen=True)
-class Pace:
+class MachineSpeed:
     """flops and moved: a second; call: seconds that any operator takes, however small."""
 
     flops: float
@@ -27,7 +27,7 @@ class Pace:
         return max(work.flops / self.flops + work.moved / self.moved, work.calls * self.call)
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Pace:
+def measure_speed(device: torch.device, dtype: torch.dtype) -> MachineSpeed:
     """The pace of a device that computes in a dtype."""
     with torch.inference_mode():
         x = torch.ones(1, CHANNELS, SIDE, SIDE, device=device, dtype=dtype)
@@ -35,7 +35,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Pace:
         convolution = _time(lambda: torch.nn.functional.conv2d(x, weight, padding=1), device)
         large, small = torch.ones(MOVED // dtype.itemsize, device=device, dtype=dtype), torch.ones(8, device=device)
         moving, calling = _time(lambda: large + large, device), _time(lambda: small + small, device)
-    return Pace(2 * 9 * CHANNELS**2 * SIDE**2 / convolution, 3 * MOVED / moving, calling)
+    return MachineSpeed(2 * 9 * CHANNELS**2 * SIDE**2 / convolution, 3 * MOVED / moving, calling)
 
 
 def free_bytes(device: torch.device) -> int:

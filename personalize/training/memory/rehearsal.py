@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from personalize import methods, models
-from personalize.common.recipe import Recipe, draws_class_pictures
+from personalize.common.recipe import Recipe, needs_class_images
 from personalize.core.guidance import GUIDANCE
 from personalize.data import training_set
 from personalize.data.subjects import Subject
@@ -20,7 +20,7 @@ from personalize.models import devices, loading
 from personalize.models.interface import LatentModel
 from personalize.training.engine import Engine
 from personalize.training.memory import fake_networks
-from personalize.training.memory.counter import Counter, Footprint, footprint
+from personalize.training.memory.counter import Counter, MemoryEstimate, estimate_memory
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Rehearsal:
         """load; prior: drawing class pictures; attach; cache; first: a step that makes the optimizer's state; step; sample."""
         steps = {"load": self.load, "prior": self.prior, "attach": self.attach, "cache": self.cache}
         steps |= {"first": self.step, "step": self.step, "sample": self.sample}
-        if not draws_class_pictures(self.recipe):
+        if not needs_class_images(self.recipe):
             del steps["prior"]
         if not self.recipe.train.sample_every:
             del steps["sample"]
@@ -47,11 +47,11 @@ class Rehearsal:
 
     def load(self, counter: Counter | None) -> None:
         r = self.recipe
-        self.model = models.load(r.base, device=r.device, dtype=r.dtype, vae=r.vae, say=lambda line: None)
+        self.model = models.load_model(r.base, device=r.device, dtype=r.dtype, vae=r.vae, say=lambda line: None)
 
     def prior(self, counter: Counter | None) -> None:
         size = self.recipe.draw.size or self.model.size
-        count = self.recipe.prior.batch or sampling.default_batch(self.model, size)
+        count = self.recipe.prior.batch or sampling.default_batch_size(self.model, size)
         self._draw(min(count, self.recipe.prior.count), size)
 
     def attach(self, counter: Counter | None) -> None:
@@ -61,10 +61,10 @@ class Rehearsal:
         """Encoding, and decoding the photos as `plan.representable` does."""
         text_trains = any(group["name"] != "unet" for group in self.groups)
         priors = {}
-        if draws_class_pictures(self.recipe):
+        if needs_class_images(self.recipe):
             shape = self.recipe.prior.count, self.model.latent_channels, *(self._side(self._size()),) * 2
             priors = {subject.class_word: torch.zeros(shape) for subject in self.known}
-        self.data = training_set.build(self.model, self.recipe, self.known, priors=priors, text_trains=text_trains)
+        self.data = training_set.build_training_set(self.model, self.recipe, self.known, priors=priors, text_trains=text_trains)
         self.model.decode_latents(torch.zeros(1, *self.data.at(0).z0.shape[1:]))
         eager = replace(self.recipe.train, engine="eager")  # no fake can be recorded, and a graph holds the same tensors
         self.engine = Engine(self.model, replace(self.recipe, train=eager), self.groups)
@@ -90,18 +90,18 @@ class Rehearsal:
     def _draw(self, count: int, size: int) -> None:
         """The memory of drawing `count` pictures at once: one guided evaluation, then all through the VAE."""
         z = torch.zeros(count, self.model.latent_channels, self._side(size), self._side(size), device=self.model.device)
-        cond = sampling.encode(self.model, ["a"] * count)
+        cond = sampling.encode_texts(self.model, ["a"] * count)
         guided = GUIDANCE["cfg"](self.model.predict, cond, cond, 5.0)
         with torch.autocast(z.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
             guided(z, 1)
         self.model.decode_latents(z)
 
 
-def rehearse(recipe: Recipe, known: list[Subject]) -> Footprint:
+def rehearse(recipe: Recipe, known: list[Subject]) -> MemoryEstimate:
     """What a run of the recipe on these photos takes of its device. UserError as from the run itself."""
-    device = devices.choose(recipe.device).type
+    device = devices.choose_device(recipe.device).type
     with (
-        patch.object(loading, "network", fake_networks.network),
-        patch.object(quantization, "quantize", fake_networks.quantize),
+        patch.object(loading, "load_network", fake_networks.fake_network),
+        patch.object(quantization, "quantize", fake_networks.fake_quantize),
     ):
-        return footprint(Rehearsal(recipe, known).phases(), device=device)
+        return estimate_memory(Rehearsal(recipe, known).phases(), device=device)
