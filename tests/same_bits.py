@@ -87,8 +87,8 @@ def one(folder: Path, words: list[str], *, draw: list[str], scored: bool = False
     if scored:
         small = ["evaluate.count=1", "evaluate.class_count=2", *(["draw.steps=4"])]
         personalize("evaluate", str(run), *[arg for text in small for arg in ("--set", text)])
-        form = "a1111-embedding" if "textual" in folder.name else "diffusers"
-        personalize("export", str(run), "--to", form, "--no-check")
+        form = ["diffusers", "--fuse"] if folder.name == "custom-diffusion" else ["diffusers"]
+        personalize("export", str(run), "--to", *form, "--no-check")
     found = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".png") and path.name != "grid.png")
     hashes = {str(path.relative_to(folder.parents[1])): digest(path) for path in found}
     for path in (run / "evaluation" / "metrics.json", run / "choosing.jsonl"):
