@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+import personalize
 from benchmarks.study import DEFAULT, Study, recipe_of
-from personalize import api, methods, models
+from personalize import methods, models
 from personalize.common import run_folder
 from personalize.common.files import slug, write_text
 from personalize.common.recipe import Choose
@@ -79,7 +80,7 @@ def truth(rows: list[dict]) -> dict[str, float]:
 
 
 def main(work: Path, only: str = "", *settings: str) -> None:
-    ask = api.resolve(settings=settings).choose
+    ask = personalize.resolve(settings=settings).choose
     study, lines = Study(work), ["| condition | subject | ends at | chosen | last | " + " | ".join((*SHARES, "truth")) + " |"]
     lines.append("|---|---|---|---|---|" + "---|" * 4)
     totals = [

@@ -105,13 +105,14 @@ def saved(folder: Path, method: str) -> dict[str, Tensor]:
 
 def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor], out: Path) -> Trained:
     """The batches through `personalize.engine`, and what `personalize` saves then."""
-    from personalize import api, methods, models
+    import personalize
+    from personalize import methods, models
     from personalize.data.training_set import Batch
     from personalize.generation import sampling
     from personalize.training.engine import Engine
 
     flags = jobs.ours(job, method, out)
-    recipe = api.resolve(None, [f"base={job.base}", f"train.methods={method}", *flags[flags.index("--set") + 1 :: 2]])
+    recipe = personalize.resolve(None, [f"base={job.base}", f"train.methods={method}", *flags[flags.index("--set") + 1 :: 2]])
     model = models.load_model(recipe.base, device=recipe.device, dtype=recipe.dtype)
     groups = methods.attach(model, recipe)
     if adapter:

@@ -155,16 +155,16 @@ def photograph(folder: Path, count: int) -> None:
 
 
 def prior(work: str, folder: str, count: int) -> dict:
-    from personalize import api
+    import personalize
 
     screen = Clock()
-    api.prior("dog", settings=[*SETTINGS, f"prior.count={count}"], folder=Path(folder), screen=screen)
+    personalize.prior("dog", settings=[*SETTINGS, f"prior.count={count}"], folder=Path(folder), screen=screen)
     times = screen.times["class pictures"]
     return {"seconds": times[-1] - times[0]}
 
 
 def train(work: str, ask: dict, spawned: float) -> dict:
-    from personalize import api
+    import personalize
 
     asked, screen = Ask(**ask), Clock()
     photos = sorted(Path(work, "photos").glob("*.png"))[: asked.photos]
@@ -174,7 +174,7 @@ def train(work: str, ask: dict, spawned: float) -> dict:
         f"photos.size={asked.size}",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=work) as runs:
-        api.train(
+        personalize.train(
             [str(photo) for photo in photos], settings=settings, runs=Path(runs), prior_folder=Path(work, "prior"),
             screen=screen,
         )  # fmt: skip
@@ -186,15 +186,15 @@ def train(work: str, ask: dict, spawned: float) -> dict:
 
 def draw(work: str, jobs: list[tuple[int, int]]) -> dict:
     """Seconds for each (pictures, sampling steps), with the base in memory, until the files are written."""
-    from personalize import api, models
-    from personalize.commands import generate
+    import personalize
+    from personalize import models
 
     model = models.load_model("toyland", device="cpu", dtype="float32", say=lambda line: None)
-    how, origin, seconds = api.resolve(None, SETTINGS).draw, {"run": "", "checkpoint": ""}, []
+    models.load_model, seconds = lambda base, **options: model, []
     for count, steps in [(1, 2), *jobs]:  # the first one warms up
-        asked = dataclasses.replace(how, count=count, steps=steps)
+        settings = [*SETTINGS, f"draw.count={count}", f"draw.steps={steps}"]
         began = time.monotonic()
-        generate.run(model, ["a dog"], asked, seed=0, out=Path(work, "images"), origin=origin)
+        personalize.generate(["a dog"], base="toyland", settings=settings, out=Path(work, "images"))
         seconds.append(time.monotonic() - began)
     return {"seconds": seconds[1:]}
 

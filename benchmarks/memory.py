@@ -97,14 +97,14 @@ def filled(make: Callable):
 
 def case(base: str, settings: list[str]):
     """The recipe of a case and its subject: two photos at the size of the base, four for small ones."""
-    from personalize import api
+    import personalize
     from personalize.data import photos
     from personalize.data.crops import Photo
     from personalize.data.subjects import Subject
 
     big = "sd15" in base
     common = [f"base={base}", "class_word=dog", "token=sks", "device=cpu", "dtype=float32"]
-    recipe = api.resolve(None, [*common, *([] if base == "toyland" else ["prior.count=0"]), *settings])
+    recipe = personalize.resolve(None, [*common, *([] if base == "toyland" else ["prior.count=0"]), *settings])
     found = photos.load_photos(PHOTOS, min_size=64)[0][: 2 if big else 4]
     if big:
         found = [Photo(p.path, p.image.resize((512, 512)), p.sha256, p.caption, (512, 512)) for p in found]

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize import api
+import personalize
 from personalize.commands.compare import read_rows
 from personalize.common import run_folder
 from personalize.common.recipe import Recipe, recipe_from_dict
@@ -51,7 +51,7 @@ class Study:
     def rows(self, run: Path, at: str = "", *, templates: tuple[str, ...] = ()) -> list[dict]:
         """The rows of an evaluation by Toyland's prompts; templates for those without a class word."""
         asked = [f"evaluate.prompts={list(templates)}".replace("'", '"')] if templates else []
-        return read_rows(api.evaluate(run, checkpoint=at, settings=asked).report.parent)
+        return read_rows(personalize.evaluate(run, checkpoint=at, settings=asked).report.parent)
 
     def _run(self, k: int, variant: str) -> Path:
         name, word = self.names()[k], CLASSES[k]
@@ -65,7 +65,7 @@ class Study:
             draw_scene(scene)[0].save(photos / f"{j:02d}.png")
         called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]
-        made = api.train(
+        made = personalize.train(
             photos, class_word=called, settings=settings, runs=self.work / "new", priors=self.work / "priors"
         ).folder
         folder.parent.mkdir(exist_ok=True)

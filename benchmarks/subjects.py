@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from personalize import api
+import personalize
 from personalize.commands.compare import read_rows
 from personalize.common import run_folder
+from personalize.common.bases import TOYLAND
 from personalize.common.files import slug, write_text
 from personalize.evaluation import encoders, image_cache, summary
 from personalize.toyland.world import scenes
@@ -61,7 +62,9 @@ def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path
         for k, photo in enumerate(photographed(seed, word)):
             photo.save(photos / f"{k:02d}.png")
         shutil.rmtree(run, ignore_errors=True)
-        made = api.train(photos, class_word=word, settings=settings, runs=run.parent / f"{name}.new", priors=work / "priors")
+        made = personalize.train(
+            photos, class_word=word, settings=settings, runs=run.parent / f"{name}.new", priors=work / "priors"
+        )
         shutil.move(made.folder, run)
         write_text(told, f"{made.seconds:.1f}")
     return run, float(told.read_text())
@@ -69,7 +72,7 @@ def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path
 
 def first(run: Path, seed: int, word: str, token: str) -> float:
     """The share of the evaluation's pictures of the subject that DINO holds nearer to its photos than to any look-alike's."""
-    seen = encoders.load_encoders("toyland", "cpu")
+    seen = encoders.load_encoders(TOYLAND, "cpu")
     paths = sorted((run / "evaluation" / "pictures").glob(f"*/*-{slug(token)}-*.png"))
     pictures = seen.dino(image_cache.load_tensors([Image.open(path).convert("RGB") for path in paths])).token
     others = [seed + 1000 * k for k in range(LOOK_ALIKES + 1)]  # the subject itself is the first
@@ -80,7 +83,7 @@ def first(run: Path, seed: int, word: str, token: str) -> float:
 
 def row(work: Path, seed: int, word: str, settings: list[str]) -> dict[str, float]:
     run, seconds = trained(work, seed, word, settings)
-    scored = api.evaluate(run)
+    scored = personalize.evaluate(run)
     rows, scores = read_rows(scored.report.parent), scored.metrics["scores"]
     right = {kind: [r[name] for r in summary.of_kind(rows, kind) for name in ASKED if r[name] is not None]
              for kind in ("subject", "base")}  # fmt: skip

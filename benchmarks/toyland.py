@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import personalize
 from benchmarks.machine import machine
-from personalize import api, models
+from personalize import models
+from personalize.common.bases import TOYLAND
 from personalize.common.files import write_json, writing
 from personalize.common.recipe import SamplingConfig
 from personalize.data import image_grid
@@ -80,7 +82,7 @@ class Bench:
 
     def generated(self, prompts: list[str], *, seed: int) -> Tensor:
         """(N,3,H,W) in [-1,1], with the base's default guidance."""
-        how = SamplingConfig("ddpm", STEPS, api.resolve().draw.guidance)  # DDIM with eta = 1
+        how = SamplingConfig("ddpm", STEPS, personalize.resolve().draw.guidance)  # DDIM with eta = 1
         parts = []
         for rows in sampling.sampling_batches(self.model, len(prompts), how):
             generators = sampling.image_generators(seed, list(rows), "benchmark")
@@ -250,13 +252,13 @@ def page(bench: Bench, images: Tensor, scenes: list[Scene]):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", type=Path, default=encoders.TOYLAND, help="a folder that `personalize pretrain` made")
+    parser.add_argument("--base", type=Path, default=TOYLAND, help="a folder that `personalize pretrain` made")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--pictures", type=int, default=500)
     asked = parser.parse_args()
     began = time.time()
     model = models.load_model(str(asked.base), say=lambda line: None)
-    seen = encoders.load_encoders("toyland", model.device, folder=asked.base)
+    seen = encoders.load_encoders(asked.base, model.device)
     bench = Bench(model, seen, toyland_truth.load_probe(asked.base, model.device), asked.pictures)
     bars, images, scenes, more = measured(bench)
     asked.out.mkdir(parents=True, exist_ok=True)

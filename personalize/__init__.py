@@ -7,12 +7,18 @@ evaluate(run)
 """
 
 __version__ = "0.1.0"
-__all__ = ["compare", "dreambench", "evaluate", "export", "generate", "prior", "quickstart", "resolve", "train"]
+_MODULES = {
+    "check_photos": "check_photos", "compare": "compare", "dreambench": "workflows", "evaluate": "evaluate",
+    "export": "export", "generate": "generate", "plan": "plan", "pretrain": "pretrain", "prior": "prior",
+    "quickstart": "workflows", "resolve": "session", "tokens": "rare_tokens", "train": "train",
+}  # fmt: skip
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    if name in __all__:
-        from personalize import api
+    """A command's function; its module is imported when it is asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'personalize' has no attribute {name!r}")
+    import importlib
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'personalize' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"personalize.commands.{_MODULES[name]}"), name)

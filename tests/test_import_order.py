@@ -21,7 +21,6 @@ ORDER = [
     {"evaluation"},
     {"training"},
     {"commands"},
-    {"api.py"},
     {"cli"},
     {"__main__.py", "__init__.py"},
 ]
@@ -54,7 +53,7 @@ def own(path, **where):
     for name in imported(path, **where):
         if name.startswith("personalize."):
             part = name.split(".")[1]
-            yield part if part in RANK else f"{part}.py" if f"{part}.py" in RANK else "__init__.py", name
+            yield part if part in RANK else "__init__.py", name
 
 
 def foreign(path):

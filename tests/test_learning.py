@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from personalize import api
+import personalize
 from personalize.common.files import read_json, read_jsonl
 from personalize.common.run_folder import read_manifest
 
@@ -17,7 +17,7 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     photos = Path(__file__).parents[1] / "data_examples" / "dog"
     places = {"runs": folder / "runs", "priors": folder / "priors"}
-    result = api.quickstart(photos, class_word="dog", settings=SETTINGS, **places)
+    result = personalize.quickstart(photos, class_word="dog", settings=SETTINGS, **places)
     return folder, result
 
 
@@ -53,8 +53,8 @@ def test_without_class_pictures_the_class_drifts_further(job, tmp_path, photos):
     """The prior term is what keeps a dog any dog: the same run without it moves class pictures further."""
     _, result = job
     settings = [*SETTINGS, "prior.count=0"]
-    run = api.train(photos, class_word="dog", settings=settings, runs=tmp_path / "runs").folder
-    without = api.evaluate(run, settings=["evaluate.count=1"]).metrics["class"]
+    run = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path / "runs").folder
+    without = personalize.evaluate(run, settings=["evaluate.count=1"]).metrics["class"]
     assert without["excess"] > result.metrics["class"]["excess"] + 0.02
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from personalize import api, methods
+import personalize
+from personalize import methods
 from personalize.cli import app
 from personalize.common import recipe as config
 from personalize.common.recipe import flat_settings, recipe_to_toml
@@ -33,7 +34,7 @@ def test_a_recipe_runs_dry_by_the_command_in_its_header(path, monkeypatch):
     assert words[-1] == f"recipes/{names(path)}.toml"
     done = CliRunner().invoke(app.app, [*words, "--dry-run"])
     assert done.exit_code == 0, done.output
-    recipe = api.resolve(path, ["class_word=dog"])
+    recipe = personalize.resolve(path, ["class_word=dog"])
     assert done.stdout == recipe_to_toml(recipe, comments=True)
     methods.check_methods(recipe.train.methods, quantize=recipe.train.quantize)
     assert (recipe.base == "toyland") == (path.parent.name == "toyland")
@@ -43,8 +44,8 @@ def test_a_recipe_runs_dry_by_the_command_in_its_header(path, monkeypatch):
 def test_a_recipe_holds_differences_only(path):
     """Each setting but the base and the methods changes what the recipe would be without it."""
     table = config.read_toml(path)
-    start = api.resolve(None, [f"base={table.get('base', 'toyland')}", f"train.methods={','.join(table['train']['methods'])}"]
-                        if "methods" in table["train"] else [f"base={table.get('base', 'toyland')}"])  # fmt: skip
+    methods = [f"train.methods={','.join(table['train']['methods'])}"] if "methods" in table["train"] else []
+    start = personalize.resolve(None, [f"base={table.get('base', 'toyland')}", *methods])
     for section, value in table.items():
         for key, inner in value.items() if isinstance(value, dict) else []:
             if (section, key) != ("train", "methods"):

@@ -50,10 +50,10 @@ def prior(
     settings = settings_of(set_, {"prior.count": count, "base": base, "seed": seed, "device": device, "dtype": dtype})
     if dry_run:
         return _print_recipe(recipe, settings)
-    from personalize import api
+    from personalize.commands.prior import prior
 
     screen = Terminal(quiet=quiet or as_json)
-    result = api.prior(class_word, recipe=recipe, settings=settings, root=priors, folder=out, screen=screen)
+    result = prior(class_word, recipe=recipe, settings=settings, root=priors, folder=out, screen=screen)
     show({"folder": result.folder, "drawn": result.drawn, "count": result.count}, "folder", as_json)
 
 
@@ -86,9 +86,9 @@ def train(
         raise UserError("which photos? Give a folder of 3 to 5, as in: personalize train photos/ --class dog")
     if profile:  # torch reads it as it is imported; its profiler would say on stderr that it starts and stops
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from personalize import api
+    from personalize.commands.train import train
 
-    result = api.train(
+    result = train(
         source[0] if len(source) == 1 else source, recipe=recipe, settings=settings, runs=runs,
         priors=priors, prior_folder=prior_folder, profile=profile, screen=Terminal(quiet=quiet or as_json),
     )  # fmt: skip
@@ -117,15 +117,16 @@ def generate(
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
     """Pictures of the subject, by the newest finished run; with --base alone, by the bare base."""
-    from personalize import api
     from personalize.common.prompts import read_prompts
 
     wanted = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not wanted:
         raise UserError('what to draw? Give a prompt, as in: personalize generate "a sks dog swimming"')
+    from personalize.commands.generate import generate
+
     named = {"draw.count": count, "draw.steps": steps, "draw.guidance": guidance, "draw.negative": negative}
     named |= {"draw.sampler": sampler, "draw.size": size, "seed": seed, "device": device, "dtype": dtype}
-    result = api.generate(
+    result = generate(
         wanted, run=run, base=base, checkpoint=checkpoint, loras=lora, embeddings=embedding,
         settings=settings_of(set_, named), runs=runs, out=out, screen=Terminal(quiet=quiet or as_json),
     )  # fmt: skip
@@ -144,7 +145,6 @@ def evaluate(
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
     """Is it the same subject? Does it still listen? Is a dog still a dog? Several runs are compared."""
-    from personalize import api
     from personalize.common.prompts import read_prompts
 
     screen, found = Terminal(quiet=quiet or as_json), run or []
@@ -155,10 +155,10 @@ def evaluate(
             raise UserError("dreambench needs one folder of subjects, or hf:google/dreambooth.")
         if checkpoint or token:
             raise UserError("--checkpoint and --token are about one run, and dreambench makes its own.")
+        from personalize.commands.workflows import dreambench
+
         settings = settings_of(set_, named | {"base": base})
-        result = api.dreambench(
-            found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, photos=photos, screen=screen
-        )
+        result = dreambench(found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, photos=photos, screen=screen)
         return _compared(result, as_json)
     if recipe:
         raise UserError(
@@ -167,8 +167,12 @@ def evaluate(
     settings = settings_of(set_, named | {"evaluate.protocol": protocol})
     options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "settings": settings, "screen": screen}
     if len(found) > 1:
-        return _compared(api.compare(found, **options), as_json)
-    _evaluated(api.evaluate(found[0] if found else None, runs=runs, **options), as_json)
+        from personalize.commands.compare import compare
+
+        return _compared(compare(found, **options), as_json)
+    from personalize.commands.evaluate import evaluate
+
+    _evaluated(evaluate(found[0] if found else None, runs=runs, **options), as_json)
 
 
 @app.command()
@@ -179,10 +183,10 @@ def quickstart(
     runs: Runs = Path("runs"), priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
     """prior, train, generate and evaluate in a row, on example photos."""
-    from personalize import api
+    from personalize.commands.workflows import quickstart
 
     settings = settings_of(set_, {"base": base, "seed": seed, "device": device, "dtype": dtype})
-    result = api.quickstart(
+    result = quickstart(
         photos, class_word=class_word, recipe=recipe, settings=settings, runs=runs, priors=priors,
         screen=Terminal(quiet=quiet or as_json),
     )  # fmt: skip
@@ -214,10 +218,10 @@ def main() -> None:
 
 
 def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
-    from personalize import api
-    from personalize.common import recipe as config
+    from personalize.commands.session import resolve
+    from personalize.common.recipe import recipe_to_toml
 
-    print(config.recipe_to_toml(api.resolve(recipe, settings), comments=True), end="")
+    print(recipe_to_toml(resolve(recipe, settings), comments=True), end="")
 
 
 def _evaluated(result, as_json: bool) -> None:

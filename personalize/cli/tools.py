@@ -41,12 +41,12 @@ def export(
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
     """A run as files for diffusers, AUTOMATIC1111, ComfyUI or kohya's scripts, checked by drawing with them."""
-    from personalize import api
-
     if not to:
         raise UserError("which format? Give --to diffusers, single-file, kohya or a1111-embedding.")
+    from personalize.commands.export import export
+
     settings, screen = settings_of(set_, {"device": device}), Terminal(quiet=quiet or as_json)
-    result = api.export(
+    result = export(
         run, to=to, fuse=fuse, half=half, out=out, checkpoint=checkpoint, base=base, check=check, push=push, public=public,
         with_photos=with_photos, settings=settings, runs=runs, screen=screen,
     )  # fmt: skip
@@ -81,12 +81,12 @@ def plan(
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
     """Memory and time of a training run on this machine, before it begins; status 1 where it does not fit."""
-    from personalize import api
+    from personalize.commands.plan import plan
 
     named = {"base": base, "device": device, "dtype": dtype, "train.methods": method, "class_word": class_word}
     source = photos[0] if len(photos) == 1 else photos
     screen = Terminal(quiet=quiet or as_json)
-    result = api.plan(source, recipe=recipe, settings=settings_of(set_, named), screen=screen)
+    result = plan(source, recipe=recipe, settings=settings_of(set_, named), screen=screen)
     if result.fits:
         line = f"it fits: {result.peak / 1e9:.2f} of {result.free / 1e9:.2f} GB"
     else:
@@ -104,21 +104,20 @@ def tokens(
     """Rare words of a base, one token each, the weakest prior first."""
     from dataclasses import asdict
 
-    from personalize import api
-    from personalize.commands import rare_tokens as command
+    from personalize.commands.rare_tokens import token_lines, tokens
 
-    found = api.tokens(base, limit=limit, settings=settings_of([], {"device": device}))
-    print(json.dumps([asdict(row) for row in found]) if as_json else "\n".join(command.lines(found)))
+    rows = tokens(base, limit=limit, settings=settings_of([], {"device": device}))
+    print(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(token_lines(rows)))
 
 
 @app.command("import-command")
 def import_command(command: Annotated[str, typer.Argument(help="A command line of diffusers or PEFT, in quotes.")]):
     """The recipe that does the same work as another trainer's command."""
-    from personalize import api
-    from personalize.cli import import_command
+    from personalize.cli.import_command import foundation, recipe_from, toml
+    from personalize.commands.session import resolve
 
-    found = import_command.recipe_from(command)
-    print(import_command.toml(found, start=api.resolve(None, import_command.foundation(found))), end="")
+    imported = recipe_from(command)
+    print(toml(imported, start=resolve(None, foundation(imported))), end="")
 
 
 @app.command()

@@ -1,1 +1,3 @@
-"""One module a command, each with `run`. They never import each other: they meet in folders on disk, and in `api`."""
+"""One module a command, each with one public function of its name. They meet in folders on disk.
+
+`workflows` and `compare` call several of them."""

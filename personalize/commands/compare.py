@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalize.commands.evaluate import evaluate
 from personalize.common import run_folder
+from personalize.common.errors import UserError
 from personalize.common.recipe import flat_settings, recipe_from_dict
 from personalize.common.settings import to_toml_value
+from personalize.common.terminal import SILENT, Terminal
 from personalize.evaluation import bootstrap, summary
 from personalize.training import load_run
 
@@ -26,14 +29,28 @@ class CompareResult:
     file: Path
 
 
-def asked(folder: Path) -> list[str]:
+def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen: Terminal = SILENT, **options) -> CompareResult:
+    """Evaluates several runs as the first one asks, and each further one against it, image by image.
+
+    Images are paired: same prompt, same noise. options: those of `evaluate`.
+    """
+    if len(runs) < 2:
+        raise UserError("one run cannot be compared: name two or more.")
+    same, evaluations = _same_settings(Path(runs[0])), []
+    for run in runs:
+        screen.say(f"evaluating {run}")
+        evaluations.append(evaluate(run, settings=[*same, *settings], screen=screen, **options).report.parent)
+    return _compared([Path(run) for run in runs], evaluations)
+
+
+def _same_settings(folder: Path) -> list[str]:
     """The settings that a run's pictures and scores depend on, so that others are drawn and judged the same way."""
     recipe = flat_settings(recipe_from_dict(load_run.require_run(folder)["recipe"], str(folder)))
     names = [name for name in recipe if name == "seed" or name.startswith(("draw.", "evaluate."))]
     return [f"{name}={to_toml_value(recipe[name])}" for name in names]
 
 
-def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
+def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
     """Runs and the folders of their evaluations -> by how much each further one differs from the first, picture by picture."""
     first, rows, lines = read_rows(evaluations[0]), [], []
     for folder, evaluation in zip(folders[1:], evaluations[1:], strict=True):
@@ -47,7 +64,7 @@ def run(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
     return _written(evaluations[0] / "comparison.md", rows, lines)
 
 
-def table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
+def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
     """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, pictures."""
     rows = [
         {"subject": name, **_scores(run_folder.read_json(folder / "metrics.json"))}

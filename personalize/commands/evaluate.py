@@ -2,12 +2,15 @@
 
 import csv
 import io
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from personalize.commands.session import RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.errors import UserError
 from personalize.common.prompts import fill
@@ -18,7 +21,7 @@ from personalize.data.crops import Photo
 from personalize.data.photos import load_photos
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
 from personalize.evaluation.metrics import diversity, memorization, toyland_truth
-from personalize.evaluation.protocols import Protocol
+from personalize.evaluation.protocols import Protocol, protocol
 from personalize.evaluation.report import page
 from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
@@ -26,7 +29,7 @@ from personalize.models.locate import public_name
 from personalize.toyland.world.scenes import CLASSES
 from personalize.training import load_run, validation
 
-PRIOR_SHOWN = 20  # class pictures on the page
+PRIOR_SHOWN = 20  # class images on the page
 
 
 @dataclass(frozen=True)
@@ -34,89 +37,126 @@ class EvaluateResult:
     """metrics: what metrics.json holds; report: the page."""
 
     metrics: dict
-    page: Path
+    report: Path
 
 
 @dataclass(frozen=True)
-class Job:
+class _Job:
     """A subject of a run at one of its checkpoints ("": its result), by a protocol."""
 
     folder: Path
+    manifest: dict
     subject: dict
-    at: str
+    checkpoint: str
     protocol: Protocol
-    with_photos: bool = True
+    recipe: Recipe
+    with_photos: bool
 
     @property
     def out(self) -> Path:
-        many = len(run_folder.read_manifest(self.folder).get("subjects", ())) > 1
-        return self.folder / "evaluation" / (run_folder.slug(self.subject["token"]) if many else "")
+        several = len(self.manifest["subjects"]) > 1
+        return self.folder / "evaluation" / (run_folder.slug(self.subject["token"]) if several else "")
 
 
-def run(model: LatentModel, job: Job, recipe: Recipe, *, screen: Terminal = SILENT) -> EvaluateResult:
-    """Draw with the base, then with the run put into it, what is not there yet; score both against the photos."""
-    manifest = load_run.require_run(job.folder)
-    load_run.resolve_checkpoint(model, job.folder, manifest, job.at)
-    trained_on, held_out = _photos(job.subject)
-    ask = recipe.evaluate
-    lpips = diversity.read_lpips(Path(ask.lpips), model.device) if ask.lpips else None
-    probe = toyland_truth.load_probe() if model.name == "toyland" and job.subject["class"] in CLASSES else None
-    seers = encoders.load_encoders(model.name, model.device, dino=ask.dino, clip=ask.clip)
+def evaluate(
+    run: Path | str | None = None,
+    *,
+    base: str = "",
+    checkpoint: str = "",
+    token: str = "",
+    photos: bool = True,
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    screen: Terminal = SILENT,
+) -> EvaluateResult:
+    """Scores of a run (the newest finished one in `runs`) against its photos, and a page to read.
+
+    Images are drawn by the base, then by the run; those of an earlier call are used again. token: the subject of a run
+    that has several, the first without it. photos=False leaves them off the page. UserError where a photo is gone or has
+    changed, or the run has no such checkpoint.
+    """
+    folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+    subject = load_run.run_subject(manifest, token)
+    images = protocol(recipe.evaluate, model.has_world, subject["class"])
+    job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, images, recipe, photos)
+    load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
+    trained_on, held_out = _photos(subject)
+    reference, names = _reference(model, job, trained_on, held_out)
     began = time.monotonic()
-    base = _sit(model, job, recipe, "", screen=screen)
-    name = load_run.load_run(model, job.folder, manifest, at=job.at)
-    sittings = [base, _sit(model, job, recipe, name, screen=screen)]
+    base_images = _image_set(model, job, "", screen)
+    name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
+    image_sets = [base_images, _image_set(model, job, name, screen)]
     drawn = time.monotonic() - began
-    judge = scoring.make_reference(
-        seers, trained_on, held_out, size=model.size, crop=recipe.photos.crop, class_word=job.subject["class"],
-        lpips=lpips, probe=probe,
-    )  # fmt: skip
-    rows, pictures = [], []
-    for sat in sittings:
-        loaded, bad = image_cache.load_images(sat)
-        rows += scoring.score_images(judge, sat, loaded, bad)
-        pictures += loaded
-    metrics = _metrics(judge, rows, job, recipe) | {
-        "run": _about(job, manifest, name, photos=len(judge.photos.dino)),
-        "protocol": _protocol(job.protocol, recipe, model),
+    rows, drawings = [], []
+    for image_set in image_sets:
+        loaded, bad = image_cache.load_images(image_set)
+        rows += scoring.score_images(reference, image_set, loaded, bad)
+        drawings += loaded
+    seconds = {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)}
+    all_photos = [*trained_on, *held_out]
+    metrics = _metrics(reference, rows, job) | {
+        "run": _about(job, name, photos=len(reference.photos.dino)),
+        "protocol": _protocol(images, recipe, model),
         "choice": manifest.get("why", ""),
-        "checkpoints": checkpoint_selection.checkpoint_rows(
-            checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE), recipe.choose, manifest.get("chosen")
-        ),
-        "seconds": {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)},
-        "encoders": seers.names | ({"lpips": lpips.name} if lpips else {}),
-        "preprocessing": seers.looks,
-        "photos": _health([*trained_on, *held_out], recipe, size=model.size, held_out=len(held_out)) if job.with_photos else [],
+        "checkpoints": _checkpoints(job),
+        "seconds": seconds,
+        "encoders": names,
+        "preprocessing": reference.encoders.looks,
+        "photos": _health(all_photos, recipe, size=model.size, held_out=len(held_out)) if photos else [],
     }
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
-    squares = scoring.photo_squares([*trained_on, *held_out], model.size, recipe.photos.crop) if job.with_photos else []
-    shown = _shown(job, squares, list(zip(rows, pictures, strict=True)))
-    return _written(job.out, metrics, rows, shown)
+    squares = scoring.photo_squares(all_photos, model.size, recipe.photos.crop) if photos else []
+    return _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True))))
 
 
-def _sit(model: LatentModel, job: Job, recipe: Recipe, name: str, *, screen: Terminal) -> image_cache.ImageSet:
-    """The pictures that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
-    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_PICTURES
-    way = {"seed": recipe.seed, "purpose": "evaluate", "how": validation.sampling_config(recipe)}
-    place = image_cache.cache_folder(root, name or validation.base_cache_name(model), model, **way)
-    token = job.subject["token"] if name else ""
-    sat = image_cache.image_set(job.protocol, place, class_prompt=recipe.prior.prompt, token=token, word=job.subject["class"])
-    image_cache.generate_missing(
-        model, sat, **way, progress=screen.progress, what=f"drawing by the {'run' if name else 'base'}"
+def _reference(
+    model: LatentModel, job: _Job, trained_on: list[Photo], held_out: list[Photo]
+) -> tuple[scoring.Reference, dict[str, str]]:
+    """What images are scored against, and the names of the encoders with the hashes of their weights."""
+    settings, word = job.recipe.evaluate, job.subject["class"]
+    lpips = diversity.read_lpips(Path(settings.lpips), model.device) if settings.lpips else None
+    probe = toyland_truth.load_probe(model.folder) if model.has_world and word in CLASSES else None
+    judges = encoders.load_encoders(model.folder, model.device, dino=settings.dino, clip=settings.clip)
+    reference = scoring.make_reference(
+        judges,
+        trained_on,
+        held_out,
+        size=model.size,
+        crop=job.recipe.photos.crop,
+        class_word=word,
+        lpips=lpips,
+        probe=probe,
     )
-    return sat
+    return reference, judges.names | ({"lpips": lpips.name} if lpips else {})
 
 
-def _metrics(judge: scoring.Reference, rows: list[dict], job: Job, recipe: Recipe) -> dict:
-    subject, tops = job.subject, judge.ceilings
-    among = memorization.leave_one_out(judge.photos)
+def _image_set(model: LatentModel, job: _Job, name: str, screen: Terminal) -> image_cache.ImageSet:
+    """The images that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
+    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_PICTURES
+    options = {"seed": job.recipe.seed, "purpose": "evaluate", "how": validation.sampling_config(job.recipe)}
+    folder = image_cache.cache_folder(root, name or validation.base_cache_name(model), model, **options)
+    token, word = job.subject["token"] if name else "", job.subject["class"]
+    image_set = image_cache.image_set(job.protocol, folder, class_prompt=job.recipe.prior.prompt, token=token, word=word)
+    what = f"drawing by the {'run' if name else 'base'}"
+    image_cache.generate_missing(model, image_set, **options, progress=screen.progress, what=what)
+    return image_set
+
+
+def _checkpoints(job: _Job) -> list[dict]:
+    scored = checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE)
+    return checkpoint_selection.checkpoint_rows(scored, job.recipe.choose, job.manifest.get("chosen"))
+
+
+def _metrics(reference: scoring.Reference, rows: list[dict], job: _Job) -> dict:
+    subject, tops = job.subject, reference.ceilings
+    among = memorization.leave_one_out(reference.photos)
     scores = summary.scores(rows, tops)
-    if judge.lpips and "diversity" in scores:
+    if reference.lpips and "diversity" in scores:
         scores["diversity"]["title"] = "DIV: LPIPS"
     return {
         "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "photos_included": job.with_photos,
         "scores": scores,
-        "class": summary.drift(rows, fill(recipe.prior.prompt, "", subject["class"]), tops["dino"]),
+        "class": summary.drift(rows, fill(job.recipe.prior.prompt, "", subject["class"]), tops["dino"]),
         "copying": summary.memorization(rows, None if among is None else among.tolist()),
         "truth": summary.truth_summary(rows), "prompts": summary.by_prompt(rows),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
@@ -124,14 +164,15 @@ def _metrics(judge: scoring.Reference, rows: list[dict], job: Job, recipe: Recip
     }  # fmt: skip
 
 
-def _about(job: Job, manifest: dict, name: str, *, photos: int) -> dict:
+def _about(job: _Job, name: str, *, photos: int) -> dict:
+    manifest = job.manifest
     train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
     at = f"step {chosen}, chosen" if chosen else "the last step"
     return {
         "name": job.folder.name, "model": name,
         "prompt": job.subject["prompt"], "token": job.subject["token"], "class": job.subject["class"],
         "base": public_name(manifest["base"]), "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"],
-        "checkpoint": f"checkpoint {job.at}" if job.at else at, "seed": manifest["seed"], "photos": photos,
+        "checkpoint": f"checkpoint {job.checkpoint}" if job.checkpoint else at, "seed": manifest["seed"], "photos": photos,
     }  # fmt: skip
 
 
@@ -176,7 +217,7 @@ def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) ->
     ]
 
 
-def _shown(job: Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> page.Shown:
+def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> page.Shown:
     """What the page shows; drawn: each row and its picture."""
     prior, folder = [], job.subject["prior_folder"]
     if folder and Path(folder).is_dir():

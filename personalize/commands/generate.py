@@ -1,4 +1,4 @@
-"""`personalize generate`: pictures of prompts, by a run or by its bare base, and by LoRA and embedding files on top."""
+"""`personalize generate`: images of prompts, by a run or by its bare base, and by LoRA and embedding files on top."""
 
 import json
 import re
@@ -8,68 +8,134 @@ from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 
+from personalize.commands.session import RUNS, open_base, open_run, resolve
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.prompts import fill
+from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
-from personalize.generation import sampling
+from personalize.generation.sampling import image_generators, sample_latents, sampler_named, sampling_batches, to_pil
 from personalize.models.interface import LatentModel
+from personalize.training import load_run
 
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """files: the pictures, prompt by prompt; grid: all of them on one picture, a prompt a row."""
+    """files: the images, prompt by prompt; grid: all of them as one image, a prompt a row."""
 
     files: list[Path]
     grid: Path
 
 
-def run(
+@dataclass(frozen=True)
+class _Source:
+    """What draws: a base or a run put into it. origin: run and checkpoint, as images.jsonl names them."""
+
+    model: LatentModel
+    recipe: Recipe
+    prompts: list[str]
+    origin: dict[str, str]
+    out: Path
+
+
+def generate(
+    prompts: Sequence[str],
+    *,
+    run: Path | str | None = None,
+    base: str = "",
+    checkpoint: str = "",
+    loras: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    out: Path | None = None,
+    screen: Terminal = SILENT,
+) -> GenerateResult:
+    """`draw.count` images of each prompt by a run (the newest finished one in `runs`), or by a bare base.
+
+    {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
+    "FILE:word") are files of any program, put on top. out: a folder, where images.jsonl gets a row an image. Image i of a
+    seed starts from the same noise for every prompt. UserError names what is wrong.
+    """
+    if base and not run:
+        source = _bare_base(list(prompts), base, settings, screen)
+    else:
+        source = _opened_run(list(prompts), run, base, checkpoint, settings=settings, runs=runs, screen=screen)
+    origin = source.origin | _put_files(source.model, loras=loras, embeddings=embeddings)
+    config, folder = source.recipe.draw, Path(out or source.out)
+    sampler_named(config.sampler)
+    if folder.is_file():
+        raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
+    for line in _remarks(source.model, source.prompts, origin):
+        screen.say(line)
+    return _write_images(
+        source.model, source.prompts, config, seed=source.recipe.seed, out=folder, origin=origin, screen=screen
+    )
+
+
+def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> _Source:
+    if any("{" in prompt for prompt in prompts):
+        raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
+    recipe = resolve(None, [*settings, f"base={base}"])
+    return _Source(open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images"))
+
+
+def _opened_run(
+    prompts: list[str],
+    run: Path | str | None,
+    base: str,
+    checkpoint: str,
+    *,
+    settings: Sequence[str],
+    runs: Path,
+    screen: Terminal,
+) -> _Source:
+    folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+    name, subjects = load_run.load_run(model, folder, manifest, at=checkpoint), manifest["subjects"]
+    token, word = subjects[0]["token"], subjects[0]["class"]
+    prompts = [fill(prompt, token, word) for prompt in prompts]
+    if not any(subject["token"] in prompt.split() for prompt in prompts for subject in subjects):
+        screen.say(f"no prompt says {token!r}, the word for the subject: these images show any {word}.")
+    return _Source(model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images")
+
+
+def _write_images(
     model: LatentModel,
     prompts: list[str],
-    draw: SamplingConfig,
+    config: SamplingConfig,
     *,
     seed: int,
     out: Path,
     origin: dict,
-    screen: Terminal = SILENT,
+    screen: Terminal,
 ) -> GenerateResult:
-    """`draw.count` pictures of each prompt into `out`, with a row each in images.jsonl.
-
-    origin: run, checkpoint, and what `put_files` gave. Picture i of a seed starts from the same noise for every prompt.
-    """
-    sampling.sampler_named(draw.sampler)
-    if out.is_file():
-        raise UserError(f"--out {out} is a file, and pictures go into a folder. Give another name.")
-    for line in _remarks(model, prompts, origin):
-        screen.say(line)
-    jobs = [(prompt, i) for prompt in prompts for i in range(draw.count)]
+    jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
     out.mkdir(parents=True, exist_ok=True)
     rows = run_folder.read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
     known = {row["file"]: row for row in rows}
-    files, pictures = [], []
-    with screen.progress("drawing", len(jobs), unit="pictures") as advance:
-        for part in sampling.sampling_batches(model, len(jobs), draw):
+    files, images = [], []
+    with screen.progress("drawing", len(jobs), unit="images") as advance:
+        for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers)), draw)
-            for picture, prompt, i in zip(sampling.to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
-                row = _row(model, draw, prompt, origin=origin, seed=seed, index=i, size=picture.size)
+            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config)
+            for image, prompt, i in zip(to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
+                row = _row(model, config, prompt, origin=origin, seed=seed, index=i, size=image.size)
                 files.append(out / row["file"])
-                pictures.append(picture)
+                images.append(image)
                 with run_folder.writing(files[-1]) as temporary:
-                    picture.save(temporary, pnginfo=_metadata(row))
+                    image.save(temporary, pnginfo=_metadata(row))
                 if known.get(row["file"]) != row:
                     run_folder.append_jsonl(out / "images.jsonl", row)
             advance(len(part))
     with run_folder.writing(out / "grid.png") as temporary:
-        grid(pictures, draw.count if len(prompts) > 1 else min(4, draw.count)).save(temporary)
+        grid(images, config.count if len(prompts) > 1 else min(4, config.count)).save(temporary)
     return GenerateResult(files, out / "grid.png")
 
 
-def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str]) -> dict:
+def _put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str]) -> dict:
     """LoRAs as FILE or FILE:weight and embeddings as FILE or FILE:word into a model -> {} or their names, hashes and weights.
 
     UserError for one that is missing, damaged, a pickle, or made for another base.
@@ -79,26 +145,26 @@ def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[
     from personalize.common.files import content_hash
     from personalize.methods import lora, textual_inversion
 
-    said: dict[str, list[dict]] = {}
-    for path, word in map(worded, embeddings):
+    entries: dict[str, list[dict]] = {}
+    for path, word in map(_embedding_argument, embeddings):
         token = textual_inversion.load_embedding(model, path, word)
-        said.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
-    for i, (path, weight) in enumerate(map(weighted, loras)):
+        entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
+    for i, (path, weight) in enumerate(map(_lora_argument, loras)):
         lora.load_adapter(model, path, name=f"file{i}", weight=weight)
         inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
-        said.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
-    return said
+        entries.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
+    return entries
 
 
-def weighted(text: str) -> tuple[Path, float]:
+def _lora_argument(text: str) -> tuple[Path, float]:
     """A LoRA as the terminal takes it: FILE, or FILE:weight where a number stands after the last colon."""
-    found = WEIGHT.fullmatch(text)
-    if not found or Path(text).exists():
+    weighted = WEIGHT.fullmatch(text)
+    if not weighted or Path(text).exists():
         return Path(text), 1.0
-    return Path(found[1]), float(found[2])
+    return Path(weighted[1]), float(weighted[2])
 
 
-def worded(text: str) -> tuple[Path, str]:
+def _embedding_argument(text: str) -> tuple[Path, str]:
     """An embedding as the terminal takes it: FILE, or FILE:word where what stands before the last colon is a file."""
     path, _, word = text.rpartition(":")
     if Path(text).exists() or not path or not Path(path).exists():
@@ -116,12 +182,12 @@ def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[s
 
 
 def _row(
-    model: LatentModel, how: SamplingConfig, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
+    model: LatentModel, config: SamplingConfig, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
 ) -> dict:
-    """All that decides a picture, and its file, whose name changes with any of it but the place of the run."""
+    """All that decides an image, and its file, whose name changes with any of it but the place of the run."""
     settings = {
-        "prompt": prompt, "negative": how.negative, "sampler": how.sampler, "steps": how.steps, "guidance": how.guidance,
-        "rescale": how.rescale, "interval": list(how.interval), "seed": seed, "index": index,
+        "prompt": prompt, "negative": config.negative, "sampler": config.sampler, "steps": config.steps,
+        "guidance": config.guidance, "rescale": config.rescale, "interval": list(config.interval), "seed": seed, "index": index,
         "width": size[0], "height": size[1], "base": model.name, "fingerprint": model.fingerprint,
     }  # fmt: skip
     key = run_folder.key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]

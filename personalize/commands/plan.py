@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from personalize import methods
+from personalize.commands.session import resolve_subjects
 from personalize.common.errors import UserError
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data import subjects
-from personalize.data.subjects import Subject
+from personalize.data.subjects import Subject, load_subjects
 from personalize.models import devices
 from personalize.training.memory import machine, rehearsal
 from personalize.training.memory.counter import MemoryEstimate
@@ -30,25 +31,33 @@ class PlanResult:
         return self.peak <= self.free
 
 
-def run(sources: Sequence, recipe: Recipe, *, screen: Terminal = SILENT) -> PlanResult:
-    """Counts a run of the recipe on these photos. UserError as `train` would give, but for the photos' size."""
+def plan(
+    photos: Path | str | Sequence[str],
+    *,
+    class_word: str | Sequence[str] = (),
+    recipe: Path | str | None = None,
+    settings: Sequence[str] = (),
+    screen: Terminal = SILENT,
+) -> PlanResult:
+    """Memory and time that `train` with the same arguments takes. UserError as from `train`, but for the photos' size."""
+    recipe, sources = resolve_subjects(photos, class_word, recipe, settings)
     methods.check_methods(
         recipe.train.methods, quantize=recipe.train.quantize, text_encoder=recipe.train.text_encoder, lora=recipe.lora
     )
-    known = _subjects(sources, recipe)
+    subjects = _subjects(sources, recipe)
     device = devices.choose_device(recipe.device)
-    recipe = dataclasses.replace(recipe, token=tuple(subject.token for subject in known))
-    counted, free = rehearsal.rehearse(recipe, known), machine.free_bytes(device)
+    recipe = dataclasses.replace(recipe, token=tuple(subject.token for subject in subjects))
+    counted, free = rehearsal.rehearse(recipe, subjects), machine.free_bytes(device)
     speed = machine.measure_speed(device, devices.dtype_for(device, recipe.dtype, screen.say))
     seconds = speed.seconds(counted.phases["step"].work) * recipe.train.steps
     screen.say(f"memory: {counted.words()}")
     screen.say(f"free on {device}: {free / 1e9:.2f} GB")
     screen.say(f"training: about {duration(seconds)} for {recipe.train.steps} steps, right to a factor of two")
-    switch = "" if counted.peak <= free else _fitting(recipe, known, free, screen)
+    switch = "" if counted.peak <= free else _fitting(recipe, subjects, free, screen)
     return PlanResult(counted.peak, free, seconds, switch)
 
 
-def switches(recipe: Recipe) -> Iterator[tuple[str, dict]]:
+def _switches(recipe: Recipe) -> Iterator[tuple[str, dict]]:
     """What saves memory, in the order of what it costs: (as for --set, values of train)."""
     train = recipe.train
     adapters = set(train.methods) & set(methods.ADAPTERS)
@@ -69,12 +78,12 @@ def switches(recipe: Recipe) -> Iterator[tuple[str, dict]]:
         yield "train.methods=lora", {"methods": ("lora",), "optimizer": "adamw"}
 
 
-def _fitting(recipe: Recipe, known: list[Subject], free: int, screen: Terminal) -> str:
+def _fitting(recipe: Recipe, subjects: list[Subject], free: int, screen: Terminal) -> str:
     """Turns one switch after the other until the run fits; says what each gives."""
     turned, train = [], recipe.train
-    for name, values in switches(recipe):
+    for name, values in _switches(recipe):
         train = dataclasses.replace(train, **values)
-        counted = _counted(dataclasses.replace(recipe, train=train), known)
+        counted = _counted(dataclasses.replace(recipe, train=train), subjects)
         if counted is None:
             continue
         turned.append(name)
@@ -85,9 +94,9 @@ def _fitting(recipe: Recipe, known: list[Subject], free: int, screen: Terminal) 
     return ""
 
 
-def _counted(recipe: Recipe, known: list[Subject]) -> MemoryEstimate | None:
+def _counted(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate | None:
     try:
-        return rehearsal.rehearse(recipe, known)
+        return rehearsal.rehearse(recipe, subjects)
     except UserError:  # a switch that this method does not have
         return None
 
@@ -95,5 +104,5 @@ def _counted(recipe: Recipe, known: list[Subject]) -> MemoryEstimate | None:
 def _subjects(sources: Sequence, recipe: Recipe) -> list[Subject]:
     count = len(recipe.class_word)
     tokens = recipe.token or tuple(f"<subject-{i}>" for i in range(count))  # any will do: nothing is read of it
-    known, _ = subjects.load_subjects(sources, recipe, tokens=tokens, size=1)
-    return known
+    subjects, _ = load_subjects(sources, recipe, tokens=tokens, size=1)
+    return subjects

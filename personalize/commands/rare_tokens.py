@@ -1,18 +1,25 @@
 """`personalize tokens`: rare single tokens of a base, the weakest prior first."""
 
-from personalize.data import rare_tokens
-from personalize.data.rare_tokens import RareToken
-from personalize.models.interface import LatentModel
+from collections.abc import Sequence
+
+from personalize.commands.session import open_base, resolve
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data.rare_tokens import RareToken, rank_tokens
 
 HEAD = ("word", "id", "prior", "norm", "nearest words", "")
 
 
-def run(model: LatentModel, *, limit: int = 20) -> list[RareToken]:
-    """The `limit` rare words with the weakest prior. UserError where the vocabulary has none."""
-    return rare_tokens.rank_tokens(model, limit=limit)
+def tokens(
+    base: str = "toyland", *, limit: int = 20, settings: Sequence[str] = (), screen: Terminal = SILENT
+) -> list[RareToken]:
+    """The `limit` rare words of a base with the weakest prior, one token in each of its text encoders.
+
+    UserError where the vocabulary has none.
+    """
+    return rank_tokens(open_base(resolve(None, [*settings, f"base={base}"]), screen), limit=limit)
 
 
-def lines(rows: list[RareToken]) -> list[str]:
+def token_lines(rows: list[RareToken]) -> list[str]:
     """A table in plain columns, and what its numbers are. One norm for each text encoder."""
     table = [HEAD]
     for row in rows:

@@ -1,7 +1,7 @@
 """`personalize train`: DreamBooth (Ruiz et al. 2208.12242), whatever the method.
 
 The loop reads top to bottom in `_loop`. A run is its photos, class, token, base and recipe: the same command finds it
-again and goes on, bit for bit on the CPU; anything else gets a folder of its own.
+again and resumes it, bit for bit on the CPU; anything else gets a folder of its own.
 """
 
 import dataclasses
@@ -16,23 +16,24 @@ from pathlib import Path
 import torch
 
 from personalize import methods
+from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.prompts import fill
-from personalize.common.recipe import Recipe, recipe_to_dict, recipe_to_toml
+from personalize.common.recipe import Recipe, needs_class_images, recipe_to_dict, recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data import class_images, training_set
+from personalize.data import class_images
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
+from personalize.data.training_set import build_training_set
 from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
-from personalize.generation import sampling
+from personalize.generation.sampling import sampler_named
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
-from personalize.training import run as keeping
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
-from personalize.training.run import TrainingRun, disk_bytes, finish, mark, restore, save
+from personalize.training.run import TrainingRun, disk_bytes, finish, judged, mark, restore, save
 
 
 @dataclass(frozen=True)
@@ -44,92 +45,135 @@ class TrainResult:
     seconds: float
 
 
-def run(
-    model: LatentModel, sources: Sequence, recipe: Recipe, *, priors: Mapping[str, Path], runs: Path,
-    profile: bool = False, screen: Terminal = SILENT,
-) -> TrainResult:  # fmt: skip
-    """Train on photos, one source a subject, with the folders `priors` of class pictures by class word.
+def train(
+    photos: Path | str | Sequence[str],
+    *,
+    class_word: str | Sequence[str] = (),
+    recipe: Path | str | None = None,
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    priors: Path = PRIORS,
+    prior_folder: Path | None = None,
+    profile: bool = False,
+    screen: Terminal = SILENT,
+) -> TrainResult:
+    """Train on photos; class images that are missing are drawn first.
 
-    Of several processes each calls it, inside `processes.joined`. UserError names what is wrong. `profile` leaves a page
-    of where a step goes, see `profiling`, and changes nothing of the run.
+    Several class words: as many folders of photos, each a subject with a token of its own. recipe: a TOML file; settings:
+    texts such as "train.steps=400". `profile` writes where a step's time goes, see `training.profiler`, and changes
+    nothing of the run. Of several processes each calls it. UserError names what is wrong, before any long work.
     """
+    resolved, sources = resolve_subjects(photos, class_word, recipe, settings)
+    if prior_folder and len(resolved.class_word) > 1:
+        raise UserError(f"--prior {prior_folder} holds images of one class, and there are {len(resolved.class_word)} subjects.")
+    model = open_base(resolved, screen)
+    with distributed.process_group(model.device):
+        screen = screen if distributed.rank() == 0 else SILENT
+        resolved, subjects, notices = _checked(model, sources, resolved, profile=profile)
+        for line in notices:
+            screen.say(line)
+        folders = {}
+        for word in dict.fromkeys(resolved.class_word) if needs_class_images(resolved) else ():
+            folder, _ = class_images.complete_set(model, resolved, word, root=Path(priors), folder=prior_folder, screen=screen)
+            folders[word] = distributed.broadcast_from_rank0(folder)
+        return _train(model, resolved, subjects, folders, runs=Path(runs), profile=profile, screen=screen)
+
+
+def _checked(
+    model: LatentModel, sources: Sequence, recipe: Recipe, *, profile: bool
+) -> tuple[Recipe, list[Subject], list[str]]:
+    """The recipe with its tokens, the subjects, notices. UserError for all that can be wrong before any long work begins."""
+    train, size = recipe.train, recipe.photos.size or model.size
+    methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
+    methods.check_split_weights(recipe, model.dtype)
+    sampler_named(recipe.draw.sampler)
+    if profile:
+        profiler.require_steps(recipe)
+    check_trackers(train.trackers)
+    if size % (8 * model.downscale):
+        raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
+    words = recipe.class_word
+    tokens, remarks = choose_tokens(model, recipe.token, len(words), train.methods, classes=words)
+    subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size)
+    if recipe.choose.every:
+        for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.has_world), words):
+            fill(template, "", word)
+        encoders.load_encoders(model.folder, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
+    return dataclasses.replace(recipe, token=tokens), subjects, notices + remarks
+
+
+def _train(
+    model: LatentModel,
+    recipe: Recipe,
+    subjects: list[Subject],
+    priors: Mapping[str, Path],
+    *,
+    runs: Path,
+    profile: bool,
+    screen: Terminal,
+) -> TrainResult:
+    """The run of these subjects, begun or resumed. priors: folders of class images by class word."""
     writes = distributed.rank() == 0
-    screen = screen if writes else SILENT
-    recipe, known, notices = check(model, sources, recipe, profile=profile)
-    for line in notices:
-        screen.say(line)
-    wanted = {word: class_images.class_image_settings(model, recipe, word) for word in priors}
-    manifest = _manifest(model, recipe, known, priors=priors, wanted=wanted)
-    names = "-".join(f"{s.token}-{s.class_word}" for s in known)
-    folder = distributed.broadcast_from_rank0(_find(runs, names, manifest) if writes else None)
+    manifest = _manifest(model, recipe, subjects, priors)
+    folder = distributed.broadcast_from_rank0(_run_folder(runs, subjects, manifest) if writes else None)
     with run_folder.lock(folder) if writes else nullcontext():
         if distributed.broadcast_from_rank0(writes and _finished(folder)):
             screen.say(f"this run is finished: {folder}")
             if profile:
                 screen.say("nothing was trained, so nothing was profiled; with another --runs folder it is trained again")
             return TrainResult(folder, 0, 0.0)
-        pictures = {}
-        for word, place in priors.items():
-            class_images.check_folder(place, wanted[word])
-            pictures[word] = class_images.class_latents(place, recipe.prior.count)
-        if writes:
-            _begin(folder, manifest, recipe, known, size=recipe.photos.size or model.size)
-        dev = None
-        if writes and recipe.choose.every:
-            dev = validation.DevSplit.of(model, recipe, known, folder, progress=screen.progress)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            groups = methods.attach(model, recipe)
-        text_trains = any(group["name"] != "unet" for group in groups)
-        data = training_set.build_training_set(model, recipe, known, priors=pictures, text_trains=text_trains)
-        run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
-        own = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
-        shown = preflight.representable(data, own)
-        data.release()
-        for line in [*preflight.describe_run(data, run.engine), *shown]:
-            screen.say(line)
-        if every := recipe.choose.every:
-            screen.say(f"every {every} steps pictures are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
+        run = _begin(model, recipe, subjects, priors, folder=folder, manifest=manifest, screen=screen)
         run_folder.require_free_disk(folder, disk_bytes(run))
-        return _train(run, screen, profile=profile)
+        return _finish_training(run, screen, profile=profile)
 
 
-def check(
-    model: LatentModel, sources: Sequence, recipe: Recipe, *, profile: bool = False
-) -> tuple[Recipe, list[Subject], list[str]]:
-    """The recipe with its tokens, subjects, notices. UserError for all that can be wrong before any long work begins."""
-    train, size = recipe.train, recipe.photos.size or model.size
-    methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
-    methods.check_split_weights(recipe, model.dtype)
-    sampling.sampler_named(recipe.draw.sampler)
-    if profile:
-        profiler.require_steps(recipe)
-    check_trackers(train.trackers)
-    if size % (8 * model.downscale):
-        raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
-    chosen, remarks = choose_tokens(model, recipe.token, len(recipe.class_word), train.methods, classes=recipe.class_word)
-    known, notices = load_subjects(sources, recipe, tokens=chosen, size=size)
-    if recipe.choose.every:
-        for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.name), recipe.class_word):
-            fill(template, "", word)
-        encoders.load_encoders(model.name, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
-    return dataclasses.replace(recipe, token=chosen), known, notices + remarks
+def _begin(
+    model: LatentModel,
+    recipe: Recipe,
+    subjects: list[Subject],
+    priors: Mapping[str, Path],
+    *,
+    folder: Path,
+    manifest: dict,
+    screen: Terminal,
+) -> TrainingRun:
+    """The run's folder, its training set and engine, and what is to be said before the first step."""
+    latents = {}
+    for word, place in priors.items():
+        class_images.check_folder(place, manifest["prior"][word])
+        latents[word] = class_images.class_latents(place, recipe.prior.count)
+    writes, dev = distributed.rank() == 0, None
+    if writes:
+        _write_folder(folder, manifest, recipe, subjects, size=recipe.photos.size or model.size)
+    if writes and recipe.choose.every:
+        dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        groups = methods.attach(model, recipe)
+    text_trains = any(group["name"] != "unet" for group in groups)
+    data = build_training_set(model, recipe, subjects, priors=latents, text_trains=text_trains)
+    run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
+    shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
+    vae_lines = preflight.representable(data, shown)
+    data.release()
+    for line in [*preflight.describe_run(data, run.engine), *vae_lines]:
+        screen.say(line)
+    if every := recipe.choose.every:
+        screen.say(f"every {every} steps images are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
+    return run
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished"
-
-
-def _begin(folder: Path, manifest: dict, recipe: Recipe, known: list[Subject], *, size: int) -> None:
+def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], *, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_manifest(folder, manifest)
     run_folder.write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with run_folder.writing(folder / "photos.png") as temporary:
-        shown = [photo for subject in known for photo in subject.photos]
-        preview(shown, size, how=recipe.photos.crop).save(temporary)
+        photos = [photo for subject in subjects for photo in subject.photos]
+        preview(photos, size, how=recipe.photos.crop).save(temporary)
 
 
-def _train(run: TrainingRun, screen: Terminal, *, profile: bool) -> TrainResult:
+def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> TrainResult:
+    """The steps that are left, and the result."""
     recipe = run.recipe
     if recipe.train.ema:
         run.average = [p.detach().clone() for p in run.engine.params]
@@ -169,18 +213,18 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             log.add(step + 1, values)
             advance(note=log.line)
             last = step + 1 == train.steps
-            judged = keeping.judged(run.recipe, step + 1)
+            scored = judged(run.recipe, step + 1)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
-            # Read once: a signal that comes while a picture is drawn stops the next step. One process's stops all.
+            # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped), run.data.model.device)
-            if due or judged or last or stop:
+            if due or scored or last or stop:
                 log.flush()
                 save(run, step + 1, screen)
             if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
                 _sample(run, step + 1)
             if stop and step + 1 < train.steps:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
-            if judged and not last and _ended(run):
+            if scored and not last and _ended(run):
                 screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
                 return step + 1
     return train.steps
@@ -192,36 +236,57 @@ def _ended(run: TrainingRun) -> bool:
     )
 
 
-def _manifest(
-    model: LatentModel, recipe: Recipe, known: list[Subject], *, priors: Mapping[str, Path], wanted: Mapping[str, dict]
-) -> dict:
-    full = recipe_to_dict(recipe)
-    shape = {k: v for k, v in full.items() if k not in ("device", "vae", "draw", "evaluate")}
+def _finished(folder: Path) -> bool:
+    return (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished"
+
+
+def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Mapping[str, Path]) -> dict:
+    """What the run is. Its identity hashes all that decides its weights."""
+    settings = recipe_to_dict(recipe)
+    decisive = {k: v for k, v in settings.items() if k not in ("device", "vae", "draw", "evaluate")}
+    prior = {word: class_images.class_image_settings(model, recipe, word) for word in priors}
     # photos in their order, which decides the batches
-    shown = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in known]
-    identity = {"photos": shown, "base": model.fingerprint, "recipe": shape, "prior": wanted}
-    if recipe.choose.every:  # scores of one run are of pictures drawn in one way and seen by one pair of eyes
-        how = validation.sampling_config(recipe, recipe.choose.steps).decisive()
-        identity["choosing"] = [how, recipe.evaluate.dino, recipe.evaluate.clip]
-    entries = [
-        {
-            "token": s.token, "class": s.class_word, "prompt": s.prompt(recipe.train.prompt),
-            "photos": [{"path": p.path if p.path.startswith("hf:") else os.path.abspath(p.path), "sha256": p.sha256,
-                        "held_out": k >= len(s.photos)} for k, p in enumerate((*s.photos, *s.held_out))],
-            "prior_folder": os.path.abspath(priors[s.class_word]) if s.class_word in priors else "",
-        }
-        for s in known
-    ]  # fmt: skip
+    photos = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in subjects]
+    identity = {"photos": photos, "base": model.fingerprint, "recipe": decisive, "prior": prior}
+    if recipe.choose.every:  # the scores of one run are of images drawn in one way and judged by the same encoders
+        sampling = validation.sampling_config(recipe, recipe.choose.steps).decisive()
+        identity["choosing"] = [sampling, recipe.evaluate.dino, recipe.evaluate.clip]
     return {
-        "kind": "run", "status": "running", "identity": run_folder.key_of(identity),
-        "base": model.name, "fingerprint": model.fingerprint, "methods": list(recipe.train.methods), "subjects": entries,
-        "prior": wanted, "recipe": full, "seed": recipe.seed, "versions": run_folder.library_versions(),
-    }  # fmt: skip
+        "kind": "run",
+        "status": "running",
+        "identity": run_folder.key_of(identity),
+        "base": model.name,
+        "fingerprint": model.fingerprint,
+        "methods": list(recipe.train.methods),
+        "subjects": [_subject_entry(subject, recipe, priors) for subject in subjects],
+        "prior": prior,
+        "recipe": settings,
+        "seed": recipe.seed,
+        "versions": run_folder.library_versions(),
+    }
 
 
-def _find(runs: Path, name: str, manifest: dict) -> Path:
+def _subject_entry(subject: Subject, recipe: Recipe, priors: Mapping[str, Path]) -> dict:
+    photos = [
+        {
+            "path": photo.path if photo.path.startswith("hf:") else os.path.abspath(photo.path),
+            "sha256": photo.sha256,
+            "held_out": k >= len(subject.photos),
+        }
+        for k, photo in enumerate((*subject.photos, *subject.held_out))
+    ]
+    return {
+        "token": subject.token,
+        "class": subject.class_word,
+        "prompt": subject.prompt(recipe.train.prompt),
+        "photos": photos,
+        "prior_folder": os.path.abspath(priors[subject.class_word]) if subject.class_word in priors else "",
+    }
+
+
+def _run_folder(runs: Path, subjects: list[Subject], manifest: dict) -> Path:
     """The folder of this very run, or a new one: never one that holds another run."""
-    name = run_folder.slug(name)
+    name = run_folder.slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     for number in range(1, 10_000):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         if not (folder / "manifest.json").exists():

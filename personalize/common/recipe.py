@@ -24,6 +24,7 @@ from personalize.common.settings import (
     validated,
 )
 
+DEFAULTS = Path(__file__).parent / "defaults.toml"
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
 METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
 

@@ -18,6 +18,7 @@ from personalize.common.files import key_of, read_json, write_text, writing
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.run_folder import library_versions, lock, read_manifest, write_manifest
+from personalize.common.terminal import Terminal
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
@@ -95,6 +96,23 @@ def generate_missing(model: LatentModel, folder: Path, wanted: dict, count: int,
                 advance(len(part))
         _describe(folder, wanted, count)
     return sum(map(len, todo))
+
+
+def complete_set(
+    model: LatentModel, recipe: Recipe, class_word: str, *, root: Path, folder: Path | None, screen: Terminal
+) -> tuple[Path, int]:
+    """The `recipe.prior.count` class images in `folder`, or in the one of `root` that their key names -> (folder, drawn).
+
+    Of several processes each calls it. UserError for an empty class word and for a folder of other images.
+    """
+    if not class_word:
+        raise UserError("which class? Give one, as in: personalize prior dog")
+    wanted = class_image_settings(model, recipe, class_word)
+    folder = Path(folder) if folder else folder_for(root, wanted)
+    drawn = generate_missing(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
+    if not drawn:
+        screen.say(f"{recipe.prior.count} class images of {wanted['prompt']!r} are there already: {folder}")
+    return folder, drawn
 
 
 def class_latents(folder: Path, count: int) -> Tensor:

@@ -111,7 +111,7 @@ def _found(model: LatentModel, count: int) -> tuple[tuple[str, ...], list[str]]:
     """Words of Toyland that it has without meaning; for other bases, and further subjects, the weakest of the ranking."""
     from personalize.toyland.world.scenes import RARE_TOKENS
 
-    own = RARE_TOKENS[:count] if model.name == "toyland" else ()
+    own = RARE_TOKENS[:count] if model.has_world else ()
     if len(own) == count:
         return own, []
     ranked = [one.word for one in rank_tokens(model, limit=POOL) if not one.remark and one.word not in own]
@@ -174,7 +174,7 @@ def _pieces(model: LatentModel, word: str) -> int:
 
 def _known(model: LatentModel, word: str) -> str:
     """What a word is known to mean. Toyland has seen none of it."""
-    return "" if model.name == "toyland" else KNOWN.get(word.lower(), "")
+    return "" if model.has_world else KNOWN.get(word.lower(), "")
 
 
 def _check_word(word: str, others: tuple[str, ...], classes: tuple[str, ...]) -> None:

@@ -22,7 +22,6 @@ from personalize.evaluation.preprocessing import IMAGENET, OPENAI, PLAIN, Prepro
 from personalize.models.lazy_imports import lazy_imports
 
 BATCH = 64
-TOYLAND = Path(__file__).parents[1] / "toyland" / "weights"
 DINO = "facebook/dino-vits16"
 # The main branch holds pickled weights only; this is the hub's own conversion of them to safetensors.
 CLIP = "openai/clip-vit-base-patch32@refs/pr/15"
@@ -71,15 +70,14 @@ class _Source:
 
 
 @lru_cache(maxsize=1)
-def load_encoders(
-    base_name: str, device: torch.device | str, *, dino: str = "", clip: str = "", folder: Path = TOYLAND
-) -> Encoders:
+def load_encoders(base: Path, device: torch.device | str, *, dino: str = "", clip: str = "") -> Encoders:
     """The encoders for pictures of a base -> Encoders.
 
-    "toyland" has its own, in `folder`; all other bases share DINO ViT-S/16 and CLIP ViT-B/32. dino, clip: a folder, a
-    hub id, or a hub id with @revision in their place. UserError for one that cannot be had or is of another kind.
+    A Toyland has its own in the folder `base`; all other bases share DINO ViT-S/16 and CLIP ViT-B/32. dino, clip: a
+    folder, a hub id, or a hub id with @revision in their place. UserError for one that cannot be had or is of another kind.
     """
-    own, folder = base_name == "toyland", folder.resolve()
+    folder = base.resolve()
+    own = (folder / "encoders").is_dir()
     if own and not dino:
         of_dino = _Source("dino", str(folder / "encoders" / "identity"), "", PLAIN)
     else:

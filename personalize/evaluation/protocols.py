@@ -38,10 +38,10 @@ class Protocol:
     class_count: int
 
 
-def protocol(ask: Evaluate, base: str, class_word: str) -> Protocol:
+def protocol(ask: Evaluate, has_world: bool, class_word: str) -> Protocol:
     """What the settings ask for; "" is toyland for Toyland and standard otherwise. Counts that are given win."""
-    name = ask.protocol or ("toyland" if base == "toyland" else "standard")
-    quick, own = name == "quick", name == "toyland" or (name == "quick" and base == "toyland")
+    name = ask.protocol or ("toyland" if has_world else "standard")
+    quick, own = name == "quick", name == "toyland" or (name == "quick" and has_world)
     listed = prompts.TOYLAND if own else prompts.dreambench(class_word)
     templates = listed[:: len(listed) // 8][:8] if quick else listed
     count, class_count = (2, 8) if quick else (4, 16)
@@ -53,6 +53,6 @@ def protocol(ask: Evaluate, base: str, class_word: str) -> Protocol:
     )
 
 
-def dev_templates(given: tuple[str, ...], base: str) -> tuple[str, ...]:
+def dev_templates(given: tuple[str, ...], has_world: bool) -> tuple[str, ...]:
     """The prompts that checkpoints are chosen by."""
-    return tuple(dict.fromkeys(given)) or (TOYLAND_DEV if base == "toyland" else DEV)
+    return tuple(dict.fromkeys(given)) or (TOYLAND_DEV if has_world else DEV)

@@ -7,9 +7,9 @@ from pathlib import Path
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.models.interface import LatentModel
-from personalize.models.locate import TOYLAND, fingerprint, locate_base
+from personalize.models.locate import fingerprint, locate_base
 
-__all__ = ["MODELS", "TOYLAND", "LatentModel", "families", "fingerprint", "load_model", "locate_base"]
+__all__ = ["MODELS", "LatentModel", "families", "fingerprint", "load_model", "locate_base"]
 
 MODELS = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}  # pipeline class in model_index.json -> module
 

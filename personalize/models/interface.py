@@ -18,6 +18,7 @@ class LatentModel(Protocol):
     name: str  # as the user wrote it: "toyland", a hub id or a folder
     folder: Path  # the diffusers folder it was read from
     fingerprint: str  # of its weights
+    has_world: bool  # whether it is a Toyland, whose truth is known
     schedule: Schedule
     size: int  # px that it was trained at
     latent_channels: int

@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from personalize.common.bases import has_world
 from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
@@ -50,6 +51,7 @@ class LatentDiffusion:
         self.downscale = 2 ** (len(kl["block_out_channels"]) - 1)
         self.size = network["sample_size"] * self.downscale
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
+        self.has_world = has_world(str(folder))
         self.device, self.dtype, self._vae_works = device, dtype, vae
         self.index = read_json(folder / "model_index.json")
         self.schedule = loading.load_schedule(folder)

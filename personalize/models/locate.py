@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from personalize.common.bases import folder_of
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, sweep, writing
 from personalize.common.run_folder import require_free_disk
 
-TOYLAND = Path(__file__).parent.parent / "toyland" / "weights"
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 NEEDED = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
@@ -23,9 +23,7 @@ def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
 
     A single file is turned into a folder of the user's cache, once. UserError for what is none of these.
     """
-    if base == "toyland":
-        return TOYLAND
-    path = Path(base).expanduser()
+    path = folder_of(base)
     if path.is_dir():
         return path
     from personalize.formats import safetensors_io

@@ -75,7 +75,7 @@ def representable(data: TrainingSet, own: list | None) -> list[str]:
     advice = (
         "Toyland draws simple cartoons and will not draw a real subject; with a GPU, use a base trained on photos: "
         "--base stable-diffusion-v1-5/stable-diffusion-v1-5"
-        if model.name == "toyland"
+        if model.has_world
         else "Use a base whose training pictures are closer to your photos."
     )
     return [line, f"warning: no training can give more than the VAE shows, and that is little. {advice}"]

@@ -82,7 +82,7 @@ class DevSplit:
     @classmethod
     def of(cls, model: LatentModel, recipe: Recipe, known: list[Subject], folder: Path, *, progress: Callable) -> "DevSplit":
         """Draws by the base, which nothing is attached to yet, and looks at the photos."""
-        judge = encoders.load_encoders(model.name, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
+        judge = encoders.load_encoders(model.folder, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
         size, crop = recipe.photos.size or model.size, recipe.photos.crop
         judges = [scoring.make_reference(judge, s.photos, (), size=size, crop=crop, class_word=s.class_word) for s in known]
         self = cls(model, recipe, folder, known, judges, progress)
@@ -104,7 +104,7 @@ class DevSplit:
     def _rows(self, k: int, token: str, root: Path, name: str) -> list[dict]:
         """Rows of a subject's pictures and of its class's, by the model as it is; token "": by the base."""
         ask, seed, how = self.recipe.choose, self.recipe.seed, sampling_config(self.recipe, self.recipe.choose.steps)
-        asked = Protocol("dev", protocols.dev_templates(ask.prompts, self.model.name), ask.count, ask.class_count)
+        asked = Protocol("dev", protocols.dev_templates(ask.prompts, self.model.has_world), ask.count, ask.class_count)
         place = image_cache.cache_folder(root, name, self.model, seed=seed, purpose="choose", how=how)
         sat = image_cache.image_set(
             asked, place, class_prompt=self.recipe.prior.prompt, token=token, word=self.known[k].class_word

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from personalize import api, methods, models
+import personalize
+from personalize import methods, models
 from personalize.cli import app
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.recipe import load_recipe, recipe_to_toml
@@ -111,7 +112,7 @@ def test_a_dry_run_prints_a_recipe_that_reads_back_as_itself(terminal, tmp_path,
     (tmp_path / "recipe.toml").write_text(out)
     recipe = load_recipe(tmp_path / "recipe.toml")
     assert recipe_to_toml(recipe, comments=True) == out
-    assert api.resolve(tmp_path / "recipe.toml") == recipe
+    assert personalize.resolve(tmp_path / "recipe.toml") == recipe
     assert terminal("train", "--recipe", "recipe.toml", "--dry-run")[1] == out
 
 
@@ -129,11 +130,11 @@ def test_options_are_short_names_of_settings(terminal, tmp_path):
 
 def test_toylands_own_defaults_give_way_to_a_file_and_a_file_to_an_option(tmp_path):
     plain = load_recipe(None)
-    assert api.resolve().train.lr != plain.train.lr and api.resolve().base == plain.base == "toyland"
+    assert personalize.resolve().train.lr != plain.train.lr and personalize.resolve().base == plain.base == "toyland"
     (tmp_path / "r.toml").write_text("[train]\nsteps = 11\nlr = 0.5\n")
-    recipe = api.resolve(tmp_path / "r.toml", ["train.lr=0.25"])
+    recipe = personalize.resolve(tmp_path / "r.toml", ["train.lr=0.25"])
     assert (recipe.train.steps, recipe.train.lr) == (11, 0.25)
-    assert api.resolve(None, ["base=o/n"]) == load_recipe(None, ["base=o/n"]), "toyland's defaults are for toyland only"
+    assert personalize.resolve(None, ["base=o/n"]) == load_recipe(None, ["base=o/n"]), "toyland's defaults are for toyland only"
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(terminal, monkeypatch, model, tiny_sd, tmp_path):
@@ -183,7 +184,7 @@ def test_a_stop_has_the_status_of_its_kind(terminal, monkeypatch, raised, status
     def fails(*args, **options):
         raise raised
 
-    monkeypatch.setattr(api, "generate", fails)
+    monkeypatch.setattr("personalize.commands.generate.generate", fails)
     assert terminal("generate", "a dog") == (status, "", said)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from personalize import api
+import personalize
 from personalize.cli import import_command
 from personalize.cli.import_command import split_prompt
 from personalize.cli.import_command.scripts import SCRIPTS, SEVERAL, SWITCH, flags
@@ -296,10 +296,10 @@ def test_the_commands_of_the_guides_become_these_recipes(command, expected, tmp_
 def test_the_file_says_the_same_on_top_of_what_its_base_and_method_start_from(command, tmp_path):
     """A value that equals the plain default is not left out where the method starts from another."""
     imported = import_command.recipe_from(command)
-    start = api.resolve(None, import_command.foundation(imported))
+    start = personalize.resolve(None, import_command.foundation(imported))
     path = tmp_path / "recipe.toml"
     path.write_text(import_command.toml(imported, start=start))
-    there, meant = flat_settings(api.resolve(path)), flat_settings(load_recipe(None, imported.settings))
+    there, meant = flat_settings(personalize.resolve(path)), flat_settings(load_recipe(None, imported.settings))
     keys = [text.partition("=")[0] for text in imported.settings]
     assert {key: there[key] for key in keys} == {key: meant[key] for key in keys}
     others = there.keys() - set(keys)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from personalize import api
+import personalize
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
 from personalize.common.recipe import Evaluate
@@ -64,14 +64,14 @@ def photos(tmp_path_factory):
 def runs(photos, settings, tmp_path_factory):
     """Two runs in a folder, one that chooses among its checkpoints and one at twice the learning rate."""
     root = tmp_path_factory.mktemp("runs")
-    api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=root)
-    api.train(photos, class_word="dog", settings=[*settings, "train.lr=2e-3"], runs=root)
+    personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=root)
+    personalize.train(photos, class_word="dog", settings=[*settings, "train.lr=2e-3"], runs=root)
     return root
 
 
 @pytest.fixture(scope="module")
 def result(runs):
-    return api.evaluate(runs / "zqv-dog")
+    return personalize.evaluate(runs / "zqv-dog")
 
 
 def table(result):
@@ -101,14 +101,14 @@ def test_no_dev_prompt_is_in_any_protocol():
     ],
 )
 def test_protocols_are_these_prompts_and_counts(ask, base, word, shape):
-    found = protocols.protocol(Evaluate(**ask), base, word)
+    found = protocols.protocol(Evaluate(**ask), base == "toyland", word)
     assert (found.name, len(found.templates), found.count, found.class_count) == shape
     assert len(set(found.templates)) == len(found.templates)
 
 
 def test_live_subjects_have_the_live_list():
-    assert protocols.protocol(Evaluate(), "sd", "cat").templates == prompts.LIVE
-    assert protocols.protocol(Evaluate(), "sd", "teapot").templates == prompts.OBJECT
+    assert protocols.protocol(Evaluate(), False, "cat").templates == prompts.LIVE
+    assert protocols.protocol(Evaluate(), False, "teapot").templates == prompts.OBJECT
 
 
 # --- evaluate ---
@@ -150,7 +150,7 @@ def test_a_photo_is_held_out_of_five_and_none_of_four(result, photos, runs, sett
     (tmp_path / "four").mkdir()
     for name in ("00.png", "01.png", "02.png", "03.png"):
         shutil.copy(photos / name, tmp_path / "four")
-    folder = api.train(tmp_path / "four", class_word="dog", settings=settings, runs=tmp_path / "runs").folder
+    folder = personalize.train(tmp_path / "four", class_word="dog", settings=settings, runs=tmp_path / "runs").folder
     assert not any(row["held_out"] for row in run_folder.read_manifest(folder)["subjects"][0]["photos"])
 
 
@@ -162,19 +162,19 @@ def test_a_second_evaluation_draws_only_what_is_missing(result, runs, monkeypatc
         draw(model, sat, **options)
 
     monkeypatch.setattr(image_cache, "generate_missing", count)
-    again = api.evaluate(runs / "zqv-dog")
+    again = personalize.evaluate(runs / "zqv-dog")
     assert not drawn and again.metrics["scores"] == result.metrics["scores"]
-    api.evaluate(runs / "zqv-dog", settings=["evaluate.count=3"])
+    personalize.evaluate(runs / "zqv-dog", settings=["evaluate.count=3"])
     assert len(drawn) == 2 * 2 and {number for _, number in drawn} == {2}
 
 
 def test_another_checkpoint_is_scored_by_its_own_pictures(result, runs):
     other = "2" if run_folder.read_manifest(runs / "zqv-dog")["chosen"] != 2 else "4"
-    first = api.evaluate(runs / "zqv-dog", checkpoint=other).metrics
+    first = personalize.evaluate(runs / "zqv-dog", checkpoint=other).metrics
     assert first["scores"]["dino"]["floor"] == result.metrics["scores"]["dino"]["floor"]
     assert first["run"]["checkpoint"] == f"checkpoint {other}"
     assert first["scores"]["dino"]["score"] != result.metrics["scores"]["dino"]["score"]
-    api.evaluate(runs / "zqv-dog")
+    personalize.evaluate(runs / "zqv-dog")
 
 
 def test_a_deleted_or_changed_photo_is_named(runs, photos, result):
@@ -183,10 +183,10 @@ def test_a_deleted_or_changed_photo_is_named(runs, photos, result):
     try:
         gone.unlink()
         with pytest.raises(UserError, match="02.png of this run is no longer there"):
-            api.evaluate(runs / "zqv-dog")
+            personalize.evaluate(runs / "zqv-dog")
         Image.new("RGB", (64, 64)).save(gone)
         with pytest.raises(UserError, match="02.png is not the one"):
-            api.evaluate(runs / "zqv-dog")
+            personalize.evaluate(runs / "zqv-dog")
     finally:
         gone.write_bytes(kept)
 
@@ -197,21 +197,21 @@ def test_a_run_without_a_result_says_so_before_anything_is_drawn(runs, tmp_path,
     run_folder.write_manifest(folder, run_folder.read_manifest(folder) | {"status": "interrupted"})
     monkeypatch.setattr(image_cache, "generate_missing", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="interrupted, not finished"):
-        api.evaluate(folder)
+        personalize.evaluate(folder)
     with pytest.raises(UserError, match="no checkpoint '77'"):
-        api.evaluate(runs / "zqv-dog", checkpoint="77")
+        personalize.evaluate(runs / "zqv-dog", checkpoint="77")
 
 
 def test_an_unknown_placeholder_is_named_before_anything_is_drawn(runs, monkeypatch):
     monkeypatch.setattr(image_cache, "generate_missing", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="unknown placeholder {colour}"):
-        api.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {colour} {class}"'])
+        personalize.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {colour} {class}"'])
 
 
 def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, monkeypatch):
     monkeypatch.setattr(image_cache, "generate_missing", lambda *args, **options: pytest.fail("drawn"))
     with pytest.raises(UserError, match="evaluate.dino=FOLDER"):
-        api.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
+        personalize.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
 
 
 def test_unusable_pictures_are_counted_shown_and_scored(runs, result, tmp_path):
@@ -223,7 +223,7 @@ def test_unusable_pictures_are_counted_shown_and_scored(runs, result, tmp_path):
     import torch
 
     image_cache._write(victim, torch.full((3, 32, 32), torch.nan))
-    found = api.evaluate(copy / "zqv-dog", checkpoint=str(int(place.name[5:11]))).metrics
+    found = personalize.evaluate(copy / "zqv-dog", checkpoint=str(int(place.name[5:11]))).metrics
     assert [row["why"] for row in found["unusable"]] == ["not a number"]
     assert any("1 picture is unusable" in line for line in found["verdict"])
     assert len(table_of(copy / "zqv-dog")) == len(table(result))
@@ -238,7 +238,7 @@ def table_of(run):
 
 
 def test_runs_are_compared_picture_by_picture(runs):
-    found = api.compare([runs / "zqv-dog", runs / "zqv-dog-2"])
+    found = personalize.compare([runs / "zqv-dog", runs / "zqv-dog-2"])
     (row,) = found.rows
     one, two = (run_folder.read_json(runs / name / "evaluation" / "metrics.json") for name in ("zqv-dog", "zqv-dog-2"))
     want = two["scores"]["dino"]["score"] - one["scores"]["dino"]["score"]
@@ -252,7 +252,7 @@ def test_runs_are_compared_picture_by_picture(runs):
 
 def test_one_run_cannot_be_compared(runs):
     with pytest.raises(UserError, match="two or more"):
-        api.compare([runs / "zqv-dog"])
+        personalize.compare([runs / "zqv-dog"])
 
 
 def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
@@ -261,14 +261,14 @@ def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
         shutil.copytree(photos, source / name)
         (source / name / "subject.toml").write_text(f'class = "{word}"\n')
     short = [*settings, "train.steps=1", "evaluate.count=1", "evaluate.class_count=1"]
-    found = api.dreambench(str(source), settings=short, runs=tmp_path / "runs", priors=tmp_path / "priors")
+    found = personalize.dreambench(str(source), settings=short, runs=tmp_path / "runs", priors=tmp_path / "priors")
     assert [row["subject"] for row in found.rows] == ["rex", "tom"] and "**mean**" in found.text
     with pytest.raises(UserError, match="subject.toml"):
-        api.dreambench(str(tmp_path / "empty"), settings=short)
+        personalize.dreambench(str(tmp_path / "empty"), settings=short)
     page = run_folder.read_json(tmp_path / "runs" / "zqv-dog" / "evaluation" / "metrics.json")
     assert page["photos_included"]
     with pytest.raises(UserError, match="hf:google/dreambooth"):
-        api.dreambench("hf:someone/else", settings=short)
+        personalize.dreambench("hf:someone/else", settings=short)
 
 
 # --- choosing while training ---
@@ -279,7 +279,7 @@ def test_a_run_keeps_the_checkpoint_that_its_scores_choose(runs, settings):
     manifest = run_folder.read_manifest(folder)
     scored = checkpoint_selection.read_scored(folder / checkpoint_selection.FILE)
     assert [s.step for s in scored] == [2, 4, 6]
-    limits = api.resolve(None, [*settings, *CHOOSE]).choose
+    limits = personalize.resolve(None, [*settings, *CHOOSE]).choose
     assert (
         manifest["chosen"] == checkpoint_selection.choose_checkpoint(scored, limits).step
         and f"step {manifest['chosen']}" in manifest["why"]
@@ -294,7 +294,7 @@ def test_the_result_is_the_chosen_checkpoint_bit_for_bit(runs, settings):
 
     folder = runs / "zqv-dog"
     manifest = load_run.require_run(folder)
-    base = api.resolve(None, settings).base
+    base = personalize.resolve(None, settings).base
     found = []
     for at in ("", str(manifest["chosen"]), "last"):
         model = models.load_model(base, device="cpu", dtype="float32", say=lambda line: None)
@@ -306,7 +306,7 @@ def test_the_result_is_the_chosen_checkpoint_bit_for_bit(runs, settings):
 
 def test_scoring_does_not_change_the_training(runs, photos, settings, tmp_path):
     """The last checkpoint of a run that scores on the way is that of one that does not."""
-    plain = api.train(photos, class_word="dog", settings=settings, runs=tmp_path).folder
+    plain = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path).folder
     last = [run_folder.checkpoints(folder)[-1] / load_run.STATE for folder in (plain, runs / "zqv-dog")]
     assert last[0].read_bytes() == last[1].read_bytes()
 
@@ -325,10 +325,10 @@ def test_a_run_that_was_stopped_before_scoring_chooses_as_one_that_was_not(at, r
 
     monkeypatch.setattr(keeping, "_judge", cut)
     with pytest.raises(RuntimeError):
-        api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path)
+        personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path)
     assert at not in steps
     monkeypatch.setattr(keeping, "_judge", judge)
-    folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
+    folder = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
     assert run_folder.read_manifest(folder)["chosen"] == run_folder.read_manifest(runs / "zqv-dog")["chosen"]
     assert checkpoint_selection.read_scored(folder / checkpoint_selection.FILE) == checkpoint_selection.read_scored(
         runs / "zqv-dog" / checkpoint_selection.FILE
@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_before_scoring_chooses_as_one_that_was_not(at, r
 def test_the_best_checkpoint_outlives_newer_ones(photos, settings, tmp_path, monkeypatch):
     real = checkpoint_selection.choose_checkpoint
     monkeypatch.setattr(checkpoint_selection, "choose_checkpoint", lambda scored, limits: real(scored[:1], limits))
-    folder = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE, "train.keep=1"], runs=tmp_path).folder
+    folder = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE, "train.keep=1"], runs=tmp_path).folder
     assert [path.name for path in run_folder.checkpoints(folder)] == ["step-000002", "step-000006"]
     assert run_folder.read_manifest(folder)["chosen"] == 2
 
@@ -346,7 +346,7 @@ def test_the_best_checkpoint_outlives_newer_ones(photos, settings, tmp_path, mon
 def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_selection, "stalled", lambda scored, patience: len(scored) == 2)
     screen = Screen()
-    found = api.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path, screen=screen)
+    found = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path, screen=screen)
     assert found.steps == 4 and [path.name for path in run_folder.checkpoints(found.folder)][-1] == "step-000004"
     assert any("ended after step 4 of 6" in line for line in screen.lines)
     assert run_folder.read_manifest(found.folder)["status"] == "finished"
@@ -354,10 +354,10 @@ def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monk
 
 def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
     words = ["token=zqv,zzk", *CHOOSE]
-    found = api.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
+    found = personalize.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
     (first, *_) = checkpoint_selection.read_scored(found.folder / checkpoint_selection.FILE)
     assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 16
-    scores = api.evaluate(found.folder, token="zzk")
+    scores = personalize.evaluate(found.folder, token="zzk")
     assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"
 
 
@@ -373,40 +373,38 @@ def test_half_precision_draws_and_the_judges_see_in_float32(photos, settings, tm
 
     monkeypatch.setattr(scoring, "score_images", look)
     words = [*settings, *CHOOSE, "choose.count=2", "dtype=bfloat16", "train.steps=2"]
-    api.train(photos, class_word="dog", settings=words, runs=tmp_path)
+    personalize.train(photos, class_word="dog", settings=words, runs=tmp_path)
     assert len(seen) == 2 and min(seen) > 1e-4, "bfloat16 has 8 bits"
 
 
 def test_one_photo_is_enough_to_choose_and_to_evaluate(photos, settings, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(photos / "01.png", tmp_path / "one")
-    folder = api.train(tmp_path / "one", class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path / "runs").folder
-    metrics = api.evaluate(folder).metrics
+    folder = personalize.train(tmp_path / "one", class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path / "runs").folder
+    metrics = personalize.evaluate(folder).metrics
     assert metrics["copying"] is None and "one photo only" in metrics["verdict"][0]
 
 
 def test_what_choosing_needs_is_checked_before_any_class_picture_is_drawn(photos, settings, tmp_path, monkeypatch):
-    from personalize.commands import prior
-
-    monkeypatch.setattr(prior, "run", lambda *args, **options: pytest.fail("drawn"))
+    monkeypatch.setattr("personalize.data.class_images.complete_set", lambda *args, **options: pytest.fail("drawn"))
     asked = [*settings, *CHOOSE, "prior.count=3"]
     for wrong, words in (('choose.prompts="a {colour}"', "unknown placeholder"), ("evaluate.dino=/no/such", "no such folder")):
         with pytest.raises(UserError, match=words):
-            api.train(photos, class_word="dog", settings=[*asked, wrong], runs=tmp_path)
+            personalize.train(photos, class_word="dog", settings=[*asked, wrong], runs=tmp_path)
 
 
 def test_a_page_without_photos_names_neither_them_nor_where_the_base_lies(runs, tiny_sd, photos):
-    out = api.evaluate(runs / "zqv-dog", photos=False).report.parent
+    out = personalize.evaluate(runs / "zqv-dog", photos=False).report.parent
     for file in ("report.html", "report.md", "metrics.json", "per_image.csv"):
         text = (out / file).read_text()
         assert "04.png" not in text and str(tiny_sd.parent) not in text and str(photos) not in text
-    api.evaluate(runs / "zqv-dog")
+    personalize.evaluate(runs / "zqv-dog")
 
 
 def test_a_template_given_twice_counts_once(runs):
-    twice = api.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']).metrics
+    twice = personalize.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']).metrics
     assert len(twice["prompts"]) == 1 and twice["protocol"]["prompts"] == 1
-    api.evaluate(runs / "zqv-dog")
+    personalize.evaluate(runs / "zqv-dog")
 
 
 def test_dreambooths_own_subjects_are_thirty_of_fifteen_classes():

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from personalize import api, models
+import personalize
+from personalize import models
 from personalize.cli import app
 from personalize.commands.export import model_card, targets, verify
 from personalize.commands.export.model_card import Card
@@ -51,11 +52,12 @@ CASES = [
 ]  # fmt: skip
 FRESH = """
 import json, sys
-from personalize import api, models
+import personalize
+from personalize import models
 jobs, known = json.load(sys.stdin)
 models.load_model = read_once(models.load_model, known)
 for job in jobs:
-    print(api.generate(**job).files[0])
+    print(personalize.generate(**job).files[0])
 """
 
 
@@ -94,7 +96,9 @@ def run_of(bases, tmp_path_factory):
     def get(method, base="sd"):
         if (method, base) not in made:
             settings = [*TRAIN, *METHODS[method], f"base={bases[base]}"]
-            made[method, base] = api.train(PHOTOS, class_word="dog", settings=settings, runs=root / f"{method}-{base}").folder
+            made[method, base] = personalize.train(
+                PHOTOS, class_word="dog", settings=settings, runs=root / f"{method}-{base}"
+            ).folder
         return made[method, base]
 
     return get
@@ -109,8 +113,8 @@ def pictures(run_of, bases, tmp_path_factory):
         if (method, base) not in made:
             run = run_of(method, base)
             prompt = prompt_of(run)
-            bare = api.generate([prompt], base=str(bases[base]), settings=DRAW, out=root / f"{method}-{base}-bare")
-            own = api.generate([prompt], run=run, settings=DRAW, out=root / f"{method}-{base}")
+            bare = personalize.generate([prompt], base=str(bases[base]), settings=DRAW, out=root / f"{method}-{base}-bare")
+            own = personalize.generate([prompt], run=run, settings=DRAW, out=root / f"{method}-{base}")
             made[method, base] = pixels(bare.files[0]), pixels(own.files[0])
         return made[method, base]
 
@@ -127,7 +131,7 @@ def drawn(run_of, bases, tmp_path_factory):
         out.mkdir()
         if to == "diffusers":
             out = out / "folder"
-        files = api.export(run, to=to, fuse="fuse" in more, half="half" in more, out=out, check=False).files
+        files = personalize.export(run, to=to, fuse="fuse" in more, half="half" in more, out=out, check=False).files
         jobs.append(job_of(case, run, files, bases[base]) | {"settings": DRAW, "out": str(root / "drawn" / str(len(jobs)))})
     code = "import copy\n" + inspect.getsource(read_once) + FRESH
     done = subprocess.run(
@@ -193,7 +197,7 @@ def test_plain_diffusers_draws_the_runs_picture_by_a_folder_that_knows_the_word(
         from diffusers import DDIMScheduler, DiffusionPipeline
 
     run = run_of("pivotal")
-    folder = api.export(run, to="diffusers", fuse=True, half=half, out=tmp_path / "dog", check=False).files[0]
+    folder = personalize.export(run, to="diffusers", fuse=True, half=half, out=tmp_path / "dog", check=False).files[0]
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
@@ -249,13 +253,13 @@ def test_the_commands_own_check_says_how_near_and_how_far(run_of, terminal):
 
 def test_an_export_that_draws_another_picture_is_not_kept_and_an_older_one_is(run_of, pictures, no_process):
     run = run_of("lora")
-    good = api.export(run, to="kohya", settings=DRAW, check=False).files[0]
+    good = personalize.export(run, to="kohya", settings=DRAW, check=False).files[0]
     before, rows = good.read_bytes(), (run / "export" / "exports.jsonl").read_text()
     no_process(picture=pictures("lora", "sd")[0])  # as if the file did nothing
     with pytest.raises(UserError, match=r"does not draw the run's picture, so it is not kept: .* 7\.\d\d of 255"):
-        api.export(run, to="kohya", settings=DRAW)
+        personalize.export(run, to="kohya", settings=DRAW)
     with pytest.raises(UserError, match="does not draw the run's picture"):
-        api.export(run, to="single-file", fuse=True, settings=DRAW)
+        personalize.export(run, to="single-file", fuse=True, settings=DRAW)
     assert names(run / "export") == ["exports.jsonl", good.name]
     assert good.read_bytes() == before and (run / "export" / "exports.jsonl").read_text() == rows
 
@@ -265,14 +269,14 @@ def test_a_file_that_a_fresh_process_cannot_read_is_not_kept(run_of, monkeypatch
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
     said = "cannot draw with what was written, so it is not kept: the file was made for another base."
     with pytest.raises(UserError, match=said):
-        api.export(run_of("lora"), to="kohya", settings=DRAW, out=tmp_path / "x.safetensors")
+        personalize.export(run_of("lora"), to="kohya", settings=DRAW, out=tmp_path / "x.safetensors")
     assert names(tmp_path) == []
 
 
 def test_a_run_that_is_hardly_trained_cannot_be_checked(run_of, monkeypatch, tmp_path):
     monkeypatch.setattr(verify, "MARGIN", 100)
     with pytest.raises(UserError, match="is 7.* of 255 away from the base's, less than the 50 .*--no-check"):
-        api.export(run_of("lora"), to="kohya", settings=DRAW, out=tmp_path / "x.safetensors")
+        personalize.export(run_of("lora"), to="kohya", settings=DRAW, out=tmp_path / "x.safetensors")
     assert names(tmp_path) == []
 
 
@@ -309,7 +313,7 @@ def test_what_cannot_be_done_is_said_before_a_base_is_loaded(run_of, tmp_path, m
         ({"to": "kohya", "push": "me"}, "--push 'me' is no name of a repository. Give owner/name"),
     ]:
         with pytest.raises(UserError, match=said):
-            api.export(run, **options)
+            personalize.export(run, **options)
 
 
 def test_the_terminal_asks_for_a_format_and_for_a_run(terminal):
@@ -320,7 +324,7 @@ def test_the_terminal_asks_for_a_format_and_for_a_run(terminal):
 
 def test_only_an_unchanged_export_of_the_same_run_is_replaced(run_of, tmp_path):
     out = tmp_path / "dog.safetensors"
-    write = lambda method, **more: api.export(run_of(method), to="kohya", out=out, check=False, **more)  # noqa: E731
+    write = lambda method, **more: personalize.export(run_of(method), to="kohya", out=out, check=False, **more)  # noqa: E731
     out.write_text("mine")
     with pytest.raises(UserError, match="is there already, and it is not what an export of this run left there"):
         write("lora")
@@ -339,45 +343,49 @@ def test_only_an_unchanged_export_of_the_same_run_is_replaced(run_of, tmp_path):
 
 def test_an_empty_folder_is_filled_and_another_is_not(run_of, tmp_path):
     (tmp_path / "empty").mkdir()
-    api.export(run_of("lora"), to="diffusers", out=tmp_path / "empty", check=False)
+    personalize.export(run_of("lora"), to="diffusers", out=tmp_path / "empty", check=False)
     assert names(tmp_path / "empty") == ["pytorch_lora_weights.safetensors"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
-        api.export(run_of("lora"), to="diffusers", out=tmp_path / "mine", check=False)
+        personalize.export(run_of("lora"), to="diffusers", out=tmp_path / "mine", check=False)
     assert names(tmp_path / "mine") == ["letter.txt"]
 
 
 def test_files_go_into_a_folder_that_is_there_under_their_own_names(run_of, tmp_path):
     """The tiny base has a vocabulary of its own, which a single file cannot hold."""
-    files = api.export(run_of("pivotal"), to="single-file", fuse=True, out=tmp_path, check=False).files
+    files = personalize.export(run_of("pivotal"), to="single-file", fuse=True, out=tmp_path, check=False).files
     run = run_of("pivotal").name
     assert [path.name for path in files] == [f"{run}-fused.safetensors", "subject-dog.safetensors", "tokenizer"]
     assert names(tmp_path) == sorted(path.name for path in files)
-    more = api.export(run_of("lora"), to="single-file", fuse=True, out=tmp_path / "x.safetensors", check=False).files
+    more = personalize.export(run_of("lora"), to="single-file", fuse=True, out=tmp_path / "x.safetensors", check=False).files
     assert [path.name for path in more] == ["x.safetensors"], "the vocabulary of the same base lies there already"
 
 
 def test_a_lora_on_top_of_a_run_adds_to_it(run_of, pictures, tmp_path):
     """The run less itself is the base."""
     run = run_of("lora")
-    file = api.export(run, to="kohya", out=tmp_path / "dog.safetensors", check=False).files[0]
-    undone = api.generate([prompt_of(run)], run=run, loras=[f"{file}:-1"], settings=DRAW, out=tmp_path / "undone").files[0]
+    file = personalize.export(run, to="kohya", out=tmp_path / "dog.safetensors", check=False).files[0]
+    undone = personalize.generate(
+        [prompt_of(run)], run=run, loras=[f"{file}:-1"], settings=DRAW, out=tmp_path / "undone"
+    ).files[0]
     assert verify.distance(pixels(undone), pictures("lora", "sd")[0]) < 0.01
 
 
 def test_a_checkpoint_is_exported_as_it_was(run_of, tmp_path):
     run = run_of("lora")
-    result = api.export(run, to="kohya", out=tmp_path / "a.safetensors", check=False).files[0]
-    last = api.export(run, to="kohya", checkpoint="3", out=tmp_path / "b.safetensors", check=False).files[0]
+    result = personalize.export(run, to="kohya", out=tmp_path / "a.safetensors", check=False).files[0]
+    last = personalize.export(run, to="kohya", checkpoint="3", out=tmp_path / "b.safetensors", check=False).files[0]
     assert tensors(result) == tensors(last)
     with pytest.raises(UserError, match="has no checkpoint '2'; it has step-000003"):
-        api.export(run, to="kohya", checkpoint="2", out=tmp_path / "c.safetensors", check=False)
+        personalize.export(run, to="kohya", checkpoint="2", out=tmp_path / "c.safetensors", check=False)
 
 
 def test_a_kohya_file_says_rank_and_alpha_and_no_path(run_of, tmp_path):
-    files = {base: api.export(run_of("lora", base), to="kohya", out=tmp_path / f"{base}.safetensors", check=False).files[0]
-             for base in ("sd", "sdxl")}  # fmt: skip
+    files = {}
+    for base in ("sd", "sdxl"):
+        out = tmp_path / f"{base}.safetensors"
+        files[base] = personalize.export(run_of("lora", base), to="kohya", out=out, check=False).files[0]
     found = tensors(files["sd"])
     assert {key.split("_")[1] for key in found} == {"unet", "te"}
     assert {key.split("_")[1] for key in tensors(files["sdxl"])} == {"unet", "te1", "te2"}
@@ -419,7 +427,7 @@ def hub(monkeypatch):
 
 
 def pushed(run, **options):
-    return api.export(run, to="kohya", push="me/my-dog", settings=DRAW, check=False, **options)
+    return personalize.export(run, to="kohya", push="me/my-dog", settings=DRAW, check=False, **options)
 
 
 def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub):
@@ -446,7 +454,7 @@ def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub)
 
 def test_samples_are_the_runs_own_pictures_where_there_are_some_less_what_their_files_say(run_of, hub):
     run = run_of("lora")
-    api.generate(["a zqv dog asleep"], run=run, settings=DRAW)
+    personalize.generate(["a zqv dog asleep"], run=run, settings=DRAW)
     pushed(run)
     assert hub.calls[1][2] == ["README.md", "samples/1.png", f"{run.name}.safetensors"]
     folder = run / "export" / "upload-to-hub"

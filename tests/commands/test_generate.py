@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize import api, models
+import personalize
+from personalize import models
 from personalize.commands import generate
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
@@ -34,7 +35,9 @@ def read_once(model, monkeypatch):
 @pytest.fixture
 def draw(tiny_sd, tmp_path):
     def call(prompts=(PROMPT,), *settings, out="out", **options):
-        return api.generate(list(prompts), base=str(tiny_sd), settings=[*FAST, *settings], out=tmp_path / out, **options)
+        return personalize.generate(
+            list(prompts), base=str(tiny_sd), settings=[*FAST, *settings], out=tmp_path / out, **options
+        )
 
     return call
 
@@ -149,7 +152,7 @@ def test_the_words_that_do_not_fit_are_told(draw):
 
 def test_without_a_run_it_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="no finished run in .*personalize train PHOTOS --class WORD"):
-        api.generate([PROMPT], runs=tmp_path)
+        personalize.generate([PROMPT], runs=tmp_path)
 
 
 def test_pictures_of_a_run_and_of_its_checkpoints_do_not_take_each_others_place(model, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from personalize import api
+import personalize
 from personalize.cli import app
 from personalize.commands import plan as command
 from personalize.common.recipe import load_recipe
@@ -17,7 +17,7 @@ from personalize.training.memory.counter import Work
 @pytest.fixture
 def planned(tiny_sd, photos):
     def run(*settings):
-        return api.plan(
+        return personalize.plan(
             photos,
             class_word="dog",
             settings=[f"base={tiny_sd}", "device=cpu", "prior.kind=predictions", "prior.count=2", *settings],
@@ -67,7 +67,7 @@ def test_nothing_is_promised_where_nothing_helps(planned, free):
     ],
 )
 def test_switches_are_those_that_the_recipe_has_not_turned(more, expected):
-    found = command.switches(load_recipe(None, more))
+    found = command._switches(load_recipe(None, more))
     assert [name.removeprefix("train.").partition("=")[0] for name, _ in found] == expected
 
 
@@ -83,7 +83,7 @@ def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, ph
     done = CliRunner().invoke(app.app, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["fits"]
     free(1000)
-    monkeypatch.setattr(command, "switches", lambda recipe: [])
+    monkeypatch.setattr(command, "_switches", lambda recipe: [])
     done = CliRunner().invoke(app.app, [*words, "--quiet"])
     assert done.exit_code == 1 and done.stdout.startswith("it does not fit")
 

@@ -16,8 +16,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 import personalize
-from personalize import api, models
-from personalize.commands import prior as prior_command
+from personalize import models
 from personalize.commands import train as command
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
@@ -68,7 +67,8 @@ def crash():
 @pytest.fixture(scope="module")
 def prior(tiny_sd, tmp_path_factory):
     """Three class pictures."""
-    return prior_command.run(base(tiny_sd), recipe_of(), "dog", root=tmp_path_factory.mktemp("priors")).folder
+    settings = [f"base={tiny_sd}", *COMMON]
+    return personalize.prior("dog", settings=settings, root=tmp_path_factory.mktemp("priors")).folder
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,8 @@ def recipe_of(*more):
 
 def run(folder, photos, runs, *more, prior=None, screen=None):
     """A run's folder."""
-    screen = screen or Screen()
-    priors = {"dog": prior} if prior else {}
-    return command.run(base(folder), [photos], recipe_of(*more), priors=priors, runs=runs, screen=screen).folder
+    settings = [f"base={folder}", *COMMON, *([] if prior else ["prior.count=0"]), *more]
+    return personalize.train(photos, settings=settings, runs=runs, prior_folder=prior, screen=screen or Screen()).folder
 
 
 def files(folder):
@@ -147,9 +146,7 @@ def test_a_finished_run_is_these_files_and_the_same_command_changes_none(tiny_sd
     assert status(folder) == "finished"
     before = {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(folder).items()}
     screen = Screen()
-    more = [*method, "train.steps=2"]
-    again = command.run(base(tiny_sd), [photos], recipe_of(*more), priors={"dog": prior}, runs=tmp_path, screen=screen)
-    assert (again.folder, again.steps) == (folder, 0)
+    assert run(tiny_sd, photos, tmp_path, *method, "train.steps=2", prior=prior, screen=screen) == folder
     assert f"this run is finished: {folder}" in screen.lines
     assert before == {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(folder).items()}
 
@@ -202,7 +199,7 @@ def test_a_run_stopped_after_its_last_step_is_finished_by_the_next(tiny_sd, phot
     settings = [*LORA, "train.steps=2", "train.ema=0.9"]
     once = run(tiny_sd, photos, tmp_path / "once", *settings)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(command.keeping, "finish", lambda run, screen: crash())
+        patch.setattr(command, "finish", lambda run, screen: crash())
         run(tiny_sd, photos, tmp_path / "cut", *settings)
     assert bits(run(tiny_sd, photos, tmp_path / "cut", *settings)) == bits(once)
 
@@ -335,13 +332,13 @@ def test_the_last_checkpoint_is_the_result_with_an_average_too(tiny_sd, photos, 
 
 
 def test_the_average_is_of_the_weights_and_holds_no_graph(tiny_sd, photos, tmp_path, monkeypatch):
-    seen, save = [], command.keeping.save
+    seen, save = [], command.save
 
     def look(run, *given):
         seen.append([mean.requires_grad for mean in run.average])
         save(run, *given)
 
-    monkeypatch.setattr(command.keeping, "save", look)
+    monkeypatch.setattr(command, "save", look)
     folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=3", "train.ema=0.5", "train.checkpoint_every=1")
     assert len(seen) == 3 and not any(map(any, seen))
     state = load_file(folder / "checkpoints" / "step-000003" / load_run.STATE)
@@ -464,13 +461,13 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tiny_sd, photos, 
 
 
 def test_the_log_has_each_steps_own_rate_even_when_rows_are_written_late(tiny_sd, photos, tmp_path, monkeypatch):
-    late = command.runlog.Log.__init__
+    late = command.RunLog.__init__
 
     def ten_at_once(self, *arguments, **named):
         late(self, *arguments, **named)
         self.every = 10
 
-    monkeypatch.setattr(command.runlog.Log, "__init__", ten_at_once)
+    monkeypatch.setattr(command.RunLog, "__init__", ten_at_once)
     folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=4", "train.lr_schedule=linear")
     rates = [row["lr"] for row in run_folder.read_jsonl(folder / "log.jsonl")]
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
@@ -478,7 +475,7 @@ def test_the_log_has_each_steps_own_rate_even_when_rows_are_written_late(tiny_sd
 
 def test_what_is_wrong_is_said_before_any_work(tiny_sd, photos, tmp_path):
     with pytest.raises(UserError, match="what is the subject"):
-        api.train(photos, settings=[f"base={tiny_sd}", *LORA], runs=tmp_path)
+        personalize.train(photos, settings=[f"base={tiny_sd}", *LORA], runs=tmp_path)
     with pytest.raises(UserError, match="did you mean 'ddim'"):
         run(tiny_sd, photos, tmp_path, *LORA, "draw.sampler=dimm")
     with pytest.raises(UserError, match="lacks 9 of 9 class pictures"):
@@ -508,11 +505,9 @@ def test_a_run_of_the_first_schema_still_opens(tiny_sd, photos, tmp_path):
 
 
 def test_two_subjects_are_one_run(tiny_sd, photos, tall, tmp_path, prior):
-    recipe = recipe_of(*FULL, "train.steps=1", "class_word=dog,cat", "token=zqv,red", "prior.count=2")
-    model = base(tiny_sd)
-    cats = prior_command.run(model, recipe, "cat", root=tmp_path / "priors").folder
-    priors = {"dog": prior, "cat": cats}
-    folder = command.run(model, [photos, tall], recipe, priors=priors, runs=tmp_path, screen=Screen()).folder
+    settings = [f"base={tiny_sd}", *COMMON, *FULL, "train.steps=1", "class_word=dog,cat", "token=zqv,red", "prior.count=2"]
+    folder = personalize.train([photos, tall], settings=settings, runs=tmp_path, priors=prior.parent).folder
+    (cats,) = set(prior.parent.iterdir()) - {prior}
     assert folder.name == "zqv-dog-red-cat"
     entries = run_folder.read_manifest(folder)["subjects"]
     assert [(e["prompt"], len(e["photos"])) for e in entries] == [("a zqv dog", 5), ("a red cat", 3)]

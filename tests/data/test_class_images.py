@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 import personalize
-from personalize import api, models
-from personalize.commands import prior as command
+from personalize import models
 from personalize.common.errors import UserError
 from personalize.common.recipe import load_recipe
 from personalize.common.terminal import SILENT
@@ -38,9 +37,15 @@ def settings_of(model, recipe):
     return class_images.class_image_settings(model, recipe, *recipe.class_word)
 
 
+def complete(model, recipe, folder, *, root=None, word="dog"):
+    """(the folder, how many were drawn)"""
+    word = word and recipe.class_word[0]
+    return class_images.complete_set(model, recipe, word, root=root, folder=folder, screen=SILENT)
+
+
 def draw(model, folder, count=6, *more):
     recipe = recipe_of(count, *more)
-    command.run(model, recipe, *recipe.class_word, root=folder.parent, folder=folder)
+    complete(model, recipe, folder)
     return folder
 
 
@@ -117,10 +122,10 @@ def test_three_then_six_pictures_are_six_at_once(model, tmp_path):
 
 def test_the_same_command_again_draws_nothing_and_changes_nothing(model, six):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in six.iterdir()}
-    result = command.run(model, recipe_of(), "dog", root=six.parent, folder=six)
+    result = complete(model, recipe_of(), six)
     assert (result.drawn, result.count) == (0, 6)
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in six.iterdir()}
-    assert command.run(model, recipe_of(4), "dog", root=six.parent, folder=six).drawn == 0
+    assert complete(model, recipe_of(4), six) == (six, 0)
     assert json.loads((six / "manifest.json").read_text())["count"] == 6
 
 
@@ -171,7 +176,7 @@ def test_two_processes_draw_each_picture_once(model, six, tmp_path, monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ranks:
         monkeypatch.setenv("RANK", str(rank))
-        drawn.append(command.run(model, recipe_of(), "dog", root=tmp_path, folder=folder).drawn)
+        drawn.append(complete(model, recipe_of(), folder)[1])
     assert sorted(drawn) == [2, 4]
     assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
     assert_same(folder, six)
@@ -230,7 +235,7 @@ def test_draw_steps_count_where_the_prior_has_none(model):
 
 
 def test_each_key_has_its_own_folder_in_the_root(model, tmp_path):
-    one, other = (command.run(model, recipe_of(1, f"seed={seed}"), "dog", root=tmp_path).folder for seed in (0, 1))
+    one, other = (complete(model, recipe_of(1, f"seed={seed}"), None, root=tmp_path)[0] for seed in (0, 1))
     assert one != other and one.parent == other.parent == tmp_path
     assert pngs(one) != pngs(other)
 
@@ -265,9 +270,11 @@ def test_too_few_class_pictures_are_counted_and_the_remedy_named(six):
 
 def test_a_class_is_asked_for(model, tmp_path):
     with pytest.raises(UserError, match="which class"):
-        command.run(model, recipe_of(), "", root=tmp_path)
+        complete(model, recipe_of(), tmp_path, word="")
 
 
 def test_the_function_prior_draws_into_the_root(tiny_sd, tmp_path):
-    result = api.prior("dog", settings=[f"base={tiny_sd}", *SETTINGS[1:], "prior.count=1"], root=tmp_path, screen=SILENT)
+    result = personalize.prior(
+        "dog", settings=[f"base={tiny_sd}", *SETTINGS[1:], "prior.count=1"], root=tmp_path, screen=SILENT
+    )
     assert result.folder.parent == tmp_path and (result.folder / "00000.png").exists()

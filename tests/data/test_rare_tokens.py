@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from personalize import models
-from personalize.commands import rare_tokens as command
+from personalize.commands.rare_tokens import token_lines
 from personalize.common.errors import UserError
 from personalize.data import rare_tokens
 from personalize.models.lazy_imports import lazy_imports
@@ -216,7 +216,7 @@ def test_a_word_that_the_second_encoder_alone_knows_is_not_new():
 
 def test_the_table_has_a_line_a_word_and_columns_that_begin_together():
     rows = {"sks": axis(0, 0.5), "qxv": axis(20, 2.0)}
-    shown = command.lines(command.run(made(rows, rows=rows), limit=20))
+    shown = token_lines(rare_tokens.rank_tokens(made(rows, rows=rows), limit=20))
     assert shown[0].split() == ["word", "id", "prior", "norm", "nearest", "words"]
     assert len(shown) == 4 and shown[-1].startswith("prior: 0 the weakest")
     sks = next(line for line in shown if line.startswith("sks"))

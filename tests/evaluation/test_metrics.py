@@ -16,6 +16,8 @@ from personalize.evaluation.encoders import Encoders, IdentityEncoder
 from personalize.evaluation.metrics import METRICS
 from personalize.evaluation.metrics.similarity import Embeddings, ceiling, clip_i, clip_t, dino, embed
 
+NOWHERE = Path("/no/base")  # a base without encoders of its own
+
 
 def unit(*shape, k=0):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=generator(0, "unit", k)), dim=-1)
@@ -170,7 +172,7 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="session")
 def toyland(eyes):
-    return encoders.load_encoders("toyland", "cpu", folder=eyes)
+    return encoders.load_encoders(eyes, "cpu")
 
 
 def images(n, size=64):
@@ -210,7 +212,7 @@ def test_embeddings_are_those_of_transformers(toyland, eyes):
 
 def test_other_bases_take_folders_and_look_through_the_published_preprocessing(toyland, eyes):
     vit, clip = eyes / "encoders" / "identity", eyes / "encoders" / "clip"
-    other = encoders.load_encoders("some/base", "cpu", dino=str(vit), clip=str(clip))
+    other = encoders.load_encoders(NOWHERE, "cpu", dino=str(vit), clip=str(clip))
     assert other.names == toyland.names
     large = images(2, 96)
     shown = preprocessing.preprocess(large, preprocessing.IMAGENET, 64)
@@ -224,14 +226,14 @@ def test_token_and_patches_come_from_one_forward_pass(eyes, monkeypatch):
 
     seen, forward = [], ViTModel.forward
     monkeypatch.setattr(ViTModel, "forward", lambda self, **given: seen.append(1) or forward(self, **given))
-    embed(encoders.load_encoders("toyland", "cpu", folder=eyes), images(3))
+    embed(encoders.load_encoders(eyes, "cpu"), images(3))
     assert seen == [1]
 
 
 @pytest.mark.parametrize("other", [False, True])
 def test_the_line_on_preprocessing_tells_the_numbers_that_are_used(other, toyland, eyes):
     vit, clip = eyes / "encoders" / "identity", eyes / "encoders" / "clip"
-    judge = encoders.load_encoders("some/base", "cpu", dino=str(vit), clip=str(clip)) if other else toyland
+    judge = encoders.load_encoders(NOWHERE, "cpu", dino=str(vit), clip=str(clip)) if other else toyland
     statistics = {
         "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         "OpenAI": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -260,7 +262,7 @@ def test_masks_come_to_the_patches_that_see_the_masked_pixels(eyes, tmp_path):
 
     flat = ViTModel.from_pretrained(eyes / "encoders" / "identity", num_hidden_layers=0, add_pooling_layer=False)
     flat.save_pretrained(tmp_path)
-    for base in ("toyland", "some/base"):
+    for base in (eyes, NOWHERE):
         judge = encoders.load_encoders(base, "cpu", dino=str(tmp_path), clip=str(eyes / "encoders" / "clip"))
         for height, width in ((64, 64), (80, 150), (150, 80)):
             mask = torch.zeros(1, 1, height, width)
@@ -280,8 +282,8 @@ def test_names_tell_weights_apart_not_places(eyes, tmp_path):
     changed = ViTModel.from_pretrained(source, add_pooling_layer=False)
     changed.layernorm.bias.data[0] += 1
     changed.save_pretrained(tmp_path / "identity")
-    one = encoders.load_encoders("toyland", "cpu", folder=eyes)
-    two = encoders.load_encoders("toyland", "cpu", folder=eyes, dino=str(tmp_path / "identity"))
+    one = encoders.load_encoders(eyes, "cpu")
+    two = encoders.load_encoders(eyes, "cpu", dino=str(tmp_path / "identity"))
     assert one.names["dino"].startswith("identity sha256:") and two.names["dino"].startswith("identity sha256:")
     assert one.names["dino"] != two.names["dino"] and one.names["clip"] == two.names["clip"]
 
@@ -290,7 +292,7 @@ def test_names_tell_weights_apart_not_places(eyes, tmp_path):
 def test_an_encoder_that_cannot_be_downloaded_is_named_with_the_remedy(kind, name, eyes, offline):
     own = {"dino": str(eyes / "encoders" / "identity"), "clip": str(eyes / "encoders" / "clip")}
     with pytest.raises(UserError) as caught:
-        encoders.load_encoders("some/base", "cpu", **{**own, kind: ""})
+        encoders.load_encoders(NOWHERE, "cpu", **{**own, kind: ""})
     assert name in str(caught.value) and f"evaluate.{kind}=" in str(caught.value)
 
 
@@ -299,7 +301,7 @@ def test_pickled_weights_are_refused(eyes, tmp_path):
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"no model\.safetensors.*never read"):
-        encoders.load_encoders("some/base", "cpu", dino=str(tmp_path))
+        encoders.load_encoders(NOWHERE, "cpu", dino=str(tmp_path))
 
 
 def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(eyes, tmp_path):
@@ -311,7 +313,7 @@ def test_weights_that_are_missing_in_part_are_refused_not_drawn_at_random(eyes, 
     del weights["layernorm.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack layernorm\.bias"):
-        encoders.load_encoders("some/base", "cpu", dino=str(tmp_path))
+        encoders.load_encoders(NOWHERE, "cpu", dino=str(tmp_path))
 
 
 def test_damaged_absent_and_foreign_folders_are_refused(eyes, tmp_path):
@@ -320,8 +322,9 @@ def test_damaged_absent_and_foreign_folders_are_refused(eyes, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors at all")
     for given, why in ((tmp_path, "cannot load the identity"), (Path("/no/such"), "no such folder")):
         with pytest.raises(UserError, match=why):
-            encoders.load_encoders("some/base", "cpu", dino=str(given))
+            encoders.load_encoders(NOWHERE, "cpu", dino=str(given))
     with pytest.raises(UserError, match="'clip', where a ViT is needed"):
-        encoders.load_encoders("toyland", "cpu", folder=eyes, dino=str(eyes / "encoders" / "clip"))
+        encoders.load_encoders(eyes, "cpu", dino=str(eyes / "encoders" / "clip"))
+    (tmp_path / "encoders").mkdir()
     with pytest.raises(UserError, match="no such folder"):
-        encoders.load_encoders("toyland", "cpu", folder=tmp_path)
+        encoders.load_encoders(tmp_path, "cpu")

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from personalize.commands.pretrain import Pretrain
+from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
 from personalize.common.files import write_json
 from personalize.evaluation.metrics import toyland_truth
-from personalize.models import TOYLAND, fingerprint
+from personalize.models import fingerprint
 from personalize.toyland import probes
 from personalize.toyland.pretraining import pipeline
 from personalize.toyland.world import scenes as world

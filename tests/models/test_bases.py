@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from personalize import api, models
+import personalize
+from personalize import models
 from personalize.common import run_folder
 from personalize.models.lazy_imports import lazy_imports
 
@@ -79,15 +80,17 @@ def test_a_base_says_what_its_release_says(base):
 @pytest.mark.parametrize(("source", "method"), [("folder", "full"), ("file", "lora")])
 def test_the_whole_job(base, camera, tmp_path, source, method):
     settings = [*SMALL, f"base={getattr(base, source)}", f"train.methods={method}"]
-    drawn = api.prior("dog", settings=settings, root=base.priors)
+    drawn = personalize.prior("dog", settings=settings, root=base.priors)
     assert (drawn.drawn, drawn.count) == (2, 2)
-    done = api.train(camera, class_word="dog", settings=settings, runs=tmp_path / "runs", priors=base.priors)
+    done = personalize.train(camera, class_word="dog", settings=settings, runs=tmp_path / "runs", priors=base.priors)
     manifest = run_folder.read_manifest(done.folder)
     assert (done.steps, manifest["status"], manifest["base"]) == (3, "finished", str(getattr(base, source)))
     losses = [json.loads(line)["loss"] for line in (done.folder / "log.jsonl").read_text().splitlines()]
     assert losses and all(0 < loss < 100 for loss in losses)
-    tuned = api.generate(["a photo of a {token} {class}"], run=done.folder)
-    plain = api.generate(["a photo of a zqv dog"], base=str(getattr(base, source)), settings=SMALL, out=tmp_path / "plain")
+    tuned = personalize.generate(["a photo of a {token} {class}"], run=done.folder)
+    plain = personalize.generate(
+        ["a photo of a zqv dog"], base=str(getattr(base, source)), settings=SMALL, out=tmp_path / "plain"
+    )
     pictures = [np.asarray(Image.open(each.files[0])).astype(int) for each in (tuned, plain)]
     assert pictures[0].shape == (64, 64, 3) and np.abs(pictures[0] - pictures[1]).max() > 0, "training changed nothing"
     check = opens_as_a_folder if method == "full" else holds_an_adapter

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from personalize.commands import pretrain
+from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
-from personalize.models import TOYLAND
 from personalize.toyland.world import examples, scenes
 from personalize.toyland.world.backdrops import PLACE, SKY
 from personalize.toyland.world.render import draw_scene

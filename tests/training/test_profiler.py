@@ -11,12 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from personalize import api, models
+import personalize
 from personalize.cli import app
-from personalize.commands import train as command
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
-from personalize.common.recipe import load_recipe
 from personalize.common.terminal import Terminal
 from personalize.training import compile, profiler
 from personalize.training.profile_page import Profile, Row, kind_of, operators, page, words
@@ -69,12 +67,8 @@ def train(tiny_sd, photos, tmp_path):
     """Trains into a folder -> the run's folder, what was said."""
 
     def call(runs, *more, profile, screen=None):
-        model, screen = (
-            models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None),
-            screen or Screen(),
-        )
-        recipe = load_recipe(None, [*COMMON, *more])
-        result = command.run(model, [photos], recipe, priors={}, runs=tmp_path / runs, profile=profile, screen=screen)
+        screen, settings = screen or Screen(), [f"base={tiny_sd}", *COMMON, *more]
+        result = personalize.train(photos, settings=settings, runs=tmp_path / runs, profile=profile, screen=screen)
         return result.folder, screen.lines
 
     return call
@@ -165,14 +159,14 @@ def test_a_rest_too_short_to_profile_is_said(train):
 def test_too_few_steps_are_refused_before_a_class_picture_is_drawn(tiny_sd, photos, tmp_path):
     settings = [*COMMON, f"base={tiny_sd}", "prior.count=2", "train.steps=3"]
     with pytest.raises(UserError, match="train.steps = 3 is too few to profile, which takes 4 at least"):
-        api.train(photos, settings=settings, runs=tmp_path / "runs", priors=tmp_path / "priors", profile=True)
+        personalize.train(photos, settings=settings, runs=tmp_path / "runs", priors=tmp_path / "priors", profile=True)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_the_option_reaches_the_run_and_is_no_setting(monkeypatch, asked):
     seen, result = {}, SimpleNamespace(folder="f", steps=1, seconds=1)
-    monkeypatch.setattr(api, "train", lambda photos, **options: seen.update(options) or result)
+    monkeypatch.setattr("personalize.commands.train.train", lambda photos, **options: seen.update(options) or result)
     monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
     monkeypatch.setattr("sys.argv", ["personalize", "train", "photos", "--class", "dog", *["--profile"] * asked])
     with pytest.raises(SystemExit) as stop:

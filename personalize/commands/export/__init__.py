@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from personalize.commands.export import hub, model_card, targets, verify
 from personalize.commands.export.hub import Push
 from personalize.commands.export.targets import Form, Product
 from personalize.commands.export.verify import Check, Files
+from personalize.commands.session import RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import content_hash, explained
-from personalize.common.recipe import SamplingConfig, recipe_from_dict
+from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
@@ -27,7 +28,7 @@ RECORD, STAGE, UPLOAD = "exports.jsonl", ".tmp-stage", "upload-to-hub"  # in tha
 
 
 @dataclass(frozen=True)
-class Job:
+class _Job:
     """What is asked for.
 
     at     a checkpoint, or "" for the run's result
@@ -63,7 +64,62 @@ class _Written:
     samples: list[tuple[str, Image]]
 
 
-def require_possible(job: Job) -> None:
+def export(
+    run: Path | str | None = None,
+    *,
+    to: str,
+    fuse: bool = False,
+    half: bool = False,
+    out: Path | str | None = None,
+    checkpoint: str = "",
+    base: str = "",
+    check: bool = True,
+    push: str = "",
+    public: bool = False,
+    with_photos: bool = False,
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    screen: Terminal = SILENT,
+) -> ExportResult:
+    """A run (the newest finished one in `runs`), or one of its checkpoints, as other programs read it.
+
+    to: diffusers, single-file, kohya or a1111-embedding; `fuse` bakes an adapter into its base; `half`: half precision.
+    What was written is kept only if a fresh process draws the run's image with it; check=False leaves that out. push:
+    owner/name on the hub. UserError where the run has no such form, where something else lies at the place, and where the
+    check fails.
+    """
+    if not push and (public or with_photos):
+        raise UserError("--public and --with-photos are about a repository on the hub: name it, --push owner/name.")
+    folder = Path(run) if run else run_folder.newest_run(Path(runs))
+    goal = Push(push, public, with_photos) if push else None
+    job = _Job(folder, Form(to, fuse, half), at=checkpoint, out=Path(out) if out else None, check=check, push=goal)
+    _require_possible(job)
+    # float32 whatever the device: an adapter baked into half precision would lose much of itself.
+    settings = [*settings, "dtype=float32"]
+    _, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+    manifest, home = _unquantized(manifest), folder / FOLDER
+    place, stem = _place(job, manifest)
+    products = targets.products(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
+    with run_folder.lock(home):
+        products = [product for product in products if not _vocabulary_is_there(model, place, product)]
+        for product in products:
+            _require_ours(home, place / product.name)
+        run_folder.require_free_disk(home, _bytes(model, job.form, products))
+        with _stage(home) as stage:
+            written = _write(model, job, manifest, recipe, made=products, stage=stage, screen=screen)
+            files = [_put(stage / product.name, place / product.name) for product in products]
+        _record(home, files, job, written.check)
+        _say(files, products, written.check, screen)
+        if not goal:
+            return ExportResult(files, written.check)
+        card = _card(model, job, manifest, written, main=products[0])
+        photos = folder / hub.PHOTOS if with_photos else None
+        images = [image for _, image in written.samples]
+        upload = hub.folder(home / UPLOAD, card, files=files, pictures=images, photos=photos)
+    return ExportResult(files, written.check, hub.push(upload, goal))
+
+
+def _require_possible(job: _Job) -> None:
     """UserError for what can be known to fail before a base is loaded."""
     manifest = load_run.require_run(job.folder)
     targets.require_possible(manifest["methods"], job.form)
@@ -72,48 +128,18 @@ def require_possible(job: Job) -> None:
         hub.require_possible(job.push, job.folder)
 
 
-def run(model: LatentModel, job: Job, draw: SamplingConfig, *, seed: int, screen: Terminal = SILENT) -> ExportResult:
-    """Write a run's result, or one of its checkpoints, and push it if asked. `draw`, `seed`: of sample pictures.
-
-    UserError where the run has no such form, where something else lies at the place, and where the check fails: then
-    nothing is kept.
-    """
-    require_possible(job)
-    manifest, home = _unquantized(load_run.require_run(job.folder)), job.folder / FOLDER
-    place, stem = _place(job, manifest)
-    made = targets.products(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
-    with run_folder.lock(home):
-        made = [product for product in made if not _vocabulary_is_there(model, place, product)]
-        for product in made:
-            _require_ours(home, place / product.name)
-        run_folder.require_free_disk(home, _bytes(model, job.form, made))
-        with _stage(home) as stage:
-            done = _write(model, job, manifest, draw, made=made, seed=seed, stage=stage, screen=screen)
-            files = [_put(stage / product.name, place / product.name) for product in made]
-        _record(home, files, job, done.check)
-        _say(files, made, done.check, screen)
-        if not job.push:
-            return ExportResult(files, done.check)
-        card = _card(model, job, manifest, done, main=made[0])
-        photos = job.folder / hub.PHOTOS if job.push.with_photos else None
-        pictures = [picture for _, picture in done.samples]
-        upload = hub.folder(home / UPLOAD, card, files=files, pictures=pictures, photos=photos)
-    return ExportResult(files, done.check, hub.push(upload, job.push))
-
-
 def _write(
     model: LatentModel,
-    job: Job,
+    job: _Job,
     manifest: dict,
-    draw: SamplingConfig,
+    recipe: Recipe,
     *,
     made: list[Product],
-    seed: int,
     stage: Path,
     screen: Terminal,
 ) -> _Written:
     """The products into the stage, checked. What the model draws comes first: writing takes it apart."""
-    prompt, form = manifest["subjects"][0]["prompt"], job.form
+    prompt, form, draw = manifest["subjects"][0]["prompt"], job.form, recipe.draw
     base = verify.here(model, prompt, draw.guidance) if job.check else None
     name = load_run.load_run(model, job.folder, manifest, at=job.at)
     own = verify.here(model, prompt, draw.guidance) if job.check else None
@@ -121,10 +147,10 @@ def _write(
         verify.require_margin(own, base, half=form.half)
     samples = []
     if job.push:
-        samples = hub.samples(model, job.folder, manifest, draw, seed=seed, checkpoint=name, screen=screen)
-    recipe = recipe_from_dict(manifest["recipe"], str(job.folder))
+        samples = hub.samples(model, job.folder, manifest, draw, seed=recipe.seed, checkpoint=name, screen=screen)
+    trained = recipe_from_dict(manifest["recipe"], str(job.folder))
     screen.say(f"writing {made[0].name}")
-    files = targets.write(model, recipe, form, made=made, stage=stage)
+    files = targets.write(model, trained, form, made=made, stage=stage)
     if not job.check:
         return _Written(name, files, None, samples)
     screen.say("drawing with it in a fresh process")
@@ -140,7 +166,7 @@ def _unquantized(manifest: dict) -> dict:
     return manifest | {"recipe": recipe | {"train": recipe["train"] | {"quantize": ""}}}
 
 
-def _place(job: Job, manifest: dict) -> tuple[Path, str]:
+def _place(job: _Job, manifest: dict) -> tuple[Path, str]:
     """The folder that the products go into, and the main one's name without its ending."""
     run = job.folder.resolve().name
     stem = targets.stem(manifest["methods"], job.form, subjects=manifest["subjects"], run=run)
@@ -202,7 +228,7 @@ def _named(home: Path, path: Path) -> str:
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
-def _record(home: Path, files: list[Path], job: Job, check: Check | None) -> None:
+def _record(home: Path, files: list[Path], job: _Job, check: Check | None) -> None:
     said = asdict(job.form) | {"checkpoint": job.at, "check": asdict(check) if check else None, "time": time.time()}
     for file in files:
         run_folder.append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | said)
@@ -225,7 +251,7 @@ def _say(files: list[Path], made: list[Product], check: Check | None, screen: Te
     screen.say(str(check) if check else "not checked: nothing was drawn with it")
 
 
-def _card(model: LatentModel, job: Job, manifest: dict, done: _Written, *, main: Product) -> model_card.Card:
+def _card(model: LatentModel, job: _Job, manifest: dict, done: _Written, *, main: Product) -> model_card.Card:
     names = {main.name: targets.BASE} if main.what == targets.BASE else {}
     names |= {path.name: targets.LORA for path in done.files.loras}
     names |= {path.name: targets.WORD for path, _ in done.files.embeddings}

@@ -51,7 +51,7 @@ def samples(
         screen.say(f"sample pictures for the card: the newest in {os.path.relpath(place)}")
         return [(prompt, Image.open(path)) for prompt, path in list(found.items())[-SAMPLES:]]
     subject = manifest["subjects"][0]
-    templates = prompts.TOYLAND if model.name == "toyland" else prompts.dreambench(subject["class"])
+    templates = prompts.TOYLAND if model.has_world else prompts.dreambench(subject["class"])
     wanted = [prompts.fill(template, subject["token"], subject["class"]) for template in templates[:SAMPLES]]
     drawn = []
     with screen.progress("drawing samples for the card", len(wanted), unit="pictures") as advance:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from personalize.evaluation.encoders import BATCH, TOYLAND
+from personalize.common.bases import TOYLAND
+from personalize.evaluation.encoders import BATCH
 from personalize.evaluation.preprocessing import PLAIN, preprocess
 from personalize.toyland import probes
 from personalize.toyland.probes import SIZE, TABLES, Probe

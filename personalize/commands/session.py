@@ -1,0 +1,69 @@
+"""What the commands share: the resolved recipe, the base that is loaded, a run that is opened."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from personalize.common.bases import has_world
+from personalize.common.errors import UserError
+from personalize.common.recipe import ADAPTERS, DEFAULTS, Recipe, load_recipe
+from personalize.common.settings import read_toml
+from personalize.common.terminal import Terminal
+
+RUNS, PRIORS = Path("runs"), Path("priors")
+
+
+def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """The whole recipe: defaults of the base and the method, then the TOML file `recipe`, then texts such as "train.steps=400".
+
+    Of several methods an adapter's defaults win. UserError names what is wrong in the file or in a text.
+    """
+    path = Path(recipe) if recipe else None
+    given = load_recipe(path, settings)
+    defaults = read_toml(DEFAULTS)["toyland" if has_world(given.base) else "sd"]
+    adapts = set(given.train.methods) & set(ADAPTERS)
+    method = "lora" if adapts else next(iter(given.train.methods), "full")
+    return load_recipe(path, settings, defaults=defaults[method])
+
+
+def resolve_subjects(
+    photos: Path | str | Sequence[str],
+    class_word: str | Sequence[str],
+    recipe: Path | str | None,
+    settings: Sequence[str],
+) -> tuple[Recipe, list]:
+    """The recipe, and a source of photos for each of its subjects."""
+    words = [class_word] if isinstance(class_word, str) else list(class_word)
+    resolved = resolve(recipe, [*settings, f"class_word={json.dumps(words)}"] if any(words) else settings)
+    if not resolved.class_word:
+        raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
+    if len(resolved.class_word) == 1:
+        return resolved, [photos]
+    if isinstance(photos, str | Path):
+        raise UserError(
+            f"{len(resolved.class_word)} subjects, {', '.join(resolved.class_word)}, need as many folders of photos."
+        )
+    return resolved, list(photos)
+
+
+def open_base(recipe: Recipe, screen: Terminal):
+    """The recipe's base on its device -> LatentModel."""
+    from personalize import models
+    from personalize.common.malloc import keep_freed_memory_for
+
+    model = models.load_model(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say)
+    return keep_freed_memory_for(model)
+
+
+def open_run(run: Path | str | None, *, runs: Path, base: str, settings: Sequence[str], screen: Terminal):
+    """A run, the newest finished one in `runs` without a name -> (folder, its base, its recipe with `settings`, manifest)."""
+    from personalize.common.run_folder import newest_run
+    from personalize.training.load_run import require_run
+
+    folder = Path(run) if run else newest_run(Path(runs))
+    manifest = require_run(folder)
+    if not run:
+        screen.say(f"run: {os.path.relpath(folder)} ({manifest['subjects'][0]['prompt']!r}, newest finished)")
+    recipe = load_recipe(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])
+    return folder, open_base(recipe, screen), recipe, manifest
