@@ -23,6 +23,7 @@ from personalize.cli.options import (
     Runs,
     Seed,
     Set,
+    setting_option,
     settings_of,
     show,
 )
@@ -41,12 +42,12 @@ app = typer.Typer(
 @app.command()
 def prior(
     class_word: Annotated[str, typer.Argument(metavar="CLASS", help="What the subject is, such as dog.")],
-    count: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
+    count: Annotated[int | None, setting_option("prior.count")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for them; default: one named by what decides them.")] = None,
     base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
     priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
 ):  # fmt: skip
-    """Class pictures, drawn by the frozen base."""
+    """Class images, drawn by the frozen base."""
     settings = settings_of(set_, {"prior.count": count, "base": base, "seed": seed, "device": device, "dtype": dtype})
     if dry_run:
         return _print_recipe(recipe, settings)
@@ -63,14 +64,14 @@ def train(
     class_word: Annotated[
         list[str], typer.Option("--class", help="What the subject is, such as dog; once for each folder of several.")
     ] = [],
-    method: Annotated[list[Method], typer.Option(help="Which parameters train; may be given twice.")] = [],
+    method: Annotated[list[Method], setting_option("train.methods", more="; may be given twice")] = [],
     photos_option: Annotated[str, typer.Option("--photos", hidden=True)] = "",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    token: Annotated[list[str], typer.Option(help="Rare word for the subject.")] = [],
-    prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class pictures.")] = None,
-    init_from: Annotated[str, typer.Option(help="Adapter or embedding to go on from.")] = "",
-    profile: Annotated[bool, typer.Option("--profile", help="A page of where a step goes, and a trace, into the run.")] = False,
+    steps: Annotated[int | None, setting_option("train.steps")] = None,
+    lr: Annotated[float | None, setting_option("train.lr")] = None,
+    token: Annotated[list[str], setting_option("token")] = [],
+    prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class images.")] = None,
+    init_from: Annotated[str, setting_option("train.init_from")] = "",
+    profile: Annotated[bool, typer.Option("--profile", help="Where a step's time goes, and a trace, into the run.")] = False,
     base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
     runs: Runs = Path("runs"), priors: Priors = Path("priors"),
     quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
@@ -100,12 +101,12 @@ def train(
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="What to draw; {token} and {class} are filled in.")] = None,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
-    count: Annotated[int | None, typer.Option(help="Pictures of each prompt.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is plain.")] = None,
-    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
-    sampler: Annotated[str, typer.Option(help="dpm++2m, ddim, ddpm, euler, euler-a, heun, unipc, pndm, lcm.")] = "",
-    size: Annotated[int | None, typer.Option(help="Edge, px.")] = None,
+    count: Annotated[int | None, setting_option("draw.count")] = None,
+    steps: Annotated[int | None, setting_option("draw.steps")] = None,
+    guidance: Annotated[float | None, setting_option("draw.guidance")] = None,
+    negative: Annotated[str, setting_option("draw.negative")] = "",
+    sampler: Annotated[str, setting_option("draw.sampler")] = "",
+    size: Annotated[int | None, setting_option("draw.size")] = None,
     lora: Annotated[
         list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA file of diffusers, PEFT or kohya. May be given again.")
     ] = [],
@@ -116,7 +117,7 @@ def generate(
     dtype: Dtype = "", runs: Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None,
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
-    """Pictures of the subject, by the newest finished run; with --base alone, by the bare base."""
+    """Images of the subject, by the newest finished run; with --base alone, by the bare base."""
     from personalize.common.prompts import read_prompts
 
     wanted = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]

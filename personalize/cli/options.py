@@ -7,21 +7,29 @@ from typing import Annotated
 
 import typer
 
-from personalize.common.recipe import METHODS
+from personalize.common.recipe import METHODS, SETTINGS
+from personalize.common.settings import meaning
+
+
+def setting_option(key: str, *names: str, more: str = ""):
+    """A shorter name for a setting: its help is the setting's own meaning, with its choices."""
+    text = meaning(SETTINGS[key])
+    return typer.Option(*names, help=f"{text[:1].upper()}{text[1:]}{more}.")
+
 
 Method = StrEnum("Method", {name: name for name in METHODS})
-Base = Annotated[str, typer.Option(help="toyland, a hub id, a diffusers folder, or a .safetensors file.")]
+Base = Annotated[str, setting_option("base")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.steps=400.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Seed = Annotated[int | None, setting_option("seed")]
+Device = Annotated[str, setting_option("device")]
+Dtype = Annotated[str, setting_option("dtype")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished one.")]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
-Priors = Annotated[Path, typer.Option(help="Folder of all sets of class pictures.")]
+Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images.")]
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
 
 

@@ -17,6 +17,7 @@ from personalize.cli.options import (
     RecipeFile,
     Runs,
     Set,
+    setting_option,
     settings_of,
     show,
 )
@@ -76,7 +77,7 @@ def photos(
 def plan(
     photos: Annotated[list[str], typer.Argument(help="A folder, files, or hf:owner/name/config.")],
     class_word: Annotated[list[str], typer.Option("--class", help="What the subject is, such as dog.")] = [],
-    method: Annotated[list[Method], typer.Option(help="Which parameters train; may be given twice.")] = [],
+    method: Annotated[list[Method], setting_option("train.methods", more="; may be given twice")] = [],
     base: Base = "", recipe: RecipeFile = None, set_: Set = [], device: Device = "", dtype: Dtype = "",
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip

@@ -15,7 +15,7 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
-from personalize.generation.sampling import image_generators, sample_latents, sampler_named, sampling_batches, to_pil
+from personalize.generation.sampling import image_generators, sample_latents, sampling_batches, to_pil
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
 
@@ -66,7 +66,6 @@ def generate(
         source = _opened_run(list(prompts), run, base, checkpoint, settings=settings, runs=runs, screen=screen)
     origin = source.origin | _put_files(source.model, loras=loras, embeddings=embeddings)
     config, folder = source.recipe.draw, Path(out or source.out)
-    sampler_named(config.sampler)
     if folder.is_file():
         raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
     for line in _remarks(source.model, source.prompts, origin):

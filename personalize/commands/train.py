@@ -29,7 +29,6 @@ from personalize.data.subjects import Subject, load_subjects
 from personalize.data.training_set import build_training_set
 from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
-from personalize.generation.sampling import sampler_named
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
@@ -86,7 +85,6 @@ def _checked(
     train, size = recipe.train, recipe.photos.size or model.size
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
-    sampler_named(recipe.draw.sampler)
     if profile:
         profiler.require_steps(recipe)
     check_trackers(train.trackers)

@@ -26,6 +26,8 @@ from personalize.common.settings import (
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
+# ours, then diffusers' schedulers: the tables are core.samplers.SAMPLERS and generation.diffusers_samplers.DIFFUSERS
+SAMPLERS = ("dpm++2m", "ddim", "ddpm", "dpm++2m-karras", "euler", "euler-a", "heun", "unipc", "pndm", "lcm")
 METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
 
 
@@ -49,18 +51,18 @@ class Photos:
 
 @dataclass(frozen=True)
 class Prior:
-    """Class pictures drawn by the frozen base, for prior preservation."""
+    """Class images drawn by the frozen base, for prior preservation."""
 
     kind: str = setting(
-        "pictures", "what is preserved: class pictures, or without any the frozen base's predictions for the class prompt",
+        "pictures", "what is preserved: class images, or without any the frozen base's predictions for the class prompt",
         choices=("pictures", "predictions"),
     )  # fmt: skip
-    count: int = setting(100, "class pictures, or predictions; 0: no prior preservation", least=0)
-    prompt: str = setting("a {class}", "prompt of the class pictures")
-    negative: str = setting("", "negative prompt of the class pictures")
+    count: int = setting(100, "class images, or predictions; 0: no prior preservation", least=0)
+    prompt: str = setting("a {class}", "prompt of the class images")
+    negative: str = setting("", "negative prompt of the class images")
     steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
     guidance: float = setting(5.0, "guidance scale; 1: plain conditional", least=0)
-    batch: int = setting(0, "pictures drawn at once; 0: chosen for the device", least=0)
+    batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0)
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ class Train:
     prompt: str = setting("a {token} {class}", "prompt of the photos")
     steps: int = setting(800, "optimizer steps", least=1)
     batch: int = setting(1, "photos in a step", least=1)
-    prior_batch: int = setting(0, "class pictures in a step; 0: the same as batch", least=0)
-    prior_weight: float = setting(1.0, "weight of the class pictures' mean loss against the photos'", least=0)
+    prior_batch: int = setting(0, "class images in a step; 0: the same as batch", least=0)
+    prior_weight: float = setting(1.0, "weight of the class images' mean loss against the photos'", least=0)
     lr: float = setting(5e-6, "learning rate", least=0)
     text_lr: float = setting(0.0, "learning rate of the text encoder; 0: the same as lr", least=0)
-    lr_schedule: str = setting("constant", "course of lr after warm-up", choices=("constant", "cosine", "linear"))
+    lr_schedule: str = setting("constant", "schedule of lr after warm-up", choices=("constant", "cosine", "linear"))
     warmup: int = setting(0, "steps over which the learning rate rises from 0", least=0)
     optimizer: str = setting("adamw", "adamw8bit: its state in 8 bits", choices=("adamw", "adamw8bit"))
     weight_decay: float = setting(1e-2, "decoupled weight decay of AdamW", least=0)
@@ -93,11 +95,11 @@ class Train:
         choices=("float32", "split"),
     )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third slower")
-    ema: float = setting(0.0, "decay of the averaged weights, a step; 0: no average", least=0, most=0.999999)
+    ema: float = setting(0.0, "decay of the EMA of the weights, a step; 0: none", least=0, most=0.999999)
     quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))
     init_from: str = setting("", "adapter or embedding to go on from: a file, or a folder of diffusers or PEFT")
     snr_gamma: float = setting(0.0, "gamma of the min-SNR loss weights, 5 is usual; 0: unweighted", least=0)
-    sample_every: int = setting(0, "steps between sample pictures; 0: none", least=0)
+    sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
     checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)
     trackers: tuple[str, ...] = setting((), "accelerate's trackers by name, such as tensorboard or wandb")
@@ -129,15 +131,15 @@ class Embedding:
 class SamplingConfig:
     """How an image is sampled from its prompt and noise."""
 
-    sampler: str = setting("dpm++2m", "name of the sampler")
+    sampler: str = setting("dpm++2m", "sampler of images and class images", choices=SAMPLERS)
     steps: int = setting(25, "sampling steps", least=1)
     guidance: float = setting(5.0, "guidance scale; 1: plain conditional", least=0)
     rescale: float = setting(0.0, "share of guidance rescaling (Lin et al. 2023); 0: off", least=0, most=1)
     interval: tuple[float, ...] = setting((), "low, high t / T that guidance acts in; empty: all", least=0, most=1)
     negative: str = setting("", "negative prompt")
-    size: int = setting(0, "edge of a picture, px; 0: what the base trains at", least=0)
-    count: int = setting(4, "pictures of a prompt", least=1)
-    batch: int = setting(0, "pictures drawn at once; 0: chosen for the device", least=0)
+    size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0)
+    count: int = setting(4, "images of a prompt", least=1)
+    batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0)
 
     def decisive(self) -> dict[str, Any]:
         """What decides the images: all but their number, and how many are drawn at once."""
@@ -153,10 +155,8 @@ class Evaluate:
         choices=("", "quick", "standard", "toyland"),
     )  # fmt: skip
     prompts: tuple[str, ...] = setting((), "prompt templates; empty: the protocol's")
-    count: int = setting(0, "pictures of a prompt; 0: the protocol's", least=0)
-    class_count: int = setting(
-        -1, "pictures of the class prompt, for drift of the prior; 0: none; -1: the protocol's", least=-1
-    )
+    count: int = setting(0, "images of a prompt; 0: the protocol's", least=0)
+    class_count: int = setting(-1, "images of the class prompt, for drift of the prior; 0: none; -1: the protocol's", least=-1)
     dino: str = setting("", "identity encoder: a ViT's folder or hub id; empty: the base's own, or DINO ViT-S/16")
     clip: str = setting("", "CLIP encoder: a folder or hub id; empty: the base's own, or CLIP ViT-B/32")
     lpips: str = setting("", "LPIPS weights, a .safetensors file; empty: DIV is the patch distance")
@@ -168,12 +168,12 @@ class Choose:
 
     every: int = setting(0, "steps between scored checkpoints; 0: none is scored, and the last is the result", least=0)
     prompts: tuple[str, ...] = setting((), "prompt templates; empty: 8 that no protocol has")
-    count: int = setting(2, "pictures of a prompt", least=1)
-    class_count: int = setting(4, "pictures of the class prompt; 0: its drift is not limited", least=0)
+    count: int = setting(2, "images of a prompt", least=1)
+    class_count: int = setting(4, "images of the class prompt; 0: its drift is not limited", least=0)
     steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
     obedience: float = setting(0.05, "largest share of the base's CLIP-T that may be lost", least=0)
-    drift: float = setting(0.25, "largest share of the way to the photos that class pictures may move", least=0)
-    copying: float = setting(0.25, "largest share of pictures nearer to a photo than photos are to each other", least=0)
+    drift: float = setting(0.25, "largest share of the way to the photos that class images may move", least=0)
+    copying: float = setting(0.25, "largest share of images nearer to a photo than photos are to each other", least=0)
     patience: int = setting(
         3, "scored checkpoints without a gain in identity, with more drift, that end the run; 0: never", least=0
     )
@@ -190,7 +190,7 @@ class Recipe:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     dtype: str = setting("auto", "type that the model computes in", choices=("auto", "float32", "bfloat16", "float16"))
     vae: str = setting(
-        "whole", "how the VAE works, from fast to small: all pictures at once, one at a time, in tiles",
+        "whole", "how the VAE works, from fast to small: all images at once, one at a time, in tiles",
         choices=("whole", "sliced", "tiled"),
     )  # fmt: skip
     photos: Photos = Photos()
@@ -263,9 +263,17 @@ def recipe_to_toml(recipe: Recipe, only_differences_from: Recipe | None = None, 
 
 
 def settings_reference() -> str:
-    """A Markdown table of every setting, its default and its meaning."""
-    rows = [f"| `{s.key}` | `{to_toml_value(s.default)}` | {meaning(s)} |" for s in SETTINGS.values()]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows]) + "\n"
+    """docs/settings.md: a Markdown table a section, of every setting, its default and its meaning."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `python -m personalize.common.recipe > docs/settings.md` from the fields of the recipe.",
+    ]
+    for section, title in {"": Recipe.__doc__, **{name: kind.__doc__ for name, kind in SECTIONS.items()}}.items():
+        lines += ["", f"## {section or 'recipe'}", "", title, "", "| setting | default | meaning |", "|---|---|---|"]
+        settings = [s for s in SETTINGS.values() if s.key.rpartition(".")[0] == section]
+        lines += [f"| `{s.key}` | `{to_toml_value(s.default)}` | {meaning(s)} |" for s in settings]
+    return "\n".join(lines) + "\n"
 
 
 def _checked(table: Mapping, origin: str, prefix: str = "") -> dict[str, Value]:
@@ -303,3 +311,7 @@ def _built(values: Mapping[str, Value]) -> Recipe:
             "the learning rate would never be reached. Lower the one or raise the other."
         )
     return recipe
+
+
+if __name__ == "__main__":
+    print(settings_reference(), end="")

@@ -8,7 +8,7 @@ from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from personalize.common.errors import UserError
+from personalize.common.errors import UserError, nearest
 
 Value = str | int | float | bool | tuple
 
@@ -59,7 +59,8 @@ def validated(s: Setting, value: Any, origin: str) -> Value:
     if right and s.most is not None and max(items, default=s.most) > s.most:
         right, expected = False, f"at most {s.most:g}"
     if not right:
-        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected {expected} ({s.doc}).")
+        hint = nearest(str(value), map(str, s.choices)) or "."
+        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected {expected} ({s.doc}){hint}")
     return items[0] if s.kind is item_kind else tuple(items)
 
 

@@ -3,26 +3,18 @@
 B pictures, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from personalize.common.errors import UserError, nearest
+from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
 from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.models.interface import LatentModel
-
-
-def sampler_named(name: str) -> Callable:
-    """A row of our samplers or of diffusers' schedulers. UserError for another name."""
-    table = {**SAMPLERS, **DIFFUSERS}
-    if name not in table:
-        raise UserError(f"unknown sampler {name!r}{nearest(name, table) or '.'} Known: {', '.join(sorted(table))}.")
-    return table[name]
 
 
 def sample_latents(
@@ -50,7 +42,7 @@ def sample_latents(
             rescale=how.rescale,
             interval=(how.interval[0] * T, how.interval[1] * T) if how.interval else None,
         )
-        sample = sampler_named(how.sampler)
+        sample = {**SAMPLERS, **DIFFUSERS}[how.sampler]
         return sample(guided, noise, model.schedule, how.steps, generators=generators, on_step=on_step)
 
 

@@ -11,7 +11,7 @@ import personalize
 from personalize import methods, models
 from personalize.cli import app
 from personalize.common.errors import Interrupted, UserError
-from personalize.common.recipe import load_recipe, recipe_to_toml
+from personalize.common.recipe import SETTINGS, load_recipe, recipe_to_toml
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
 
@@ -169,7 +169,7 @@ def test_nothing_of_the_libraries_is_on_the_screen(tiny_sd, tmp_path):
     done = python("-c", code + "cli.main()", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "images/grid.png\n"), done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("drawing: 1 pictures in"), done.stderr
+    assert len(lines) == 1 and lines[0].startswith("drawing: 1 images in"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -190,5 +190,16 @@ def test_a_stop_has_the_status_of_its_kind(terminal, monkeypatch, raised, status
 
 def test_the_options_name_what_the_tables_hold():
     assert {method.value for method in app.Method} == set(methods.METHODS)
-    text = next(p.help for p in app.typer.main.get_command(app.app).commands["generate"].params if p.name == "sampler")
-    assert set(text.rstrip(".").split(", ")) <= {*SAMPLERS, *DIFFUSERS}
+    assert sorted(SETTINGS["draw.sampler"].choices) == sorted([*SAMPLERS, *DIFFUSERS])
+
+
+SHORT = {"prior": {"count": "prior.count"}, "train": {"steps": "train.steps", "lr": "train.lr", "init_from": "train.init_from"}}
+SHORT["generate"] = {name: f"draw.{name}" for name in ("count", "steps", "guidance", "negative", "sampler", "size")}
+
+
+@pytest.mark.parametrize("command", SHORT)
+def test_an_option_that_stands_for_a_setting_has_its_meaning_and_choices(command):
+    params = {p.name: p for p in app.typer.main.get_command(app.app).commands[command].params}
+    for name, key in SHORT[command].items():
+        assert params[name].help.lower().startswith(SETTINGS[key].doc.lower()), name
+        assert all(choice in params[name].help for choice in SETTINGS[key].choices), name

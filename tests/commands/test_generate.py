@@ -135,7 +135,7 @@ def test_a_file_where_the_folder_should_be_is_the_users_error(draw, tmp_path):
 
 
 def test_an_unknown_sampler_suggests_the_one_that_was_meant(draw):
-    with pytest.raises(UserError, match="unknown sampler 'eular'; did you mean 'euler'.*Known: ddim"):
+    with pytest.raises(UserError, match="draw.sampler = 'eular' .*one of dpm.*did you mean 'euler'"):
         draw([PROMPT], "draw.sampler=eular")
 
 
