@@ -510,3 +510,23 @@ def test_two_subjects_are_one_run(tiny_sd, photos, tall, tmp_path, prior):
     entries = run_folder.read_manifest(folder)["subjects"]
     assert [(e["prompt"], len(e["photos"])) for e in entries] == [("a zqv dog", 5), ("a red cat", 3)]
     assert [Path(e["prior_folder"]) for e in entries] == [prior, cats]
+
+
+def test_photos_are_decoded_once_and_the_token_is_chosen_once(tiny_sd, photos, tmp_path, monkeypatch):
+    """Until the run is done: five photos, five decodings."""
+    from personalize.data import photos as photo_files
+
+    counts = {"decode": 0, "choose_tokens": 0}
+
+    def counted(name, real):
+        def call(*args, **options):
+            counts[name] += 1
+            return real(*args, **options)
+
+        return call
+
+    for module, name in ((photo_files, "decode"), (command, "choose_tokens")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    settings = [f"base={tiny_sd}", *COMMON, *LORA, "train.steps=1"]
+    personalize.train(photos, settings=settings, runs=tmp_path, priors=tmp_path / "priors")
+    assert counts == {"decode": 5, "choose_tokens": 1}
