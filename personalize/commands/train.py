@@ -179,7 +179,7 @@ def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> Tr
     began = time.monotonic()
     trackers = start_trackers(recipe.train.trackers, run.folder) if run.writes else []
     try:
-        with profiler.watching(run, start, screen) if profile else nullcontext():
+        with profiler.profiled_steps(run, start, screen) if profile else nullcontext():
             reached = _loop(run, start, trackers=trackers, screen=screen)
             finish(run, screen)
     except UserError:

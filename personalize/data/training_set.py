@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
@@ -92,6 +93,7 @@ class TrainingSet:
         train = self.recipe.train
         return train.batch, (train.prior_batch or train.batch) if self.prior else 0
 
+    @record_function("batch")
     def at(self, step: int) -> Batch:
         """The global batch of a step: photos first, then class pictures."""
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch

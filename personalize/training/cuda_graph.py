@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 WARM = 3  # steps, in which the optimizer makes its state and libraries choose their algorithms
 Inputs = dict[str, Tensor]
@@ -76,7 +77,8 @@ class CapturedStep:
                 self.out = self.run(self.buffers, counts)
         else:
             self.replay = self.replay or self._recorded()
-            self.replay()
+            with record_function("captured step"):
+                self.replay()
         return self.out.clone()
 
     def _recorded(self) -> Callable[[], None]:

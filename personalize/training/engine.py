@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from personalize.common import distributed
 from personalize.common.recipe import Recipe
@@ -36,6 +37,7 @@ class Engine:
     recipe: Recipe
     groups: list[dict]
     say: Callable[[str], None] = lambda line: None
+    step_ended: Callable[[], None] = lambda: None  # called after each step
     masters: SplitWeights | None = field(init=False)  # where parameters are in two halves; the optimizer has their shells
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -56,17 +58,20 @@ class Engine:
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
         """One update at learning rate × `scale` -> loss, subject, prior, norm (before clipping), each () on the device."""
         self.lr = set_learning_rates(self.optimizer, scale)
-        return dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+        values = dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+        self.step_ended()
+        return values
 
     def update(self, batch: Batch) -> Tensor:
         """One update at the rates that are set -> (4,): loss, subject, prior, norm. On a GPU it waits for nothing."""
         try:
             totals = self.backward(batch)
             distributed.sum_gradients(self.params)
-            self.scaler.unscale_(self.optimizer)
-            norm = gradient_norm(self.params)
-            for _ in self.masters.opened() if self.masters else [None]:
-                clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
+            with record_function("clip and optimizer"):
+                self.scaler.unscale_(self.optimizer)
+                norm = gradient_norm(self.params)
+                for _ in self.masters.opened() if self.masters else [None]:
+                    clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
             return torch.cat([totals, norm[None]])
         finally:
             self.clear()
@@ -85,17 +90,29 @@ class Engine:
         is_prior = to_device(batch.is_prior, device)
         for start in range(mine.start, mine.stop, size):
             rows = slice(start, min(start + size, mine.stop))
-            with torch.autocast(device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
-                per_image = per_image_loss(
-                    self.model, batch.z0[rows], batch.cond(rows), t=batch.t[rows], eps=batch.eps[rows],
-                    goal=None if batch.goal is None else batch.goal[rows],
-                    mask=None if batch.mask is None else batch.mask[rows],
-                    snr_gamma=train.snr_gamma, schedule=self.schedule,
-                )  # fmt: skip
-            parts = dreambooth_loss(per_image, is_prior[rows], train.prior_weight, counts=batch.counts)
-            self.scaler.scale(parts[0]).backward()
+            with record_function("forward and loss"):
+                parts = self._losses(batch, rows, is_prior[rows])
+            with record_function("backward"):
+                self.scaler.scale(parts[0]).backward()
             totals += torch.stack(parts).detach()
         return distributed.sum_over_ranks(totals)
+
+    def _losses(self, batch: Batch, rows: slice, is_prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """loss, subject, prior of some rows of the batch, as parts of those of all rows."""
+        train, model = self.recipe.train, self.model
+        with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+            per_image = per_image_loss(
+                model,
+                batch.z0[rows],
+                batch.cond(rows),
+                t=batch.t[rows],
+                eps=batch.eps[rows],
+                goal=None if batch.goal is None else batch.goal[rows],
+                mask=None if batch.mask is None else batch.mask[rows],
+                snr_gamma=train.snr_gamma,
+                schedule=self.schedule,
+            )
+        return dreambooth_loss(per_image, is_prior, train.prior_weight, counts=batch.counts)
 
     def _chosen(self) -> Callable[[Batch], Tensor]:
         asked = self.recipe.train.engine
