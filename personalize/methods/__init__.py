@@ -11,7 +11,7 @@ A group's name is that of the network it is in. Methods compose: ["textual-inver
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
 from personalize.formats import safetensors_io
+from personalize.methods import quantization
 from personalize.models.interface import LatentModel
 
 METHODS = {
@@ -48,33 +49,35 @@ def check_methods(names: Sequence[str], *, quantize: str = "", text_encoder: boo
     if text_encoder and not set(names) & {"full", *ADAPTERS}:
         raise UserError(f"train.text_encoder = true does not go with {names[0]}, which trains the embedding of the token only.")
     if adapters:
-        from personalize.methods import lora as peft
+        from personalize.methods.lora import check_adapter
 
-        peft.check(adapters[0], lora or Lora(), quantize)
+        check_adapter(adapters[0], lora or Lora(), quantize)
 
 
 def check_split_weights(recipe: Recipe, dtype: torch.dtype) -> None:
     """UserError where the master weights cannot be kept in two halves."""
-    train = recipe.train
+    train, why = recipe.train, ""
     if train.masters != "split":
         return
-    wrong = {
-        f"the model computes in {str(dtype).removeprefix('torch.')}; give dtype=bfloat16": dtype != torch.bfloat16,
-        f"{', '.join(train.methods)} trains few weights; use it with train.methods=full": train.methods != ("full",),
-        "an average needs whole weights; give train.ema=0": bool(train.ema),
-        "parts would add up in bfloat16; give train.accumulate=1": train.accumulate > 1,
-    }
-    for why in (why for why, holds in wrong.items() if holds):
-        raise UserError(f"train.masters = 'split' cannot be: {why}, or train.masters=float32.")
+    if dtype != torch.bfloat16:
+        why = f"the model computes in {str(dtype).removeprefix('torch.')}; give dtype=bfloat16"
+    elif train.methods != ("full",):
+        why = f"{', '.join(train.methods)} trains few weights; use it with train.methods=full"
+    elif train.ema:
+        why = "EMA needs whole weights; give train.ema=0"
+    elif train.accumulate > 1:
+        why = "the parts of a batch would add up in bfloat16; give train.accumulate=1"
+    if why:
+        raise UserError(f"train.masters = 'split' is not possible: {why}, or train.masters=float32.")
 
 
-def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
+def attach(
+    model: LatentModel, recipe: Recipe, *, quantize: Callable[[nn.Module, str], None] = quantization.quantize
+) -> list[dict]:
     """The parameter groups of all methods of the recipe, in float32. Nothing else of the model's networks trains."""
     train = recipe.train
     check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     if train.quantize:
-        from personalize.methods.quantization import quantize
-
         quantize(model.unet, train.quantize)
     groups = [group for module in _modules(train.methods).values() for group in module.attach(model, recipe)]
     trained = {id(p) for group in groups for p in group["params"]}

@@ -36,7 +36,7 @@ SETTINGS = {"r": "lora.rank", "use_dora": "lora.dora", "oft_block_size": "lora.b
 MOST_BYTES = 16 << 30  # boft keeps a permutation matrix of width² in every layer
 
 
-def check(kind: str, lora: Lora, quantize: str) -> None:
+def check_adapter(kind: str, lora: Lora, quantize: str) -> None:
     """UserError for settings that a kind of adapter does not have."""
     for setting in ("dora", "rslora"):
         if kind != "lora" and getattr(lora, setting):

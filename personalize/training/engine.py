@@ -3,6 +3,7 @@
 B pictures of the global batch; z0 eps (B,C,h,w), t (B,).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -138,24 +139,27 @@ class Engine:
 def why_not_captured(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str:
     """Why a run's steps cannot be one CUDA graph, or ""."""
     train = recipe.train
-    reasons = {
-        f"the device is {model.device.type}": model.device.type != "cuda",
-        "several processes": distributed.world_size() > 1,
-        "float16 loss scaling": model.dtype == torch.float16,
-        "8-bit AdamW": train.optimizer == "adamw8bit",
-        "a quantized base": bool(train.quantize),
-        "gradient checkpointing keeps the state of random generators": train.gradient_checkpointing,
-        "text is encoded at each step": any(group["name"] != "unet" for group in groups),
-    }
-    return next((why for why, holds in reasons.items() if holds), "")
+    if model.device.type != "cuda":
+        return f"the device is {model.device.type}"
+    if distributed.world_size() > 1:
+        return "several processes"
+    if model.dtype == torch.float16:
+        return "float16 loss scaling"
+    if train.optimizer == "adamw8bit":
+        return "8-bit AdamW"
+    if train.quantize:
+        return "a quantized base"
+    if train.gradient_checkpointing:
+        return "gradient checkpointing keeps the state of random generators"
+    if any(group["name"] != "unet" for group in groups):
+        return "text is encoded at each step"
+    return ""
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
     """The factor on every learning rate at a step 0…steps-1: warm-up from 0, then constant, cosine or linear to 0."""
-    import math
-
     train = recipe.train
-    rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
+    warmup = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
     left = 1 - max(0, step - train.warmup) / max(1, train.steps - train.warmup)
-    falls = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
-    return rise * falls[train.lr_schedule]
+    decay = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
+    return warmup * decay[train.lr_schedule]

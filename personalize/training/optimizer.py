@@ -1,4 +1,4 @@
-"""AdamW at each group's rate, with the clip inside its own pass over the gradients where it can be."""
+"""AdamW at each group's rate, with the gradients clipped by their joint norm before it."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from torch.optim import Optimizer
 from personalize.common.errors import UserError
 from personalize.common.recipe import Train
 
-FUSED = ("cpu", "cuda")  # where torch's AdamW divides gradients by a factor, and takes its rate as a tensor
+FUSED = ("cpu", "cuda")  # where torch's fused AdamW takes its rate as a tensor
 
 
 def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
     """AdamW, fused, or bitsandbytes' with its state in 8 bits. UserError where that is not installed.
 
-    Rates of the fused one are tensors, so that a recorded step reads them anew; so are its counts of steps.
+    Rates of the fused one are tensors, so that a captured step reads them anew; so are its counts of steps.
     """
     groups = [{**group, "initial_lr": group["lr"]} for group in groups]
     options = {"betas": (train.beta1, train.beta2), "weight_decay": train.weight_decay}
@@ -52,23 +52,13 @@ def gradient_norm(params: list[Tensor]) -> Tensor:
 def clipped_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, norm: Tensor, limit: float) -> None:
     """One update by unscaled gradients whose joint norm is `norm`, as if torch's `clip_grad_norm_` came first.
 
-    limit 0: no clipping. The fused AdamW divides by the factor as it reads a gradient, so clipping costs no pass of its
-    own; on a GPU nothing waits for the norm.
+    limit 0: no clipping. On a GPU nothing waits for the norm.
     """
-    if limit and _folds(optimizer):
-        over = (norm + 1e-6) / limit
-        if over.is_cuda:
-            optimizer.grad_scale = over.clamp(min=1)
-        elif over > 1:
-            optimizer.grad_scale = over
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if limit and isinstance(optimizer, torch.optim.AdamW):
+        # Divided, not multiplied by the inverse as torch does it: to the bit what runs of earlier versions computed.
+        torch._foreach_div_([p.grad for p in params if p.grad is not None], ((norm + 1e-6) / limit).clamp(min=1))
     elif limit:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(params, limit, norm, foreach=True)
     scaler.step(optimizer)
-    optimizer.__dict__.pop("grad_scale", None)  # an enabled scaler takes it away itself
     scaler.update()
-
-
-def _folds(optimizer: Optimizer) -> bool:
-    group = optimizer.param_groups[0]
-    return bool(group.get("fused")) and group["params"][0].device.type in FUSED

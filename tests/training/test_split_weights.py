@@ -148,8 +148,8 @@ def test_steps_in_halves_go_on_bit_for_bit_and_can_be_recorded(tiny_sd):
     [
         ([], torch.float32, "computes in float32; give dtype=bfloat16"),
         (["train.methods=lora"], torch.bfloat16, "lora trains few weights"),
-        (["train.ema=0.9"], torch.bfloat16, "an average needs whole weights"),
-        (["train.accumulate=2"], torch.bfloat16, "parts would add up in bfloat16"),
+        (["train.ema=0.9"], torch.bfloat16, "EMA needs whole weights"),
+        (["train.accumulate=2"], torch.bfloat16, "the parts of a batch would add up in bfloat16"),
     ],
 )
 def test_where_halves_cannot_be_a_reason_is_given(more, dtype, why):

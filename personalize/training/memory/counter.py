@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +91,16 @@ def counting(device: str = "cpu") -> Iterator["Counter"]:
     """Inside this, new tensors are fake, and those on "cpu" or "cuda" are counted. No random generator moves on."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "_apply", _apply), Counter(device) as counter:
-        before = _PRESENT.set(counter)
-        try:
-            yield counter
-        finally:
-            _PRESENT.reset(before)
+    original, nn.Module._apply = nn.Module._apply, _apply  # `to` and `float`; nothing public lets them convert fakes
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), Counter(device) as counter:
+            before = _PRESENT.set(counter)
+            try:
+                yield counter
+            finally:
+                _PRESENT.reset(before)
+    finally:
+        nn.Module._apply = original
 
 
 def present() -> "Counter":

@@ -5,7 +5,6 @@ B pictures, C latent channels, h w latent size.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from unittest.mock import patch
 
 import torch
 
@@ -16,7 +15,7 @@ from personalize.data import training_set
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
 from personalize.methods import quantization
-from personalize.models import devices, loading
+from personalize.models import devices
 from personalize.models.interface import LatentModel
 from personalize.training.engine import Engine
 from personalize.training.memory import fake_networks
@@ -25,10 +24,12 @@ from personalize.training.memory.counter import Counter, MemoryEstimate, estimat
 
 @dataclass
 class Rehearsal:
-    """The phases of a run as functions, each of which leaves what it made for the next. Outside `footprint` they are real."""
+    """The phases of a run as functions, each of which leaves what it made for the next. Outside `counting` they are real."""
 
     recipe: Recipe
     known: list[Subject]
+    make_network: Callable | None = None  # None: the networks' own weights are loaded
+    quantize: Callable[[torch.nn.Module, str], None] = quantization.quantize
     model: LatentModel = field(init=False)
     groups: list[dict] = field(init=False)
     data: training_set.TrainingSet = field(init=False)
@@ -47,7 +48,9 @@ class Rehearsal:
 
     def load(self, counter: Counter | None) -> None:
         r = self.recipe
-        self.model = models.load_model(r.base, device=r.device, dtype=r.dtype, vae=r.vae, say=lambda line: None)
+        self.model = models.load_model(
+            r.base, device=r.device, dtype=r.dtype, vae=r.vae, say=lambda line: None, make_network=self.make_network
+        )
 
     def prior(self, counter: Counter | None) -> None:
         size = self.recipe.draw.size or self.model.size
@@ -55,7 +58,7 @@ class Rehearsal:
         self._draw(min(count, self.recipe.prior.count), size)
 
     def attach(self, counter: Counter | None) -> None:
-        self.groups = methods.attach(self.model, self.recipe)
+        self.groups = methods.attach(self.model, self.recipe, quantize=self.quantize)
 
     def cache(self, counter: Counter | None) -> None:
         """Encoding, and decoding the photos as `plan.representable` does."""
@@ -100,8 +103,5 @@ class Rehearsal:
 def rehearse(recipe: Recipe, known: list[Subject]) -> MemoryEstimate:
     """What a run of the recipe on these photos takes of its device. UserError as from the run itself."""
     device = devices.choose_device(recipe.device).type
-    with (
-        patch.object(loading, "load_network", fake_networks.fake_network),
-        patch.object(quantization, "quantize", fake_networks.fake_quantize),
-    ):
-        return estimate_memory(Rehearsal(recipe, known).phases(), device=device)
+    run = Rehearsal(recipe, known, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
+    return estimate_memory(run.phases(), device=device)
