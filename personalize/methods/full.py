@@ -29,14 +29,14 @@ def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
     """Weights in two halves are copies in float32, all others the live ones."""
-    return {k: bf16_split.master(v) for k, v in _live(model, recipe).items()}
+    return {k: bf16_split.master_weight(v) for k, v in _live(model, recipe).items()}
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
     copy_all(state(model, recipe), tensors, what=f"this state was made for another base than {model.name!r}")
     for key, live in _live(model, recipe).items():
         if hasattr(live, bf16_split.LOW):
-            bf16_split.put(live, tensors[key])
+            bf16_split.set_master_weight(live, tensors[key])
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
@@ -48,7 +48,7 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     trained, index = _trained(model, recipe), read_json(model.folder / "model_index.json")
     for part in [name for name, value in index.items() if isinstance(value, list)]:
         if part in trained:
-            bf16_split.unite(trained[part])
+            bf16_split.merge_halves(trained[part])
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (model.folder / part).is_dir():
             shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
@@ -88,7 +88,7 @@ def _live(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
 def _halve(module: nn.Module) -> list[nn.Parameter]:
     """All parameters of a bfloat16 module, trainable, each with its lower half."""
     for p in module.requires_grad_(True).parameters():
-        bf16_split.halve(p)
+        bf16_split.add_low_half(p)
     return list(module.parameters())
 
 

@@ -11,15 +11,15 @@ FUSED = ("cpu", "cuda")  # where torch's fused AdamW takes its rate as a tensor
 
 
 def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
-    """AdamW, fused, or bitsandbytes' with its state in 8 bits. UserError where that is not installed.
+    """Fused AdamW, or that of bitsandbytes with its state in 8 bits. UserError where bitsandbytes is not installed.
 
-    Rates of the fused one are tensors, so that a captured step reads them anew; so are its counts of steps.
+    The learning rates of the fused one are tensors, as its step counts are, so that a captured step reads them anew.
     """
     groups = [{**group, "initial_lr": group["lr"]} for group in groups]
     options = {"betas": (train.beta1, train.beta2), "weight_decay": train.weight_decay}
     device = groups[0]["params"][0].device
     if train.optimizer == "adamw":
-        if device.type in FUSED:  # on the CPU it is read as a float64, and a GPU's kernel takes float32 alone
+        if device.type in FUSED:  # the CPU's kernel reads float64, a GPU's only float32
             lr = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
             groups = [{**group, "lr": lr.clone()} for group in groups]
         return torch.optim.AdamW(groups, fused=True, **options)
@@ -33,18 +33,18 @@ def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
 
 
 def set_learning_rates(optimizer: Optimizer, scale: float) -> float:
-    """Every group at its own learning rate × scale -> the first group's."""
+    """Sets every group's learning rate to its own × scale -> the first group's."""
     for group in optimizer.param_groups:
-        rate = group["initial_lr"] * scale
+        lr = group["initial_lr"] * scale
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(min(rate, torch.finfo(group["lr"].dtype).max))
+            group["lr"].fill_(min(lr, torch.finfo(group["lr"].dtype).max))
         else:
-            group["lr"] = rate
+            group["lr"] = lr
     return optimizer.param_groups[0]["initial_lr"] * scale
 
 
 def gradient_norm(params: list[Tensor]) -> Tensor:
-    """The norm () of all gradients together, in float32 whatever their type; 0 where there are none."""
+    """The joint norm () of all gradients, in float32 whatever their dtype; 0 where there are none."""
     grads = [p.grad for p in params if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32))) if grads else torch.zeros(())
 

@@ -15,35 +15,35 @@ from personalize.training.optimizer import clipped_step, gradient_norm, make_opt
 
 
 @pytest.mark.parametrize("more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"]], ids=" ".join)
-@pytest.mark.parametrize("extras", [False, True], ids=["", "goal and mask"])
-def test_recorded_steps_are_eager_ones_bit_for_bit(tiny_sd, more, extras):
-    recorder, engine = StandIn(), engine_of(tiny_sd, *more)
+@pytest.mark.parametrize("extras", [False, True], ids=["", "target and mask"])
+def test_captured_steps_are_eager_ones_bit_for_bit(tiny_sd, more, extras):
+    graphs, engine = StandIn(), engine_of(tiny_sd, *more)
     eager = ran(engine_of(tiny_sd, *more), extras=extras)
-    assert same(ran(engine, engine.recorded_by(recorder), extras=extras), eager)
-    assert (recorder.warmed, recorder.recorded, recorder.replayed) == (cuda_graph.WARM, 1, 5 - cuda_graph.WARM)
+    assert same(ran(engine, engine.captured_by(graphs), extras=extras), eager)
+    assert (graphs.warmed, graphs.captured, graphs.replayed) == (cuda_graph.WARM, 1, 5 - cuda_graph.WARM)
     assert len({float(norm) for norm in eager[0][:, 3]}) == 5, "each step's numbers are its own"
 
 
 def test_a_batch_of_another_shape_runs_by_itself(tiny_sd):
-    recorder, engine, plain = StandIn(), engine_of(tiny_sd, FULL), engine_of(tiny_sd, FULL)
-    engine._run = engine.recorded_by(recorder)
+    graphs, engine, plain = StandIn(), engine_of(tiny_sd, FULL), engine_of(tiny_sd, FULL)
+    engine._run = engine.captured_by(graphs)
     for k, subjects in enumerate((2, 2, 2, 1, 2, 1, 2)):
         rows = [e.step(batch_of(e, k, subjects=subjects), scale=1.0) for e in (engine, plain)]
         assert rows[0] == rows[1]
-    assert recorder.warmed == cuda_graph.WARM and recorder.replayed == 2
+    assert graphs.warmed == cuda_graph.WARM and graphs.replayed == 2
     assert all(torch.equal(a, b) for a, b in zip(engine.params, plain.params, strict=True))
 
 
-def test_a_step_that_cannot_be_recorded_is_eager_with_a_word(tiny_sd):
+def test_a_step_that_cannot_be_captured_is_eager_with_a_word(tiny_sd):
     said = []
     engine = engine_of(tiny_sd, FULL, said=said)
-    assert same(ran(engine, engine.recorded_by(StandIn("no such thing\nat all"))), ran(engine_of(tiny_sd, FULL)))
+    assert same(ran(engine, engine.captured_by(StandIn("no such thing\nat all"))), ran(engine_of(tiny_sd, FULL)))
     assert said == ["steps run eagerly: this one cannot be a CUDA graph (no such thing)"]
 
 
 def test_values_of_a_step_are_not_those_of_the_next(tiny_sd):
     engine = engine_of(tiny_sd, FULL)
-    engine._run = engine.recorded_by(StandIn())
+    engine._run = engine.captured_by(StandIn())
     kept = [engine.step(batch_of(engine, k), scale=1.0)["loss"] for k in range(6)]
     assert len({float(loss) for loss in kept}) == 6, "a log reads them ten steps later"
 
