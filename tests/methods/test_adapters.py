@@ -82,7 +82,7 @@ def test_convolutions_of_the_blocks_are_adapted_and_no_others(tiny_sd, tiny_sdxl
     for folder in (tiny_sd, tiny_sdxl):
         layers = peft_layers.adaptable_layers(read(folder, "float32").unet)
         blocks = {k for k, v in layers.items() if isinstance(v, torch.nn.Conv2d) and k.startswith(("down", "mid", "up"))}
-        found = set(peft_layers.matched(read(folder, "float32").unet, list(CONVOLUTIONS)))
+        found = set(peft_layers.matching_layers(read(folder, "float32").unet, list(CONVOLUTIONS)))
         assert found == {k for k in blocks if not k.endswith(("proj_in", "proj_out"))} and len(found) > 10
 
 
@@ -90,7 +90,7 @@ def test_oft_turns_inputs_and_keeps_their_lengths(tiny_sd):
     """W R (W R)^T = W W^T for a rotation R, also far from the identity, where a truncated series would be none."""
     model, case = base(tiny_sd), Case(("oft",))
     attached(model, case.recipe())
-    bare = {k: v.weight.clone() for k, v in peft_layers.matched(model.unet, list(case.recipe().lora.targets)).items()}
+    bare = {k: v.weight.clone() for k, v in peft_layers.matching_layers(model.unet, list(case.recipe().lora.targets)).items()}
     for tensor in methods.state(model, case.recipe()).values():
         tensor.copy_(torch.randn(tensor.shape, generator=rng.generator(0, "turn")))
     fuse(model)
