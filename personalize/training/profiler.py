@@ -104,6 +104,7 @@ def _write(run: TrainingRun, profiler: StepProfiler) -> None:
     )
     subjects, priors = run.data.steps_per_batch
     traced = sum(parts.values())
+    rows = "\n".join(f"| {part} | {1e3 * s:.2f} | {s / traced:.1%} |" for part, s in parts.items())
     page = f"""# Where a step goes
 
 {", ".join(recipe.train.methods)} on {run.manifest["base"]}, {subjects} + {priors} images of \
@@ -113,7 +114,8 @@ def _write(run: TrainingRun, profiler: StepProfiler) -> None:
 
 | part, on the host | ms | share |
 |---|---|---|
-{"".join(f"| {part} | {1e3 * s:.2f} | {s / traced:.1%} |" + chr(10) for part, s in parts.items())}
+{rows}
+
 Means of {profiler.traced} traced steps; a GPU works behind the host. Their time line is `trace.json.gz`: open it in
 https://ui.perfetto.dev.
 
