@@ -123,7 +123,7 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
     return False
 
 
-def fuse(model: LatentModel) -> None:
+def fuse_adapters(model: LatentModel) -> None:
     """Merges every adapter into the weights: the networks are plain diffusers and transformers modules again.
 
     UserError where the base is quantized: it has no such weights.

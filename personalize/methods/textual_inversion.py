@@ -5,7 +5,7 @@ prompt that says "<sks>" means all of them. Saved as `learned_embeds.safetensors
 `learned_embeds-<token>.safetensors` each: {"<sks>": (n,D)}, for SDXL {"clip_l": (n,D), "clip_g": (n,D2)}.
 
 In SDXL bases whose text config has the old `eos_token_id` 2 plain transformers takes the pooled embedding at the token
-with the largest id, the new one, instead of the prompt's end; here it is the end, and `fuse` writes the right id.
+with the largest id, the new one, instead of the prompt's end; here it is the end, and `fuse_embeddings` writes the right id.
 
 B texts, L tokens, n vectors of a token, D width of a text encoder.
 """
@@ -131,7 +131,7 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
     return bool(paths)
 
 
-def fuse(model: LatentModel) -> None:
+def fuse_embeddings(model: LatentModel) -> None:
     """Turns learned rows into rows of plain embeddings, which `save_pretrained` writes with the tokenizers that know them."""
     for part, encoder in model.text_encoders.items():
         table = encoder.get_input_embeddings()
