@@ -82,7 +82,7 @@ class Events:
         stepped, drawn = self.around(begin=self.begin, end=self.step), self.around(span=self.draw)
         return {
             "personalize.training.engine": lambda module: wrapped(module.Engine, "step", stepped),
-            "personalize.data.class_images": lambda module: wrapped(module, "complete", drawn),
+            "personalize.data.class_images": lambda module: wrapped(module, "complete_set", drawn),
         }
 
     def write(self, path: Path) -> None:

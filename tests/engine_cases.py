@@ -1,4 +1,4 @@
-"""Engines on a tiny base, batches that differ from step to step, and a recorder that needs no GPU."""
+"""Engines on a tiny base, batches that differ from step to step, and a stand-in for CUDA graphs that needs no GPU."""
 
 import contextlib
 
@@ -30,9 +30,9 @@ def batch_of(engine, step, *, subjects=2, extras=False):
     g = rng.generator(step, "test")
     n, texts = subjects + 2, sampling.encode_texts(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
     texts = {name: value.detach() for name, value in texts.items()}
-    z0, eps, goal = (torch.randn(n, 4, 16, 16, generator=g) for _ in range(3))
+    z0, eps, target = (torch.randn(n, 4, 16, 16, generator=g) for _ in range(3))
     t, mask = torch.randint(0, 1000, (n,), generator=g), torch.rand(n, 1, 16, 16, generator=g)
-    extra = {"goal": goal, "mask": mask} if extras else {}
+    extra = {"target": target, "mask": mask} if extras else {}
     return Batch(z0, eps, t, torch.arange(n) >= subjects, lambda rows: {k: v[rows] for k, v in texts.items()}, **extra)
 
 
@@ -52,20 +52,20 @@ def same(one, other):
 
 
 class StandIn:
-    """Records by keeping the function, and replays by calling it."""
+    """Captures by keeping the function, and replays by calling it."""
 
     def __init__(self, refuses=""):
-        self.warmed, self.recorded, self.replayed, self.refuses = 0, 0, 0, refuses
+        self.warmed, self.captured, self.replayed, self.refuses = 0, 0, 0, refuses
 
     @contextlib.contextmanager
     def warm(self):
         self.warmed += 1
         yield
 
-    def record(self, function):
+    def capture(self, function):
         if self.refuses:
             raise RuntimeError(self.refuses)
-        self.recorded += 1
+        self.captured += 1
 
         def replay():
             self.replayed += 1

@@ -132,7 +132,7 @@ def _reference(
 
 def _image_set(model: LatentModel, job: _Job, name: str, screen: Terminal) -> image_cache.ImageSet:
     """The images that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
-    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_PICTURES
+    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_IMAGES
     options = {"seed": job.recipe.seed, "purpose": "evaluate", "how": validation.sampling_config(job.recipe)}
     folder = image_cache.cache_folder(root, name or validation.base_cache_name(model), model, **options)
     token, word = job.subject["token"] if name else "", job.subject["class"]

@@ -32,7 +32,7 @@ from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
-from personalize.training.run import TrainingRun, disk_bytes, finish, judged, mark, restore, save
+from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, mark, restore, save
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,12 @@ def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> Tr
     """The steps that are left, and the result."""
     recipe = run.recipe
     if recipe.train.ema:
-        run.average = [p.detach().clone() for p in run.engine.params]
+        run.ema = [p.detach().clone() for p in run.engine.params]
     start = restore(run, screen)
     began = time.monotonic()
     trackers = start_trackers(recipe.train.trackers, run.folder) if run.writes else []
     try:
-        with profiler.watching(run, start, screen) if profile else nullcontext():
+        with profiler.profiled_steps(run, start, screen) if profile else nullcontext():
             reached = _loop(run, start, trackers=trackers, screen=screen)
             finish(run, screen)
     except UserError:
@@ -207,11 +207,11 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             if train.ema:
                 decay = min(train.ema, (1 + step) / (10 + step))
                 with torch.no_grad():
-                    torch._foreach_lerp_(run.average, run.engine.params, 1 - decay)
+                    torch._foreach_lerp_(run.ema, run.engine.params, 1 - decay)
             log.add(step + 1, values)
             advance(note=log.line)
             last = step + 1 == train.steps
-            scored = judged(run.recipe, step + 1)
+            scored = is_scored(run.recipe, step + 1)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped), run.data.model.device)

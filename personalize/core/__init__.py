@@ -1,1 +1,1 @@
-"""Latent diffusion and guidance: pure tensor maths. Imports torch and `personalize.errors` only."""
+"""Latent diffusion and guidance: pure tensor maths. Imports torch and `personalize.common.errors` only."""

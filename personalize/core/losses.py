@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def denoising_loss(out: Tensor, goal: Tensor, mask: Tensor | None = None) -> Tensor:
+def denoising_loss(out: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """(B,C,h,w), (B,C,h,w) -> (B,): mean squared error per image, reduced in float32.
 
     mask: weights >= 0 that broadcast to (B,C,h,w), such as (B,1,h,w); the mean becomes a weighted mean, so the loss
     does not shrink with the masked area. An image whose mask is all zero has loss 0.
     """
-    error = (out.float() - goal.float()).square()
+    error = (out.float() - target.float()).square()
     if mask is None:
         return error.flatten(1).mean(1)
     weight = mask.float().expand_as(error).flatten(1)
@@ -23,14 +23,14 @@ def denoising_loss(out: Tensor, goal: Tensor, mask: Tensor | None = None) -> Ten
     return (weight * error.flatten(1)).sum(1) / torch.where(total > 0, total, 1)
 
 
-def sharpened(goal: Tensor, out: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
-    """goal, out, weak (B,C,h,w) -> goal + scale (out - weak), without a gradient: autoguidance learned, not drawn with.
+def sharpened(target: Tensor, out: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
+    """target, out, weak (B,C,h,w) -> target + scale (out - weak), no gradient: autoguidance learned, not sampled with.
 
-    weak is a worse network's output. One that learns from this goal tends to E[goal] + s (E[goal] - weak) with
-    s = scale / (1 - scale), which is what guidance by the worse one (Karras et al. 2406.02507) would draw with; in the form of
-    Tang et al. 2502.12154. scale: below 1, a number or (B,1,1,1); 0 leaves the goal as it is.
+    weak is a worse network's output. A network that learns from this target tends to E[target] + s (E[target] - weak) with
+    s = scale / (1 - scale), which is what guidance by the worse one (Karras et al. 2406.02507) would sample with; in the
+    form of Tang et al. 2502.12154. scale: below 1, a number or (B,1,1,1); 0 leaves the target as it is.
     """
-    return goal + scale * (out - weak).detach()
+    return target + scale * (out - weak).detach()
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction: Literal["epsilon", "sample", "v_prediction"]) -> Tensor:

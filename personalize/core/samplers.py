@@ -3,14 +3,14 @@
 B images; noise, z, out (B,C,h,w); t the timestep left and s the one reached, s = -1 for clean data. abar_t and abar_s
 are float64 numbers, alpha = sqrt(abar), sigma = sqrt(1 - abar).
 
-Every row of SAMPLERS (and of `models.schedulers.DIFFUSERS`) is called as
+Every row of SAMPLERS (and of `generation.diffusers_samplers.DIFFUSERS`) is called as
 
     sampler(guided, noise, schedule, steps, *, generators=None, on_step=None, <its own options>) -> z0
 
 guided:     (z, t) -> raw output; t is one number for the whole batch
 noise:      (B,C,h,w) standard normal, float32 or float64, on the device to work on; z0 has its dtype
-generators: one CPU generator per picture, for stochastic samplers. Where the caller drew `noise` from the same ones
-            (`rng.normal`), pictures are those of a diffusers pipeline and do not depend on their batch neighbours.
+generators: one CPU generator per image, for stochastic samplers. Where the caller drew `noise` from the same ones
+            (`rng.normal`), images are those of a diffusers pipeline and do not depend on their batch neighbours.
 on_step:    called with 0, 1, ... after each step
 """
 
@@ -104,11 +104,11 @@ def dpmpp_2m(
     for t, _, abar_t, abar_s in _path(schedule, steps, 1.0, on_step):
         z0 = schedule.to_z0(z, guided(z, t), t)
         h = _log_ratio(abar_s) - _log_ratio(abar_t)
-        goal = z0
+        estimate = z0
         if z0_before is not None and h < math.inf:
-            goal = z0 + h / (2 * h_before) * (z0 - z0_before)
+            estimate = z0 + h / (2 * h_before) * (z0 - z0_before)
         keep = math.sqrt((1 - abar_s) / (1 - abar_t))
-        z = keep * z + (math.sqrt(abar_s) - math.sqrt(abar_t) * keep) * goal
+        z = keep * z + (math.sqrt(abar_s) - math.sqrt(abar_t) * keep) * estimate
         z0_before, h_before = z0, h
     return z
 
@@ -134,5 +134,5 @@ def _log_ratio(abar: float) -> float:
 
 
 def _fresh(z: Tensor, generators: list[Generator] | None) -> Tensor:
-    assert generators is not None and len(generators) == len(z), "a stochastic sampler needs one generator per picture"
+    assert generators is not None and len(generators) == len(z), "a stochastic sampler needs one generator per image"
     return rng.normal(generators, z.shape[1:]).to(z)

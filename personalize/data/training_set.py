@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
@@ -28,7 +29,7 @@ AT_ONCE = 8  # predictions of the frozen base computed together
 class Batch:
     """One optimizer step's pictures. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
 
-    goal (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
+    target (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
     counts: photos and class pictures; None: is_prior, which is then on the CPU, says it.
     """
 
@@ -37,7 +38,7 @@ class Batch:
     t: Tensor
     is_prior: Tensor
     cond: Callable[[slice], Cond]
-    goal: Tensor | None = None
+    target: Tensor | None = None
     mask: Tensor | None = None
     counts: tuple[int, int] | None = None
 
@@ -47,7 +48,7 @@ class Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name, on the device of the latents."""
-        found = {"z0": self.z0, "eps": self.eps, "t": self.t, "goal": self.goal, "mask": self.mask}
+        found = {"z0": self.z0, "eps": self.eps, "t": self.t, "target": self.target, "mask": self.mask}
         found["is_prior"] = to_device(self.is_prior, self.z0.device)
         found |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
         return {name: value for name, value in found.items() if value is not None}
@@ -64,14 +65,14 @@ class Batch:
 class PriorSet:
     """What keeps a class what it is: M latents (M,C,h,w), and the row of each one's prompt.
 
-    Where it is the frozen base's own predictions, each has its noise eps, timestep t (M,) and prediction goal too.
+    Where it is the frozen base's own predictions, each has its noise eps, timestep t (M,) and prediction target too.
     """
 
     z0: Tensor
     texts: list[int]
     eps: Tensor | None = None
     t: Tensor | None = None
-    goal: Tensor | None = None
+    target: Tensor | None = None
 
 
 @dataclass
@@ -92,6 +93,7 @@ class TrainingSet:
         train = self.recipe.train
         return train.batch, (train.prior_batch or train.batch) if self.prior else 0
 
+    @record_function("batch")
     def at(self, step: int) -> Batch:
         """The global batch of a step: photos first, then class pictures."""
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
@@ -104,16 +106,16 @@ class TrainingSet:
             z0 = torch.cat([z0, take_rows(self.prior.z0, drawn)])
         eps = to_device(torch.randn(z0.shape, generator=g), z0.device)
         t = to_device(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
-        goal = None
-        if priors and self.prior.goal is not None:
+        target = None
+        if priors and self.prior.target is not None:
             eps[subjects:], t[subjects:] = take_rows(self.prior.eps, drawn), take_rows(self.prior.t, drawn)
-            goal = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
-            goal[subjects:] = take_rows(self.prior.goal, drawn)
+            target = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
+            target[subjects:] = take_rows(self.prior.target, drawn)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
         rows = which + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
-        return Batch(z0, eps, t, is_prior, lambda part: self.cond(rows[part]), goal, mask)
+        return Batch(z0, eps, t, is_prior, lambda part: self.cond(rows[part]), target, mask)
 
     def release(self) -> None:
         """Frees the networks whose answers are all here."""
@@ -190,7 +192,7 @@ def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
         noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
         z0, t = mean + std * noise, torch.randint(0, model.schedule.T, (len(which),), generator=g).to(mean.device)
         with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
-            goal = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]))
-        parts.append((z0, eps, t, goal.float()))
-    z0, eps, t, goal = (torch.cat(part) for part in zip(*parts))
-    return PriorSet(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, goal)
+            target = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]))
+        parts.append((z0, eps, t, target.float()))
+    z0, eps, t, target = (torch.cat(part) for part in zip(*parts))
+    return PriorSet(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, target)

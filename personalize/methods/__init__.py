@@ -1,17 +1,17 @@
 """Which parameters train, and how they are saved. A method is a module with
 
-attach(model, recipe) -> parameter groups   puts what trains into float32; each group has a name, its params and an lr
+attach(model, recipe) -> parameter groups   makes what trains, in float32; each group has a name, its params and an lr
 state(model, recipe) -> {name: tensor}      what trains, for a checkpoint
-restore(model, recipe, tensors)             the other way
+restore(model, recipe, tensors)             puts those tensors back
 save(model, folder, recipe)                 what users and other tools load
-load(model, folder, recipe)                 puts a saved result into a fresh base
-start_from(model, recipe, source) -> bool   fills what `attach` made with a user's file; False where it holds nothing for it
+load(model, folder, recipe)                 loads a saved result into a fresh base
+start_from(model, recipe, source) -> bool   fills what `attach` made from a user's file; False if it holds nothing for it
 
 A group's name is that of the network it is in. Methods compose: ["textual-inversion", "lora"] is pivotal tuning.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
 from personalize.formats import safetensors_io
+from personalize.methods import quantization
 from personalize.models.interface import LatentModel
 
 METHODS = {
     "full": "full", **dict.fromkeys(ADAPTERS, "lora"),
     "textual-inversion": "textual_inversion", "custom-diffusion": "custom_diffusion",
 }  # fmt: skip
-WITH_A_WORD = ("textual-inversion", "custom-diffusion")  # these learn the token itself, which is then a new word
+WITH_A_WORD = ("textual-inversion", "custom-diffusion")  # these learn the token itself, so it must be a new word
 
 
 def check_methods(names: Sequence[str], *, quantize: str = "", text_encoder: bool = False, lora: Lora | None = None) -> None:
-    """UserError for an unknown method, for some that cannot be together, or for settings that a method does not have."""
+    """UserError for an unknown method, for methods that do not go together, or for settings that a method does not have."""
     for name in names:
         if name not in METHODS:
             raise UserError(f"unknown method {name!r}{nearest(name, METHODS) or '.'} Known: {', '.join(METHODS)}.")
@@ -48,37 +49,39 @@ def check_methods(names: Sequence[str], *, quantize: str = "", text_encoder: boo
     if text_encoder and not set(names) & {"full", *ADAPTERS}:
         raise UserError(f"train.text_encoder = true does not go with {names[0]}, which trains the embedding of the token only.")
     if adapters:
-        from personalize.methods import lora as peft
+        from personalize.methods.lora import check_adapter
 
-        peft.check(adapters[0], lora or Lora(), quantize)
+        check_adapter(adapters[0], lora or Lora(), quantize)
 
 
 def check_split_weights(recipe: Recipe, dtype: torch.dtype) -> None:
-    """UserError where the master weights cannot be kept in two halves."""
-    train = recipe.train
+    """UserError where `train.masters = split` is set and the master weights cannot be split."""
+    train, why = recipe.train, ""
     if train.masters != "split":
         return
-    wrong = {
-        f"the model computes in {str(dtype).removeprefix('torch.')}; give dtype=bfloat16": dtype != torch.bfloat16,
-        f"{', '.join(train.methods)} trains few weights; use it with train.methods=full": train.methods != ("full",),
-        "an average needs whole weights; give train.ema=0": bool(train.ema),
-        "parts would add up in bfloat16; give train.accumulate=1": train.accumulate > 1,
-    }
-    for why in (why for why, holds in wrong.items() if holds):
-        raise UserError(f"train.masters = 'split' cannot be: {why}, or train.masters=float32.")
+    if dtype != torch.bfloat16:
+        why = f"the model computes in {str(dtype).removeprefix('torch.')}; give dtype=bfloat16"
+    elif train.methods != ("full",):
+        why = f"{', '.join(train.methods)} trains few weights; use it with train.methods=full"
+    elif train.ema:
+        why = "EMA needs whole weights; give train.ema=0"
+    elif train.accumulate > 1:
+        why = "the parts of a batch would add up in bfloat16; give train.accumulate=1"
+    if why:
+        raise UserError(f"train.masters = 'split' is not possible: {why}, or train.masters=float32.")
 
 
-def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
+def attach(
+    model: LatentModel, recipe: Recipe, *, quantize: Callable[[nn.Module, str], None] = quantization.quantize
+) -> list[dict]:
     """The parameter groups of all methods of the recipe, in float32. Nothing else of the model's networks trains."""
     train = recipe.train
     check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     if train.quantize:
-        from personalize.methods.quantization import quantize
-
         quantize(model.unet, train.quantize)
     groups = [group for module in _modules(train.methods).values() for group in module.attach(model, recipe)]
     trained = {id(p) for group in groups for p in group["params"]}
-    for network in model.networks.values():  # PEFT freezes all that is not its own, the rows of a learned word too
+    for network in model.networks.values():  # PEFT freezes all that is not its own, even the rows of a learned word
         for p in network.parameters():
             p.requires_grad_(id(p) in trained)
     for name in {group["name"] for group in groups}:
@@ -98,26 +101,26 @@ def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
-    """What `state` gave, into a model to which the same methods are attached."""
+    """Puts what `state` returned into a model to which the same methods are attached."""
     for name, module in _modules(recipe.train.methods).items():
         module.restore(model, recipe, {k.removeprefix(f"{name}:"): v for k, v in tensors.items() if k.startswith(f"{name}:")})
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """What each method saves, side by side in one folder."""
+    """Saves the result of each method, side by side in one folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for module in _modules(recipe.train.methods).values():
         module.save(model, folder, recipe)
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A saved result into a fresh base. UserError where a file is missing or was made for another base."""
+    """Loads a saved result into a fresh base. UserError where a file is missing or was made for another base."""
     for module in _modules(recipe.train.methods).values():
         module.load(model, folder, recipe)
 
 
 def start_from(model: LatentModel, recipe: Recipe) -> None:
-    """Training begins at the adapter, the embedding or both in `train.init_from`, after `attach`.
+    """After `attach`: training starts from the adapter, the embedding or both in `train.init_from`.
 
     UserError where it holds nothing for the methods, or what it holds has another shape than the recipe's.
     """
@@ -125,26 +128,26 @@ def start_from(model: LatentModel, recipe: Recipe) -> None:
     if not source.exists():
         raise UserError(f"train.init_from = {str(source)!r}: there is no such file or folder.")
     safetensors_io.refuse_pickle(source, "what to start from")
-    found = [module.start_from(model, recipe, source) for module in _modules(recipe.train.methods).values()]
-    if not any(found):
+    was_filled = [module.start_from(model, recipe, source) for module in _modules(recipe.train.methods).values()]
+    if not any(was_filled):
         raise UserError(f"train.init_from = {str(source)!r} holds nothing for {', '.join(recipe.train.methods)}.")
 
 
 def unfreeze(module: nn.Module) -> list[nn.Parameter]:
-    """All parameters of a module, in float32 and trainable."""
+    """Makes all parameters of a module trainable, in float32 -> the parameters."""
     module.float().requires_grad_(True)
     return list(module.parameters())
 
 
 def require_folder(folder: Path, file: str) -> Path:
-    """The file in a saved result. UserError where it is missing."""
+    """The path of a file in a saved result. UserError where it is missing."""
     if not (folder / file).exists():
         raise UserError(f"{folder} has no {file}: the run did not finish saving, or the file was deleted. Train it again.")
     return folder / file
 
 
 def as_in(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a file by the names in `network`: "text_model." is in some versions of transformers and not in others."""
+    """A file's tensors under the names of `network`: some versions of transformers have "text_model." in them, others not."""
     if not hasattr(network, "text_model"):
         return {key.removeprefix("text_model."): value for key, value in tensors.items()}
     if any(key.startswith("text_model.") for key in tensors):
@@ -152,17 +155,17 @@ def as_in(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key if key.startswith("text_projection") else f"text_model.{key}": value for key, value in tensors.items()}
 
 
-def copy_all(here: dict[str, Tensor], given: dict[str, Tensor], *, what: str) -> None:
-    """The values of `given` into the live tensors `here`. UserError for other names or shapes; `what` begins its sentence."""
-    for key in sorted(given.keys() - here.keys()):
-        raise UserError(f"{what}: it has {key}, expected are names such as {min(here, default='none')}.")
-    for key in sorted(here.keys() - given.keys()):
+def copy_all(target: dict[str, Tensor], source: dict[str, Tensor], *, what: str) -> None:
+    """Copies values into the live tensors of `target`. UserError for other names or shapes; `what` begins its sentence."""
+    for key in sorted(source.keys() - target.keys()):
+        raise UserError(f"{what}: it has {key}, expected are names such as {min(target, default='none')}.")
+    for key in sorted(target.keys() - source.keys()):
         raise UserError(f"{what}: it lacks {key}, which is expected.")
-    for key, value in here.items():
-        if value.shape != given[key].shape:
-            raise UserError(f"{what}: {key} has the shape {tuple(given[key].shape)}, expected is {tuple(value.shape)}.")
-    for key, value in here.items():
-        value.detach().copy_(given[key])
+    for key, value in target.items():
+        if value.shape != source[key].shape:
+            raise UserError(f"{what}: {key} has the shape {tuple(source[key].shape)}, expected is {tuple(value.shape)}.")
+    for key, value in target.items():
+        value.detach().copy_(source[key])
 
 
 def _modules(names: Sequence[str]) -> dict[str, ModuleType]:

@@ -46,7 +46,7 @@ class Part:
 
 
 def write_adapter(folder: Path, parts: dict[str, Part]) -> None:
-    """The adapters of several networks, all of one kind, by network."""
+    """Writes the adapters of several networks, all of one kind."""
     folder.mkdir(parents=True, exist_ok=True)
     if all(part.kind == "lora" for part in parts.values()):
         tensors = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.tensors.items()}
@@ -55,15 +55,15 @@ def write_adapter(folder: Path, parts: dict[str, Part]) -> None:
         lora.write_diffusers(folder / FILE, lora.Adapter(tensors, ranks, alphas))
         return
     for name, part in parts.items():
-        place = folder / f"{name}{ENDING}"
-        place.mkdir(exist_ok=True)
-        # PEFT would write its sets in an order of chance, and the same run would give another file.
-        write_json(place / CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in part.config.to_dict().items()})
-        safetensors_io.save_tensors(place / TENSORS, {f"base_model.model.{k}": v for k, v in part.tensors.items()})
+        subfolder = folder / f"{name}{ENDING}"
+        subfolder.mkdir(exist_ok=True)
+        # PEFT would write its sets in random order, and the same run would give another file.
+        write_json(subfolder / CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in part.config.to_dict().items()})
+        safetensors_io.save_tensors(subfolder / TENSORS, {f"base_model.model.{k}": v for k, v in part.tensors.items()})
 
 
 def holds_adapter(source: Path) -> bool:
-    """Whether a file or folder has an adapter in it, by its names alone."""
+    """Whether a file or folder holds an adapter, judged by names alone."""
     if source.is_dir():
         return any((source / name).exists() for name in (FILE, CONFIG)) or bool(_folders(source))
     keys = safetensors_io.read_header(source)["tensors"] if source.suffix == ".safetensors" else ()
@@ -71,40 +71,40 @@ def holds_adapter(source: Path) -> bool:
 
 
 def read_adapter(source: Path, model: LatentModel) -> dict[str, Part]:
-    """The adapters in a LoRA file or in a folder of ours or PEFT's, by network.
+    """Reads the adapters of a LoRA file, or of a folder of ours or of PEFT, by network.
 
-    UserError where there is none, or one for a layer or network that the base has not.
+    UserError where there is none, or one for a layer or network that the base does not have.
     """
     if not source.is_dir():
-        return _lora(source, model)
+        return _read_lora(source, model)
     if (source / FILE).exists():
-        return _lora(source / FILE, model)
-    places = {place.name.removesuffix(ENDING): place for place in _folders(source)}
+        return _read_lora(source / FILE, model)
+    subfolders = {path.name.removesuffix(ENDING): path for path in _folders(source)}
     if (source / CONFIG).exists():
-        places["unet"] = source
-    if not places:
+        subfolders["unet"] = source
+    if not subfolders:
         raise UserError(f"{source} has neither {FILE} nor {CONFIG}: there is no adapter in it.")
-    here, found = adapted_networks(model), {}
-    for name, place in places.items():
-        if name not in here:
-            raise UserError(f"{place} was made for another base than {model.name!r}, which has {', '.join(here)} only.")
-        found |= _peft_folder(place, name, model)
-    return found
+    networks, parts = adapted_networks(model), {}
+    for name, subfolder in subfolders.items():
+        if name not in networks:
+            raise UserError(f"{subfolder} was made for another base than {model.name!r}, which has {', '.join(networks)} only.")
+        parts |= _read_peft_folder(subfolder, name, model)
+    return parts
 
 
 def adapted_networks(model: LatentModel) -> dict[str, nn.Module]:
-    """All that can carry an adapter."""
+    """The networks that can carry an adapter."""
     return {"unet": model.unet, **model.text_encoders}
 
 
-def _lora(path: Path, model: LatentModel) -> dict[str, Part]:
-    """A LoRA of any program: each layer has its own rank and alpha."""
+def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
+    """A LoRA file of any program, in which each layer has its own rank and alpha."""
     from peft import LoraConfig
 
     names = {name: set(adaptable_layers(network)) for name, network in adapted_networks(model).items()}
-    adapter, found = lora.read_lora(path, names, model.name), {}
+    adapter, parts = lora.read_lora(path, names, model.name), {}
     for name in names:
-        own, ranks, alphas = (_of(name, values) for values in (adapter.tensors, adapter.ranks, adapter.alphas))
+        tensors, ranks, alphas = (_of(name, values) for values in (adapter.tensors, adapter.ranks, adapter.alphas))
         if not ranks:
             continue
         r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -112,26 +112,26 @@ def _lora(path: Path, model: LatentModel) -> dict[str, Part]:
             r=r, lora_alpha=alpha, target_modules=sorted(ranks),
             rank_pattern={f"^{layer}": value for layer, value in ranks.items() if value != r},
             alpha_pattern={f"^{layer}": value for layer, value in alphas.items() if value != alpha},
-            use_dora=any(key.endswith("lora_magnitude_vector") for key in own),
+            use_dora=any(key.endswith("lora_magnitude_vector") for key in tensors),
         )  # fmt: skip
-        found[name] = Part(config, own)
-    return found
+        parts[name] = Part(config, tensors)
+    return parts
 
 
-def _peft_folder(place: Path, name: str, model: LatentModel) -> dict[str, Part]:
+def _read_peft_folder(folder: Path, name: str, model: LatentModel) -> dict[str, Part]:
     from peft import PeftConfig
 
     try:
-        config = PeftConfig.from_pretrained(str(place))
+        config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{place / CONFIG} is no adapter config: {error}.") from error
+        raise UserError(f"{folder / CONFIG} is no adapter config: {error}.") from error
     if config.peft_type not in KINDS:
-        raise UserError(f"{place / CONFIG} is of type {config.peft_type}; known are {', '.join(KINDS)}.")
-    if not (place / TENSORS).exists():
-        raise UserError(f"{place} has no {TENSORS}: it is not whole, or a pickle, which is not opened.")
+        raise UserError(f"{folder / CONFIG} is of type {config.peft_type}; known are {', '.join(KINDS)}.")
+    if not (folder / TENSORS).exists():
+        raise UserError(f"{folder} has no {TENSORS}: it is not whole, or a pickle, which is not opened.")
     if config.peft_type == "LORA":
-        return _lora(place / TENSORS, model)
-    tensors = safetensors_io.load_tensors(place / TENSORS, "an adapter")
+        return _read_lora(folder / TENSORS, model)
+    tensors = safetensors_io.load_tensors(folder / TENSORS, "an adapter")
     bare = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
     return {name: Part(config, as_in(adapted_networks(model)[name], bare))}
 

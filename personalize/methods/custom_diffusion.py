@@ -32,24 +32,24 @@ def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> N
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """Two files, of weights and embeddings."""
-    # diffusers wants an entry for each attention; an empty one says that it is the base's.
+    """Saves two files, of weights and of embeddings."""
+    # diffusers expects an entry for each attention layer; an empty one stands for the base's own.
     others = {f"{name}.processor": torch.empty(0) for name, _ in model.unet.named_modules() if name.endswith(".attn1")}
     safetensors_io.save_tensors(folder / FILE, {**others, **_weights(model)})
     textual_inversion.save(model, folder, recipe)
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A run's weights and words into a fresh base. UserError where a file is missing or another base's."""
+    """Loads a run's weights and embeddings. UserError where a file is missing or was made for another base."""
     _fill(model, require_folder(folder, FILE))
     textual_inversion.load(model, folder, recipe)
 
 
 def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
-    """From a folder of this method, or an embedding alone."""
-    if found := (source / FILE).exists():
+    """Starts from a folder of this method, or from an embedding alone."""
+    if has_weights := (source / FILE).exists():
         _fill(model, source / FILE)
-    return textual_inversion.start_from(model, recipe, source) or found
+    return textual_inversion.start_from(model, recipe, source) or has_weights
 
 
 def _fill(model: LatentModel, path: Path) -> None:

@@ -17,38 +17,41 @@ from personalize.models.interface import LatentModel
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
-    """Parameter groups in float32, or in two halves: the U-Net's, then each text encoder's."""
+    """Parameter groups in float32, or with split master weights: the U-Net's, then each text encoder's."""
     train = recipe.train
-    rates = {"unet": train.lr}
-    halved = train.masters == "split" and model.dtype == torch.bfloat16
+    is_split = train.masters == "split" and model.dtype == torch.bfloat16
     return [
-        {"name": part, "params": (_halve if halved else unfreeze)(network), "lr": rates.get(part, train.text_lr or train.lr)}
+        {
+            "name": part,
+            "params": (_split if is_split else unfreeze)(network),
+            "lr": train.lr if part == "unet" else train.text_lr or train.lr,
+        }
         for part, network in _trained(model, recipe).items()
     ]
 
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
-    """Weights in two halves are copies in float32, all others the live ones."""
-    return {k: bf16_split.master(v) for k, v in _live(model, recipe).items()}
+    """Split weights as float32 copies, all others live."""
+    return {k: bf16_split.master_weight(v) for k, v in _live(model, recipe).items()}
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
     copy_all(state(model, recipe), tensors, what=f"this state was made for another base than {model.name!r}")
     for key, live in _live(model, recipe).items():
         if hasattr(live, bf16_split.LOW):
-            bf16_split.put(live, tensors[key])
+            bf16_split.set_master_weight(live, tensors[key])
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     """A folder that diffusers' `from_pretrained` loads; parts that did not train are linked to the base's.
 
     Parts that the base's index names and its folder lacks, such as a safety checker that was not downloaded, are
-    left out of the index too. Weights in two halves are float32 from here on, in the model as in the files.
+    left out of the index too. Split weights are float32 from here on, in the model as in the files.
     """
     trained, index = _trained(model, recipe), read_json(model.folder / "model_index.json")
     for part in [name for name, value in index.items() if isinstance(value, list)]:
         if part in trained:
-            bf16_split.unite(trained[part])
+            bf16_split.merge_halves(trained[part])
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (model.folder / part).is_dir():
             shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
@@ -60,7 +63,7 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """The trained networks of a folder; the others are the base's own. UserError where one is missing or another base's."""
+    """Loads a folder's trained networks. UserError where one is missing or was made for another base."""
     require_folder(folder, "model_index.json")
     for part, module in _trained(model, recipe).items():
         files = sorted((folder / part).glob("*.safetensors"))
@@ -85,10 +88,10 @@ def _live(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
     return {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict(keep_vars=True).items()}
 
 
-def _halve(module: nn.Module) -> list[nn.Parameter]:
-    """All parameters of a bfloat16 module, trainable, each with its lower half."""
+def _split(module: nn.Module) -> list[nn.Parameter]:
+    """Makes all parameters of a bfloat16 module trainable, each with its lower half -> the parameters."""
     for p in module.requires_grad_(True).parameters():
-        bf16_split.halve(p)
+        bf16_split.add_low_half(p)
     return list(module.parameters())
 
 

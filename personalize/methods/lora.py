@@ -4,7 +4,7 @@ lora   W + s B A, s = alpha / rank (Hu et al. 2106.09685); DoRA (2402.09353) and
 lokr   a Kronecker product, loha a Hadamard product, of low-rank matrices (LyCORIS, Yeh et al. 2309.14859)
 oft    inputs turned by block-diagonal rotations (Qiu et al. 2306.07280), boft by butterflies of them (Liu et al. 2311.06243)
 
-All are exact identities when fresh, but PEFT's oft on convolutions, which is refused.
+A fresh adapter is exactly the identity, except PEFT's oft on convolutions, which is refused.
 """
 
 import math
@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from personalize.common.errors import UserError, nearest
-from personalize.common.recipe import Lora, Recipe
-from personalize.methods import ADAPTERS, adapter_files, copy_all, peft_layers, require_folder
+from personalize.common.recipe import ADAPTERS, Lora, Recipe
+from personalize.methods import adapter_files, copy_all, peft_layers, require_folder
 from personalize.methods.adapter_files import Part
 from personalize.models.interface import LatentModel
 
-NAME = "default"  # of the adapter that trains, or was loaded as a run's result
+NAME = "default"  # of the adapter that trains, or that was loaded as a run's result
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")  # of a U-Net's blocks
 CONFIGS = {
@@ -36,8 +36,8 @@ SETTINGS = {"r": "lora.rank", "use_dora": "lora.dora", "oft_block_size": "lora.b
 MOST_BYTES = 16 << 30  # boft keeps a permutation matrix of width² in every layer
 
 
-def check(kind: str, lora: Lora, quantize: str) -> None:
-    """UserError for settings that a kind of adapter does not have."""
+def check_adapter(kind: str, lora: Lora, quantize: str) -> None:
+    """UserError for settings that this kind of adapter does not have."""
     for setting in ("dora", "rslora"):
         if kind != "lora" and getattr(lora, setting):
             raise UserError(
@@ -45,7 +45,7 @@ def check(kind: str, lora: Lora, quantize: str) -> None:
             )
     if kind == "oft" and lora.conv:
         raise UserError(
-            "lora.conv = true does not go with oft: on convolutions a fresh one already changes the picture. Use boft."
+            "lora.conv = true does not go with oft: on convolutions a fresh one already changes the image. Use boft."
         )
     if quantize == "4bit" and kind in ("lokr", "loha"):
         raise UserError(
@@ -66,15 +66,15 @@ def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
         targets = [*recipe.lora.targets, *CONVOLUTIONS * recipe.lora.conv] if part == "unet" else list(TEXT_TARGETS)
         _check_targets(network, recipe.lora.targets if part == "unet" else targets, model.name)
         if kind in ("oft", "boft"):
-            _check_block(kind, recipe.lora.block, peft_layers.matched(network, targets))
+            _check_block(kind, recipe.lora.block, peft_layers.matching_layers(network, targets))
         config = getattr(peft, name)(target_modules=targets, **fields(recipe.lora))
-        params = peft_layers.inject(network, config, name=NAME, what=f"lora.targets = {targets}")
+        params = peft_layers.inject_adapter(network, config, name=NAME, what=f"lora.targets = {targets}")
         groups.append({"name": part, "params": params, "lr": train.lr if part == "unet" else train.text_lr or train.lr})
     return groups
 
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
-    return {f"{part}.{k}": v for part, own in _own(model, recipe).items() for k, v in own.tensors.items()}
+    return {f"{part}.{k}": v for part, adapter in _attached(model, recipe).items() for k, v in adapter.tensors.items()}
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
@@ -83,23 +83,23 @@ def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> N
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     """`pytorch_lora_weights.safetensors` for lora, else a PEFT folder `<network>_adapter` for each network."""
-    adapter_files.write_adapter(folder, _own(model, recipe))
+    adapter_files.write_adapter(folder, _attached(model, recipe))
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A run's adapters into a fresh base. UserError where they are missing, or another base's, kind's or rank's."""
+    """Loads a run's adapters. UserError where they are missing, or of another base, kind or rank."""
     for part in _parts(model, recipe):
-        place = f"{part}{adapter_files.ENDING}/{adapter_files.TENSORS}"
-        require_folder(folder, adapter_files.FILE if _kind(recipe) == "lora" else place)
+        peft_file = f"{part}{adapter_files.ENDING}/{adapter_files.TENSORS}"
+        require_folder(folder, adapter_files.FILE if _kind(recipe) == "lora" else peft_file)
     attach(model, recipe)
     _fill(model, recipe, folder, what=f"{folder} was made for another base than {model.name!r}, or for another recipe")
 
 
 def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) -> None:
-    """A user's adapter beside those that are there: a LoRA file of diffusers, PEFT or kohya, or a folder of ours or PEFT's.
+    """Adds a user's adapter to those attached: a LoRA file of diffusers, PEFT or kohya, or a folder of ours or of PEFT.
 
-    `name` is any that the model has not yet; `weight` times its effect is added. UserError for one that is damaged or was
-    made for another base, and for a weight other than 1 of oft and boft, which turn and do not add.
+    `name` is new to the model; `weight` times the adapter's effect is added. UserError for an adapter that is damaged or was
+    made for another base, and for a weight other than 1 of oft and boft, which rotate and do not add.
     """
     source = source / "model" if (source / "model").is_dir() else source
     if not source.exists():
@@ -109,27 +109,27 @@ def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) 
         if weight != 1 and adapter.kind in ("oft", "boft"):
             raise UserError(f"{source} is {adapter.kind}, which has no weight: {weight:g} is not possible, give 1.")
         network = adapter_files.adapted_networks(model)[part]
-        for p in peft_layers.inject(network, adapter.config, name=name, what=what):
+        for p in peft_layers.inject_adapter(network, adapter.config, name=name, what=what):
             p.requires_grad_(False)
         copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
         peft_layers.set_adapter_scale(network, name, weight)
 
 
 def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
-    """An adapter's values into the one that trains. UserError where its kind, rank or layers are not the recipe's."""
+    """Copies an adapter into the one that trains. UserError where its kind, rank or layers are not the recipe's."""
     if adapter_files.holds_adapter(source):
         _fill(model, recipe, source, what=f"train.init_from = {str(source)!r} and the recipe adapt other layers")
         return True
     return False
 
 
-def fuse(model: LatentModel) -> None:
-    """Every adapter goes into the weights: the networks are plain diffusers and transformers modules again.
+def fuse_adapters(model: LatentModel) -> None:
+    """Merges every adapter into the weights: the networks are plain diffusers and transformers modules again.
 
-    UserError where the base is quantized, which has no such weights.
+    UserError where the base is quantized: it has no such weights.
     """
     for part, network in model.networks.items():
-        if any(getattr(network, f"is_loaded_in_{how}", False) for how in ("8bit", "4bit")):
+        if any(getattr(network, f"is_loaded_in_{bits}", False) for bits in ("8bit", "4bit")):
             raise UserError(
                 f"the {part} is quantized, so no adapter can go into its weights. Load the adapter into the plain base."
             )
@@ -137,18 +137,18 @@ def fuse(model: LatentModel) -> None:
 
 
 def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> None:
-    """An adapter's values into the attached one, of the same kind, rank, scale and layers."""
-    found, own = adapter_files.read_adapter(source, model), _own(model, recipe)
-    if found.keys() != own.keys():
-        has, wanted = (" and ".join(sorted(parts)) for parts in (found, own))
+    """Copies an adapter into the attached one of the same kind, rank, scale and layers."""
+    given, attached = adapter_files.read_adapter(source, model), _attached(model, recipe)
+    if given.keys() != attached.keys():
+        has, wanted = (" and ".join(sorted(parts)) for parts in (given, attached))
         raise UserError(f"{source} has adapters of {has}, expected are {wanted}. Set train.text_encoder to what it was.")
-    for part in own:
-        _check_same(found[part], own[part], source)
-        copy_all(own[part].tensors, found[part].tensors, what=what)
+    for part, adapter in attached.items():
+        _check_same(given[part], adapter, source)
+        copy_all(adapter.tensors, given[part].tensors, what=what)
 
 
-def _own(model: LatentModel, recipe: Recipe) -> dict[str, Part]:
-    """The attached adapters, with live tensors."""
+def _attached(model: LatentModel, recipe: Recipe) -> dict[str, Part]:
+    """The attached adapters with live tensors, by network."""
     networks = _parts(model, recipe).items()
     return {part: Part(network.peft_config[NAME], peft_layers.adapter_tensors(network, NAME)) for part, network in networks}
 
@@ -163,7 +163,7 @@ def _parts(model: LatentModel, recipe: Recipe) -> dict[str, nn.Module]:
 
 def _check_targets(network: nn.Module, targets, base: str) -> None:
     for target in targets:
-        if not peft_layers.matched(network, [target]):
+        if not peft_layers.matching_layers(network, [target]):
             ends = {
                 name.split(".", i)[-1] for name in peft_layers.adaptable_layers(network) for i in range(name.count(".") + 1)
             }

@@ -1,6 +1,6 @@
-"""One PEFT adapter in one network: putting it in, its tensors, its weight, and merging it away.
+"""One PEFT adapter in one network: injecting it, its tensors, its weight, and merging it.
 
-An adapter's tensors go by the names they have in files, "<layer>.lora_A.weight": without the adapter's own name, and
+An adapter's tensors have the names they have in files, "<layer>.lora_A.weight": without the adapter's own name, and
 without the wrappers of other adapters.
 """
 
@@ -11,25 +11,25 @@ from personalize.common.errors import UserError
 
 def adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The linear and convolution layers by their names in the bare network, whatever adapters are on them."""
-    found, inside = {}, "?"
+    layers, inside = {}, "?"
     for name, module in network.named_modules():
         if name.startswith(inside):
             continue
         if hasattr(module, "base_layer"):
-            found[name], inside = module.get_base_layer(), f"{name}."
+            layers[name], inside = module.get_base_layer(), f"{name}."
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            found[name] = module
-    return found
+            layers[name] = module
+    return layers
 
 
-def matched(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
+def matching_layers(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     """The layers that targets name: each is a layer's name or the end of it, from a dot on."""
     suffixes = tuple(f".{target}" for target in targets)
     return {name: layer for name, layer in adaptable_layers(network).items() if name in targets or name.endswith(suffixes)}
 
 
-def inject(network: nn.Module, config, *, name: str, what: str) -> list[nn.Parameter]:
-    """Puts a fresh adapter into the layers of a PEFT config -> its parameters, in float32 whatever the network's dtype.
+def inject_adapter(network: nn.Module, config, *, name: str, what: str) -> list[nn.Parameter]:
+    """Injects a fresh adapter into the layers of a PEFT config -> its parameters, in float32 whatever the network's dtype.
 
     UserError where no layer matches; `what` begins its sentence.
     """
@@ -48,11 +48,11 @@ def inject(network: nn.Module, config, *, name: str, what: str) -> list[nn.Param
 
 
 def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
-    """The adapter's live tensors: what is copied into them trains and draws."""
+    """The adapter's live tensors: a value copied into them takes effect."""
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
-    return {key.replace(".base_layer.", "."): value for key, value in found.items()}
+    tensors = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
+    return {key.replace(".base_layer.", "."): value for key, value in tensors.items()}
 
 
 def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:
@@ -67,7 +67,7 @@ def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:
 
 
 def merge_adapter(network: nn.Module) -> None:
-    """Every adapter goes into its layer's weight, with its own weight: the bare network is left, which draws the same."""
+    """Merges every adapter into its layer's weight: the bare network is left, and its output is the same."""
     for name, layer in list(network.named_modules()):
         if not hasattr(layer, "base_layer") or name.endswith(".base_layer"):
             continue

@@ -1,18 +1,18 @@
 """The frozen base under adapters in 8 bits (LLM.int8(), Dettmers et al. 2208.07339) or 4 (NF4, QLoRA, 2305.14314).
 
-Done by hand, with bitsandbytes' layers: diffusers' own quantized loading refuses to work without a GPU.
+Written with bitsandbytes' layers, because diffusers' own quantized loading refuses to work without a GPU.
 """
 
 from torch import nn
 
 from personalize.common.errors import UserError
 
-# What every layer hears of the timestep and of the picture's size: few weights, and an error there is everywhere.
+# What tells every layer the timestep and the image size: few weights, and an error there spreads everywhere.
 WHOLE = ("time_embedding", "time_emb_proj", "add_embedding")
 
 
-def quantize(network: nn.Module, how: str) -> None:
-    """Swaps the linear layers of a frozen network, but those of WHOLE, for "8bit" or "4bit" ones; PEFT adapts them too.
+def quantize(network: nn.Module, bits: str) -> None:
+    """Replaces the linear layers of a frozen network, except those of WHOLE, with "8bit" or "4bit" ones, which PEFT adapts too.
 
     They compute in the dtype of their input. Convolutions stay as they are: bitsandbytes has none. UserError where it
     is not installed.
@@ -20,13 +20,13 @@ def quantize(network: nn.Module, how: str) -> None:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise UserError(f"train.quantize = {how!r} needs bitsandbytes: pip install bitsandbytes") from error
-    made = {"8bit": _eight, "4bit": _four}[how]
+        raise UserError(f"train.quantize = {bits!r} needs bitsandbytes: pip install bitsandbytes") from error
+    make_layer = {"8bit": _eight, "4bit": _four}[bits]
     for name, layer in list(network.named_modules()):
         if type(layer) is nn.Linear and not set(WHOLE) & set(name.split(".")):
             parent, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, _with_bias(made(bitsandbytes.nn, layer), layer))
-    setattr(network, f"is_loaded_in_{how}", True)  # PEFT looks here
+            setattr(network.get_submodule(parent), leaf, _with_bias(make_layer(bitsandbytes.nn, layer), layer))
+    setattr(network, f"is_loaded_in_{bits}", True)  # PEFT looks here
 
 
 def _eight(bnb, layer: nn.Linear) -> nn.Linear:
@@ -49,7 +49,7 @@ def _four(bnb, layer: nn.Linear) -> nn.Linear:
     )
     fresh.weight = bnb.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=fresh)
     fresh.weight = fresh.weight.to(layer.weight.device)
-    # Else a CPU with AVX-512 repacks the weight for good when a picture is drawn, and no gradient goes through after that.
+    # Otherwise a CPU with AVX-512 repacks the weight for good at the first sampling, and no gradient passes after that.
     fresh.support_avx512bf16_for_cpu = False
     return fresh
 

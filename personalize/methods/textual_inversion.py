@@ -5,7 +5,7 @@ prompt that says "<sks>" means all of them. Saved as `learned_embeds.safetensors
 `learned_embeds-<token>.safetensors` each: {"<sks>": (n,D)}, for SDXL {"clip_l": (n,D), "clip_g": (n,D2)}.
 
 In SDXL bases whose text config has the old `eos_token_id` 2 plain transformers takes the pooled embedding at the token
-with the largest id, the new one, instead of the prompt's end; here it is the end, and `fuse` writes the right id.
+with the largest id, the new one, instead of the prompt's end; here it is the end, and `fuse_embeddings` writes the right id.
 
 B texts, L tokens, n vectors of a token, D width of a text encoder.
 """
@@ -29,9 +29,9 @@ SPREAD = 0.1  # of the noise that sets further vectors apart, in standard deviat
 
 
 class Words(nn.Module):
-    """A text encoder's embedding with learned rows after the known ones; only these are there to train.
+    """A text encoder's embedding with learned rows after the known ones; only the learned rows train.
 
-    Ids from `start` on are those of the rows, in the order in which the tokens came.
+    Ids from `start` on are those of the learned rows, in the order in which the tokens were added.
     """
 
     def __init__(self, known: nn.Embedding, start: int):
@@ -40,7 +40,7 @@ class Words(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(V,D): the known rows, where transformers looks for them."""
+        """(V,D): the known rows, under the name that transformers reads."""
         return self.known.weight
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -53,17 +53,17 @@ class Words(nn.Module):
         """(n,D) of a token."""
         return self.rows[self.tokens.index(token)]
 
-    def joined(self) -> nn.Embedding:
+    def to_embedding(self) -> nn.Embedding:
         """One plain embedding of all rows."""
         rows = torch.cat(list(self.rows)).to(self.weight.dtype)
         return nn.Embedding.from_pretrained(torch.cat([self.weight[: self.start], rows]).detach(), freeze=True)
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
-    """A group for each text encoder, with float32 rows of every token."""
+    """A parameter group for each text encoder, with float32 rows of every token."""
     _files(recipe)
     if not (recipe.embedding.init or recipe.class_word):
-        raise UserError("what do the vectors begin as? Give the class, as in --class dog, or embedding.init.")
+        raise UserError("the vectors have no word to start from. Give the class, as in --class dog, or embedding.init.")
     for i, token in enumerate(recipe.token):
         word = recipe.embedding.init or recipe.class_word[min(i, len(recipe.class_word) - 1)]
         _add(model, token, {part: _first_rows(model, part, recipe, token=token, word=word) for part in model.text_encoders})
@@ -83,66 +83,66 @@ def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> N
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A file for each token, which diffusers' `load_textual_inversion` loads."""
+    """Saves a file for each token, for diffusers' `load_textual_inversion`."""
     for token, name in _files(recipe).items():
         rows = {part: _words(model, part, recipe)[token].detach() for part in model.text_encoders}
         embedding_files.write_diffusers(folder / name, token, rows)
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
-    """A run's words into a fresh base. UserError where a file is missing or another base's."""
+    """Loads a run's embeddings. UserError where a file is missing or was made for another base."""
     for token, name in _files(recipe).items():
         load_embedding(model, require_folder(folder, name), token)
 
 
 def load_embedding(model: LatentModel, path: Path, token: str = "") -> str:
-    """A user's embedding under `token`, or under the name it gives itself, or its file has -> the token.
+    """Loads a user's embedding as `token`, or as the name in the file, or as the file's name -> the token.
 
-    A folder with one `learned_embeds….safetensors` will do. UserError where the file is none or another base's, or the
-    word is known already.
+    A folder with one `learned_embeds….safetensors` will do. UserError where the file is no embedding or was made for
+    another base, or the word is known already.
     """
-    path = _the_file(path)
-    given, rows = embedding_files.read_embedding(path)
-    token = token or given or path.stem
+    path = _embedding_file(path)
+    stored, rows = embedding_files.read_embedding(path)
+    token = token or stored or path.stem
     _check_rows(model, path, rows)
     _add(model, token, rows)
     return token
 
 
 def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
-    """The vectors of a file, or of the files in a folder, into the tokens that train. UserError for another number of them."""
+    """Copies the vectors of a file or folder into the tokens that train. UserError for another number of vectors."""
     files = _files(recipe)
     if source.is_dir():
-        found = {token: source / name for token, name in files.items() if (source / name).exists()}
+        paths = {token: source / name for token, name in files.items() if (source / name).exists()}
     elif source.suffix == ".safetensors" and not adapter_files.holds_adapter(source):
-        found = {next(iter(files)): source}
+        paths = {next(iter(files)): source}
     else:
-        found = {}
-    for token, path in found.items():
+        paths = {}
+    for token, path in paths.items():
         rows = embedding_files.read_embedding(path)[1]
         _check_rows(model, path, rows)
         for part, given in rows.items():
-            own = _words(model, part, recipe)[token]
-            if given.shape != own.shape:
+            trained = _words(model, part, recipe)[token]
+            if given.shape != trained.shape:
                 raise UserError(
-                    f"{path} has {len(given)} vectors, expected are {len(own)}. Set embedding.vectors = {len(given)}."
+                    f"{path} has {len(given)} vectors, expected are {len(trained)}. Set embedding.vectors = {len(given)}."
                 )
-            own.data.copy_(given)
-    return bool(found)
+            trained.data.copy_(given)
+    return bool(paths)
 
 
-def fuse(model: LatentModel) -> None:
-    """The learned rows become rows of plain embeddings, which `save_pretrained` writes with the tokenizers that know them."""
+def fuse_embeddings(model: LatentModel) -> None:
+    """Turns learned rows into rows of plain embeddings, which `save_pretrained` writes with the tokenizers that know them."""
     for part, encoder in model.text_encoders.items():
         table = encoder.get_input_embeddings()
         if isinstance(table, Words):
-            encoder.set_input_embeddings(table.joined())
+            encoder.set_input_embeddings(table.to_embedding())
             encoder.config.vocab_size = len(model.tokenizers[part])
             encoder.config.eos_token_id = model.tokenizers[part].eos_token_id
 
 
 def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
-    """A new token of every tokenizer, with its rows (n,D) by text encoder. UserError where it is not new."""
+    """Adds a token to every tokenizer, with its rows (n,D) by text encoder. UserError where it is not new."""
     n = len(next(iter(rows.values())))
     names = [token, *(f"{token}_{i}" for i in range(1, n))]
     for tokenizer in model.tokenizers.values():
@@ -161,7 +161,7 @@ def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
 
 
 def _first_rows(model: LatentModel, part: str, recipe: Recipe, *, token: str, word: str) -> Tensor:
-    """(n,D): the tokens of a word in turn; from the second time on with a little noise, or vectors would stay alike."""
+    """(n,D): the tokens of a word in turn; when they repeat, with a little noise, or the vectors would stay alike."""
     ids = model.tokenizers[part](word, add_special_tokens=False).input_ids
     if not ids:
         raise UserError(f"embedding.init = {word!r} is no word to base {model.name!r}. Give one that says what the subject is.")
@@ -192,19 +192,19 @@ def _files(recipe: Recipe) -> dict[str, str]:
     return names
 
 
-def _the_file(path: Path) -> Path:
+def _embedding_file(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"there is no embedding {str(path)!r}. Give a .safetensors file.")
     if not path.is_dir():
         return path
-    found = sorted(path.glob(f"{FILE}*.safetensors"))
-    if len(found) != 1:
-        raise UserError(f"{path} has {len(found)} files {FILE}*.safetensors, expected is one. Give the file itself.")
-    return found[0]
+    files = sorted(path.glob(f"{FILE}*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"{path} has {len(files)} files {FILE}*.safetensors, expected is one. Give the file itself.")
+    return files[0]
 
 
 def _check_rows(model: LatentModel, path: Path, rows: dict[str, Tensor]) -> None:
-    """UserError where rows are not of the base's text encoders."""
+    """UserError where the rows do not fit the base's text encoders."""
     wanted = {part: encoder.get_input_embeddings().weight.shape[1] for part, encoder in model.text_encoders.items()}
     if (has := {part: given.shape[1] for part, given in rows.items()}) != wanted:
         raise UserError(f"{path} was made for another base than {model.name!r}: its widths are {has}, expected are {wanted}.")

@@ -15,20 +15,28 @@ MODELS = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"} 
 
 
 def load_model(
-    base: str, *, device: str = "auto", dtype: str = "auto", vae: str = "whole", say: Callable[[str], None] = print
+    base: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    vae: str = "whole",
+    say: Callable[[str], None] = print,
+    make_network: Callable | None = None,
 ) -> LatentModel:
     """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, ready on a device.
 
-    UserError for anything else. `vae`: how the VAE works, as in the recipe.
+    UserError for anything else. `vae`: how the VAE works, as in the recipe. `make_network`: used in place of
+    `loading.load_network`, by the memory estimate.
     """
     folder = locate_base(base, say)
     family = families(folder, base)
-    from personalize.models import devices, latent_diffusion
+    from personalize.models import devices, latent_diffusion, loading
 
     where = devices.choose_device(device)
     return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
         device=where, dtype=devices.dtype_for(where, dtype, say), vae=vae, fingerprint=fingerprint(folder),
+        make_network=make_network or loading.load_network,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ arguments(cond, size)      conditioning in the U-Net's own arguments; size: edge
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -45,6 +46,7 @@ class LatentDiffusion:
         dtype: torch.dtype,
         vae: str,
         fingerprint: str,
+        make_network: Callable,
     ):
         network, kl = loading.read_configs(folder, name)
         self.latent_channels = network["in_channels"]
@@ -53,6 +55,7 @@ class LatentDiffusion:
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
         self.has_world = has_world(str(folder))
         self.device, self.dtype, self._vae_works = device, dtype, vae
+        self._make_network = make_network
         self.index = read_json(folder / "model_index.json")
         self.schedule = loading.load_schedule(folder)
         self._texts, self._vae = self._read_texts(), self._read_vae()
@@ -62,7 +65,7 @@ class LatentDiffusion:
         }
         self.spelling: dict[str, str] = {}
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        self.unet = loading.load_network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
+        self.unet = self._make_network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
         self.lean = not fast_unet.why_not_fast(self.unet)
 
     @property
@@ -145,11 +148,11 @@ class LatentDiffusion:
         return words.decode(ids[words.model_max_length - 1 : -1])
 
     def _read_texts(self) -> dict[str, nn.Module]:
-        read = {part: loading.load_network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}
+        read = {part: self._make_network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}
         return {part: module.to(self.device) for part, module in read.items()}
 
     def _read_vae(self) -> nn.Module:
-        vae = loading.load_network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
+        vae = self._make_network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
         if self._vae_works != "whole":
             vae.enable_slicing()
         if self._vae_works == "tiled":

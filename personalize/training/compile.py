@@ -1,4 +1,4 @@
-"""Steps whose network is compiled, and what that costs and gains, measured on the run's own steps."""
+"""Steps whose network is compiled, and what that costs and saves, measured on the run's own steps."""
 
 import time
 from collections.abc import Callable
@@ -13,9 +13,9 @@ EAGER, WARM, TIMED = 2, 2, 3  # steps: before it is compiled, until it is warm, 
 
 
 class CompiledStep:
-    """`run(batch)`, whose `model.predict` is compiled from the third step on. What draws in between is not compiled.
+    """`run(batch)`, whose `model.predict` is compiled from the third step on. Images generated in between are not.
 
-    Says the break-even once. Where the compiler fails, says so, and that step and all others run eagerly.
+    Says the break-even once. If the compiler fails it says so, and that step and all others run eagerly.
     """
 
     def __init__(self, run: Callable[..., Tensor], model: LatentModel, *, steps: int, say: Callable[[str], None]):
@@ -36,7 +36,7 @@ class CompiledStep:
         return out
 
     def words(self) -> str:
-        """Seconds to compile, what a step gains by it, and after how many steps that has paid."""
+        """Seconds to compile, what a step saves by it, and after how many steps that has paid."""
         eager, fast = self.seconds[EAGER - 1], min(self.seconds[EAGER + WARM :])
         cost = sum(self.seconds[EAGER : EAGER + WARM]) - WARM * fast
         line = f"compiled in {cost:.1f} s: {1e3 * eager:.1f} ms a step became {1e3 * fast:.1f}"

@@ -1,7 +1,7 @@
-"""A step that is recorded once and replayed: one launch in place of thousands, on a CUDA device.
+"""A step that is captured once as a CUDA graph and then replayed: one launch in place of thousands.
 
-The first steps of a run warm up, as ordinary steps on a stream of their own. Then the step is recorded, which computes
-nothing, and replayed. So step k is step k, and results are those of the eager step.
+The first steps of a run are ordinary ones on a stream of their own, to warm up. Then the step is captured, which computes
+nothing, and replayed. So step k is step k, and its results are those of the eager step.
 """
 
 import warnings
@@ -11,19 +11,23 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 WARM = 3  # steps, in which the optimizer makes its state and libraries choose their algorithms
 Inputs = dict[str, Tensor]
 
 
-class Recorder(Protocol):
-    """How steps are warmed up and recorded. `CudaGraphs`, or in tests what only calls the function."""
+class Graphs(Protocol):
+    """How steps are warmed up and captured. `CudaGraphs`, or in tests a class that only calls the function."""
 
     def warm(self):
-        """A context in which the steps before the recording run."""
+        """A context in which the steps before the capture run."""
 
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Records what the function does on the device, without doing it -> does it. RuntimeError where it cannot."""
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Captures what the function does on the device, without doing it -> a function that does it.
+
+        RuntimeError where that is not possible.
+        """
 
 
 class CudaGraphs:
@@ -36,11 +40,11 @@ class CudaGraphs:
     def warm(self) -> Iterator[None]:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*constructed with capturable=True")  # said of steps that are not recorded
+            warnings.filterwarnings("ignore", ".*constructed with capturable=True")  # it is about steps not captured
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
 
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             function()
@@ -48,43 +52,44 @@ class CudaGraphs:
 
 
 class CapturedStep:
-    """`run(inputs, counts)` -> (n,) numbers, on buffers that each call's inputs are copied into.
+    """`run(inputs, counts)` -> (n,) numbers, on buffers into which each call's inputs are copied.
 
-    counts, like the inputs' names, shapes and types, are fixed by the first call; a call with others runs by itself, not
-    recorded. Where recording fails all do, and `say` is told why.
+    The first call fixes the counts and the inputs' names, shapes and types; a call with others runs eagerly. Where the
+    capture fails every call does, and `say` is told why.
     """
 
-    def __init__(self, run: Callable[[Inputs, tuple], Tensor], recorder: Recorder, *, say: Callable[[str], None]):
-        self.run, self.recorder, self.say = run, recorder, say
-        self.left = WARM
-        self.kind: tuple | None = None
+    def __init__(self, run: Callable[[Inputs, tuple], Tensor], graphs: Graphs, *, say: Callable[[str], None]):
+        self.run, self.graphs, self.say = run, graphs, say
+        self.warmups_left = WARM
+        self.signature: tuple | None = None
         self.buffers: Inputs = {}
         self.out: Tensor | None = None
         self.replay: Callable[[], None] | None = None
 
-    def __call__(self, given: Inputs, counts: tuple) -> Tensor:
-        kind = counts, {name: (value.shape, value.dtype) for name, value in given.items()}
-        if self.kind is None:
-            self.kind, self.buffers = kind, {name: torch.empty_like(value) for name, value in given.items()}
-        if kind != self.kind:
-            return self.run(given, counts)
-        for name, value in given.items():
+    def __call__(self, inputs: Inputs, counts: tuple) -> Tensor:
+        signature = counts, {name: (value.shape, value.dtype) for name, value in inputs.items()}
+        if self.signature is None:
+            self.signature, self.buffers = signature, {name: torch.empty_like(value) for name, value in inputs.items()}
+        if signature != self.signature:
+            return self.run(inputs, counts)
+        for name, value in inputs.items():
             self.buffers[name].copy_(value)
-        if self.left:
-            self.left -= 1
-            with self.recorder.warm():
+        if self.warmups_left:
+            self.warmups_left -= 1
+            with self.graphs.warm():
                 self.out = self.run(self.buffers, counts)
         else:
-            self.replay = self.replay or self._recorded()
-            self.replay()
+            self.replay = self.replay or self._capture()
+            with record_function("captured step"):
+                self.replay()
         return self.out.clone()
 
-    def _recorded(self) -> Callable[[], None]:
+    def _capture(self) -> Callable[[], None]:
         def function() -> None:
-            self.out.copy_(self.run(self.buffers, self.kind[0]))
+            self.out.copy_(self.run(self.buffers, self.signature[0]))
 
         try:
-            return self.recorder.record(function)
+            return self.graphs.capture(function)
         except RuntimeError as error:
             self.say(f"steps run eagerly: this one cannot be a CUDA graph ({str(error).splitlines()[0]})")
             return function

@@ -1,13 +1,15 @@
-"""How one optimizer step runs: eager, recorded or compiled, with autocast, loss scaling for float16, parts of a batch.
+"""How one optimizer step runs: eager, captured or compiled, with autocast, loss scaling for float16, parts of a batch.
 
-B pictures of the global batch; z0 eps (B,C,h,w), t (B,).
+B images of the global batch; z0 eps (B,C,h,w), t (B,).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from personalize.common import distributed
 from personalize.common.recipe import Recipe
@@ -26,47 +28,50 @@ from personalize.training.split_weights import SplitWeights
 
 @dataclass
 class Engine:
-    """The optimizer, and `step`, which is all that the training loop calls. `say`: where it is told how steps run.
+    """The optimizer, and `step`, which is all that the training loop calls. `say` is told how steps run.
 
-    A recorded step keeps the places of weights and of the optimizer's state: they may be overwritten, not replaced,
-    once it is recorded.
+    A captured step keeps the addresses of the weights and of the optimizer's state: from then on they may be overwritten,
+    not replaced.
     """
 
     model: LatentModel
     recipe: Recipe
     groups: list[dict]
     say: Callable[[str], None] = lambda line: None
-    masters: SplitWeights | None = field(init=False)  # where parameters are in two halves; the optimizer has their shells
+    step_ended: Callable[[], None] = lambda: None  # called after each step
+    split_weights: SplitWeights | None = field(init=False)  # of split parameters; the optimizer has their masters
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     params: list[Tensor] = field(init=False)
     schedule: Schedule = field(init=False)
-    lr: float = field(init=False, default=0.0)  # of the first group, at the newest step
+    lr: float = field(init=False, default=0.0)  # of the first group, at the latest step
 
     def __post_init__(self) -> None:
         self.params = [p for group in self.groups for p in group["params"]]
-        train, halved = self.recipe.train, hasattr(self.params[0], bf16_split.LOW)
-        self.masters = SplitWeights(self.groups, apart=train.optimizer == "adamw8bit") if halved else None
-        self.optimizer = make_optimizer(self.masters.groups if halved else self.groups, train)
-        half = self.model.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
+        train, is_split = self.recipe.train, hasattr(self.params[0], bf16_split.LOW)
+        self.split_weights = SplitWeights(self.groups, small_apart=train.optimizer == "adamw8bit") if is_split else None
+        self.optimizer = make_optimizer(self.split_weights.groups if is_split else self.groups, train)
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.dtype == torch.float16)
         self.schedule = self.model.schedule.to(self.model.device)
-        self._run = self._chosen()
+        self._run = self._choose_engine()
 
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
         """One update at learning rate × `scale` -> loss, subject, prior, norm (before clipping), each () on the device."""
         self.lr = set_learning_rates(self.optimizer, scale)
-        return dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+        values = dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+        self.step_ended()
+        return values
 
     def update(self, batch: Batch) -> Tensor:
-        """One update at the rates that are set -> (4,): loss, subject, prior, norm. On a GPU it waits for nothing."""
+        """One update at the present learning rates -> (4,): loss, subject, prior, norm. It does not wait for a GPU."""
         try:
             totals = self.backward(batch)
             distributed.sum_gradients(self.params)
-            self.scaler.unscale_(self.optimizer)
-            norm = gradient_norm(self.params)
-            for _ in self.masters.opened() if self.masters else [None]:
-                clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
+            with record_function("clip and optimizer"):
+                self.scaler.unscale_(self.optimizer)
+                norm = gradient_norm(self.params)
+                for _ in self.split_weights.open_chunks() if self.split_weights else [None]:
+                    clipped_step(self.optimizer, self.scaler, norm=norm, limit=self.recipe.train.clip)
             return torch.cat([totals, norm[None]])
         finally:
             self.clear()
@@ -77,68 +82,81 @@ class Engine:
             p.grad = None
 
     def backward(self, batch: Batch) -> Tensor:
-        """Adds the gradient of this process's rows, in `train.accumulate` parts -> (3,): loss, subject, prior of all rows."""
+        """Adds the gradients of this process's rows, in `train.accumulate` parts -> (3,): loss, subject, prior of all rows."""
         train, device = self.recipe.train, self.model.device
         totals = torch.zeros(3, device=device)
-        mine = distributed.local_rows(len(batch.z0))
+        local = distributed.local_rows(len(batch.z0))
         size = -(-len(batch.z0) // train.accumulate)
         is_prior = to_device(batch.is_prior, device)
-        for start in range(mine.start, mine.stop, size):
-            rows = slice(start, min(start + size, mine.stop))
-            with torch.autocast(device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
-                per_image = per_image_loss(
-                    self.model, batch.z0[rows], batch.cond(rows), t=batch.t[rows], eps=batch.eps[rows],
-                    goal=None if batch.goal is None else batch.goal[rows],
-                    mask=None if batch.mask is None else batch.mask[rows],
-                    snr_gamma=train.snr_gamma, schedule=self.schedule,
-                )  # fmt: skip
-            parts = dreambooth_loss(per_image, is_prior[rows], train.prior_weight, counts=batch.counts)
-            self.scaler.scale(parts[0]).backward()
+        for start in range(local.start, local.stop, size):
+            rows = slice(start, min(start + size, local.stop))
+            with record_function("forward and loss"):
+                parts = self._losses(batch, rows, is_prior[rows])
+            with record_function("backward"):
+                self.scaler.scale(parts[0]).backward()
             totals += torch.stack(parts).detach()
         return distributed.sum_over_ranks(totals)
 
-    def _chosen(self) -> Callable[[Batch], Tensor]:
-        asked = self.recipe.train.engine
-        if asked == "compiled":
-            return CompiledStep(self.update, self.model, steps=self.recipe.train.steps, say=self.say)
-        if asked == "eager":
+    def _losses(self, batch: Batch, rows: slice, is_prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """loss, subject, prior of some rows of the batch, as parts of those of all rows."""
+        train, model = self.recipe.train, self.model
+        with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+            per_image = per_image_loss(
+                model,
+                batch.z0[rows],
+                batch.cond(rows),
+                t=batch.t[rows],
+                eps=batch.eps[rows],
+                target=None if batch.target is None else batch.target[rows],
+                mask=None if batch.mask is None else batch.mask[rows],
+                snr_gamma=train.snr_gamma,
+                schedule=self.schedule,
+            )
+        return dreambooth_loss(per_image, is_prior, train.prior_weight, counts=batch.counts)
+
+    def _choose_engine(self) -> Callable[[Batch], Tensor]:
+        train = self.recipe.train
+        if train.engine == "compiled":
+            return CompiledStep(self.update, self.model, steps=train.steps, say=self.say)
+        if train.engine == "eager":
             return self.update
         if why := why_not_captured(self.model, self.recipe, self.groups):
             self.say(f"steps run eagerly, not as a CUDA graph: {why}")
             return self.update
-        return self.recorded_by(cuda_graph.CudaGraphs())
+        return self.captured_by(cuda_graph.CudaGraphs())
 
-    def recorded_by(self, recorder: cuda_graph.Recorder) -> Callable[[Batch], Tensor]:
-        """`update`, recorded after some steps and then replayed."""
-        for group in self.optimizer.param_groups:  # torch asks for it; the fused kernel is the same
+    def captured_by(self, graphs: cuda_graph.Graphs) -> Callable[[Batch], Tensor]:
+        """`update`, captured after some steps and then replayed."""
+        for group in self.optimizer.param_groups:  # torch requires it; the fused kernel is the same
             group["capturable"] = True
-        replayed = cuda_graph.CapturedStep(
-            lambda tensors, counts: self.update(Batch.of(tensors, counts)), recorder, say=self.say
-        )
-        return lambda batch: replayed(batch.tensors(), batch.counts)
+        captured = cuda_graph.CapturedStep(lambda tensors, counts: self.update(Batch.of(tensors, counts)), graphs, say=self.say)
+        return lambda batch: captured(batch.tensors(), batch.counts)
 
 
 def why_not_captured(model: LatentModel, recipe: Recipe, groups: list[dict]) -> str:
     """Why a run's steps cannot be one CUDA graph, or ""."""
     train = recipe.train
-    reasons = {
-        f"the device is {model.device.type}": model.device.type != "cuda",
-        "several processes": distributed.world_size() > 1,
-        "float16 loss scaling": model.dtype == torch.float16,
-        "8-bit AdamW": train.optimizer == "adamw8bit",
-        "a quantized base": bool(train.quantize),
-        "gradient checkpointing keeps the state of random generators": train.gradient_checkpointing,
-        "text is encoded at each step": any(group["name"] != "unet" for group in groups),
-    }
-    return next((why for why, holds in reasons.items() if holds), "")
+    if model.device.type != "cuda":
+        return f"the device is {model.device.type}"
+    if distributed.world_size() > 1:
+        return "several processes"
+    if model.dtype == torch.float16:
+        return "float16 loss scaling"
+    if train.optimizer == "adamw8bit":
+        return "8-bit AdamW"
+    if train.quantize:
+        return "a quantized base"
+    if train.gradient_checkpointing:
+        return "gradient checkpointing keeps the state of random generators"
+    if any(group["name"] != "unet" for group in groups):
+        return "text is encoded at each step"
+    return ""
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
     """The factor on every learning rate at a step 0…steps-1: warm-up from 0, then constant, cosine or linear to 0."""
-    import math
-
     train = recipe.train
-    rise = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
+    warmup = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
     left = 1 - max(0, step - train.warmup) / max(1, train.steps - train.warmup)
-    falls = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
-    return rise * falls[train.lr_schedule]
+    decay = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
+    return warmup * decay[train.lr_schedule]

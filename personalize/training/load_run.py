@@ -1,4 +1,4 @@
-"""A finished run, or one of its checkpoints, put into its base."""
+"""Loading a finished run, or one of its checkpoints, into its base."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ STATE = "state.safetensors"
 
 
 def require_run(folder: Path) -> dict:
-    """A run's manifest. UserError for a folder that is no run."""
+    """A run's manifest. UserError for a folder that is not a run."""
     manifest = read_manifest(folder)
     if manifest.get("kind") != "run":
         raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder.")
@@ -25,14 +25,14 @@ def require_run(folder: Path) -> dict:
 
 def run_subject(manifest: dict, token: str = "") -> dict:
     """A run's subject of this token, or its first: token, class, prompt, photos, prior_folder."""
-    found = {entry["token"]: entry for entry in manifest["subjects"]}
-    if token and token not in found:
-        raise UserError(f"this run has no subject {token!r}; it has {', '.join(found)}.")
-    return found[token] if token else manifest["subjects"][0]
+    subjects = {entry["token"]: entry for entry in manifest["subjects"]}
+    if token and token not in subjects:
+        raise UserError(f"this run has no subject {token!r}; it has {', '.join(subjects)}.")
+    return subjects[token] if token else manifest["subjects"][0]
 
 
 def resolve_checkpoint(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> str:
-    """What the run's result, or its checkpoint `at` ("400", "step-000400", "last"), is called.
+    """The name of the run's result, or of its checkpoint `at` ("400", "step-000400", "last").
 
     UserError where the base is not the one the run was trained on, or the run has no such result.
     """
@@ -42,10 +42,10 @@ def resolve_checkpoint(model: LatentModel, folder: Path, manifest: dict, at: str
             f"but {model.name!r} here has {model.fingerprint}: the base has changed. Train again, or bring the old one back."
         )
     if at not in ("", "best"):
-        found = {path.name: path for path in checkpoints(folder)}
-        name = f"step-{int(at):06d}" if at.isdigit() else max(found, default=at) if at == "last" else at
-        if name not in found:
-            raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(found) or 'none'}.")
+        names = [path.name for path in checkpoints(folder)]
+        name = f"step-{int(at):06d}" if at.isdigit() else max(names, default=at) if at == "last" else at
+        if name not in names:
+            raise UserError(f"{folder} has no checkpoint {at!r}; it has {', '.join(names) or 'none'}.")
         return name
     if manifest["status"] != "finished":
         raise UserError(
@@ -55,7 +55,7 @@ def resolve_checkpoint(model: LatentModel, folder: Path, manifest: dict, at: str
 
 
 def load_run(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:
-    """What `resolve` names, into a fresh base; returns its name."""
+    """Loads what `resolve_checkpoint` names into a fresh base -> its name."""
     name, recipe = resolve_checkpoint(model, folder, manifest, at), recipe_from_dict(manifest["recipe"], str(folder))
     if at not in ("", "best"):
         params = [p for group in methods.attach(model, recipe) for p in group["params"]]
@@ -68,7 +68,7 @@ def load_run(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
 
 
 def load_checkpoint(model: LatentModel, recipe: Recipe, params: list, folder: Path) -> None:
-    """A checkpoint's weights, averaged ones where there are, into a model to which the recipe's methods are attached."""
+    """Loads a checkpoint's weights, or their EMA, into a model to which the recipe's methods are attached."""
     parts, _ = checkpoint.load_state(folder / STATE)
     methods.restore(model, recipe, parts["trained"])
     for i, mean in parts.get("average", {}).items():

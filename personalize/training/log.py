@@ -1,4 +1,4 @@
-"""What a run tells while it trains: rows of log.jsonl, accelerate's trackers; and how a signal asks it to stop."""
+"""What a run logs while it trains: rows of log.jsonl and accelerate's trackers; and how a signal stops it."""
 
 import signal
 import time
@@ -17,9 +17,9 @@ FILE = "log.jsonl"
 
 
 class RunLog:
-    """Rows of log.jsonl and of the trackers. Losses are read from a GPU every 10 steps: reading waits.
+    """Rows of log.jsonl and of the trackers. Losses are read from a GPU every 10 steps, because reading waits for it.
 
-    `line` is the newest row in a few words, for the progress bar. Of several processes one `writes`.
+    `line` is the latest row in a few words, for the progress bar. Of several processes one `writes`.
     """
 
     def __init__(self, folder: Path, engine: Engine, trackers: list, *, writes: bool = True):
@@ -29,36 +29,36 @@ class RunLog:
         self.began = time.monotonic()
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
-        """A step's values; its learning rate is read now, for it is another one when the row is written."""
+        """Adds a step's values. Its learning rate is read now, because it has changed when the row is written."""
         self.pending.append((step, self.engine.lr, values))
         if len(self.pending) >= self.every:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending. UserError for a loss that is no number, before any checkpoint could keep it."""
+        """Writes the pending rows. UserError for a loss that is not finite, before a checkpoint is written."""
         if not self.pending:
             return
-        pace = (time.monotonic() - self.began) / len(self.pending)
+        seconds = (time.monotonic() - self.began) / len(self.pending)
         for step, lr, tensors in self.pending:
             row = {k: float(v) for k, v in tensors.items()} | {"lr": lr}
             if self.writes:
-                run_folder.append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(pace, 4)})
+                run_folder.append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(seconds, 4)})
             for tracker in self.trackers:
                 tracker.log(row, step=step)
             if not row["loss"] < float("inf"):
-                raise UserError(not_a_number(self.folder, self.engine, f"the loss became {row['loss']} at step {step}"))
+                raise UserError(divergence_message(self.folder, self.engine, f"the loss became {row['loss']} at step {step}"))
         prior = f", class {row['prior']:.3f}" if row["prior"] else ""
         self.line = f"loss: subject {row['subject']:.3f}{prior}; {preflight.peak_bytes(self.engine.model) / 1e9:.1f} GB"
         self.pending.clear()
         self.began = time.monotonic()
 
 
-def not_a_number(folder: Path, engine: Engine, what: str) -> str:
-    """The message for a run that has diverged: what happened, what is kept, what to do."""
-    kept = run_folder.checkpoints(folder)
-    good = f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
+def divergence_message(folder: Path, engine: Engine, event: str) -> str:
+    """The message for a run that has diverged: what happened, what is saved, what to do."""
+    saved = run_folder.checkpoints(folder)
+    good = f"The last good checkpoint is {saved[-1]}." if saved else "There is no checkpoint yet."
     return (
-        f"{what} (lr {engine.recipe.train.lr:g}, {engine.model.dtype}). {good} "
+        f"{event} (lr {engine.recipe.train.lr:g}, {engine.model.dtype}). {good} "
         "Lower it, as in --set train.lr=1e-6, or compute in --dtype float32."
     )
 
@@ -73,7 +73,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 def start_trackers(names: tuple[str, ...], folder: Path) -> list:
     """accelerate's trackers, by the names in the recipe. UserError where a package is missing."""
-    made = []
+    trackers = []
     for name in names:
         kind = _kinds()[name]
         options = {"logging_dir": folder} if kind.requires_logging_directory else {}
@@ -82,8 +82,8 @@ def start_trackers(names: tuple[str, ...], folder: Path) -> list:
             tracker.start()
         except ImportError as error:
             raise UserError(f"tracker {name!r} needs a package that is not installed: {error}") from error
-        made.append(tracker)
-    return made
+        trackers.append(tracker)
+    return trackers
 
 
 def _kinds() -> dict:
@@ -94,17 +94,17 @@ def _kinds() -> dict:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM only fill the list, so that a step ends and a checkpoint is written; twice is at once."""
+    """Inside, the first SIGINT or SIGTERM only fills the list, so that a checkpoint is written; the second stops at once."""
     stopped: list[int] = []
 
-    def note(number: int, frame) -> None:
+    def handle(number: int, _) -> None:
         if stopped:
             raise KeyboardInterrupt
         stopped.append(number)
 
     before = {}
-    with suppress(ValueError):  # not in the main thread, where Python lets nobody set handlers
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    with suppress(ValueError):  # outside the main thread Python sets no handlers
+        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
     finally:

@@ -1,4 +1,4 @@
-"""AdamW at each group's rate, with the clip inside its own pass over the gradients where it can be."""
+"""AdamW at each group's rate, with the gradients clipped by their joint norm before it."""
 
 import torch
 from torch import Tensor
@@ -7,19 +7,19 @@ from torch.optim import Optimizer
 from personalize.common.errors import UserError
 from personalize.common.recipe import Train
 
-FUSED = ("cpu", "cuda")  # where torch's AdamW divides gradients by a factor, and takes its rate as a tensor
+FUSED = ("cpu", "cuda")  # where torch's fused AdamW takes its rate as a tensor
 
 
 def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
-    """AdamW, fused, or bitsandbytes' with its state in 8 bits. UserError where that is not installed.
+    """Fused AdamW, or that of bitsandbytes with its state in 8 bits. UserError where bitsandbytes is not installed.
 
-    Rates of the fused one are tensors, so that a recorded step reads them anew; so are its counts of steps.
+    The learning rates of the fused one are tensors, as its step counts are, so that a captured step reads them anew.
     """
     groups = [{**group, "initial_lr": group["lr"]} for group in groups]
     options = {"betas": (train.beta1, train.beta2), "weight_decay": train.weight_decay}
     device = groups[0]["params"][0].device
     if train.optimizer == "adamw":
-        if device.type in FUSED:  # on the CPU it is read as a float64, and a GPU's kernel takes float32 alone
+        if device.type in FUSED:  # the CPU's kernel reads float64, a GPU's only float32
             lr = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
             groups = [{**group, "lr": lr.clone()} for group in groups]
         return torch.optim.AdamW(groups, fused=True, **options)
@@ -33,18 +33,18 @@ def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
 
 
 def set_learning_rates(optimizer: Optimizer, scale: float) -> float:
-    """Every group at its own learning rate × scale -> the first group's."""
+    """Sets every group's learning rate to its own × scale -> the first group's."""
     for group in optimizer.param_groups:
-        rate = group["initial_lr"] * scale
+        lr = group["initial_lr"] * scale
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(min(rate, torch.finfo(group["lr"].dtype).max))
+            group["lr"].fill_(min(lr, torch.finfo(group["lr"].dtype).max))
         else:
-            group["lr"] = rate
+            group["lr"] = lr
     return optimizer.param_groups[0]["initial_lr"] * scale
 
 
 def gradient_norm(params: list[Tensor]) -> Tensor:
-    """The norm () of all gradients together, in float32 whatever their type; 0 where there are none."""
+    """The joint norm () of all gradients, in float32 whatever their dtype; 0 where there are none."""
     grads = [p.grad for p in params if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32))) if grads else torch.zeros(())
 
@@ -52,23 +52,13 @@ def gradient_norm(params: list[Tensor]) -> Tensor:
 def clipped_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, norm: Tensor, limit: float) -> None:
     """One update by unscaled gradients whose joint norm is `norm`, as if torch's `clip_grad_norm_` came first.
 
-    limit 0: no clipping. The fused AdamW divides by the factor as it reads a gradient, so clipping costs no pass of its
-    own; on a GPU nothing waits for the norm.
+    limit 0: no clipping. On a GPU nothing waits for the norm.
     """
-    if limit and _folds(optimizer):
-        over = (norm + 1e-6) / limit
-        if over.is_cuda:
-            optimizer.grad_scale = over.clamp(min=1)
-        elif over > 1:
-            optimizer.grad_scale = over
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if limit and isinstance(optimizer, torch.optim.AdamW):
+        # Divided, not multiplied by the inverse as torch does it: to the bit what runs of earlier versions computed.
+        torch._foreach_div_([p.grad for p in params if p.grad is not None], ((norm + 1e-6) / limit).clamp(min=1))
     elif limit:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(params, limit, norm, foreach=True)
     scaler.step(optimizer)
-    optimizer.__dict__.pop("grad_scale", None)  # an enabled scaler takes it away itself
     scaler.update()
-
-
-def _folds(optimizer: Optimizer) -> bool:
-    group = optimizer.param_groups[0]
-    return bool(group.get("fused")) and group["params"][0].device.type in FUSED

@@ -1,4 +1,4 @@
-"""What a training run is about to do, in plain words: pictures, passes, parameters, memory, time, and what the VAE loses."""
+"""What a training run is about to do, in plain words: images, passes, parameters, memory, time, and what the VAE loses."""
 
 import math
 import resource
@@ -13,22 +13,22 @@ from personalize.data.training_set import TrainingSet
 from personalize.models.interface import LatentModel
 from personalize.training.engine import Engine
 
-FAR_BELOW = 4.0  # dB under the base's own pictures, from where a VAE cannot show a photo as it is
+FAR_BELOW = 4.0  # dB below the base's own images, from which on a VAE cannot show a photo as it is
 POOR = 24.0  # dB; below it a difference is plain to see
 
 
 def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
-    """The plan's lines. Measures one forward and backward pass; no weight and no randomness of the run changes."""
+    """The lines before the first step. Measures one forward and backward pass; no weight and no randomness changes."""
     train, model = data.recipe.train, data.model
     subjects, priors = data.steps_per_batch
     passes = train.steps * subjects / len(data.photos)
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
-    seconds = probe(data, engine)
+    seconds = measure_step(data, engine)
     state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
-        + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class pictures"),
-        f"{train.steps} steps of {subjects} + {priors} pictures: each photo is seen {passes:.0f} times",
+        + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class images"),
+        f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         + (f", in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""),
@@ -37,10 +37,10 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
 
 
 def _preserved(data: TrainingSet) -> str:
-    return "class pictures" if data.prior.goal is None else "predictions of the frozen base"
+    return "class images" if data.prior.target is None else "predictions of the frozen base"
 
 
-def probe(data: TrainingSet, engine: Engine) -> float:
+def measure_step(data: TrainingSet, engine: Engine) -> float:
     """Seconds of forward and backward of one step; the second of two when they are short, for the first warms up."""
     for _ in range(2):
         began = time.monotonic()
@@ -62,27 +62,28 @@ def peak_bytes(model: LatentModel) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def representable(data: TrainingSet, own: list | None) -> list[str]:
-    """How well the base's VAE can show these photos, beside the base's own pictures: PSNR of the round trip in dB."""
+def representable(data: TrainingSet, base_images: list | None) -> list[str]:
+    """How well the base's VAE can show these photos, and the base's own images: PSNR of the round trip in dB."""
     model, size = data.model, data.recipe.photos.size or data.model.size
-    theirs = psnr(model, data.photos, size)
-    if not own:
-        return [f"the base's VAE shows these photos at {theirs:.1f} dB"]
-    its = psnr(model, [Photo(str(i), picture, "", None, picture.size) for i, picture in enumerate(own[:8])], size)
-    line = f"the base's VAE shows these photos at {theirs:.1f} dB, its own pictures at {its:.1f} dB"
-    if theirs >= min(its - FAR_BELOW, POOR):
+    of_photos = psnr(model, data.photos, size)
+    if not base_images:
+        return [f"the base's VAE shows these photos at {of_photos:.1f} dB"]
+    shown = [Photo(str(i), image, "", None, image.size) for i, image in enumerate(base_images[:8])]
+    of_base = psnr(model, shown, size)
+    line = f"the base's VAE shows these photos at {of_photos:.1f} dB, its own images at {of_base:.1f} dB"
+    if of_photos >= min(of_base - FAR_BELOW, POOR):
         return [line]
     advice = (
         "Toyland draws simple cartoons and will not draw a real subject; with a GPU, use a base trained on photos: "
         "--base stable-diffusion-v1-5/stable-diffusion-v1-5"
         if model.has_world
-        else "Use a base whose training pictures are closer to your photos."
+        else "Use a base whose training images are closer to your photos."
     )
     return [line, f"warning: no training can give more than the VAE shows, and that is little. {advice}"]
 
 
 def psnr(model: LatentModel, photos: list[Photo], size: int) -> float:
-    """Mean over photos of 10 log10(4 / MSE) between a picture in [-1,1] and its round trip through the VAE, dB."""
+    """Mean over photos of 10 log10(4 / MSE) between an image in [-1,1] and its round trip through the VAE, dB."""
     values = []
     for photo in photos:
         x = photo_batch([photo], size)

@@ -1,4 +1,4 @@
-"""What a run keeps: checkpoints, the chosen one, its result; and how it goes on from them.
+"""What a run saves: checkpoints, the chosen one, its result; and how it resumes from them.
 
 Of several processes all compute, and the first one writes.
 """
@@ -18,19 +18,19 @@ from personalize.common.terminal import Terminal
 from personalize.data import training_set
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, load_run, validation
-from personalize.training.log import FILE, not_a_number
+from personalize.training.log import FILE, divergence_message
 
 
 @dataclass
 class TrainingRun:
-    """A run in this process: its folder, what it trains on, the average of its weights where one is kept, and the dev
-    split where checkpoints are chosen by it.
+    """A run in this process: its folder, what it trains on, the EMA of its weights if one is kept, and the dev split if
+    checkpoints are chosen by it.
     """
 
     folder: Path
     data: training_set.TrainingSet
     engine: engine.Engine
-    average: list[Tensor]
+    ema: list[Tensor]
     manifest: dict
     writes: bool
     dev: validation.DevSplit | None = None
@@ -41,88 +41,89 @@ class TrainingRun:
 
 
 def save(run: TrainingRun, step: int, screen: Terminal) -> None:
-    """A checkpoint; its scores, where checkpoints are chosen by them; and the older ones that nobody needs are deleted."""
+    """Writes a checkpoint, scores it if checkpoints are chosen by score, and deletes the older ones that are not needed."""
     if not run.writes:
         return
     parts = {
         "trained": methods.state(run.data.model, run.recipe),
         "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer),
     }
-    parts["average"] = {str(i): mean for i, mean in enumerate(run.average)}
+    parts["average"] = {str(i): mean for i, mean in enumerate(run.ema)}
     if run.engine.scaler.is_enabled():
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
-        raise UserError(not_a_number(run.folder, run.engine, f"a weight is no number after step {step}"))
+        raise UserError(divergence_message(run.folder, run.engine, f"a weight is not finite after step {step}"))
     with run_folder.writing(_checkpoint(run, step)) as temporary:
         temporary.mkdir()
         checkpoint.save_state(temporary / load_run.STATE, parts, step)
-    _judge(run, step, screen)
+    _score_checkpoint(run, step, screen)
     best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
     run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
 
 
-def judged(recipe: Recipe, step: int) -> bool:
-    """Whether the checkpoint of this step is scored."""
+def is_scored(recipe: Recipe, step: int) -> bool:
+    """Whether the checkpoint of this step is scored on the dev split."""
     every = recipe.choose.every
     return bool(every) and (step == recipe.train.steps or step % every == 0)
 
 
-def _judge(run: TrainingRun, step: int, screen: Terminal) -> None:
-    if not (run.dev and judged(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
+def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
+    if not (run.dev and is_scored(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
         return
-    with validation.eval_mode(run.data.model, run.engine.params, run.average):
+    with validation.eval_mode(run.data.model, run.engine.params, run.ema):
         screen.say(run.dev.score(step).words())
     run.data.release()
 
 
 def restore(run: TrainingRun, screen: Terminal) -> int:
-    """The newest checkpoint's step, its state put in place; 0 where there is none."""
-    found = [f / load_run.STATE for f in run_folder.checkpoints(run.folder) if (f / load_run.STATE).exists()]
-    newest = distributed.broadcast_from_rank0(found[-1] if found else None)
+    """Loads the newest checkpoint -> its step, or 0 where there is none."""
+    states = [f / load_run.STATE for f in run_folder.checkpoints(run.folder) if (f / load_run.STATE).exists()]
+    newest = distributed.broadcast_from_rank0(states[-1] if states else None)
     if newest is None:
         if run.recipe.train.init_from:
             methods.start_from(run.data.model, run.recipe)
-        _forget_after(run, 0)
+        _drop_rows_after(run, 0)
         return 0
     parts, step = checkpoint.load_state(newest)
     methods.restore(run.data.model, run.recipe, parts["trained"])
     checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
-    for i, mean in enumerate(run.average):
+    for i, mean in enumerate(run.ema):
         mean.copy_(parts["average"][str(i)])
     if "scaler" in parts:
         run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
-    _forget_after(run, step)
-    screen.say(f"going on with {run.folder} after step {step}")
-    _judge(run, step, screen)  # where a stop came between saving and scoring
+    _drop_rows_after(run, step)
+    screen.say(f"resuming {run.folder} after step {step}")
+    _score_checkpoint(run, step, screen)  # a stop may have come between saving and scoring
     return step
 
 
-def _forget_after(run: TrainingRun, step: int) -> None:
-    """Takes out of the run's logs and dev pictures what came after the checkpoint that it goes on from."""
+def _drop_rows_after(run: TrainingRun, step: int) -> None:
+    """Removes from the run's logs and dev images what came after the checkpoint from which it resumes."""
     if not run.writes:
         return
     for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
         if run.dev or log.name == FILE:
             rows = [row for row in (run_folder.read_jsonl(log) if log.exists() else []) if row["step"] <= step]
             run_folder.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
-    for place in (run.folder / "choosing").glob("step-*"):
-        if int(place.name.split("-")[1]) > step:
-            run_folder.remove_folder(place)
+    for folder in (run.folder / "choosing").glob("step-*"):
+        if int(folder.name.split("-")[1]) > step:
+            run_folder.remove_folder(folder)
     if run.dev:
         run.dev.scored = checkpoint_selection.read_scored(run.folder / checkpoint_selection.FILE)
 
 
 def mark(run: TrainingRun, status: str) -> None:
+    """Writes the run's status into its manifest."""
     if run.writes:
         run_folder.write_manifest(run.folder, run.manifest | {"status": status})
 
 
 def finish(run: TrainingRun, screen: Terminal) -> None:
-    """The result in model/: the chosen checkpoint or the last weights, of these the average where one is kept."""
+    """Saves the result in model/: the chosen checkpoint, or the last weights, or their EMA if one is kept."""
     if not run.writes:
         return
     model = run.data.model
-    for p, mean in zip(run.engine.params, run.average):
+    for p, mean in zip(run.engine.params, run.ema):
         p.data.copy_(mean)
     if run.dev:
         choice = _choice(run)
@@ -137,7 +138,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
 
 
 def _choice(run: TrainingRun) -> checkpoint_selection.Choice:
-    """Of all scored checkpoints; of those still there, where later scores speak for one that was pruned."""
+    """The choice among all scored checkpoints, or among those still there if later scores favour one that was pruned."""
     choice = checkpoint_selection.choose_checkpoint(run.dev.scored, run.recipe.choose)
     if _checkpoint(run, choice.step).exists():
         return choice
@@ -151,10 +152,10 @@ def _checkpoint(run: TrainingRun, step: int) -> Path:
 
 
 def disk_bytes(run: TrainingRun) -> int:
-    """Weights, two moments and an average for each checkpoint that will lie there at once, plus the result."""
+    """Weights, two moments and an EMA for each checkpoint that will be there at once, plus the result."""
     weights = sum(p.numel() for p in run.engine.params)
-    whole = sum(p.numel() for p in run.data.model.unet.parameters())
+    unet = sum(p.numel() for p in run.data.model.unet.parameters())
     train, every = run.recipe.train, run.recipe.choose.every
-    often = min(train.checkpoint_every or 10**9, every or 10**9)
-    copies = min(train.keep + 1 + bool(every), 1 + train.steps // often)
-    return 4 * weights * (3 + bool(train.ema)) * copies + (4 * whole if "full" in train.methods else 0)
+    interval = min(train.checkpoint_every or 10**9, every or 10**9)
+    copies = min(train.keep + 1 + bool(every), 1 + train.steps // interval)
+    return 4 * weights * (3 + bool(train.ema)) * copies + (4 * unet if "full" in train.methods else 0)

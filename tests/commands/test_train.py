@@ -185,7 +185,7 @@ def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, pr
         run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, terminate))
     assert status(folder) == "interrupted" and steps_of(folder) == [2, 3] and logged(folder) == [1, 2, 3]
     assert run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=screen) == folder
-    assert any(f"going on with {folder} after step 3" in line for line in screen.lines)
+    assert any(f"resuming {folder} after step 3" in line for line in screen.lines)
     assert bits(folder) == bits(once)
     assert status(folder) == "finished" and logged(folder) == [1, 2, 3, 4, 5]
 
@@ -242,7 +242,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, forty, tmp_pa
     assert 5 <= steps_of(folder)[-1] < 40
     screen = Screen()
     assert run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}", screen=screen) == folder
-    assert any("going on with" in line for line in screen.lines)
+    assert any("resuming" in line for line in screen.lines)
     assert bits(folder) == bits(forty)
     assert logged(folder) == list(range(1, 41))
     assert not list(folder.rglob(".tmp-*")) and not (folder / "lock").exists()
@@ -335,7 +335,7 @@ def test_the_average_is_of_the_weights_and_holds_no_graph(tiny_sd, photos, tmp_p
     seen, save = [], command.save
 
     def look(run, *given):
-        seen.append([mean.requires_grad for mean in run.average])
+        seen.append([mean.requires_grad for mean in run.ema])
         save(run, *given)
 
     monkeypatch.setattr(command, "save", look)
@@ -374,11 +374,11 @@ def test_the_plan_says_pictures_passes_parameters_and_the_vaes_quality(tiny_sd, 
     screen = Screen()
     run(tiny_sd, photos, tmp_path, *LORA, "train.steps=10", "train.batch=2", "token=zqv", prior=prior, screen=screen)
     said = "\n".join(screen.lines)
-    assert "5 photos, prompt 'a zqv dog'; 3 class pictures, prompt 'a dog'" in said
-    assert "10 steps of 2 + 2 pictures: each photo is seen 4 times" in said
+    assert "5 photos, prompt 'a zqv dog'; 3 class images, prompt 'a dog'" in said
+    assert "10 steps of 2 + 2 images: each photo is seen 4 times" in said
     assert "lora: 0.01 M parameters train" in said
     assert " GB, by one measured step" in said
-    assert "the base's VAE shows these photos at" in said and "its own pictures at" in said
+    assert "the base's VAE shows these photos at" in said and "its own images at" in said
 
 
 def test_too_little_disk_is_said_before_training(tiny_sd, photos, tmp_path, monkeypatch):

@@ -16,22 +16,22 @@ def randn(*shape, k=0):
 
 
 def test_the_loss_of_an_image_is_its_mean_squared_error():
-    out, goal = randn(3, 2, 4, 4), randn(3, 2, 4, 4, k=1)
-    expected = torch.stack([torch.nn.functional.mse_loss(a, b) for a, b in zip(out, goal, strict=True)])
-    torch.testing.assert_close(denoising_loss(out, goal), expected.float())
+    out, target = randn(3, 2, 4, 4), randn(3, 2, 4, 4, k=1)
+    expected = torch.stack([torch.nn.functional.mse_loss(a, b) for a, b in zip(out, target, strict=True)])
+    torch.testing.assert_close(denoising_loss(out, target), expected.float())
 
 
 def test_a_mask_leaves_out_what_it_covers():
-    out, goal = randn(2, 3, 4, 4), randn(2, 3, 4, 4, k=1)
+    out, target = randn(2, 3, 4, 4), randn(2, 3, 4, 4, k=1)
     mask = torch.zeros(2, 1, 4, 4)
     mask[:, :, :2] = 1
-    torch.testing.assert_close(denoising_loss(out, goal, mask), denoising_loss(out[:, :, :2], goal[:, :, :2]))
+    torch.testing.assert_close(denoising_loss(out, target, mask), denoising_loss(out[:, :, :2], target[:, :, :2]))
 
 
 def test_a_mask_of_any_one_value_changes_nothing_and_an_empty_one_gives_zero():
-    out, goal = randn(2, 3, 4, 4), randn(2, 3, 4, 4, k=1)
-    torch.testing.assert_close(denoising_loss(out, goal, torch.full((2, 1, 4, 4), 0.3)), denoising_loss(out, goal))
-    assert (denoising_loss(out, goal, torch.zeros(2, 1, 4, 4)) == 0).all()
+    out, target = randn(2, 3, 4, 4), randn(2, 3, 4, 4, k=1)
+    torch.testing.assert_close(denoising_loss(out, target, torch.full((2, 1, 4, 4), 0.3)), denoising_loss(out, target))
+    assert (denoising_loss(out, target, torch.zeros(2, 1, 4, 4)) == 0).all()
 
 
 def test_a_network_that_learns_from_a_sharpened_goal_comes_to_be_guided_by_the_weak_one():

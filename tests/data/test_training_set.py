@@ -78,8 +78,8 @@ def test_the_frozen_base_is_the_target_on_the_class_prompt(tiny_sd, photos):
     with torch.no_grad():
         z_t = fresh.schedule.add_noise(batch.z0[rows], batch.eps[rows], batch.t[rows])
         expected = fresh.predict(z_t, batch.t[rows], sampling.encode_texts(fresh, ["a dog"] * 2))
-    torch.testing.assert_close(batch.goal[rows], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(batch.goal[~rows], batch.eps[~rows])
+    torch.testing.assert_close(batch.target[rows], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.target[~rows], batch.eps[~rows])
 
 
 def test_predictions_hold_the_class_where_it_is(tiny_sd, photos):
@@ -93,7 +93,7 @@ def test_predictions_hold_the_class_where_it_is(tiny_sd, photos):
         with torch.no_grad():
             z_t = data.model.schedule.add_noise(held.z0, held.eps, held.t)
             out = data.model.predict(z_t, held.t, sampling.encode_texts(data.model, ["a dog"] * len(z_t)))
-        return float(denoising_loss(out, held.goal).mean())
+        return float(denoising_loss(out, held.target).mean())
 
     assert moved(10.0) < 0.5 * moved(0.0)
 

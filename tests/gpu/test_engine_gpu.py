@@ -1,4 +1,4 @@
-"""On a real card: recorded and compiled steps are eager ones, nothing waits for the device, the kernels are torch's own."""
+"""On a real card: captured and compiled steps are eager ones, nothing waits for the device, the kernels are torch's own."""
 
 from pathlib import Path
 

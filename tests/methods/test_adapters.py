@@ -33,15 +33,15 @@ from personalize.common.errors import UserError
 from personalize.core import rng
 from personalize.formats import lora
 from personalize.methods import peft_layers, textual_inversion
-from personalize.methods.lora import CONVOLUTIONS, fuse, load_adapter
+from personalize.methods.lora import CONVOLUTIONS, fuse_adapters, load_adapter
 
 
 @battery([case for case in PLAIN if case.methods[0] not in ("full", "custom-diffusion")])
 def test_a_fused_model_is_plain_and_draws_the_same(folder, case):
     trained = learned(folder, case).model
     model, bare = copy.deepcopy(trained, {id(trained.family): trained.family}), read(folder, "float32")
-    fuse(model)
-    textual_inversion.fuse(model)
+    fuse_adapters(model)
+    textual_inversion.fuse_embeddings(model)
     for part, network in model.networks.items():
         plain, fused = bare.networks[part].state_dict(), network.state_dict()
         assert plain.keys() == fused.keys() and {type(m) for m in network.modules()} == {
@@ -82,7 +82,7 @@ def test_convolutions_of_the_blocks_are_adapted_and_no_others(tiny_sd, tiny_sdxl
     for folder in (tiny_sd, tiny_sdxl):
         layers = peft_layers.adaptable_layers(read(folder, "float32").unet)
         blocks = {k for k, v in layers.items() if isinstance(v, torch.nn.Conv2d) and k.startswith(("down", "mid", "up"))}
-        found = set(peft_layers.matched(read(folder, "float32").unet, list(CONVOLUTIONS)))
+        found = set(peft_layers.matching_layers(read(folder, "float32").unet, list(CONVOLUTIONS)))
         assert found == {k for k in blocks if not k.endswith(("proj_in", "proj_out"))} and len(found) > 10
 
 
@@ -90,10 +90,10 @@ def test_oft_turns_inputs_and_keeps_their_lengths(tiny_sd):
     """W R (W R)^T = W W^T for a rotation R, also far from the identity, where a truncated series would be none."""
     model, case = base(tiny_sd), Case(("oft",))
     attached(model, case.recipe())
-    bare = {k: v.weight.clone() for k, v in peft_layers.matched(model.unet, list(case.recipe().lora.targets)).items()}
+    bare = {k: v.weight.clone() for k, v in peft_layers.matching_layers(model.unet, list(case.recipe().lora.targets)).items()}
     for tensor in methods.state(model, case.recipe()).values():
         tensor.copy_(torch.randn(tensor.shape, generator=rng.generator(0, "turn")))
-    fuse(model)
+    fuse_adapters(model)
     for name, weight in bare.items():
         turned = model.unet.get_submodule(name).weight
         assert not torch.allclose(turned, weight, atol=0.01)
@@ -172,7 +172,7 @@ def deltas(folder, case, place):
     """What a saved adapter adds to every weight of the U-Net."""
     model, bare = base(folder), read(folder, "float32").unet.state_dict()
     load_adapter(model, place, name="alone", weight=1.0)
-    fuse(model)
+    fuse_adapters(model)
     return {k: v - bare[k] for k, v in model.unet.state_dict().items()}
 
 
@@ -195,7 +195,7 @@ def test_adapters_of_several_kinds_add_up_by_their_weights(tiny_sd, tmp_path):
         < 0.01
         < (predicted(together, ["a", "b"]) - predicted(read(tiny_sd, "float32"), ["a", "b"])).abs().max()
     )
-    fuse(together)
+    fuse_adapters(together)
     assert (predicted(together, ["a", "b"]) - predicted(summed, ["a", "b"])).abs().max() < 1e-5
 
 
@@ -239,7 +239,7 @@ def test_an_adapter_works_on_a_half_precision_base(tiny_sd, tmp_path, kind):
     load_adapter(model, tmp_path, name="it", weight=1.0)
     now = predicted(model, case.prompts()[:2]).float()
     assert (now - taught).norm() < 0.5 * (plain - taught).norm()
-    fuse(model)
+    fuse_adapters(model)
     assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
     assert (predicted(model, case.prompts()[:2]).float() - taught).norm() < 0.5 * (plain - taught).norm()
 
@@ -253,7 +253,7 @@ def test_adapters_that_cannot_be_weighed_found_or_fused_say_so(tiny_sd, tmp_path
     with pytest.raises(UserError, match="there is no adapter in it"):
         load_adapter(base(tiny_sd), tiny_sd, name="it", weight=1.0)
     with pytest.raises(UserError, match="is quantized"):
-        fuse(learned(tiny_sd, QUANTIZED[0]).model)
+        fuse_adapters(learned(tiny_sd, QUANTIZED[0]).model)
 
 
 def test_training_starts_from_what_a_file_holds(tiny_sd, tmp_path):

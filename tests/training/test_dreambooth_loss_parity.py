@@ -68,8 +68,8 @@ def theirs(folder, batch, gamma=0.0):
     noisy = scheduler.add_noise(batch.z0, batch.eps, batch.t)
     out = unet(noisy, batch.t, encoder_hidden_states=text_encoder(ids)[0]).sample
     v = scheduler.config.prediction_type == "v_prediction"
-    goal = scheduler.get_velocity(batch.z0, batch.eps, batch.t) if v else batch.eps
-    losses = mse_loss(out, goal, reduction="none").mean([1, 2, 3])
+    target = scheduler.get_velocity(batch.z0, batch.eps, batch.t) if v else batch.eps
+    losses = mse_loss(out, target, reduction="none").mean([1, 2, 3])
     if gamma:
         snr = compute_snr(scheduler, batch.t)
         losses = losses * snr.clamp(max=gamma) / (snr + 1 if v else snr)

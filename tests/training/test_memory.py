@@ -135,13 +135,15 @@ def test_a_fake_network_changes_its_type_and_what_it_takes():
 def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, settings):
     run = case(tiny_sd, photos, *settings)
     fake, real = rehearse(*run), really(*run)
+    # torch cannot count bitsandbytes' 4-bit product, which is the one of 8 bits.
+    counted = rehearse(*case(tiny_sd, photos, *settings[:-1], "train.quantize=8bit")) if "4bit" in settings[-1] else real
     for name in ("first", "step"):
         a, b = fake.phases[name], real.phases[name]
         for part in (a.parts | b.parts).keys() - {"weights"}:
             assert a.parts.get(part) == b.parts.get(part), (name, part)
         # bitsandbytes keeps tables beside its 4-bit weights, which are many beside so few
         assert a.peak == pytest.approx(b.peak, rel=0.02 if "4bit" in settings[-1] else 1e-3), name
-        assert a.work.flops == b.work.flops or "4bit" in settings[-1], name  # its own product torch cannot count
+        assert a.work.flops == counted.phases[name].work.flops > 0, name
 
 
 @pytest.mark.slow

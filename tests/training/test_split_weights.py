@@ -30,7 +30,7 @@ def test_every_number_comes_back_bit_for_bit():
     known = [struct.unpack("<i", struct.pack("<I", pattern))[0] for pattern in PATTERNS]
     x = torch.cat([torch.tensor(SPECIAL), torch.tensor(known, dtype=torch.int32).view(torch.float32), bits.view(torch.float32)])
     high, low = bf16_split.split(x)
-    back, real = bf16_split.joined(high, low), ~x.isnan()
+    back, real = bf16_split.join(high, low), ~x.isnan()
     assert high.dtype == torch.bfloat16 and low.dtype == torch.int16 and real.sum() > 1_900_000
     assert torch.equal(back[real].view(torch.int32), x[real].view(torch.int32))
     assert back[~real].isnan().all() and high[~real].isnan().all()
@@ -45,10 +45,10 @@ def pair(shapes, apart):
     whole[0].data = whole[0].data.contiguous(memory_format=torch.channels_last)
     halved = [torch.nn.Parameter(p.detach().bfloat16()) for p in whole]
     for p, q in zip(halved, whole, strict=True):
-        bf16_split.halve(p)
-        bf16_split.put(p, q.detach())
+        bf16_split.add_low_half(p)
+        bf16_split.set_master_weight(p, q.detach())
     groups = [{"params": halved[:3], "lr": 1e-2}, {"params": halved[3:], "lr": 1e-3}]
-    return whole, halved, split_weights.SplitWeights(groups, apart=apart)
+    return whole, halved, split_weights.SplitWeights(groups, small_apart=apart)
 
 
 SHAPES = [(64, 32, 3, 3), (40,), (300, 70), (90, 80), (7,), (5000,)]
@@ -70,12 +70,12 @@ def test_masters_in_halves_are_float32_masters_bit_for_bit(monkeypatch, chunk):
         torch.testing.assert_close(norm, gradient_norm(whole))
         limit = 0.0 if step < 2 else 1.0
         clipped_step(plain, scaler, norm=norm, limit=limit)
-        for _ in kept.opened():
+        for _ in kept.open_chunks():
             clipped_step(optimizer, scaler, norm=norm, limit=limit)
         for p, q in zip(halved, whole, strict=True):
-            assert torch.equal(bf16_split.master(p), q.detach()) and p.grad is None
+            assert torch.equal(bf16_split.master_weight(p), q.detach()) and p.grad is None
             assert float((p.detach().float() - q.detach()).abs().max()) <= float(q.detach().abs().max()) / 256
-    assert {c.shell.numel() for c in kept.chunks} == {0}
+    assert {c.master.numel() for c in kept.chunks} == {0}
 
 
 def test_eight_bit_state_trains_them_as_it_trains_float32_ones():
@@ -90,10 +90,10 @@ def test_eight_bit_state_trains_them_as_it_trains_float32_ones():
             p.grad = torch.randn(p.shape, generator=g).bfloat16()
             q.grad = torch.empty_like(q).copy_(p.grad)
         clipped_step(plain, scaler, norm=gradient_norm(whole), limit=0)
-        for _ in kept.opened():
+        for _ in kept.open_chunks():
             clipped_step(optimizer, scaler, norm=gradient_norm(halved), limit=0)
     for p, q, old in zip(halved, whole, before, strict=True):
-        assert (bf16_split.master(p) - q).norm() < 0.1 * (q - old).norm()
+        assert (bf16_split.master_weight(p) - q).norm() < 0.1 * (q - old).norm()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
@@ -104,7 +104,7 @@ def test_a_run_in_halves_follows_the_run_in_float32(tiny_sd, kind):
     torch.testing.assert_close(rows[0], truth[0], rtol=0.03, atol=3e-3)
     assert all(p.dtype == torch.bfloat16 for p in split.params)
     start = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
-    ours, theirs = (torch.cat([bf16_split.master(p).detach().flatten() for p in e.params]) for e in (split, whole))
+    ours, theirs = (torch.cat([bf16_split.master_weight(p).detach().flatten() for p in e.params]) for e in (split, whole))
     old = torch.cat([p.detach().float().flatten() for p in start.params])
     assert (ours - theirs).norm() < 0.2 * (theirs - old).norm()
     assert (ours != old).float().mean() > 0.9, "steps far smaller than bfloat16's spacing are not lost"
@@ -126,20 +126,20 @@ def test_what_is_kept_and_restored_is_whole(tiny_sd, tmp_path):
     assert not any(hasattr(p, bf16_split.LOW) for p in engine.params)
 
 
-def test_steps_in_halves_go_on_bit_for_bit_and_can_be_recorded(tiny_sd):
-    once, recorded = (engine_of(tiny_sd, *SPLIT, dtype="bfloat16") for _ in range(2))
-    recorded._run = recorded.recorded_by(StandIn())
+def test_steps_in_halves_resume_bit_for_bit_and_can_be_captured(tiny_sd):
+    once, captured = (engine_of(tiny_sd, *SPLIT, dtype="bfloat16") for _ in range(2))
+    captured._run = captured.captured_by(StandIn())
     for step in range(6):
         if step == 3:
             again = engine_of(tiny_sd, *SPLIT, dtype="bfloat16")
             methods.restore(again.model, again.recipe, methods.state(once.model, once.recipe))
             tensors = checkpoint.optimizer_tensors(once.optimizer)
             checkpoint.restore_optimizer(again.optimizer, {k: v.clone() for k, v in tensors.items()})
-        for engine in (once, recorded, *([again] if step >= 3 else [])):
+        for engine in (once, captured, *([again] if step >= 3 else [])):
             engine.step(batch_of(engine, step), scale=0.5)
-    for a, b, c in zip(once.params, again.params, recorded.params, strict=True):
-        assert torch.equal(bf16_split.master(a), bf16_split.master(b)) and torch.equal(
-            bf16_split.master(a), bf16_split.master(c)
+    for a, b, c in zip(once.params, again.params, captured.params, strict=True):
+        assert torch.equal(bf16_split.master_weight(a), bf16_split.master_weight(b)) and torch.equal(
+            bf16_split.master_weight(a), bf16_split.master_weight(c)
         )
 
 
@@ -148,8 +148,8 @@ def test_steps_in_halves_go_on_bit_for_bit_and_can_be_recorded(tiny_sd):
     [
         ([], torch.float32, "computes in float32; give dtype=bfloat16"),
         (["train.methods=lora"], torch.bfloat16, "lora trains few weights"),
-        (["train.ema=0.9"], torch.bfloat16, "an average needs whole weights"),
-        (["train.accumulate=2"], torch.bfloat16, "parts would add up in bfloat16"),
+        (["train.ema=0.9"], torch.bfloat16, "EMA needs whole weights"),
+        (["train.accumulate=2"], torch.bfloat16, "the parts of a batch would add up in bfloat16"),
     ],
 )
 def test_where_halves_cannot_be_a_reason_is_given(more, dtype, why):
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_halves_opens_in_a_float32_model(tiny_sd):
     model = models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
     other = Engine(model, engine.recipe, methods.attach(model, engine.recipe))
     methods.restore(model, engine.recipe, methods.state(engine.model, engine.recipe))
-    assert all(torch.equal(bf16_split.master(a), b) for a, b in zip(engine.params, other.params, strict=True))
+    assert all(torch.equal(bf16_split.master_weight(a), b) for a, b in zip(engine.params, other.params, strict=True))
 
 
 def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoint(tiny_sd, photos, tmp_path):

@@ -17,8 +17,7 @@ from personalize.common.files import read_json, slug, write_json
 from personalize.common.recipe import Recipe
 from personalize.formats import embedding, lora, single_file
 from personalize.methods import ADAPTERS, WITH_A_WORD, adapter_files, full, peft_layers, textual_inversion
-from personalize.methods import lora as peft
-from personalize.methods.lora import save
+from personalize.methods.lora import fuse_adapters, save
 from personalize.models.interface import LatentModel
 
 TARGETS = ("diffusers", "single-file", "kohya", "a1111-embedding")
@@ -169,14 +168,14 @@ def _halved(adapter: lora.Adapter) -> lora.Adapter:
 
 def _write_base(model: LatentModel, recipe: Recipe, form: Form, main: Path) -> None:
     """A whole base, as a folder or in one file."""
-    peft.fuse(model)
+    fuse_adapters(model)
     baked = bakes_words(recipe.train.methods, form)
     for encoder in model.text_encoders.values():
         table = encoder.get_input_embeddings()
         if isinstance(table, textual_inversion.Words) and not baked:
             encoder.set_input_embeddings(table.known)
     if baked:
-        textual_inversion.fuse(model)
+        textual_inversion.fuse_embeddings(model)
     everything = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, text_encoder=True))
     if form.to == "single-file":
         folder = main.with_name(".own")

@@ -1,7 +1,8 @@
-"""How much memory and work a run takes, counted by running it on fake tensors: they have shape, type and device, no data.
+"""The memory estimate: memory and work of a run, counted by running it on fake tensors, which have shape, dtype and device
+but no data.
 
-A fake step is the real one, loss, backward, clipping and optimizer, so whatever changes it (a method, parts of a batch,
-recomputed activations, another attention kernel) is counted as it is, within seconds and without reading a weight.
+A fake step is the real one: loss, backward, clipping and optimizer. So whatever changes it (a method, parts of a batch,
+recomputed activations, another attention kernel) is counted, within seconds and without reading a weight.
 """
 
 import gc
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
-# Bytes that a run takes beside its tensors. CPU: pages of the libraries' code and small blocks, measured 40 to 110 MB once
-# the heap is steady. CUDA: workspaces of cuBLAS, which live in torch's memory; the context, half a GB, is not in it.
+# Bytes that a run takes beside its tensors. CPU: pages of the libraries' code and small blocks, measured 40 to 110 MB where
+# malloc returns what is freed. CUDA: workspaces of cuBLAS, in torch's memory; the context, half a GB, is not included.
 RUNTIME = {"cpu": 60_000_000, "cuda": 70_000_000}
-_PRESENT: ContextVar["Counter"] = ContextVar("counter")
-ANSWERS = {torch.bool: True, torch.int64: 1, torch.int32: 1, torch.uint8: 1}
+_CURRENT: ContextVar["Counter"] = ContextVar("counter")
+FAKE_NUMBERS = {torch.bool: True, torch.int64: 1, torch.int32: 1, torch.uint8: 1}
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ class MemoryEstimate:
 
 
 def estimate_memory(phases: Mapping[str, Callable[["Counter"], object]], *, device: str = "cpu") -> MemoryEstimate:
-    """Runs the phases in their order on fake tensors. They hand on by themselves what they made.
+    """Runs the phases in their order on fake tensors; each leaves its results for the next.
 
     What "load" and "attach" make is called weights, the rest activations; see `Counter.watch` for the optimizer. Networks
-    are made by `outline`. Real tensors that were there before are taken as inputs and not counted.
+    are made by `fake_networks`. Real tensors that were there before are taken as inputs and not counted.
     """
     with counting(device) as counter:
         counted = {}
         for name, run in phases.items():
             counter.label = "weights" if name in ("load", "attach") else "activations"
             run(counter)
-            gc.collect()  # modules lie in cycles
+            gc.collect()  # modules are in reference cycles
             counted[name] = counter.lap()
     return MemoryEstimate(device, counted)
 
@@ -92,24 +92,28 @@ def counting(device: str = "cpu") -> Iterator["Counter"]:
     """Inside this, new tensors are fake, and those on "cpu" or "cuda" are counted. No random generator moves on."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(nn.Module, "_apply", _apply), Counter(device) as counter:
-        before = _PRESENT.set(counter)
-        try:
-            yield counter
-        finally:
-            _PRESENT.reset(before)
+    original, nn.Module._apply = nn.Module._apply, _apply  # `to` and `float`; nothing public lets them convert fakes
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), Counter(device) as counter:
+            before = _CURRENT.set(counter)
+            try:
+                yield counter
+            finally:
+                _CURRENT.reset(before)
+    finally:
+        nn.Module._apply = original
 
 
-def present() -> "Counter":
+def current_counter() -> "Counter":
     """The counter of the `counting` that this runs in."""
-    return _PRESENT.get()
+    return _CURRENT.get()
 
 
 class Counter(TorchDispatchMode):
-    """Follows each storage made under it on `device`, views counted once, until it is freed; and the work. Real or fake.
+    """Follows each storage made under it on `device`, real or fake, until it is freed; and the work. Views count once.
 
-    A fake number that is asked for (`item`, `bool`) is answered with what lets a step go on: True, 1, or 0.0 for the
-    infinite gradients that were found.
+    When a fake number is read (`item`, `bool`), the answer lets the step continue: True, 1, or 0.0 for the count of
+    infinite gradients.
     """
 
     def __init__(self, device: str = "cpu"):
@@ -125,7 +129,7 @@ class Counter(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # what each `.device` of a fake tensor asks
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and _is_fake(args[0]):
-            return ANSWERS.get(args[0].dtype, 0.0)
+            return FAKE_NUMBERS.get(args[0].dtype, 0.0)
         moves = not (func.is_view or func is aten._unsafe_view.default)
         used = _tensors((args, kwargs)) if moves else []
         self._read(used)
@@ -145,16 +149,16 @@ class Counter(TorchDispatchMode):
         return out
 
     def watch(self, optimizer: Optimizer, params: Iterable[Tensor] = ()) -> None:
-        """Call what this optimizer keeps "optimizer", and the gradients of its or these parameters "gradients"."""
+        """Labels this optimizer's state "optimizer", and the gradients of its or these parameters "gradients"."""
 
-        def entered(*_) -> None:
+        def before_step(*_) -> None:
             self.label = "optimizer"
 
-        def left(*_) -> None:
+        def after_step(*_) -> None:
             self.label = "activations"
 
-        optimizer.register_step_pre_hook(entered)
-        optimizer.register_step_post_hook(left)
+        optimizer.register_step_pre_hook(before_step)
+        optimizer.register_step_post_hook(after_step)
         for p in params or [p for group in optimizer.param_groups for p in group["params"]]:
             p.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
 
@@ -166,7 +170,7 @@ class Counter(TorchDispatchMode):
 
     @contextmanager
     def mapping(self) -> Iterator[None]:
-        """What is made inside lies in a mapped file: it takes memory from when it is first used."""
+        """Tensors made inside are in a mapped file: each takes memory from when it is first used."""
         self._mapping = True
         try:
             yield
@@ -174,7 +178,7 @@ class Counter(TorchDispatchMode):
             self._mapping = False
 
     def see(self, tensors: Iterable[Tensor]) -> None:
-        """Count these from here on, under the present label."""
+        """Counts these tensors from now on, under the present label."""
         for tensor in tensors:
             if tensor.device.type != self.device or tensor.layout != torch.strided:
                 continue
@@ -248,7 +252,7 @@ def _convolution(made: list[Tensor], x: Tensor, weight: Tensor, *_) -> int:
 
 
 def _convolution_backward(made: list[Tensor], grad: Tensor, x: Tensor, weight: Tensor, *rest) -> int:
-    """The gradient of the input comes first and stays; then that of the weight, in oneDNN's layout and then in torch's."""
+    """The gradient of the input is computed first and stays; then that of the weight, in oneDNN's layout, then in torch's."""
     of_input, of_weight, _ = rest[-1]
     kept = x.nbytes if of_input else 0
     first = kept + grad.nbytes + weight.nbytes if of_input else 0
@@ -270,7 +274,7 @@ SCRATCH = {
 
 
 def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """nn.Module's own (`to`, `float`, …), which refuses fake parameters as soon as something holds a weak reference."""
+    """In place of nn.Module's own (`to`, `float`, …), which refuses fake parameters that have a weak reference."""
     for child in module.children() if recurse else ():
         child._apply(fn)
     for p in module._parameters.values():

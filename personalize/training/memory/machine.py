@@ -16,19 +16,19 @@ MOVED = 16_000_000  # bytes of the tensor whose sum stands for all other work
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """flops and moved: a second; call: seconds that any operator takes, however small."""
+    """flops and moved: FLOP and bytes a second; call: seconds that any operator takes, however small."""
 
     flops: float
     moved: float
     call: float
 
     def seconds(self, work: Work) -> float:
-        """How long this work takes if every operator is as fast as those that were measured: right to a factor of two."""
+        """How long this work takes if every operator is as fast as the measured ones: right to a factor of two."""
         return max(work.flops / self.flops + work.moved / self.moved, work.calls * self.call)
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> MachineSpeed:
-    """The pace of a device that computes in a dtype."""
+    """Measures a device that computes in a dtype."""
     with torch.inference_mode():
         x = torch.ones(1, CHANNELS, SIDE, SIDE, device=device, dtype=dtype)
         weight = torch.ones(CHANNELS, CHANNELS, 3, 3, device=device, dtype=dtype)
@@ -39,29 +39,29 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> MachineSpeed:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a process could still take on a device: of a CPU what the system or this process's group leaves."""
+    """Memory that a process could still take on a device: for a CPU, what the system and this process's cgroup leave."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        known = [int(row.split()[1]) * 1024 for row in meminfo.read_text().splitlines() if row.startswith("MemAvailable")]
+        limits = [int(row.split()[1]) * 1024 for row in meminfo.read_text().splitlines() if row.startswith("MemAvailable")]
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        known.append(int(limit.read_text()) - int(used.read_text()))
-    return min(known)
+        limits.append(int(limit.read_text()) - int(used.read_text()))
+    return min(limits)
 
 
 def _time(run: Callable[[], object], device: torch.device, *, budget: float = 0.15) -> float:
-    """Median seconds of one run, as many as fit in the budget."""
+    """Median seconds of one run, of as many as fit in the budget."""
     run()
-    taken, end = [], time.monotonic() + budget
-    while time.monotonic() < end or len(taken) < 3:
+    times, end = [], time.monotonic() + budget
+    while time.monotonic() < end or len(times) < 3:
         if device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return sorted(taken)[len(taken) // 2]
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
