@@ -121,6 +121,14 @@ def sha256(source: Path | bytes) -> str:
         raise UserError(f"cannot read {source}: {error.strerror}.") from None
 
 
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files).encode())
+
+
 def key_of(mapping: Mapping) -> str:
     """12 hex digits that name a mapping of JSON values, whatever the order of its keys."""
     text = json.dumps(mapping, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -139,7 +147,7 @@ def sweep(folder: Path) -> None:
     mark = f".tmp-{slug(platform.node())[:24]}-"
     for path in list(folder.rglob(f"{mark}*")):
         pid = path.name.removeprefix(mark).partition("-")[0]
-        if pid.isdigit() and not alive(int(pid)):
+        if pid.isdigit() and not _is_running(int(pid)):
             _discard(path)
 
 
@@ -150,23 +158,14 @@ def remove_folder(folder: Path) -> None:
     _discard(aside)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this host still runs; a zombie does not."""
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        return True
-    return process_stat(pid)[:1] != ["Z"]
-
-
-def process_stat(pid: int) -> list[str]:
-    """Linux's /proc/PID/stat from the third field, the state, on; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    except PermissionError:  # it runs, as another user
+        pass
+    return True
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -212,11 +211,3 @@ def _sync(path: Path) -> None:
     except OSError:  # not every file system flushes folders
         if not folder:
             raise
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file; of a folder that of its files' names and hashes."""
-    if not path.is_dir():
-        return sha256(path)
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in inside).encode())

@@ -7,9 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import shutil
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +15,9 @@ from pathlib import Path
 
 from personalize.common.errors import UserError
 from personalize.common.files import (
-    alive,
     append_jsonl,
     explained,
     key_of,
-    process_stat,
     read_json,
     read_jsonl,
     remove_folder,
@@ -46,7 +42,6 @@ LIBRARIES = (
     "personalize", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers",
     "huggingface-hub", "numpy", "pillow", "bitsandbytes",
 )  # fmt: skip
-_UNREADABLE_LOCK_S = 10.0  # a lock without content is being written, or its writer died in between
 
 
 def write_manifest(folder: Path, manifest: Mapping) -> None:
@@ -76,22 +71,29 @@ def read_manifest(folder: Path) -> dict:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, through its file `lock`; removes what a killed writer left there.
+    """Hold a folder for this process, and remove what a killed writer left there. UserError names the holder.
 
-    The lock of a dead process of this host is taken over. UserError names a live holder, its host and the file.
+    The lock is one of the system on the file `lock.flock`, which stays: it is free as soon as its holder's process has ended,
+    however it ended. The file `lock` says who holds the folder, for the message alone.
     """
-    path = Path(folder) / "lock"
-    mine = json.dumps({"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())})
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while not _created(path, mine):
-            _remove_if_dead(path)
-    try:
-        sweep(Path(folder))
-        yield
-    finally:
-        if _lock_text(path) == mine:
-            path.unlink()
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    holder = folder / "lock"
+    with explained(holder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(folder / "lock.flock").acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{folder} is held by {_holder(holder)}. Let it finish first.") from None
+    with held:
+        try:
+            with explained(holder):
+                holder.write_text(json.dumps({"host": platform.node(), "pid": os.getpid()}), encoding="utf-8")
+            sweep(folder)
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def newest_run(root: Path, status: str = "finished") -> Path:
@@ -154,58 +156,10 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _created(path: Path, text: str) -> bool:
+def _holder(path: Path) -> str:
+    """Who holds a folder, by its file `lock`, which is there a moment later than the lock itself."""
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    return True
-
-
-def _lock_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def _remove_if_dead(path: Path) -> None:
-    """Remove the lock at `path` where its holder is gone, or raise a UserError that names the holder."""
-    text = _lock_text(path)
-    if text is None:
-        return
-    _refuse_live(path, text)
-    aside = path.with_name(f"lock-{os.getpid()}-{secrets.token_hex(3)}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if _lock_text(aside) == text:
-        aside.unlink()
-    else:  # another process took the dead lock over first, and this is its live one
-        os.rename(aside, path)
-
-
-def _refuse_live(path: Path, text: str) -> None:
-    try:
-        holder = json.loads(text)
-        host, pid, started = holder["host"], int(holder["pid"]), holder["started"]
-    except (ValueError, TypeError, KeyError):
-        if time.time() - path.stat().st_mtime < _UNREADABLE_LOCK_S:
-            raise UserError(f"{path} is being written by another process. Try again in 10 seconds.") from None
-        return
-    if host != platform.node():
-        raise UserError(
-            f"{path.parent} is held by process {pid} on host {host}, which cannot be asked from here. "
-            f"Let it finish; if it is gone, delete {path}."
-        )
-    if alive(pid) and started in (None, _started(pid)):
-        raise UserError(f"{path.parent} is held by process {pid} on this host, {host} ({path}). Let it finish first.")
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot: tells it from a later one of the same number."""
-    stat = process_stat(pid)
-    return stat[19] if len(stat) > 19 else None
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on host {holder['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"

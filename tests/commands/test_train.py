@@ -125,7 +125,7 @@ def copies(photos, folder, change=lambda image: image):
     return folder
 
 
-RUN = ["log.jsonl", "manifest.json", "photos.png", "recipe.toml"]
+RUN = ["lock.flock", "log.jsonl", "manifest.json", "photos.png", "recipe.toml"]
 RESULTS = {
     "lora": ["pytorch_lora_weights.safetensors"],
     "full": [
