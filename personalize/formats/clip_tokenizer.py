@@ -10,27 +10,23 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json
 
 HUB = "openai/clip-vit-large-patch14"
+VOCABULARY_SIZE = 49408  # of OpenAI's vocabulary, which every program has
 VOCABULARY, MERGES, ONE_FILE = "vocab.json", "merges.txt", "tokenizer.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def vocabulary(path: Path, tokenizer: Path | None) -> tuple[dict[str, int], str]:
+def read_vocabulary(path: Path) -> tuple[dict[str, int], str]:
     """({piece: id}, text of merges.txt) for a single file at `path`.
 
-    Looked for in `tokenizer` if given, else in a folder `tokenizer` beside the file, else in the hub's cache and on the
-    hub. UserError says where to put them.
+    Looked for in a folder `tokenizer` beside the file, else in the hub's cache and on the hub. UserError says where to put
+    them.
     """
     beside = Path(path).parent / "tokenizer"
-    place = Path(tokenizer) if tokenizer else beside
-    if tokenizer and not place.is_dir():
-        raise UserError(f"tokenizer folder {place} is no folder. Give one with {VOCABULARY} and {MERGES}.")
-    if (place / VOCABULARY).exists() and (place / MERGES).exists():
-        return _checked(place / VOCABULARY, read_json(place / VOCABULARY)), _text(place / MERGES)
-    if (place / ONE_FILE).exists():
-        return _from_one_file(place / ONE_FILE)
-    if tokenizer:
-        raise UserError(f"tokenizer folder {place} has neither {VOCABULARY} with {MERGES} nor {ONE_FILE}.")
-    files = [_fetched(name, path, beside) for name in (VOCABULARY, MERGES)]
+    files = [beside / VOCABULARY, beside / MERGES]
+    if not all(file.exists() for file in files):
+        if (beside / ONE_FILE).exists():
+            return _from_one_file(beside / ONE_FILE)
+        files = [_download(name, path, beside) for name in (VOCABULARY, MERGES)]
     return _checked(files[0], read_json(files[0])), _text(files[1])
 
 
@@ -80,7 +76,7 @@ def _text(place: Path) -> str:
         raise UserError(f"cannot read {place}: {error}.") from None
 
 
-def _fetched(name: str, path: Path, beside: Path) -> Path:
+def _download(name: str, path: Path, beside: Path) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

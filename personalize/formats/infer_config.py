@@ -5,10 +5,11 @@ activation. For widths that no release has (tiny models of tests), heads and gro
 `_groups`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from personalize.common.errors import UserError
+from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.formats.detect import Shapes
 from personalize.formats.ldm import PREFIXES, SD2_LAYERS, spellings
 from personalize.formats.ldm_unet import MOST
@@ -17,7 +18,25 @@ Config = dict[str, Any]
 LATENT_SIZE = {"sd1": 64, "sd2": 64, "sdxl": 128}
 LATENT_SIZE_SD2_V = 96
 SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
-CLIP_WORDS = 49408  # of OpenAI's vocabulary; rows beyond it are words that somebody added
+# part -> settings that change what the networks compute and that no shape tells, with what the libraries take where a
+# config leaves one out
+NOT_TOLD_BY_SHAPES: dict[str, Config] = {
+    "unet": {
+        "act_fn": "silu", "attention_head_dim": 8, "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 32, "resnet_time_scale_shift": "default",
+        "time_embedding_type": "positional",
+    },
+    "vae": {
+        "act_fn": "silu", "latents_mean": None, "latents_std": None, "norm_num_groups": 32, "scaling_factor": 0.18215,
+        "shift_factor": None,
+    },
+    "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8},
+    "scheduler": {
+        "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 1e-4, "num_train_timesteps": 1000,
+        "prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "trained_betas": None,
+    },
+}  # fmt: skip
+NOT_TOLD_BY_SHAPES["text_encoder_2"] = NOT_TOLD_BY_SHAPES["text_encoder"]
 
 
 def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
@@ -37,6 +56,28 @@ def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, 
             "projection_class_embeddings_input_dim": total,
         }
     return configs
+
+
+def first_difference(configs: Mapping[str, Any], inferred: Mapping[str, Config]) -> str:
+    """The first setting of `configs` that a reader of the single file would take for another, or "".
+
+    Both are {part: config}, with "scheduler" as one of the parts. `configs` may be a stranger's JSON.
+    """
+    for part, inferred_config in inferred.items():
+        config = configs.get(part)
+        if not isinstance(config, dict):
+            return f"no {part}"
+        for key, default in NOT_TOLD_BY_SHAPES[part].items():
+            value, expected = config.get(key, default), inferred_config.get(key, default)
+            if key == "attention_head_dim" and isinstance(value, list) != isinstance(expected, list):
+                value, expected = (_per_block(each, inferred_config) for each in (value, expected))
+            if value != expected:
+                return f"{part}.{key} = {str(value)[:60]} instead of {expected}"
+    return ""
+
+
+def _per_block(heads: Any, unet: Config) -> list:
+    return heads if isinstance(heads, list) else [heads] * len(unet["block_out_channels"])
 
 
 def _unet(shapes: Shapes, family: str) -> Config:
@@ -140,9 +181,9 @@ def _text(shapes: Shapes, family: str, part: str) -> Config:
         "hidden_act": "gelu" if openclip else "quick_gelu",
         "layer_norm_eps": 1e-5,
         # The released configs say 0 and 2, which makes transformers take the largest id for the end: wrong with new words.
-        "bos_token_id": min(vocabulary, CLIP_WORDS) - 2,
-        "eos_token_id": min(vocabulary, CLIP_WORDS) - 1,
-        "pad_token_id": 0 if openclip else min(vocabulary, CLIP_WORDS) - 1,
+        "bos_token_id": min(vocabulary, VOCABULARY_SIZE) - 2,
+        "eos_token_id": min(vocabulary, VOCABULARY_SIZE) - 1,
+        "pad_token_id": 0 if openclip else min(vocabulary, VOCABULARY_SIZE) - 1,
         "dtype": "float32",  # else transformers loads half-precision weights as stored, and the U-Net beside it does not
     }
 

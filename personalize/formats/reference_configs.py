@@ -7,10 +7,7 @@ entries are those of github.com/Stability-AI/ModelSpec.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from personalize.common.errors import UserError
-
 Config = dict[str, Any]
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPELT = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction", "sample": "sample"}  # ModelSpec says "v"
 BETAS = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -34,12 +31,10 @@ ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-b
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 
 
-def prediction(family: str, metadata: Mapping[str, str], names: Iterable[str], asked: str) -> str:
-    """ "epsilon" or "v_prediction": what the caller says, the header, the marks of SDXL files, else the release's."""
-    if asked and asked not in PREDICTIONS:
-        raise UserError(f"prediction {asked!r} is unknown; known are {', '.join(PREDICTIONS)}.")
-    told = SPELT.get(metadata.get("modelspec.prediction_type", ""), "")
-    return asked or told or ("v_prediction" if V_MARK in names or family == "sd2" else "epsilon")
+def prediction(family: str, metadata: Mapping[str, str], names: Iterable[str]) -> str:
+    """ "epsilon", "v_prediction" or "sample": what the header says, the marks of SDXL files, else the release's."""
+    stated = SPELT.get(metadata.get("modelspec.prediction_type", ""), "")
+    return stated or ("v_prediction" if V_MARK in names or family == "sd2" else "epsilon")
 
 
 def scheduler(family: str, prediction_type: str, *, zero_snr: bool) -> Config:

@@ -14,6 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+from bases import packable
 from PIL import Image
 from safetensors import safe_open
 
@@ -28,7 +29,7 @@ from personalize.generation import sampling
 from personalize.models.lazy_imports import lazy_imports
 
 PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
-DRAW = ["draw.steps=4", "draw.sampler=ddim", "draw.count=1", "draw.guidance=5.0", "device=cpu"]
+DRAW = ["draw.size=32", "draw.steps=4", "draw.sampler=ddim", "draw.count=1", "draw.guidance=5.0", "device=cpu"]
 TRAIN = ["device=cpu", "prior.count=0", "train.steps=3", "train.batch=2"]
 LORA = ["train.methods=lora", "train.text_encoder=true", "train.lr=3e-2", "lora.rank=3", "lora.alpha=7.5"]
 RARE = "token=zqv"
@@ -77,8 +78,9 @@ def read_once(load, known):
 
 
 @pytest.fixture(scope="module")
-def bases(tiny_sd, tiny_sdxl):
-    return {"sd": tiny_sd, "sdxl": tiny_sdxl}
+def bases(tiny_sd, tiny_sdxl, tmp_path_factory):
+    place = tmp_path_factory.mktemp("bases")
+    return {name: packable(base, place / name) for name, base in (("sd", tiny_sd), ("sdxl", tiny_sdxl))}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,7 +246,7 @@ def test_the_commands_own_check_says_how_near_and_how_far(run_of, terminal):
     assert found["check"]["to_run"] <= found["check"]["allowed"] == verify.SAME
     assert found["check"]["to_base"] >= verify.MARGIN * verify.SAME
     assert [Path(file).name for file in found["files"]] == ["subject-dog-lora.safetensors", "subject-dog.safetensors"]
-    assert names(run / "export") == ["exports.jsonl", "subject-dog-lora.safetensors", "subject-dog.safetensors"]
+    assert names(run / "export") == ["exports.jsonl", "lock.flock", "subject-dog-lora.safetensors", "subject-dog.safetensors"]
     rows = [json.loads(line) for line in (run / "export" / "exports.jsonl").read_text().splitlines()]
     assert {"subject-dog-lora.safetensors", "subject-dog.safetensors"} == {
         row["path"] for row in rows if row["check"] == found["check"]
@@ -260,7 +262,7 @@ def test_an_export_that_draws_another_picture_is_not_kept_and_an_older_one_is(ru
         personalize.export(run, to="kohya", settings=DRAW)
     with pytest.raises(UserError, match="does not draw the run's picture"):
         personalize.export(run, to="single-file", fuse=True, settings=DRAW)
-    assert names(run / "export") == ["exports.jsonl", good.name]
+    assert names(run / "export") == ["exports.jsonl", "lock.flock", good.name]
     assert good.read_bytes() == before and (run / "export" / "exports.jsonl").read_text() == rows
 
 

@@ -99,6 +99,7 @@ def export(
     _, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     manifest, home = _unquantized(manifest), folder / FOLDER
     place, stem = _place(job, manifest)
+    targets.require_packable(model, job.form)
     products = targets.products(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
     with run_folder.lock(home):
         products = [product for product in products if not _vocabulary_is_there(model, place, product)]

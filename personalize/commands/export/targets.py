@@ -16,6 +16,7 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, slug, write_json
 from personalize.common.recipe import Recipe
 from personalize.formats import embedding, lora, single_file
+from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.methods import ADAPTERS, WITH_A_WORD, adapter_files, full, peft_layers, textual_inversion
 from personalize.methods import lora as peft
 from personalize.methods.lora import save
@@ -32,7 +33,6 @@ POSSIBLE = {
     "textual-inversion + another adapter": ((), ("diffusers", "single-file")),
     "custom-diffusion": ((), ("diffusers", "single-file")),
 }
-CLIP_WORDS = 49408  # of the vocabulary that every program has
 BASE, LORA, WORD, FOLDER, VOCABULARY = "base", "LoRA", "embedding", "folder", "tokenizer"
 
 
@@ -67,6 +67,12 @@ def require_possible(trained: Sequence[str], form: Form) -> None:
     raise UserError(f"a run of {' and '.join(trained)} cannot be exported {asked}. What works: {', '.join(works)}.")
 
 
+def require_packable(model: LatentModel, form: Form) -> None:
+    """UserError where a single file is asked for of a base that none can hold, such as Toyland."""
+    if form.to == "single-file":
+        single_file.require_packable(model.folder, f"base {model.name!r}")
+
+
 def stem(trained: Sequence[str], form: Form, *, subjects: Sequence[dict], run: str) -> str:
     """Name of the main file or folder without its ending, of a run in the folder `run`."""
     if form.to == "a1111-embedding":
@@ -88,7 +94,7 @@ def products(
         return [dataclasses.replace(words[0], name=f"{stem}.safetensors"), *words[1:]]
     if form.to == "kohya":
         return [Product(f"{stem}.safetensors", LORA), *words]
-    unusual = any(len(tokenizer) != CLIP_WORDS for tokenizer in model.tokenizers.values())
+    unusual = any(len(tokenizer) != VOCABULARY_SIZE for tokenizer in model.tokenizers.values())
     return [Product(f"{stem}.safetensors", BASE), *words, *([Product(VOCABULARY, VOCABULARY)] if unusual else [])]
 
 
