@@ -158,6 +158,14 @@ def remove_folder(folder: Path) -> None:
     _discard(aside)
 
 
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A hard link to a file, or a copy where the file system has none; of a symbolic link, to what it points to."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy(source, target)
+
+
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)

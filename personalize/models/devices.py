@@ -39,6 +39,13 @@ def dtype_for(device: torch.device, name: str, say: Callable[[str], None]) -> to
     return dtype
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor is one of PyTorch's fake tensors, which have a shape and no data."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`, which a GPU is not waited for: without pinned memory each copy waits for all work before it."""
     if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not Tensor:  # a fake has no memory to pin

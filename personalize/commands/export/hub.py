@@ -12,6 +12,7 @@ from PIL import Image
 from personalize.commands.export import model_card
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import link_or_copy
 from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import Terminal
 from personalize.generation import sampling
@@ -71,9 +72,9 @@ def folder(
         for file in files:
             if file.is_dir():
                 inside = temporary if len(files) == 1 else temporary / file.name
-                shutil.copytree(file, inside, copy_function=_link_or_copy, dirs_exist_ok=True)
+                shutil.copytree(file, inside, copy_function=link_or_copy, dirs_exist_ok=True)
             else:
-                _link_or_copy(file, temporary / file.name)
+                link_or_copy(file, temporary / file.name)
         for (_, name), picture in zip(card.samples, pictures, strict=True):
             (temporary / name).parent.mkdir(exist_ok=True)
             _bare(picture).save(temporary / name)
@@ -108,10 +109,3 @@ def _bare(picture: Image.Image) -> Image.Image:
     bare = picture.convert("RGB")
     bare.info = {}
     return bare
-
-
-def _link_or_copy(source: Path | str, target: Path | str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from personalize.models.devices import is_fake
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,7 +40,7 @@ def why_not_fused(x: Tensor, groups: int) -> str:
         return f"it is on {x.device.type}"
     if torch.compiler.is_compiling():
         return "the compiler fuses the twin itself"
-    if _is_fake(x):
+    if is_fake(x):
         return "it has no data"
     if not has_triton():
         return "Triton is not installed"
@@ -52,9 +54,3 @@ def why_not_fused(x: Tensor, groups: int) -> str:
 @cache
 def has_triton() -> bool:
     return find_spec("triton") is not None
-
-
-def _is_fake(x: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(x, FakeTensor)
