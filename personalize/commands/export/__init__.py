@@ -141,9 +141,9 @@ def _write(
 ) -> _Written:
     """The products into the stage, checked. What the model draws comes first: writing takes it apart."""
     prompt, form, draw = manifest["subjects"][0]["prompt"], job.form, recipe.draw
-    base = verify.here(model, prompt, draw.guidance) if job.check else None
+    base = verify.draw_in_process(model, prompt, draw.guidance) if job.check else None
     name = load_run.load_run(model, job.folder, manifest, at=job.at)
-    own = verify.here(model, prompt, draw.guidance) if job.check else None
+    own = verify.draw_in_process(model, prompt, draw.guidance) if job.check else None
     if job.check:
         verify.require_margin(own, base, half=form.half)
     samples = []
@@ -157,8 +157,8 @@ def _write(
     screen.say("drawing with it in a fresh process")
     # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
     said = model.spelled(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
-    written = verify.elsewhere(model, files, said, draw.guidance, scratch=stage / ".check")
-    return _Written(name, files, verify.compared(written, own, base, half=form.half), samples)
+    written = verify.draw_in_fresh_process(model, files, said, draw.guidance, scratch=stage / ".check")
+    return _Written(name, files, verify.compare_images(written, own, base, half=form.half), samples)
 
 
 def _unquantized(manifest: dict) -> dict:
