@@ -156,7 +156,7 @@ def _write(
         return _Written(name, files, None, samples)
     screen.say("drawing with it in a fresh process")
     # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
-    said = model.spelled(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
+    said = model.expand_words(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
     written = verify.draw_in_fresh_process(model, files, said, draw.guidance, scratch=stage / ".check")
     return _Written(name, files, verify.compare_images(written, own, base, half=form.half), samples)
 
