@@ -20,9 +20,10 @@ def read_configs(folder: Path, name: str) -> tuple[dict, dict]:
     """config.json of the U-Net and of the VAE. UserError, before weights are read, for a base of another kind of model."""
     unet = {"in_channels": 4, **read_json(_part_folder(folder, "unet") / "config.json")}  # with diffusers' defaults
     vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_part_folder(folder, "vae") / "config.json")}
-    if unet["in_channels"] != vae["latent_channels"]:
+    takes, gives = unet["in_channels"], vae["latent_channels"]
+    if takes != gives:
         raise UserError(
-            f"base {name!r} takes {unet['in_channels']} channels where its VAE gives {vae['latent_channels']}: an inpainting or editing U-Net, which "
+            f"base {name!r} takes {takes} channels where its VAE gives {gives}: an inpainting or editing U-Net, which "
             "personalize does not train. Use the plain text-to-image base."
         )
     if not isinstance(unet.get("sample_size"), int):

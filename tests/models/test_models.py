@@ -373,7 +373,7 @@ from personalize.methods import lora
 assert lora.attach(model, config.load_recipe(None, ["train.methods=lora"]))[0]["params"]
 import torch
 torch.optim.AdamW(p for p in model.unet.parameters() if p.requires_grad)
-assert torch._dynamo.config and torch.compiler.disable is not None
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2 and "torch._dynamo" in sys.modules
 from diffusers import StableDiffusionPipeline
 from diffusers.models.unets import UNet2DConditionModel
 assert UNet2DConditionModel is type(model.unet)

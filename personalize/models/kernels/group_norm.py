@@ -19,7 +19,7 @@ def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     """(B,C,h,w) -> (B,C,h,w) of the same type: silu((x - mean) / sqrt(variance + eps) * weight + bias), by group of channels.
 
     Group normalization (Wu & He 1803.08494, eq. 7); weight, bias (C,); mean and variance are taken in float32. silu=False
-    leaves the activation out. Channels-last CUDA tensors go through Triton, gradients too; all others through `eager_reference`.
+    leaves the activation out. Channels-last CUDA tensors go through Triton, gradients too; all others do not.
     """
     if why_not_fused(x, groups):
         return eager_reference(x, groups, weight, bias, eps, silu=silu)
