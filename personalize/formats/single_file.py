@@ -1,4 +1,4 @@
-"""A base in one `.safetensors` file, as most are passed around, against a diffusers folder. No model is built for either."""
+"""A base in one `.safetensors` file, as most are passed around, to and from a diffusers folder. No model is built."""
 
 import json
 from collections.abc import Mapping
@@ -152,20 +152,20 @@ def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
     kind = _config(index).get("_class_name", "?")
     if kind not in reference_configs.PIPELINES.values():
         known = ", ".join(dict.fromkeys(reference_configs.PIPELINES.values()))
-        raise UserError(f"{folder} is a {kind}; a single file is written of {known} only.")
+        raise UserError(f"{folder} is a {kind}; a single file can hold {known} only.")
     parts = PREFIXES["sdxl" if kind == reference_configs.PIPELINES["sdxl"] else "sd1"]
     configs = {part: _config(folder / part / "config.json") for part in parts}
-    if what := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
-        raise UserError(f"{folder} is {what}, which personalize does not train.")
-    # The layout decides the activation that a reader takes: GELU with OpenCLIP's names, its quick approximation with CLIP's.
-    small = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
-    return configs, "sdxl" if "text_encoder_2" in parts else small
+    if purpose := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
+        raise UserError(f"{folder} is {purpose}, which personalize does not train.")
+    # A reader takes the activation from the layout: GELU with OpenCLIP's names, its quick approximation with CLIP's.
+    one_encoder = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
+    return configs, "sdxl" if "text_encoder_2" in parts else one_encoder
 
 
 def _config(path: Path) -> Config:
     config = read_json(path)
     if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object. Download it again.")
+        raise UserError(f"{path} is not a JSON object. Download it again.")
     return config
 
 
@@ -191,7 +191,7 @@ def _shards(place: Path, index: Path) -> list[Path]:
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
-    """In float16, if it is a floating number. UserError where a weight is too large for it."""
+    """A floating tensor in float16, any other as it is. UserError where a weight is too large for it."""
     if not tensor.is_floating_point():
         return tensor
     half = tensor.half()

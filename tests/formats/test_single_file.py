@@ -261,7 +261,7 @@ def test_folders_that_are_not_bases_are_refused(folders, path):
     with pytest.raises(UserError, match="is an inpainting model"):
         pack_single_file(folder, path, half=False)
     unet.write_text("[]")
-    with pytest.raises(UserError, match="no JSON object"):
+    with pytest.raises(UserError, match="not a JSON object"):
         pack_single_file(folder, path, half=False)
     shutil.copy(folders["sd1"] / "unet" / "config.json", unet)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
