@@ -327,7 +327,7 @@ def test_a_base_that_no_single_file_can_hold_is_refused_by_name_before_anything_
     monkeypatch.setattr(verify, "draw_in_process", None)
     with pytest.raises(UserError, match=f"base '{tiny_sd}' has unet.attention_head_dim = 4 instead of 8.* Use --to diffusers"):
         personalize.export(run, to="single-file", settings=DRAW)
-    assert names(run / "export") == ["lock.flock"] or not (run / "export").exists()
+    assert not (run / "export").exists()
 
 
 def test_the_terminal_asks_for_a_format_and_for_a_run(terminal):
