@@ -1,6 +1,6 @@
 """Run and prior folders: the manifest, the lock that lets one process hold a folder, checkpoints.
 
-How their files are written is in `files`, whose functions are offered here too.
+The functions of `files`, which write what is in them, are offered here too.
 """
 
 import importlib.metadata
@@ -54,7 +54,7 @@ def write_manifest(folder: Path, manifest: Mapping) -> None:
 
 
 def read_manifest(folder: Path) -> dict:
-    """A folder's manifest; one of an older schema, or without a number, opens too. UserError for a newer one."""
+    """A folder's manifest, of this schema or an older one. UserError for a newer one."""
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise UserError(f"{folder} is not a folder that personalize made: it has no manifest.json. Check the path.")
@@ -97,19 +97,19 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def newest_run(root: Path, status: str = "finished") -> Path:
-    """The folder in `root` with this status whose manifest was written last. UserError where there is none."""
-    found: Counter[str] = Counter()
+    """The run folder in `root` with this status whose manifest was written last. UserError where there is none."""
+    statuses: Counter[str] = Counter()
     runs = []
     for path in Path(root).glob("*/manifest.json"):
         try:
-            its = str(read_manifest(path.parent).get("status"))
+            run_status = str(read_manifest(path.parent).get("status"))
         except UserError:
-            its = "unreadable"
-        found[its] += 1
-        if its == status:
+            run_status = "unreadable"
+        statuses[run_status] += 1
+        if run_status == status:
             runs.append((path.stat().st_mtime_ns, path.parent))
     if not runs:
-        others = ", ".join(f"{n} {name}" for name, n in sorted(found.items())) or "no run at all"
+        others = ", ".join(f"{n} {name}" for name, n in sorted(statuses.items())) or "no run at all"
         raise UserError(
             f"no {status} run in {Path(root).absolute()} ({others}). "
             "Make one: personalize train PHOTOS --class WORD, or name the run's folder."
@@ -118,7 +118,7 @@ def newest_run(root: Path, status: str = "finished") -> Path:
 
 
 def require_free_disk(folder: Path, bytes_needed: int) -> None:
-    """UserError with both figures where the disk under `folder`, which need not exist yet, has less free."""
+    """UserError, with both figures, where the disk of `folder`, which need not exist yet, has less free space."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -132,21 +132,21 @@ def require_free_disk(folder: Path, bytes_needed: int) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoint folders, checkpoints/step-000400 and so on, by step."""
-    found = [p for p in (Path(folder) / "checkpoints").glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    folders = [p for p in (Path(folder) / "checkpoints").glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
+    return sorted(folders, key=lambda p: int(p.name[5:]))
 
 
 def prune_checkpoints(folder: Path, keep: int, protect: Collection[str] = ()) -> list[Path]:
-    """Delete a run's checkpoints but the newest `keep` and those whose names are in `protect`; return the deleted."""
-    assert keep >= 1, "the last checkpoint is what a run goes on from"
-    gone = [p for p in checkpoints(folder)[:-keep] if p.name not in protect]
-    for path in gone:
+    """Delete a run's checkpoints except the newest `keep` and those named in `protect`; return the deleted ones."""
+    assert keep >= 1, "a run goes on from its last checkpoint"
+    obsolete = [p for p in checkpoints(folder)[:-keep] if p.name not in protect]
+    for path in obsolete:
         remove_folder(path)
-    return gone
+    return obsolete
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of those libraries that are installed, without importing them."""
+    """Versions of Python and of the installed LIBRARIES, which are not imported for it."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
