@@ -314,7 +314,7 @@ def test_what_cannot_be_done_is_said_before_a_base_is_loaded(run_of, tmp_path, m
         ({"to": "diffusers", "out": tmp_path / "x.safetensors"}, "writes a folder, and --out .*x.safetensors names a file"),
         ({"to": "kohya", "out": tmp_path / "x.pt"}, "should end with .safetensors, or be a folder that is there"),
         ({"to": "kohya", "public": True}, "--push owner/name"),
-        ({"to": "kohya", "push": "me"}, "--push 'me' is no name of a repository. Give owner/name"),
+        ({"to": "kohya", "push": "me"}, "--push 'me' is not the name of a repository. Give owner/name"),
     ]:
         with pytest.raises(UserError, match=said):
             personalize.export(run, **options)
