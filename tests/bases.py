@@ -5,6 +5,7 @@ are not. Sizes are: these bases say that they were trained at 512, 768 and 1024 
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def sdxl(folder: Path) -> Path:
         "text_encoder_2": CLIPTextModelWithProjection(text(words, 80, layers=4, act="gelu", projection_dim=72)),
         "tokenizer": words,
         "tokenizer_2": padded,
-        "scheduler": diffusers.EulerDiscreteScheduler(**BETAS),
+        "scheduler": diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
     }  # fmt: skip
     return saved(diffusers.StableDiffusionXLPipeline, folder, parts, add_watermarker=False)
 
@@ -81,12 +82,30 @@ NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safet
 def single(folder: Path, file: Path) -> Path:
     """The same weights in one file, in half precision, as other programs write it; the tokenizer lies beside it."""
     single_file.pack_single_file(folder, file, half=True)
-    save_tensors(file, load_tensors(file))  # a file of other programs names no configs
+    save_tensors(file, load_tensors(file))  # a file of other programs need not say what it is
     words = file.parent / "tokenizer"
     words.mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         (words / name).write_bytes((folder / "tokenizer" / name).read_bytes())
     return file
+
+
+def packable(folder: Path, copy: Path) -> Path:
+    """A copy of a tiny base with the heads and groups that a reader of a single file takes for its widths."""
+    shutil.copytree(folder, copy)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        path = copy / part / "config.json"
+        if not path.exists():
+            continue
+        config = json.loads(path.read_text())
+        if part in ("unet", "vae"):
+            config["norm_num_groups"] = min(config["block_out_channels"])
+        if part == "unet":
+            config["attention_head_dim"] = 8 if config.get("addition_embed_type") is None else [1, 1]
+        if part.startswith("text"):
+            config["num_attention_heads"] = config["hidden_size"] // (config["hidden_size"] & -config["hidden_size"])
+        path.write_text(json.dumps(config))
+    return copy
 
 
 def tokenizer(*, pad: str):

@@ -67,13 +67,13 @@ def test_the_job_writes_these_files_and_no_others(job):
     found = {name for name in found if "/pictures/" not in name and not name.startswith("choosing/")}
     chosen = read_manifest(run)["chosen"]
     assert found == {
-        "manifest.json", "recipe.toml", "log.jsonl", "choosing.jsonl", "photos.png",
+        "manifest.json", "recipe.toml", "log.jsonl", "lock.flock", "choosing.jsonl", "photos.png",
         *(f"checkpoints/step-{step:06d}/state.safetensors" for step in {chosen, 200}),
         *(f"evaluation/{name}" for name in ("metrics.json", "per_image.csv", "report.md", "report.html")),
         "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in pictures),
     }  # fmt: skip
     (prior,) = (folder / "priors").iterdir()
     names = {p.name for p in prior.iterdir() if not p.name.startswith("latents-")}
-    assert names == {"manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(20))}
+    assert names == {"lock.flock", "manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(20))}
     assert read_manifest(run)["status"] == read_manifest(prior)["status"] == "finished"
     assert read_json(run / "evaluation" / "metrics.json")["scores"]["dino"]["relative"] is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from personalize.cli import tools
 from personalize.cli.options import (
@@ -58,7 +59,21 @@ def prior(
     show({"folder": result.folder, "drawn": result.drawn, "count": result.count}, "folder", as_json)
 
 
-@app.command()
+class TrainCommand(TyperCommand):
+    """`personalize train`, which names `import-command` where it is given a flag of another trainer's script."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # of click, or of the copy of it that newer typers bring along
+                from personalize.cli.import_command.scripts import refuse_flag
+
+                refuse_flag(error.option_name)
+            raise
+
+
+@app.command(cls=TrainCommand)
 def train(
     photos: Annotated[list[str] | None, typer.Argument(help="A folder, files, or hf:owner/name/config.")] = None,
     class_word: Annotated[
@@ -200,10 +215,6 @@ app.add_typer(tools.app)
 def main() -> None:
     """Runs a command; errors that a person can put right have no traceback."""
     try:
-        if sys.argv[1:2] == ["train"]:
-            from personalize.cli import import_command
-
-            sys.argv[1:] = import_command.translate(sys.argv[1:])
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -173,7 +173,7 @@ def _embedding_argument(text: str) -> tuple[Path, str]:
 
 def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[str]:
     for prompt in prompts:
-        if rest := model.overlong(prompt):
+        if rest := model.truncated_words(prompt):
             yield f"prompt {prompt!r} is too long for this base; it does not see: {rest!r}"
     for entry in origin.get("embeddings", []):
         if not any(entry["token"].lower() in prompt.lower() for prompt in prompts):

@@ -1,10 +1,10 @@
-"""What a run needs to go on bit for bit: trained tensors, their average, the optimizer's state, the step. No pickle."""
+"""What a run needs to go on bit for bit: trained tensors, their EMA, the optimizer's state, the step. No pickle."""
 
 from collections import Counter
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,22 +15,22 @@ Checkpoint = dict[str, dict[str, Tensor]]
 
 
 def save_state(path: Path, parts: Checkpoint, step: int) -> None:
-    """One .safetensors file, whole or not at all; parts are {"trained": {...}, "optimizer": {...}, ...}."""
+    """Write one .safetensors file atomically; parts are {"trained": {...}, "optimizer": {...}, ...}."""
     tensors = {f"{part}/{k}": v.detach().contiguous() for part, values in parts.items() for k, v in values.items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"step": str(step)})
 
 
 def load_state(path: Path) -> tuple[Checkpoint, int]:
-    """What `save` wrote -> parts, step. UserError for a damaged file."""
-    from safetensors import safe_open
-
+    """(parts, step) that `save_state` wrote. UserError for a damaged file."""
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
             step = int(file.metadata()["step"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{path} is no checkpoint that can be read: {error}. Delete its folder to go on without it.") from error
+        raise UserError(
+            f"{path} is not a checkpoint that can be read: {error}. Delete its folder to go on without it."
+        ) from error
     parts: Checkpoint = {}
     for key, value in tensors.items():
         part, _, name = key.partition("/")
@@ -48,7 +48,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The other way. Learning rates and the like come from the recipe, not from the checkpoint."""
+    """Load what `optimizer_tensors` gave. Learning rates and the like come from the recipe, not from the checkpoint."""
     state: dict[int, dict] = {}
     for key, value in tensors.items():
         i, _, name = key.partition(".")
@@ -57,7 +57,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         if entry.get("step") is not None and "state1" in entry:  # bitsandbytes counts steps in a plain number
             entry["step"] = int(entry["step"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    for p, entry in optimizer.state.items():  # files have no layout, and a fused step reads state and weights side by side
+    for p, entry in optimizer.state.items():  # files keep no strides, and a fused step reads state and weights together
         for name, value in entry.items():
             if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():
                 entry[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -1,6 +1,6 @@
-"""Several processes of one run, as `accelerate launch` or `torchrun` starts them: who am I, and sums over all.
+"""Several processes of one run, as `accelerate launch` or `torchrun` starts them: rank, process group, sums.
 
-Each takes its rows of every global batch, and gradients are summed, so that the number of processes does not change a run.
+Each process takes its rows of every global batch, and gradients are summed, so their number does not change a run.
 """
 
 import importlib
@@ -26,7 +26,7 @@ def world_size() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Inside this the processes know each other, over NCCL for GPUs and gloo otherwise. UserError for what cannot work."""
+    """The process group, by NCCL on GPUs and gloo elsewhere; none for one process. UserError for sharding."""
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
@@ -36,22 +36,22 @@ def process_group(device: torch.device) -> Iterator[None]:
     if world_size() == 1 or distributed.is_initialized():
         yield
         return
-    # Its functions keep the group there is when they are imported, whose threads would then outlive Python: now there is none.
+    # Imported later, its functions would keep this group, whose threads would then outlive Python.
     importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-    finally:  # its threads must end before Python does
+    finally:  # the group's threads must end before Python does
         distributed.destroy_process_group()
 
 
 def local_rows(count: int) -> slice:
-    """This process's rows of `count`: neighbours, and as many as the others' give or take one."""
+    """This process's consecutive rows of `count`; the shares of two processes differ by one row at most."""
     return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def sum_gradients(params: Sequence[Tensor]) -> None:
-    """Adds up every parameter's gradient over all processes; one that got none here counts as zero."""
+    """Sum every parameter's gradient over all processes in place; a missing gradient counts as zero."""
     if world_size() == 1:
         return
     for p in params:
@@ -62,7 +62,7 @@ def sum_gradients(params: Sequence[Tensor]) -> None:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """The sum of a tensor over all processes, in place."""
     if world_size() > 1:
         distributed.all_reduce(values)
     return values
@@ -74,7 +74,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def broadcast_from_rank0(value):
-    """The first process's value, for everyone. A plain value; it is also where they wait for each other."""
+    """The first process's value, in all processes, which wait for each other here."""
     if world_size() == 1:
         return value
     box = [value]

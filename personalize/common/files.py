@@ -1,7 +1,7 @@
 """Atomic file writes, JSON, hashes and names.
 
 Every file is written under a temporary name in its own folder, flushed and renamed, so that a reader, or the next
-run after a kill, sees the old file or the new one and never a part. Temporary names begin with `.tmp-`.
+run after a kill, sees the old file or the new one and never a part of it. Temporary names begin with `.tmp-`.
 """
 
 import errno
@@ -23,7 +23,7 @@ from personalize.common.errors import UserError
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path with the name's suffix for a saver to write a file or a folder to; renamed on success.
+    """A temporary path with the same suffix, to write a file or a folder to; it is renamed to `path` on success.
 
     An existing folder is moved aside first: a kill between the two renames leaves no folder of that name.
     """
@@ -45,7 +45,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what a full disk or a missing permission raises while `path` is written into a UserError."""
+    """Turn the error of a full disk or a missing permission while `path` is written into a UserError."""
     try:
         yield
     except OSError as error:
@@ -81,24 +81,24 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, row: Mapping) -> None:
-    """Append one row to a JSON-lines file, after cutting off a last line that a kill tore."""
+    """Append one row to a JSON-lines file; a last line that a kill left incomplete is cut off first."""
     path = Path(path)
     with explained(path), _opened_to_append(path) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
-        glue = b""
+        separator = b""
         if file.read(1) not in (b"", b"\n"):
             file.seek(0)
             tail = file.read().rpartition(b"\n")[2]
             if _row(tail) is None:
                 file.truncate(end - len(tail))
             else:
-                glue = b"\n"
-        file.write(glue + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                separator = b"\n"
+        file.write(separator + json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file, less a torn last line. UserError names the path and any other line at fault."""
+    """The rows of a JSON-lines file without an incomplete last line. UserError names the path and any other bad line."""
     lines = _read_bytes(Path(path)).split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
@@ -121,8 +121,16 @@ def sha256(source: Path | bytes) -> str:
         raise UserError(f"cannot read {source}: {error.strerror}.") from None
 
 
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files).encode())
+
+
 def key_of(mapping: Mapping) -> str:
-    """12 hex digits that name a mapping of JSON values, whatever the order of its keys."""
+    """12 hex digits that identify a mapping of JSON values, whatever the order of its keys."""
     text = json.dumps(mapping, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode())[:12]
 
@@ -135,38 +143,37 @@ def slug(text: str) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this host that are gone."""
+    """Remove temporary files of processes of this host that have ended."""
     mark = f".tmp-{slug(platform.node())[:24]}-"
     for path in list(folder.rglob(f"{mark}*")):
         pid = path.name.removeprefix(mark).partition("-")[0]
-        if pid.isdigit() and not alive(int(pid)):
+        if pid.isdigit() and not _is_running(int(pid)):
             _discard(path)
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename, then delete: a kill half-way leaves no folder that looks whole."""
+    """Rename a folder, then delete it: a kill half-way leaves no folder that looks whole."""
     aside = _temporary(folder)
     os.rename(folder, aside)
     _discard(aside)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this host still runs; a zombie does not."""
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A hard link to a file, or a copy where the file system has none; of a symbolic link, to what it points to."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy(source, target)
+
+
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        return True
-    return process_stat(pid)[:1] != ["Z"]
-
-
-def process_stat(pid: int) -> list[str]:
-    """Linux's /proc/PID/stat from the third field, the state, on; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    except PermissionError:  # it runs, as another user
+        pass
+    return True
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -202,7 +209,7 @@ def _discard(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    folder = path.is_dir()
+    is_folder = path.is_dir()
     try:
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -210,13 +217,5 @@ def _sync(path: Path) -> None:
         finally:
             os.close(fd)
     except OSError:  # not every file system flushes folders
-        if not folder:
+        if not is_folder:
             raise
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file; of a folder that of its files' names and hashes."""
-    if not path.is_dir():
-        return sha256(path)
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in inside).encode())

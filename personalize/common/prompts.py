@@ -48,17 +48,17 @@ _LIVE_OUTFITS = (
 _PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
 
 
-def _templates(own: tuple[str, ...]) -> tuple[str, ...]:
-    scenes = tuple(f"a {{token}} {{class}} {scene}" for scene in _SCENES + own)
+def _templates(more_scenes: tuple[str, ...]) -> tuple[str, ...]:
+    scenes = tuple(f"a {{token}} {{class}} {scene}" for scene in _SCENES + more_scenes)
     return scenes + tuple(f"a {name} {{token}} {{class}}" for name in _PROPERTIES)
 
 
-# The 25 prompts of google/dreambooth (CC BY 4.0), in its order; 11 to 20 differ.
+# The 25 prompts of google/dreambooth (CC BY 4.0), in its order; prompts 11 to 20 differ between the two lists.
 OBJECT = _templates(_OBJECT_SCENES)
 LIVE = _templates(_LIVE_OUTFITS)
 
 
-# Toyland's own list: its actions, three accessories, and places of which the example photos show three.
+# Toyland's own list: its actions, three of its accessories, and places of which the example photos show three.
 TOYLAND = (
     "a {token} {class} swimming",
     "a {token} {class} in the snow",
@@ -106,9 +106,9 @@ def fill(template: str, token: str, class_word: str) -> str:
 
 
 def without_token(text: str, token: str) -> str:
-    """`text` less every whole-word `token` (any case, as CLIP reads it): the prompt that CLIP-T compares with.
+    """`text` without every whole-word `token` (in any case, as CLIP reads it): the prompt that CLIP-T compares with.
 
-    The class word stays. Spaces left behind, also those before punctuation, are squeezed.
+    The class word stays. Double spaces, and spaces before punctuation, are removed.
     """
     if token:
         text = re.sub(rf"(?<![\w-]){re.escape(token)}(?![\w-])", "", text, flags=re.IGNORECASE)
@@ -116,9 +116,9 @@ def without_token(text: str, token: str) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line; blank lines and lines that start with # are skipped.
+    """The prompts of a UTF-8 text file, one per line; blank lines and lines that start with # are skipped.
 
-    UserError names a file that cannot be read or that holds no prompt.
+    UserError for a file that cannot be read or has no prompt.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -127,5 +127,5 @@ def read_prompts(path: Path) -> list[str]:
     prompts = [line.strip() for line in lines]
     prompts = [line for line in prompts if line and not line.startswith("#")]
     if not prompts:
-        raise UserError(f"{path} holds no prompt. Write one a line, such as: a {{token}} {{class}} in the snow")
+        raise UserError(f"{path} holds no prompt. Write one per line, such as: a {{token}} {{class}} in the snow")
     return prompts

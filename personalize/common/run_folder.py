@@ -1,15 +1,13 @@
 """Run and prior folders: the manifest, the lock that lets one process hold a folder, checkpoints.
 
-How their files are written is in `files`, whose functions are offered here too.
+The functions of `files`, which write what is in them, are offered here too.
 """
 
 import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import shutil
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +15,9 @@ from pathlib import Path
 
 from personalize.common.errors import UserError
 from personalize.common.files import (
-    alive,
     append_jsonl,
     explained,
     key_of,
-    process_stat,
     read_json,
     read_jsonl,
     remove_folder,
@@ -46,7 +42,6 @@ LIBRARIES = (
     "personalize", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers",
     "huggingface-hub", "numpy", "pillow", "bitsandbytes",
 )  # fmt: skip
-_UNREADABLE_LOCK_S = 10.0  # a lock without content is being written, or its writer died in between
 
 
 def write_manifest(folder: Path, manifest: Mapping) -> None:
@@ -59,7 +54,7 @@ def write_manifest(folder: Path, manifest: Mapping) -> None:
 
 
 def read_manifest(folder: Path) -> dict:
-    """A folder's manifest; one of an older schema, or without a number, opens too. UserError for a newer one."""
+    """A folder's manifest, of this schema or an older one. UserError for a newer one."""
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise UserError(f"{folder} is not a folder that personalize made: it has no manifest.json. Check the path.")
@@ -76,38 +71,45 @@ def read_manifest(folder: Path) -> dict:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, through its file `lock`; removes what a killed writer left there.
+    """Hold a folder for this process, and remove what a killed writer left there. UserError names the holder.
 
-    The lock of a dead process of this host is taken over. UserError names a live holder, its host and the file.
+    The lock is one of the system on the file `lock.flock`, which stays: it is free as soon as its holder's process has ended,
+    however it ended. The file `lock` says who holds the folder, for the message alone.
     """
-    path = Path(folder) / "lock"
-    mine = json.dumps({"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())})
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while not _created(path, mine):
-            _remove_if_dead(path)
-    try:
-        sweep(Path(folder))
-        yield
-    finally:
-        if _lock_text(path) == mine:
-            path.unlink()
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    holder = folder / "lock"
+    with explained(holder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(folder / "lock.flock").acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{folder} is held by {_holder(holder)}. Let it finish first.") from None
+    with held:
+        try:
+            with explained(holder):
+                holder.write_text(json.dumps({"host": platform.node(), "pid": os.getpid()}), encoding="utf-8")
+            sweep(folder)
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def newest_run(root: Path, status: str = "finished") -> Path:
-    """The folder in `root` with this status whose manifest was written last. UserError where there is none."""
-    found: Counter[str] = Counter()
+    """The run folder in `root` with this status whose manifest was written last. UserError where there is none."""
+    statuses: Counter[str] = Counter()
     runs = []
     for path in Path(root).glob("*/manifest.json"):
         try:
-            its = str(read_manifest(path.parent).get("status"))
+            run_status = str(read_manifest(path.parent).get("status"))
         except UserError:
-            its = "unreadable"
-        found[its] += 1
-        if its == status:
+            run_status = "unreadable"
+        statuses[run_status] += 1
+        if run_status == status:
             runs.append((path.stat().st_mtime_ns, path.parent))
     if not runs:
-        others = ", ".join(f"{n} {name}" for name, n in sorted(found.items())) or "no run at all"
+        others = ", ".join(f"{n} {name}" for name, n in sorted(statuses.items())) or "no run at all"
         raise UserError(
             f"no {status} run in {Path(root).absolute()} ({others}). "
             "Make one: personalize train PHOTOS --class WORD, or name the run's folder."
@@ -116,7 +118,7 @@ def newest_run(root: Path, status: str = "finished") -> Path:
 
 
 def require_free_disk(folder: Path, bytes_needed: int) -> None:
-    """UserError with both figures where the disk under `folder`, which need not exist yet, has less free."""
+    """UserError, with both figures, where the disk of `folder`, which need not exist yet, has less free space."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -130,21 +132,21 @@ def require_free_disk(folder: Path, bytes_needed: int) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoint folders, checkpoints/step-000400 and so on, by step."""
-    found = [p for p in (Path(folder) / "checkpoints").glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    folders = [p for p in (Path(folder) / "checkpoints").glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
+    return sorted(folders, key=lambda p: int(p.name[5:]))
 
 
 def prune_checkpoints(folder: Path, keep: int, protect: Collection[str] = ()) -> list[Path]:
-    """Delete a run's checkpoints but the newest `keep` and those whose names are in `protect`; return the deleted."""
-    assert keep >= 1, "the last checkpoint is what a run goes on from"
-    gone = [p for p in checkpoints(folder)[:-keep] if p.name not in protect]
-    for path in gone:
+    """Delete a run's checkpoints except the newest `keep` and those named in `protect`; return the deleted ones."""
+    assert keep >= 1, "a run goes on from its last checkpoint"
+    obsolete = [p for p in checkpoints(folder)[:-keep] if p.name not in protect]
+    for path in obsolete:
         remove_folder(path)
-    return gone
+    return obsolete
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of those libraries that are installed, without importing them."""
+    """Versions of Python and of the installed LIBRARIES, which are not imported for it."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -154,58 +156,10 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _created(path: Path, text: str) -> bool:
+def _holder(path: Path) -> str:
+    """Who holds a folder, by its file `lock`, which is there a moment later than the lock itself."""
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    return True
-
-
-def _lock_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def _remove_if_dead(path: Path) -> None:
-    """Remove the lock at `path` where its holder is gone, or raise a UserError that names the holder."""
-    text = _lock_text(path)
-    if text is None:
-        return
-    _refuse_live(path, text)
-    aside = path.with_name(f"lock-{os.getpid()}-{secrets.token_hex(3)}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if _lock_text(aside) == text:
-        aside.unlink()
-    else:  # another process took the dead lock over first, and this is its live one
-        os.rename(aside, path)
-
-
-def _refuse_live(path: Path, text: str) -> None:
-    try:
-        holder = json.loads(text)
-        host, pid, started = holder["host"], int(holder["pid"]), holder["started"]
-    except (ValueError, TypeError, KeyError):
-        if time.time() - path.stat().st_mtime < _UNREADABLE_LOCK_S:
-            raise UserError(f"{path} is being written by another process. Try again in 10 seconds.") from None
-        return
-    if host != platform.node():
-        raise UserError(
-            f"{path.parent} is held by process {pid} on host {host}, which cannot be asked from here. "
-            f"Let it finish; if it is gone, delete {path}."
-        )
-    if alive(pid) and started in (None, _started(pid)):
-        raise UserError(f"{path.parent} is held by process {pid} on this host, {host} ({path}). Let it finish first.")
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot: tells it from a later one of the same number."""
-    stat = process_stat(pid)
-    return stat[19] if len(stat) > 19 else None
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on host {holder['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"

@@ -1,4 +1,4 @@
-"""One setting: a dataclass field with its meaning and unit, checked, read from text and written as TOML."""
+"""Settings: dataclass fields with their meaning and unit, validated, parsed from text and written as TOML."""
 
 import json
 import math
@@ -19,12 +19,12 @@ _EXPECTED = {
 
 
 def setting(default: Value, doc: str, *, choices: tuple = (), least: float | None = None, most: float | None = None):
-    """A dataclass field with its meaning and unit, and what it may be. `least` and `most` are included."""
+    """A dataclass field with its meaning and unit and the values it may have, from `least` to `most` inclusive."""
     return field(default=default, metadata={"doc": doc, "choices": choices, "least": least, "most": most})
 
 
 class Setting(NamedTuple):
-    """One field of the recipe: dotted key, type, default, meaning with unit, and what is allowed."""
+    """One field of the recipe: dotted key, type, default, meaning with unit, and the values it may have."""
 
     key: str
     kind: Any
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a dataclass and of the sections in it, in the order they are written."""
+    """Every setting of a dataclass and of its sections, in the order of their definition."""
     for f in fields(section):
         if is_dataclass(f.type):
             yield from settings_of(f.type, f"{prefix}{f.name}.")
@@ -45,27 +45,27 @@ def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
 
 
 def validated(s: Setting, value: Any, origin: str) -> Value:
-    """`value` in the setting's own type. UserError says what is expected and what the setting means."""
+    """`value` in the setting's type. UserError says what is expected and what the setting means."""
     item_kind = get_args(s.kind)[0] if get_args(s.kind) else s.kind
     items = list(value) if s.kind is not item_kind and isinstance(value, (list, tuple)) else [value]
     if item_kind is float:
         items = [float(i) if type(i) is int else i for i in items]
-    right = all(type(i) is item_kind and (item_kind is not float or math.isfinite(i)) for i in items)
+    is_valid = all(type(i) is item_kind and (item_kind is not float or math.isfinite(i)) for i in items)
     expected = _EXPECTED[s.kind]
-    if right and s.choices and not set(items) <= set(s.choices):
-        right, expected = False, "one of " + ", ".join(map(str, s.choices))
-    if right and s.least is not None and min(items, default=s.least) < s.least:
-        right, expected = False, f"at least {s.least:g}"
-    if right and s.most is not None and max(items, default=s.most) > s.most:
-        right, expected = False, f"at most {s.most:g}"
-    if not right:
+    if is_valid and s.choices and not set(items) <= set(s.choices):
+        is_valid, expected = False, "one of " + ", ".join(map(str, s.choices))
+    if is_valid and s.least is not None and min(items, default=s.least) < s.least:
+        is_valid, expected = False, f"at least {s.least:g}"
+    if is_valid and s.most is not None and max(items, default=s.most) > s.most:
+        is_valid, expected = False, f"at most {s.most:g}"
+    if not is_valid:
         hint = nearest(str(value), map(str, s.choices)) or "."
         raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected {expected} ({s.doc}){hint}")
     return items[0] if s.kind is item_kind else tuple(items)
 
 
 def meaning(s: Setting) -> str:
-    """What the setting means, in which unit, and which values it may have."""
+    """The setting's meaning with its unit, and the values it may have."""
     return s.doc + (f" ({', '.join(s.choices)})" if s.choices else "")
 
 
@@ -78,7 +78,7 @@ def to_toml_value(value: Value) -> str:
 
 
 def read_toml(path: Path) -> dict:
-    """The table of a TOML file. UserError names the path, and the line that is not TOML."""
+    """The content of a TOML file. UserError names the path, and the line that is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
@@ -88,18 +88,18 @@ def read_toml(path: Path) -> dict:
 
 
 def parse_value(text: str, kind: Any) -> Any:
-    """An override's value as TOML reads it, or the text itself where the setting is a text or TOML cannot.
+    """An override's value as TOML reads it, or the text itself for a setting that is a text and for what is not TOML.
 
-    A list may be written a,b or [a,b]; a quoted text is one item, commas and all.
+    A list may be written a,b or [a,b]; a quoted text is one item, even with commas in it.
     """
-    items = get_args(kind)
+    item_kinds = get_args(kind)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        if not items:
+        if not item_kinds:
             return text
         parts = text.removeprefix("[").removesuffix("]").split(",")  # shells eat the quotes of ["a","b"]
-        return [parse_value(part.strip(), items[0]) for part in parts if part.strip()]
-    if items:
-        return value if isinstance(value, list) else [text if items[0] is str and not isinstance(value, str) else value]
+        return [parse_value(part.strip(), item_kinds[0]) for part in parts if part.strip()]
+    if item_kinds:
+        return value if isinstance(value, list) else [text if item_kinds[0] is str and not isinstance(value, str) else value]
     return text if kind is str and not isinstance(value, str) else value

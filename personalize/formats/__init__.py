@@ -1,4 +1,4 @@
-"""Files of other programs: single-file checkpoints, LoRA and embedding files, by name and shape only.
+"""Files of other programs, read and written: single-file checkpoints, LoRA files, embedding files.
 
-Nothing here builds a model: a format is a map of names, and its reader trusts neither the file's names nor its header.
+Nothing here builds a model: a format is a map between names. No reader trusts a file's names or its header.
 """

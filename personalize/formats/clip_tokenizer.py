@@ -1,6 +1,6 @@
-"""The tokenizer of a base that comes without one: a single file holds weights only.
+"""The tokenizer of a base that comes as a single file, which holds weights only.
 
-CLIP's vocabulary (vocab.json, merges.txt) is the same for every Stable Diffusion; what differs is the padding.
+CLIP's vocabulary (vocab.json, merges.txt) is the same for every Stable Diffusion; they differ in the padding only.
 """
 
 import json
@@ -10,32 +10,28 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json
 
 HUB = "openai/clip-vit-large-patch14"
+VOCABULARY_SIZE = 49408  # of OpenAI's vocabulary, which every program has
 VOCABULARY, MERGES, ONE_FILE = "vocab.json", "merges.txt", "tokenizer.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def vocabulary(path: Path, tokenizer: Path | None) -> tuple[dict[str, int], str]:
+def read_vocabulary(path: Path) -> tuple[dict[str, int], str]:
     """({piece: id}, text of merges.txt) for a single file at `path`.
 
-    Looked for in `tokenizer` if given, else in a folder `tokenizer` beside the file, else in the hub's cache and on the
-    hub. UserError says where to put them.
+    Looked for in a folder `tokenizer` beside the file, else in the hub's cache and on the hub. UserError says where to put
+    them.
     """
     beside = Path(path).parent / "tokenizer"
-    place = Path(tokenizer) if tokenizer else beside
-    if tokenizer and not place.is_dir():
-        raise UserError(f"tokenizer folder {place} is no folder. Give one with {VOCABULARY} and {MERGES}.")
-    if (place / VOCABULARY).exists() and (place / MERGES).exists():
-        return _checked(place / VOCABULARY, read_json(place / VOCABULARY)), _text(place / MERGES)
-    if (place / ONE_FILE).exists():
-        return _from_one_file(place / ONE_FILE)
-    if tokenizer:
-        raise UserError(f"tokenizer folder {place} has neither {VOCABULARY} with {MERGES} nor {ONE_FILE}.")
-    files = [_fetched(name, path, beside) for name in (VOCABULARY, MERGES)]
+    files = [beside / VOCABULARY, beside / MERGES]
+    if not all(file.exists() for file in files):
+        if (beside / ONE_FILE).exists():
+            return _from_one_file(beside / ONE_FILE)
+        files = [_download(name, path, beside) for name in (VOCABULARY, MERGES)]
     return _checked(files[0], read_json(files[0])), _text(files[1])
 
 
 def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, longest: int, pad: str) -> None:
-    """A tokenizer folder that transformers loads: `longest` tokens at most, filled up with the piece `pad`."""
+    """Write a folder that transformers loads as a tokenizer for `longest` tokens at most, padded with the piece `pad`."""
     folder.mkdir()
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True, "errors": "replace"}
@@ -49,28 +45,28 @@ def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, lo
 
 
 def padding(vocabulary: dict[str, int], *, openclip: bool) -> str:
-    """What fills up a prompt: OpenCLIP's encoders were trained with id 0 ("!"), OpenAI's with the end."""
+    """The piece that pads a prompt: OpenCLIP's encoders were trained with id 0 ("!"), OpenAI's with the end."""
     return next((piece for piece, k in vocabulary.items() if k == 0), END) if openclip else END
 
 
 def _from_one_file(place: Path) -> tuple[dict[str, int], str]:
-    """transformers 5 writes a tokenizer as one file only; the same vocabulary and merges are inside."""
-    whole = read_json(place)
-    model = whole.get("model") if isinstance(whole, dict) else None
+    """The vocabulary and merges of a tokenizer.json, which is all that transformers 5 writes."""
+    content = read_json(place)
+    model = content.get("model") if isinstance(content, dict) else None
     merges = model.get("merges") if isinstance(model, dict) else None
     if not isinstance(merges, list):
-        raise UserError(f"{place} has no vocabulary with merges: it is no tokenizer of CLIP's kind.")
+        raise UserError(f"{place} has no vocabulary with merges: it is not a tokenizer of CLIP's kind.")
     lines = [pair if isinstance(pair, str) else " ".join(map(str, pair)) for pair in merges]
     return _checked(place, model.get("vocab")), "\n".join(["#version: 0.2", *lines]) + "\n"
 
 
-def _checked(place: Path, words) -> dict[str, int]:
-    ids = list(words.values()) if isinstance(words, dict) else [None]
+def _checked(place: Path, pieces) -> dict[str, int]:
+    ids = list(pieces.values()) if isinstance(pieces, dict) else [None]
     if not all(type(k) is int for k in ids) or set(ids) != set(range(len(ids))):
         raise UserError(f"{place} is no vocabulary: it should give each of its pieces one id, from 0 on.")
-    if missing := [piece for piece in (START, END) if piece not in words]:
+    if missing := [piece for piece in (START, END) if piece not in pieces]:
         raise UserError(f"{place} is no vocabulary of CLIP's: it has no {missing[0]}.")
-    return words
+    return pieces
 
 
 def _text(place: Path) -> str:
@@ -80,7 +76,7 @@ def _text(place: Path) -> str:
         raise UserError(f"cannot read {place}: {error}.") from None
 
 
-def _fetched(name: str, path: Path, beside: Path) -> Path:
+def _download(name: str, path: Path, beside: Path) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -88,6 +84,6 @@ def _fetched(name: str, path: Path, beside: Path) -> Path:
         return Path(hf_hub_download(HUB, name))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} holds no tokenizer, and {HUB} is neither in the hub's local cache nor to be reached. "
+            f"{path} holds no tokenizer, and {HUB} is not in the hub's local cache, and the hub cannot be reached. "
             f"Put its {VOCABULARY} and {MERGES} into {beside}."
         ) from error

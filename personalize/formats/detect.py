@@ -1,4 +1,4 @@
-"""What a stranger's `.safetensors` is, told from its names and shapes alone, so that a wrong file is refused in clear words."""
+"""What a `.safetensors` of unknown origin is, told from its names and shapes, so that a wrong file is refused by what it is."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ ADAPTER_ENDS = (
     ".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora.down.weight", ".lora.up.weight",
     "_lora.down.weight", "_lora.up.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lora_magnitude_vector",
 )  # fmt: skip
-# (in a name, what it is); the first that is found counts
-STRANGERS = (
+# (part of a name, what the file is); the first match counts
+UNSUPPORTED = (
     ("double_blocks.", "a Flux model"),
     ("joint_blocks.", "a Stable Diffusion 3 model"),
     ("double_stream_blocks.", "a HiDream model"),
@@ -27,53 +27,53 @@ STRANGERS = (
     ("text_encoders.clip_g.", "a Stable Diffusion 3 model"),
 )
 CHANNELS = {  # input channels of U-Nets of the same layout that take more than noise
-    9: "an inpainting model (9 input channels: noise, mask, masked picture)",
+    9: "an inpainting model (9 input channels: noise, mask, masked image)",
     8: "an editing model of the InstructPix2Pix kind (8 input channels)",
     7: "an upscaling model (7 input channels)",
     5: "a depth-to-image model (5 input channels)",
 }
-WANTED = "A base is a Stable Diffusion 1.x, 2.x or SDXL checkpoint with U-Net, VAE and text encoders in one file."
+ADVICE = "A base is a Stable Diffusion 1.x, 2.x or SDXL checkpoint with U-Net, VAE and text encoders in one file."
 
 
 def detect_family(shapes: Shapes, path: Path) -> str:
     """ "sd1", "sd2" or "sdxl" of a single-file checkpoint {name: shape}. UserError says what else the file is."""
-    if what := detect_adapter(shapes):
-        raise _refused(path, what)
+    if adapter := detect_adapter(shapes):
+        raise _refused(path, adapter)
     if CONV_IN not in shapes:
         raise _refused(path, _without_unet(shapes))
-    if what := more_than_noise(shapes[CONV_IN][1] if len(shapes[CONV_IN]) == 4 else 0):
-        raise _refused(path, f"{what}, which personalize does not train")
+    if purpose := more_than_noise(shapes[CONV_IN][1] if len(shapes[CONV_IN]) == 4 else 0):
+        raise _refused(path, f"{purpose}, which personalize does not train")
     if "edm_mean" in shapes:
         raise _refused(path, "a model with EDM's noise schedule (Playground 2.5), which personalize does not train")
     if not _any(shapes, VAE):
         raise _refused(path, f"a checkpoint without a VAE (no name begins with {VAE})")
-    for name, prefixes in reversed(PREFIXES.items()):
-        texts = [prefix for part, prefix in prefixes.items() if part.startswith("text_encoder")]
-        if all(_any(shapes, prefix) for prefix in texts):
-            return name
+    for family, prefixes in reversed(PREFIXES.items()):
+        text_prefixes = [prefix for part, prefix in prefixes.items() if part.startswith("text_encoder")]
+        if all(_any(shapes, prefix) for prefix in text_prefixes):
+            return family
     if _any(shapes, "conditioner.embedders.0.model."):
-        raise _refused(path, "an SDXL refiner, which makes no picture of its own")
+        raise _refused(path, "an SDXL refiner, which makes no image of its own")
     raise _refused(path, "a checkpoint without a text encoder (no name begins with cond_stage_model. or conditioner.)")
 
 
 def more_than_noise(channels: Any) -> str:
-    """What a U-Net of so many input channels is for, or "" where it takes noise alone."""
+    """What a U-Net with this number of input channels is for, or "" where it takes noise alone."""
     return CHANNELS.get(channels, "") if isinstance(channels, int) else ""
 
 
 def detect_adapter(shapes: Shapes) -> str:
     """ "a LoRA …" or "a textual-inversion embedding …" where the file is that, else ""."""
     if any(name.endswith(ADAPTER_ENDS) for name in shapes):
-        return "a LoRA, which adds to a base and is none itself"
-    rows = all(len(shape) == 2 and shape[0] <= 256 for shape in shapes.values())
-    few = 0 < len(shapes) <= 2 and not any(name.endswith((".weight", ".bias")) for name in shapes)
-    return "a textual-inversion embedding, which adds a word to a base" if rows and few else ""
+        return "a LoRA, which changes a base and is not one itself"
+    are_rows = all(len(shape) == 2 and shape[0] <= 256 for shape in shapes.values())
+    are_few = 0 < len(shapes) <= 2 and not any(name.endswith((".weight", ".bias")) for name in shapes)
+    return "a textual-inversion embedding, which adds a word to a base" if are_rows and are_few else ""
 
 
 def _without_unet(shapes: Shapes) -> str:
-    for mark, what in STRANGERS:
+    for mark, kind in UNSUPPORTED:
         if any(mark in name for name in shapes):
-            return f"{what}, which personalize does not train"
+            return f"{kind}, which personalize does not train"
     if "input_blocks.0.0.weight" in shapes or ("conv_in.weight" in shapes and _any(shapes, "down_blocks.")):
         return "a U-Net alone; if it is of a diffusers folder, give that folder"
     if _any(shapes, VAE) or "decoder.conv_in.weight" in shapes:
@@ -88,5 +88,5 @@ def _any(shapes: Shapes, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in shapes)
 
 
-def _refused(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is {what}. {WANTED}")
+def _refused(path: Path, kind: str) -> UserError:
+    return UserError(f"{path} is {kind}. {ADVICE}")

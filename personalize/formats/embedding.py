@@ -1,7 +1,7 @@
-"""Textual-inversion files: the rows that a new word adds to the embedding of one or two text encoders.
+"""Textual-inversion files: the rows that a new word adds to the token embedding of one or two text encoders.
 
 diffusers writes `{"<token>": (n,D)}`, AUTOMATIC1111 `{"emb_params": (n,D)}`; for SDXL both, and kohya, write
-`{"clip_l": (n,768), "clip_g": (n,1280)}`. n rows stand for n tokens in a row (Gal et al. 2208.01618).
+`{"clip_l": (n,768), "clip_g": (n,1280)}`. n rows are n tokens one after another (Gal et al. 2208.01618).
 """
 
 from collections.abc import Mapping
@@ -12,26 +12,26 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors
 
-ONE = "emb_params"
-TWO = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+A1111_NAME = "emb_params"
+SDXL_NAMES = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 Rows = dict[str, Tensor]
 
 
 def read_embedding(path: Path) -> tuple[str, Rows]:
-    """(token or "", {"text_encoder": (n,D)} and "text_encoder_2" for SDXL). UserError where the file is none."""
+    """(token or "", {"text_encoder": (n,D)} and "text_encoder_2" for SDXL). UserError where the file is not one."""
     path = Path(path)
     refuse_pickle(path, "a textual-inversion embedding")
     shapes = {name: shape for name, (_, shape) in read_header(path)["tensors"].items()}
-    if set(shapes) == set(TWO):
-        token, names = "", TWO
+    if set(shapes) == set(SDXL_NAMES):
+        token, names = "", SDXL_NAMES
     elif len(shapes) == 1:
         name = next(iter(shapes))
-        token, names = ("" if name == ONE else name), {name: "text_encoder"}
+        token, names = ("" if name == A1111_NAME else name), {name: "text_encoder"}
     else:
         example = min(shapes, default="nothing")[:80]
         raise UserError(
-            f"{path} is no textual-inversion embedding: it has {len(shapes)} tensors such as {example!r}, where one is due, "
-            f"or {' and '.join(TWO)} for SDXL."
+            f"{path} is not a textual-inversion embedding: it has {len(shapes)} tensors such as {example!r}, where one is "
+            f"expected, or {' and '.join(SDXL_NAMES)} for SDXL."
         )
     tensors = load_tensors(path)
     rows = {part: _rows(path, name, tensors[name]) for name, part in names.items()}
@@ -41,28 +41,30 @@ def read_embedding(path: Path) -> tuple[str, Rows]:
 
 
 def write_diffusers(path: Path, token: str, rows: Mapping[str, Tensor]) -> None:
-    """{part: (n,D)} as diffusers' `load_textual_inversion` reads it; two parts are SDXL's pair, which names no token."""
+    """Write {part: (n,D)} as diffusers' `load_textual_inversion` reads it; SDXL's pair of parts does not name the token."""
     if not token or token == "__metadata__":
         raise UserError(f"token {token!r} cannot stand in an embedding file. Use another, such as <my-dog>.")
     _write(path, token, rows)
 
 
 def write_a1111(path: Path, rows: Mapping[str, Tensor]) -> None:
-    """{part: (n,D)} as AUTOMATIC1111 and ComfyUI read it: there the file's name is the word."""
-    _write(path, ONE, rows)
+    """Write {part: (n,D)} as AUTOMATIC1111 and ComfyUI read it, where the file's name is the word."""
+    _write(path, A1111_NAME, rows)
 
 
 def _write(path: Path, name: str, rows: Mapping[str, Tensor]) -> None:
     if set(rows) == {"text_encoder"}:
         save_tensors(path, {name: rows["text_encoder"]})
     else:
-        assert set(rows) == set(TWO.values()), set(rows)
-        save_tensors(path, {name: rows[part] for name, part in TWO.items()})
+        assert set(rows) == set(SDXL_NAMES.values()), set(rows)
+        save_tensors(path, {name: rows[part] for name, part in SDXL_NAMES.items()})
 
 
 def _rows(path: Path, name: str, tensor: Tensor) -> Tensor:
     """(n,D) of a tensor that may be a single (D,)."""
     rows = tensor[None] if tensor.ndim == 1 else tensor
     if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point() or not rows.isfinite().all():
-        raise UserError(f"{path}: {name[:80]!r} of shape {tuple(tensor.shape)} is not rows of finite numbers: no embedding.")
+        raise UserError(
+            f"{path}: {name[:80]!r} of shape {tuple(tensor.shape)} is not rows of finite numbers, as an embedding is."
+        )
     return rows

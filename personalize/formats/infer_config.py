@@ -1,42 +1,82 @@
 """The `config.json` of every part of a single-file checkpoint, from the shapes of its tensors.
 
-What shapes cannot tell is filled in by family, as the released models have it: heads, groups, picture size, VAE scale,
+What shapes cannot tell is filled in by family, as the released models have it: heads, groups, image size, VAE scale,
 activation. For widths that no release has (tiny models of tests), heads and groups follow one rule each: see `_heads`,
 `_groups`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from personalize.common.errors import UserError
+from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.formats.detect import Shapes
-from personalize.formats.ldm import PREFIXES, SD2_LAYERS, spellings
+from personalize.formats.ldm import PREFIXES, SD2_LAYERS, file_keys
 from personalize.formats.ldm_unet import MOST
 
 Config = dict[str, Any]
 LATENT_SIZE = {"sd1": 64, "sd2": 64, "sdxl": 128}
 LATENT_SIZE_SD2_V = 96
 SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
-CLIP_WORDS = 49408  # of OpenAI's vocabulary; rows beyond it are words that somebody added
+# part -> settings that change what the networks compute and that no shape tells, with what the libraries take where a
+# config leaves one out
+NOT_TOLD_BY_SHAPES: dict[str, Config] = {
+    "unet": {
+        "act_fn": "silu", "attention_head_dim": 8, "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 32, "resnet_time_scale_shift": "default",
+        "time_embedding_type": "positional",
+    },
+    "vae": {
+        "act_fn": "silu", "latents_mean": None, "latents_std": None, "norm_num_groups": 32, "scaling_factor": 0.18215,
+        "shift_factor": None,
+    },
+    "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8},
+    "scheduler": {
+        "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 1e-4, "num_train_timesteps": 1000,
+        "prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "trained_betas": None,
+    },
+}  # fmt: skip
+NOT_TOLD_BY_SHAPES["text_encoder_2"] = NOT_TOLD_BY_SHAPES["text_encoder"]
 
 
 def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
     """{part: config} of a single file {name: shape}. UserError where the shapes are not of the family's layout."""
     configs = {"unet": _unet(shapes, family), "vae": _vae(shapes, family)}
-    texts = [part for part in PREFIXES[family] if part.startswith("text_encoder")]
-    configs |= {part: _text(shapes, family, part) for part in texts}
+    configs |= {part: _text(shapes, family, part) for part in PREFIXES[family] if part.startswith("text_encoder")}
     size = LATENT_SIZE_SD2_V if (family, prediction) == ("sd2", "v_prediction") else LATENT_SIZE[family]
     configs["unet"]["sample_size"] = size
     configs["vae"]["sample_size"] = size * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     if family == "sdxl":
-        total = _size(shapes, PREFIXES[family]["unet"] + "label_emb.0.0.weight", 1)
+        condition_width = _size(shapes, PREFIXES[family]["unet"] + "label_emb.0.0.weight", 1)
         pooled = configs["text_encoder_2"]["projection_dim"]
         configs["unet"] |= {
             "addition_embed_type": "text_time",
-            "addition_time_embed_dim": (total - pooled) // 6,  # height and width of original, crop and target
-            "projection_class_embeddings_input_dim": total,
+            "addition_time_embed_dim": (condition_width - pooled) // 6,  # height and width of original, crop and target
+            "projection_class_embeddings_input_dim": condition_width,
         }
     return configs
+
+
+def first_difference(configs: Mapping[str, Any], inferred: Mapping[str, Config]) -> str:
+    """The first setting of `configs` that a reader of the single file would take for another, or "".
+
+    Both are {part: config}, with "scheduler" as one of the parts. `configs` may be a stranger's JSON.
+    """
+    for part, inferred_config in inferred.items():
+        config = configs.get(part)
+        if not isinstance(config, dict):
+            return f"no {part}"
+        for key, default in NOT_TOLD_BY_SHAPES[part].items():
+            value, expected = config.get(key, default), inferred_config.get(key, default)
+            if key == "attention_head_dim" and isinstance(value, list) != isinstance(expected, list):
+                value, expected = (_per_block(each, inferred_config) for each in (value, expected))
+            if value != expected:
+                return f"{part}.{key} = {str(value)[:60]} instead of {expected}"
+    return ""
+
+
+def _per_block(heads: Any, unet: Config) -> list:
+    return heads if isinstance(heads, list) else [heads] * len(unet["block_out_channels"])
 
 
 def _unet(shapes: Shapes, family: str) -> Config:
@@ -79,7 +119,7 @@ def _levels(shapes: Shapes, prefix: str) -> list[list[tuple[int, int]]]:
     if any(len(set(level)) != 1 for level in levels):
         raise UserError(
             f"the U-Net's {prefix}input_blocks are not blocks of equal resnets with a downsampler between them: "
-            "it is no Stable Diffusion 1.x, 2.x or SDXL."
+            "it is not a Stable Diffusion 1.x, 2.x or SDXL."
         )
     return levels
 
@@ -91,12 +131,12 @@ def _depth(shapes: Shapes, prefix: str) -> int:
 def _vae(shapes: Shapes, family: str) -> Config:
     prefix = PREFIXES[family]["vae"]
     blocks, resnets = f"{prefix}encoder.down.", 0
-    n = next(k for k in range(MOST + 1) if f"{blocks}{k}.block.0.conv1.weight" not in shapes or k == MOST)
-    widths = [_size(shapes, f"{blocks}{k}.block.0.conv1.weight", 0) for k in range(n)]
+    levels = next(k for k in range(MOST + 1) if f"{blocks}{k}.block.0.conv1.weight" not in shapes or k == MOST)
+    widths = [_size(shapes, f"{blocks}{k}.block.0.conv1.weight", 0) for k in range(levels)]
     while f"{blocks}0.block.{resnets}.conv1.weight" in shapes:
         resnets += 1
     if not widths:
-        raise UserError(f"the VAE has no {blocks}0.block.0.conv1.weight: it is no VAE of Stable Diffusion.")
+        raise UserError(f"the VAE has no {blocks}0.block.0.conv1.weight: it is not a VAE of Stable Diffusion.")
     return {
         "_class_name": "AutoencoderKL",
         "in_channels": _size(shapes, f"{prefix}encoder.conv_in.weight", 1),
@@ -104,8 +144,8 @@ def _vae(shapes: Shapes, family: str) -> Config:
         "latent_channels": _size(shapes, f"{prefix}decoder.conv_in.weight", 1),
         "block_out_channels": widths,
         "layers_per_block": resnets,
-        "down_block_types": ["DownEncoderBlock2D"] * n,
-        "up_block_types": ["UpDecoderBlock2D"] * n,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
         "norm_num_groups": _groups(widths),
         "scaling_factor": SCALE[family],
         "mid_block_add_attention": f"{prefix}encoder.mid.attn_1.q.weight" in shapes,
@@ -116,17 +156,17 @@ def _vae(shapes: Shapes, family: str) -> Config:
 
 def _text(shapes: Shapes, family: str, part: str) -> Config:
     prefix = PREFIXES[family][part]
-    shapes = {name: shapes[found] for name, found in spellings(shapes, prefix).items()}
+    shapes = {name: shapes[key] for name, key in file_keys(shapes, prefix).items()}
     openclip, projection = prefix.endswith(".model."), part == "text_encoder_2"
     if openclip:
-        words, places = f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"
+        tokens, positions = f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"
         layer, inner = f"{prefix}transformer.resblocks.", "mlp.c_fc.weight"
     else:
-        words, places = (f"{prefix}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+        tokens, positions = (f"{prefix}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
         layer, inner = f"{prefix}text_model.encoder.layers.", "mlp.fc1.weight"
     depth = next(k for k in range(MOST + 1) if k == MOST or f"{layer}{k}.{inner}" not in shapes)
-    vocabulary, hidden = _size(shapes, words, 0), _size(shapes, words, 1)
-    wide = hidden if family != "sd2" else 512  # SD2's config has CLIP's default; the model has no projection
+    vocabulary, hidden = _size(shapes, tokens, 0), _size(shapes, tokens, 1)
+    unused_width = hidden if family != "sd2" else 512  # SD2's config has CLIP's default; the model has no projection
     return {
         "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -135,20 +175,20 @@ def _text(shapes: Shapes, family: str, part: str) -> Config:
         "intermediate_size": _size(shapes, f"{layer}0.{inner}", 0),
         "num_hidden_layers": min(depth, SD2_LAYERS) if family == "sd2" else depth,
         "num_attention_heads": hidden // _head_width([hidden]),
-        "max_position_embeddings": _size(shapes, places, 0),
-        "projection_dim": _size(shapes, f"{prefix}text_projection", 1) if projection else wide,
+        "max_position_embeddings": _size(shapes, positions, 0),
+        "projection_dim": _size(shapes, f"{prefix}text_projection", 1) if projection else unused_width,
         "hidden_act": "gelu" if openclip else "quick_gelu",
         "layer_norm_eps": 1e-5,
         # The released configs say 0 and 2, which makes transformers take the largest id for the end: wrong with new words.
-        "bos_token_id": min(vocabulary, CLIP_WORDS) - 2,
-        "eos_token_id": min(vocabulary, CLIP_WORDS) - 1,
-        "pad_token_id": 0 if openclip else min(vocabulary, CLIP_WORDS) - 1,
+        "bos_token_id": min(vocabulary, VOCABULARY_SIZE) - 2,
+        "eos_token_id": min(vocabulary, VOCABULARY_SIZE) - 1,
+        "pad_token_id": 0 if openclip else min(vocabulary, VOCABULARY_SIZE) - 1,
         "dtype": "float32",  # else transformers loads half-precision weights as stored, and the U-Net beside it does not
     }
 
 
 def _heads(family: str, widths: list[int], attended: list[int]) -> int | list[int]:
-    """SD1: 8 heads, or the largest power of two that divides every attention's width. Else heads of 64, likewise."""
+    """SD1: 8 heads, or the largest power of two that divides every attention's width. Else heads of 64, or of the largest."""
     if family == "sd1":
         return next(heads for heads in (8, 4, 2, 1) if all(width % heads == 0 for width in attended))
     return [max(width // _head_width(attended), 1) for width in widths]
@@ -169,12 +209,12 @@ def _one_or_all(values: list[int]) -> int | list[int]:
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise UserError(f"the file has no {name}: it is no whole Stable Diffusion 1.x, 2.x or SDXL.")
+        raise UserError(f"the file has no {name}: it is not a whole Stable Diffusion 1.x, 2.x or SDXL.")
     return shapes[name]
 
 
 def _size(shapes: Shapes, name: str, axis: int) -> int:
     shape = _shape(shapes, name)
     if len(shape) <= axis or shape[axis] < 1:
-        raise UserError(f"{name} has shape {shape}: it is no whole Stable Diffusion 1.x, 2.x or SDXL.")
+        raise UserError(f"{name} has shape {shape}: it is not a whole Stable Diffusion 1.x, 2.x or SDXL.")
     return shape[axis]

@@ -1,7 +1,7 @@
-"""A Stable Diffusion checkpoint in the original (LDM, SGM) layout against a diffusers folder's state dicts, both ways.
+"""Stable Diffusion checkpoints in the original (LDM, SGM) layout, to and from a diffusers folder's state dicts.
 
-One table per part, `{diffusers key: original key}`, made from the part's `config.json`; what is not a plain renaming
-shows in the original key alone: the VAE's attention is a 1x1 convolution there, OpenCLIP packs q, k and v into
+One table per part, `{diffusers key: original key}`, made from the part's `config.json`; where it is more than
+a renaming, the original key tells: the VAE's attention is a 1x1 convolution there, OpenCLIP packs q, k and v into
 `in_proj_*`, and its `text_projection` is the transpose. Text keys begin with `text_model.`, as files in the wild have
 them (transformers 5 leaves that out in memory and, for CLIPTextModel, on disk; both are read).
 """
@@ -40,7 +40,7 @@ OPENCLIP_LAYER = {
     "self_attn.out_proj.": "attn.out_proj.",
     "self_attn.q_proj.": "attn.in_proj_", "self_attn.k_proj.": "attn.in_proj_", "self_attn.v_proj.": "attn.in_proj_",
 }  # fmt: skip
-# What files carry beside the weights: buffers, CLIP's logit scale, the projection that SD1 and SD2 do not use, EMA copies.
+# What files carry besides the weights: buffers, CLIP's logit scale, the projection that SD1 and SD2 do not use, EMA copies.
 UNUSED = ("position_ids", "attn_mask", "logit_scale", "text_projection", "text_projection.weight")
 UNUSED_BEGINNINGS = ("loss.", "model_ema.")
 SD2_LAYERS = 23  # SD2 reads the last layer but one of OpenCLIP-H's 24; diffusers' text encoder ends there
@@ -60,38 +60,39 @@ def names(part: str, family: str, config: Config) -> dict[str, str]:
 
 
 def to_ldm(parts: Mapping[str, State], family: str, configs: Mapping[str, Config]) -> State:
-    """{part: diffusers state dict} -> the tensors of one file. UserError names weights that are missing or strange."""
-    made: State = {}
+    """{part: diffusers state dict} -> the tensors of one file. UserError names weights that are missing or unknown."""
+    tensors: State = {}
     for part in PREFIXES[family]:
         state = tidy(part, parts[part])
         table = names(part, family, configs[part])
         _complete(part, set(state), set(table))
         for original, keys in _grouped(table).items():
-            made[original] = _packed(original, [state[key] for key in keys])
-    return made
+            tensors[original] = _packed(original, [state[key] for key in keys])
+    return tensors
 
 
 def from_ldm(tensors: State, family: str, configs: Mapping[str, Config]) -> dict[str, State]:
-    """The tensors of one file -> {part: diffusers state dict}. What belongs to none of the parts is left out."""
+    """The tensors of one file -> {part: diffusers state dict}. What belongs to no part is left out."""
     parts = {}
     for part, prefix in PREFIXES[family].items():
         groups = _grouped(names(part, family, configs[part]))
-        spelled = spellings(tensors, prefix)
-        _complete(part, {name for name in spelled if name in groups or not _unused(name[len(prefix) :], family)}, set(groups))
+        keys_in_file = file_keys(tensors, prefix)
+        weights = {name for name in keys_in_file if name in groups or not _unused(name[len(prefix) :], family)}
+        _complete(part, weights, set(groups))
         parts[part] = {
             key: tensor
             for original, keys in groups.items()
-            for key, tensor in zip(keys, _unpacked(original, tensors[spelled[original]], len(keys)), strict=True)
+            for key, tensor in zip(keys, _unpacked(original, tensors[keys_in_file[original]], len(keys)), strict=True)
         }
     return parts
 
 
-def spellings(found: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    """{a key as it should be: the key in the file} below a prefix: files of 2022 leave out CLIP's `text_model.`."""
-    own = [key for key in found if key.startswith(prefix)]
+def file_keys(tensors: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """{standard key: the key in the file} of the keys with this prefix: files of 2022 leave out CLIP's `text_model.`."""
+    keys = [key for key in tensors if key.startswith(prefix)]
     if not prefix.endswith(CLIP):
-        return {key: key for key in own}
-    return {prefix + _with_text_model(key[len(prefix) :]): key for key in own}
+        return {key: key for key in keys}
+    return {prefix + _with_text_model(key[len(prefix) :]): key for key in keys}
 
 
 def tidy(part: str, state: Mapping[str, Tensor]) -> State:
@@ -121,19 +122,19 @@ def vae_names(config: Config) -> dict[str, str]:
         layers |= {f"{side}.{x}": f"{side}.{x.replace('conv_norm_out', 'norm_out')}" for x in ("conv_in", "conv_norm_out")}
         layers[f"{side}.conv_out"] = f"{side}.conv_out"
         middle = [f"{side}.mid_block.{x}" for x in ("resnets.0", "attentions.0", "resnets.1")]
-        for ours, theirs in zip(middle, ("block_1", "attn_1", "block_2"), strict=True):
-            table = VAE_ATTENTION if theirs == "attn_1" else VAE_RESNET
-            if theirs != "attn_1" or config.get("mid_block_add_attention", True):
-                layers |= {f"{ours}.{a}": f"{side}.mid.{theirs}.{b}" for a, b in table.items() if a != "conv_shortcut"}
+        for name, original in zip(middle, ("block_1", "attn_1", "block_2"), strict=True):
+            table = VAE_ATTENTION if original == "attn_1" else VAE_RESNET
+            if original != "attn_1" or config.get("mid_block_add_attention", True):
+                layers |= {f"{name}.{a}": f"{side}.mid.{original}.{b}" for a, b in table.items() if a != "conv_shortcut"}
         layers |= dict(_vae_blocks(side, *vae_shape(config)))
-    return {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in layers.items() for end in ("weight", "bias")}
+    return {f"{name}.{end}": f"{original}.{end}" for name, original in layers.items() for end in ("weight", "bias")}
 
 
 def vae_shape(config: Config) -> tuple[tuple[int, ...], int]:
-    """(output channels per block, resnets per block). UserError where the config says no such thing."""
+    """(output channels per block, resnets per block). UserError where the config does not say them."""
     widths, resnets = config.get("block_out_channels", [64]), config.get("layers_per_block", 1)
-    sound = isinstance(widths, (list, tuple)) and 0 < len(widths) <= MOST and all(type(w) is int and w > 0 for w in widths)
-    if not sound or type(resnets) is not int or not 0 < resnets <= MOST:
+    is_valid = isinstance(widths, (list, tuple)) and 0 < len(widths) <= MOST and all(type(w) is int and w > 0 for w in widths)
+    if not is_valid or type(resnets) is not int or not 0 < resnets <= MOST:
         raise UserError(f"a VAE's config has block_out_channels {str(widths)[:80]}, layers_per_block {str(resnets)[:20]}.")
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         kinds = config.get(key, [kind])
@@ -148,7 +149,7 @@ def _vae_blocks(side: str, widths: tuple[int, ...], resnets: int) -> Iterator[tu
     order = widths if down else widths[::-1]
     before = order[0]
     for i, width in enumerate(order):
-        k = i if down else n - 1 - i  # the original numbers the decoder's blocks from the picture inwards
+        k = i if down else n - 1 - i  # the original numbers the decoder's blocks from the image inwards
         for j in range(resnets if down else resnets + 1):
             for a, b in VAE_RESNET.items():
                 if a != "conv_shortcut" or before != width:
@@ -192,7 +193,7 @@ def _packed(original: str, tensors: list[Tensor]) -> Tensor:
 
 
 def _unpacked(original: str, tensor: Tensor, n: int) -> list[Tensor]:
-    """The inverse of `_packed`, each with memory of its own."""
+    """The inverse of `_packed`; each tensor has memory of its own."""
     if original.endswith(".model.text_projection"):
         return [_matrix(original, tensor).T.contiguous()]
     if _convolution(original):
@@ -215,19 +216,19 @@ def _convolution(original: str) -> bool:
 
 
 def _unused(rest: str, family: str) -> bool:
-    """Whether a key of the file, without its prefix, is none of the part's weights but commonly there."""
+    """Whether a key, without its prefix, is one of those that files commonly have besides the part's weights."""
     beyond = family == "sd2" and rest.startswith(f"transformer.resblocks.{SD2_LAYERS}.")
     return beyond or rest.removeprefix("text_model.embeddings.") in UNUSED or rest.startswith(UNUSED_BEGINNINGS)
 
 
-def _complete(part: str, found: set[str], due: set[str]) -> None:
-    if missing := sorted(due - found):
+def _complete(part: str, present: set[str], expected: set[str]) -> None:
+    if missing := sorted(expected - present):
         raise UserError(
-            f"the {part} lacks {len(missing)} of {len(due)} weights, such as {missing[0]}: the file is not whole, "
+            f"the {part} lacks {len(missing)} of {len(expected)} weights, such as {missing[0]}: the file is not whole, "
             "or not a Stable Diffusion model."
         )
-    if strange := sorted(found - due):
+    if unknown := sorted(present - expected):
         raise UserError(
-            f"the {part} has {len(strange)} weights beside the {len(due)} that a Stable Diffusion model of its size has, "
-            f"such as {strange[0][:120]}: it is another kind of model."
+            f"the {part} has {len(unknown)} weights besides the {len(expected)} of a Stable Diffusion model of its size, "
+            f"such as {unknown[0][:120]}: it is another kind of model."
         )

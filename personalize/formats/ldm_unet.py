@@ -1,6 +1,6 @@
-"""The names of a Stable Diffusion U-Net: diffusers' against those of the original (LDM, SGM) code.
+"""The names of a Stable Diffusion U-Net in diffusers and in the original (LDM, SGM) code.
 
-The original numbers all layers of one direction through: `input_blocks.k.s` and `output_blocks.k.s`, where slot s is 0
+The original numbers all layers of one direction consecutively: `input_blocks.k.s` and `output_blocks.k.s`, where slot s is 0
 for a resnet or a downsampler, 1 for a transformer, and the upsampler comes last; diffusers numbers them by resolution.
 (CompVis/stable-diffusion, ldm/modules/diffusionmodules/openaimodel.py; the same in Stability-AI/generative-models.)
 """
@@ -34,7 +34,7 @@ MOST = 1000  # blocks, layers or transformers in one place: more is a damaged co
 
 @dataclass(frozen=True)
 class Structure:
-    """What decides the names: per block, in the order the picture passes them; depth 0 where no attention is."""
+    """What decides the names: per block, in the order that the image passes them; depth 0 where there is no attention."""
 
     widths: tuple[int, ...]  # output channels of the down blocks
     resnets: tuple[int, ...]  # of the down blocks; an up block has one more
@@ -45,7 +45,7 @@ class Structure:
 
 
 def structure(config: Mapping[str, Any]) -> Structure:
-    """The structure that a U-Net's `config.json` describes. UserError where the original layout has no such thing."""
+    """The structure that a U-Net's `config.json` describes. UserError where the original layout has no place for it."""
     values = DEFAULTS | {key: value for key, value in config.items() if value is not None}
     widths, n = values["block_out_channels"], len(DEFAULTS["block_out_channels"])
     if isinstance(widths, (list, tuple)):
@@ -82,7 +82,7 @@ def unet_names(config: Mapping[str, Any]) -> dict[str, str]:
 def unet_layers(layers: Iterable[str]) -> dict[str, str]:
     """{diffusers layer: original layer}, both dotted, of those layers that have an original name.
 
-    `layers` are all of one U-Net's: how many resnets each block has is read from them.
+    `layers` are all layers of one U-Net: they say how many resnets each block has.
     """
     names = sorted(layers)
     down, up = _resnets(names, "down_blocks"), _resnets(names, "up_blocks")
@@ -98,8 +98,8 @@ def _original(name: str, down: list[int], up: list[int], attended: set[int]) -> 
     m = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     if m is None or int(m[2]) >= len(down if m[1] == "down" else up):
         return None
-    way, block, kind, j, rest = m[1], int(m[2]), m[3], int(m[4]), m[5]
-    if way == "down":
+    direction, block, kind, j, rest = m[1], int(m[2]), m[3], int(m[4]), m[5]
+    if direction == "down":
         first = 1 + sum(down[:block]) + block  # every earlier block ends with a downsampler
         if kind == "downsamplers":
             return f"input_blocks.{first + down[block]}.0.op" if rest == "conv" else None
@@ -164,13 +164,13 @@ def _transformer(prefix: str, depth: int) -> Iterator[tuple[str, bool]]:
 def _each(values: Mapping[str, Any], key: str, n: int, *, otherwise: tuple[int, ...] = ()) -> tuple[int, ...]:
     """The setting as one positive integer per block."""
     value = values.get(key, otherwise)
-    several = [value] * n if type(value) is int else value
+    per_block = [value] * n if type(value) is int else value
     most = MOST if key != "block_out_channels" else 1 << 20
-    if not isinstance(several, (list, tuple)) or len(several) != n or not 0 < n <= MOST:
+    if not isinstance(per_block, (list, tuple)) or len(per_block) != n or not 0 < n <= MOST:
         raise UserError(f"a U-Net's config has {key} {str(value)[:80]}, which is not one number or {n} of them.")
-    if not all(type(v) is int and 0 < v <= most for v in several):
+    if not all(type(v) is int and 0 < v <= most for v in per_block):
         raise UserError(f"a U-Net's config has {key} {str(value)[:80]}, which has no single-file layout.")
-    return tuple(several)
+    return tuple(per_block)
 
 
 def _attended(values: Mapping[str, Any], key: str, n: int, known: dict[str, bool]) -> tuple[bool, ...]:

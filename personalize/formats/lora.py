@@ -1,7 +1,7 @@
-"""LoRA files, whoever made them, in one form: PEFT's names below the part's (`unet.….lora_A.weight`), rank and alpha by layer.
+"""LoRA files of several programs in one form: PEFT's names below the part's (`unet.….lora_A.weight`), rank and alpha by layer.
 
 The update of a layer is `alpha / rank * up @ down` (Hu et al. 2106.09685; kohya's `networks/lora.py`; PEFT's `LoraLayer`).
-Where a file says no alpha it is the rank, as kohya's and diffusers' loaders have it.
+A file without alpha means alpha = rank, as in kohya's and diffusers' loaders.
 """
 
 import json
@@ -26,12 +26,12 @@ from personalize.formats.safetensors_io import Header, load_tensors, read_header
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
 SIBLING = "adapter_config.json"  # PEFT's, beside the weights
-KINDS = {  # in a key -> what the file is, which is not read
+UNSUPPORTED = {  # part of a key -> what the file is, which is not read
     ".hada_": "a LoHa (LyCORIS)", ".lokr_": "a LoKr (LyCORIS)", ".lora_mid.": "a LoCon with a Tucker core (LyCORIS)",
     ".oft_": "an OFT", ".boft_": "a BOFT", ".on_input.": "an (IA)^3 (LyCORIS)", ".a1.weight.": "a GLoRA (LyCORIS)",
     ".diff.": "a file of whole differences (LyCORIS full)", ".lora_embedding_": "a LoRA of embeddings",
 }  # fmt: skip
-VERSIONS = {"sd": "sd_v1", "sdxl": "sdxl_base_v1-0"}  # kohya's words; SD2 is told by the width of its text encoder
+KOHYA_VERSIONS = {"sd": "sd_v1", "sdxl": "sdxl_base_v1-0"}  # SD2 is told by the width of its text encoder
 SD2_WIDTH = 1024
 
 
@@ -47,37 +47,37 @@ class Adapter:
 def read_lora(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapter:
     """The LoRA in a `.safetensors` of diffusers, PEFT, kohya or LyCORIS (LoCon), for the base with these layers.
 
-    `layers` is {part: dotted names of its Linear and Conv2d}. UserError where the file is none, is not whole, or has
-    layers that the base has not; whether the widths are the base's is for the caller to see.
+    `layers` is {part: dotted names of its Linear and Conv2d}. UserError where the file is not a LoRA, is not whole, or has
+    layers that the base lacks; whether the widths are the base's is the caller's to check.
     """
     path = Path(path)
     refuse_pickle(path, "a LoRA")
     header = read_header(path)
-    found = _found(path, header, layers, base)
+    keys_by_layer = _keys_by_layer(path, header, layers, base)
     settings, tensors = _settings(path, header, layers), load_tensors(path)
-    made, ranks, alphas = {}, {}, {}
-    for (part, layer), keys in sorted(found.items()):
+    adapter, ranks, alphas = {}, {}, {}
+    for (part, layer), keys in sorted(keys_by_layer.items()):
         name = f"{part}.{layer}"
         down, up = (tensors[keys[role]] if role in keys else None for role in (DOWN, UP))
         ranks[name] = _rank(path, name, down, up)
-        made |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        adapter |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         if MAGNITUDE in keys:
-            made[f"{name}.lora_magnitude_vector"] = _magnitude(path, name, tensors[keys[MAGNITUDE]], up)
+            adapter[f"{name}.lora_magnitude_vector"] = _magnitude(path, name, tensors[keys[MAGNITUDE]], up)
         if ALPHA in keys:
             alphas[name] = _number(path, keys[ALPHA], tensors[keys[ALPHA]])
         else:
             alphas[name] = _alpha(path, settings.get(part, {}), layer, ranks[name])
-    return Adapter(made, ranks, alphas)
+    return Adapter(adapter, ranks, alphas)
 
 
 def write_diffusers(path: Path, adapter: Adapter) -> None:
-    """As diffusers' `load_lora_weights` and PEFT read it: rank and alpha are in the header."""
-    tensors = {_in_files(key): value for key, value in adapter.tensors.items()}
+    """Write it as diffusers' `load_lora_weights` and PEFT read it: rank and alpha are in the header."""
+    tensors = {_diffusers_key(key): value for key, value in adapter.tensors.items()}
     header: dict[str, Any] = {}
     for part in sorted({name.partition(".")[0] for name in adapter.ranks}):
-        ranks, alphas = (_of(part, values) for values in (adapter.ranks, adapter.alphas))
+        ranks, alphas = (_by_layer(part, values) for values in (adapter.ranks, adapter.alphas))
         dora = any(key.startswith(f"{part}.") and key.endswith(".lora_magnitude_vector") for key in adapter.tensors)
-        rank, alpha = _commonest(ranks), _commonest(alphas)
+        rank, alpha = _most_common(ranks), _most_common(alphas)
         fields = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks), "use_dora": dora}
         fields["rank_pattern"] = {layer: r for layer, r in sorted(ranks.items()) if r != rank}
         fields["alpha_pattern"] = {layer: a for layer, a in sorted(alphas.items()) if a != alpha}
@@ -93,11 +93,11 @@ def write_kohya(
     metadata: Mapping[str, str] | None = None,
     unet: Collection[str] | None = None,
 ) -> None:
-    """As kohya's trainer, AUTOMATIC1111 and ComfyUI have it, for `family` "sd" (1.x, 2.x) or "sdxl".
+    """Write it as kohya's trainer, AUTOMATIC1111 and ComfyUI read it, for `family` "sd" (1.x, 2.x) or "sdxl".
 
-    `unet` are the base's U-Net layers, from which SDXL's names are counted; without it they are the released SDXL's.
+    SDXL's names depend on all of the base's U-Net layers, which are `unet`, else those of the released SDXL.
     """
-    assert family in VERSIONS, family
+    assert family in KOHYA_VERSIONS, family
     sdxl = family == "sdxl"
     original = unet_layers(unet or lora_names.sdxl_layers()) if sdxl else {}
     tensors: dict[str, Tensor] = {}
@@ -111,52 +111,51 @@ def write_kohya(
         tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
         if (magnitude := adapter.tensors.get(f"{name}.lora_magnitude_vector")) is not None:
             tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
-    keys = [value for key, value in adapter.tensors.items() if key.endswith("attn2.to_k.lora_A.weight")]
-    sd2 = not sdxl and any(value.shape[1] == SD2_WIDTH for value in keys)
-    said = {
+    cross_attention_keys = [value for key, value in adapter.tensors.items() if key.endswith("attn2.to_k.lora_A.weight")]
+    sd2 = not sdxl and any(value.shape[1] == SD2_WIDTH for value in cross_attention_keys)
+    header = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(_commonest(adapter.ranks)),
-        "ss_network_alpha": str(_commonest(adapter.alphas)),
-        "ss_base_model_version": "sd_v2" if sd2 else VERSIONS[family],
+        "ss_network_dim": str(_most_common(adapter.ranks)),
+        "ss_network_alpha": str(_most_common(adapter.alphas)),
+        "ss_base_model_version": "sd_v2" if sd2 else KOHYA_VERSIONS[family],
     }
-    save_tensors(path, tensors, said | dict(metadata or {}))
+    save_tensors(path, tensors, header | dict(metadata or {}))
 
 
-def _found(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:
-    """{layer: {role: key}}. UserError where a key is of no layer."""
-    names = header["tensors"]
-    _refuse_others(path, {name: shape for name, (_, shape) in names.items()})
+def _keys_by_layer(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:
+    """{layer: {role: key}}. UserError where a key belongs to no layer."""
+    keys = header["tensors"]
+    _require_lora(path, {key: shape for key, (_, shape) in keys.items()})
     first = max((part for part in layers if path.parent.name.startswith(part)), key=len, default="")
-    index = lora_names.spellings(layers, first=first)
-    found: dict[Layer, dict[str, str]] = {}
-    strange, spelled = [], set()
-    for key in sorted(names):
-        spelling, what = lora_names.role(key) or (key, "")
-        spelled.add(spelling)
-        layer = index.get(spelling)
-        if not what or layer is None:
-            strange.append(key)
-        elif what in found.setdefault(layer, {}):
-            raise UserError(f"{path} has layer {'.'.join(layer)} twice: as {found[layer][what]} and as {key}.")
+    index = lora_names.known_names(layers, first=first)
+    roles: dict[Layer, dict[str, str]] = {}
+    unknown = []
+    for key in sorted(keys):
+        name, role = lora_names.split_key(key) or (key, "")
+        layer = index.get(name)
+        if not role or layer is None:
+            unknown.append(key)
+        elif role in roles.setdefault(layer, {}):
+            raise UserError(f"{path} has layer {'.'.join(layer)} twice: as {roles[layer][role]} and as {key}.")
         else:
-            found[layer][what] = key
-    if strange:
-        like = max(sorted(index), key=lambda known: len(os.path.commonprefix([known, strange[0]])), default="none")
+            roles[layer][role] = key
+    if unknown:
+        nearest = max(sorted(index), key=lambda known: len(os.path.commonprefix([known, unknown[0]])), default="none")
         raise UserError(
-            f"{path} was made for another base than {base!r}: {len(strange)} of its {len(names)} tensors belong to no layer "
-            f"of it, such as {strange[0][:160]!r} (a name that would: {like!r}). Use the base that it was trained on."
+            f"{path} was made for another base than {base!r}: {len(unknown)} of its {len(keys)} tensors belong to no layer "
+            f"of it, such as {unknown[0][:160]!r} (a name that would: {nearest!r}). Use the base that it was trained on."
         )
-    return found
+    return roles
 
 
-def _refuse_others(path: Path, shapes: detect.Shapes) -> None:
-    for mark, what in KINDS.items():
+def _require_lora(path: Path, shapes: detect.Shapes) -> None:
+    for mark, kind in UNSUPPORTED.items():
         if any(mark in f"{name}." for name in shapes):
-            raise UserError(f"{path} is {what}, which is not read. Use a LoRA, LoCon or DoRA.")
+            raise UserError(f"{path} is {kind}, which is not read. Use a LoRA, LoCon or DoRA.")
     if detect.CONV_IN in shapes:
         raise UserError(f"{path} is a whole checkpoint, not a LoRA. Give it as the base.")
-    if not any((found := lora_names.role(name)) and found[1] == DOWN for name in shapes):
-        raise UserError(f"{path} is no LoRA: none of its {len(shapes)} tensors is a lora_down or lora_A.")
+    if not any((split := lora_names.split_key(name)) and split[1] == DOWN for name in shapes):
+        raise UserError(f"{path} is not a LoRA: none of its {len(shapes)} tensors is a lora_down or lora_A.")
 
 
 def _rank(path: Path, name: str, down: Tensor | None, up: Tensor | None) -> int:
@@ -168,15 +167,15 @@ def _rank(path: Path, name: str, down: Tensor | None, up: Tensor | None) -> int:
     return down.shape[0]
 
 
-def _magnitude(path: Path, name: str, found: Tensor, up: Tensor) -> Tensor:
-    """(out,) for a linear layer, (1,out,1,1) for a convolution, as PEFT has it. LyCORIS may scale the inputs instead."""
+def _magnitude(path: Path, name: str, scale: Tensor, up: Tensor) -> Tensor:
+    """A DoRA's scale as PEFT has it: (out,) for a linear layer, (1,out,1,1) for a convolution. LyCORIS may scale inputs."""
     out = up.shape[0]
-    if found.numel() != out or (found.ndim == 2 and found.shape[0] != out):
+    if scale.numel() != out or (scale.ndim == 2 and scale.shape[0] != out):
         raise UserError(
-            f"{path} is a DoRA that scales the inputs of layer {name} (dora_scale of shape {tuple(found.shape)} for {out} "
+            f"{path} is a DoRA that scales the inputs of layer {name} (dora_scale of shape {tuple(scale.shape)} for {out} "
             "outputs), which is not read. Train it with wd_on_output."
         )
-    return found.reshape(-1) if up.ndim == 2 else found.reshape(1, -1, 1, 1)
+    return scale.reshape(-1) if up.ndim == 2 else scale.reshape(1, -1, 1, 1)
 
 
 def _number(path: Path, key: str, tensor: Tensor) -> float:
@@ -186,27 +185,27 @@ def _number(path: Path, key: str, tensor: Tensor) -> float:
 
 
 def _settings(path: Path, header: Header, layers: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """{part: PEFT's settings} of the file's header, or of the file beside one of PEFT's own."""
+    """{part: PEFT's settings} from the file's header; for a file that PEFT wrote, from the settings file beside it."""
     if any(name.startswith(BARE) for name in header["tensors"]):
         if not (path.parent / SIBLING).exists():
             raise UserError(f"{path} is PEFT's, which keeps alpha in {SIBLING} beside it. Put that into {path.parent}.")
         return dict.fromkeys(layers, _dictionary(path.parent / SIBLING, read_json(path.parent / SIBLING)))
     try:
-        whole = _dictionary(path, json.loads(header["metadata"].get(HEADER, "{}")))
+        settings = _dictionary(path, json.loads(header["metadata"].get(HEADER, "{}")))
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its header entry {HEADER} is not JSON. Download it again.") from None
-    return {part: {k.removeprefix(f"{part}."): v for k, v in whole.items() if k.startswith(f"{part}.")} for part in layers}
+    return {part: {k.removeprefix(f"{part}."): v for k, v in settings.items() if k.startswith(f"{part}.")} for part in layers}
 
 
 def _alpha(path: Path, settings: Mapping[str, Any], layer: str, rank: int) -> float:
-    """Alpha by PEFT's settings: by the layer's pattern, else for all; without any the rank. rsLoRA's root goes into it."""
+    """Alpha by PEFT's settings: the layer's own, else that of all layers, else the rank; times sqrt(rank) for rsLoRA."""
     value = settings.get("lora_alpha", rank)
-    for pattern, other in _dictionary(path, settings.get("alpha_pattern") or {}).items():
-        ending = pattern.removeprefix("^").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.]+", ending):
+    for pattern, pattern_alpha in _dictionary(path, settings.get("alpha_pattern") or {}).items():
+        suffix = pattern.removeprefix("^").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", suffix):
             raise UserError(f"{path} has the alpha_pattern {pattern[:80]!r}; only plain names of layers are read there.")
-        if layer == ending or (not pattern.startswith("^") and layer.endswith(f".{ending}")):
-            value = other
+        if layer == suffix or (not pattern.startswith("^") and layer.endswith(f".{suffix}")):
+            value = pattern_alpha
             break
     if type(value) not in (int, float) or not math.isfinite(value):
         raise UserError(f"{path} gives alpha {str(value)[:40]!r} for layer {layer}, which is no number.")
@@ -219,25 +218,25 @@ def _dictionary(path: Path, value: Any) -> dict:
     return value
 
 
-def _in_files(key: str) -> str:
+def _diffusers_key(key: str) -> str:
     part, _, rest = key.partition(".")
     if part == "unet":
         return key
-    # transformers passes over a text encoder's magnitude without this ending, and draws something else
+    # without this ending transformers ignores a text encoder's magnitude and draws something else
     ending = ".weight" if rest.endswith(".lora_magnitude_vector") else ""
     return f"{part}.{lora_names.with_text_model(rest)}{ending}"
 
 
-def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a part by layer. Without `text_model.`: PEFT matches the ends of names, so both spellings are met."""
-    mine = {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
-    return {layer.removeprefix("text_model."): _whole(value) for layer, value in mine.items()}
+def _by_layer(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a part by layer, without `text_model.`: PEFT matches the ends of names, and so names with it too."""
+    layers = {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
+    return {layer.removeprefix("text_model."): _as_int(value) for layer, value in layers.items()}
 
 
-def _commonest(values: Mapping[str, Any]) -> Any:
-    counted = Counter(map(_whole, values.values()))
+def _most_common(values: Mapping[str, Any]) -> Any:
+    counted = Counter(map(_as_int, values.values()))
     return max(counted, key=lambda value: (counted[value], value), default=0)
 
 
-def _whole(value: float) -> float:
+def _as_int(value: float) -> float:
     return int(value) if float(value).is_integer() else value

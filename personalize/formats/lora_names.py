@@ -1,7 +1,7 @@
-"""How the layers of a base are called in LoRA files: one index from every known spelling to (part, layer).
+"""What LoRA files call the layers of a base: one index from every known name to (part, layer).
 
-A spelling is looked up, never taken apart: `down_blocks_0_attentions_0` may be split in many ways, and only one of them is
-a layer of the base.
+A name is looked up, never split: `down_blocks_0_attentions_0` could be split in many ways, and only one of them is a layer
+of the base.
 """
 
 import re
@@ -29,16 +29,16 @@ SDXL = {  # what decides the names of SDXL's U-Net
 }  # fmt: skip
 
 
-def role(key: str) -> tuple[str, str] | None:
-    """(spelling of a layer, DOWN, UP, ALPHA or MAGNITUDE) of a key in a LoRA file, or None where it is none of these."""
-    return next(((key.removesuffix(end), what) for end, what in ENDINGS.items() if key.endswith(end)), None)
+def split_key(key: str) -> tuple[str, str] | None:
+    """A key of a LoRA file as (name of a layer, DOWN, UP, ALPHA or MAGNITUDE), or None where it is not one."""
+    return next(((key.removesuffix(end), role) for end, role in ENDINGS.items() if key.endswith(end)), None)
 
 
-def spellings(layers: Mapping[str, Collection[str]], *, first: str = "") -> dict[str, Layer]:
-    """{spelling: (part, layer)} of every layer in {part: layers}.
+def known_names(layers: Mapping[str, Collection[str]], *, first: str = "") -> dict[str, Layer]:
+    """{name in a file: (part, layer)} of every layer in {part: layers}.
 
-    A name without its part ("base_model.model.encoder…") may be one of two text encoders: then the part `first` has it,
-    else the one that comes first.
+    A name without its part ("base_model.model.encoder…") may be of either of two text encoders; it is given to the part
+    `first`, else to the one that comes first.
     """
     index: dict[str, Layer] = {}
     for part in sorted(layers, key=lambda part: part != first):
@@ -46,16 +46,16 @@ def spellings(layers: Mapping[str, Collection[str]], *, first: str = "") -> dict
         for layer in sorted(layers[part]):
             forms = _text_forms(layer) if part != "unet" else _unet_forms(layer)
             underscored = {form.replace(".", "_") for form in [*forms, original.get(layer, layer)]}
-            made = [f"{part}.{form}" for form in forms] + [BARE + form for form in forms]
-            made += [head + form for head in KOHYA.get(part, ()) for form in underscored]
-            made += forms if part == "unet" else []
-            for spelling in made:
-                index.setdefault(spelling, (part, layer))
+            names = [f"{part}.{form}" for form in forms] + [BARE + form for form in forms]
+            names += [head + form for head in KOHYA.get(part, ()) for form in underscored]
+            names += forms if part == "unet" else []
+            for name in names:
+                index.setdefault(name, (part, layer))
     return index
 
 
 def kohya_name(part: str, layer: str, *, sdxl: bool, original: Mapping[str, str]) -> str | None:
-    """A layer as kohya's trainer calls it, or None where it has no name. `original` is `unet_layers` of SDXL's U-Net."""
+    """What kohya's trainer calls a layer, or None where it has no name. `original` is `unet_layers` of SDXL's U-Net."""
     if part == "unet":
         name = original.get(layer) if sdxl else layer
         return name and "lora_unet_" + name.replace(".", "_")
@@ -69,7 +69,7 @@ def sdxl_layers() -> Iterable[str]:
 
 
 def with_text_model(layer: str) -> str:
-    """A text encoder's layer as files have it, whatever transformers' version calls it."""
+    """A text encoder's layer as files name it, whatever the installed transformers calls it."""
     return layer if layer.startswith(("text_model.", "text_projection")) else f"text_model.{layer}"
 
 

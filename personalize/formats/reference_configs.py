@@ -1,4 +1,4 @@
-"""What the released Stable Diffusion models have beside their networks: schedulers, pipeline index, header entries.
+"""What the released Stable Diffusion models have besides their networks: schedulers, pipeline index, header entries.
 
 As in the repositories stable-diffusion-v1-5, stabilityai/stable-diffusion-2 and stable-diffusion-xl-base-1.0; the header
 entries are those of github.com/Stability-AI/ModelSpec.
@@ -7,11 +7,13 @@ entries are those of github.com/Stability-AI/ModelSpec.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from personalize.common.errors import UserError
-
 Config = dict[str, Any]
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SPELT = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction", "sample": "sample"}  # ModelSpec says "v"
+MODELSPEC_PREDICTIONS = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "sample": "sample",
+}  # ModelSpec says "v"
 BETAS = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
@@ -30,16 +32,14 @@ CLASSES = {
 }
 TOKENIZER = ["transformers", "CLIPTokenizer"]
 ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
-# Empty tensors by which ComfyUI and others tell an SDXL of v-prediction, and one of zero terminal SNR.
+# Empty tensors by which ComfyUI and others recognize an SDXL of v prediction, and one of zero terminal SNR.
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 
 
-def prediction(family: str, metadata: Mapping[str, str], names: Iterable[str], asked: str) -> str:
-    """ "epsilon" or "v_prediction": what the caller says, the header, the marks of SDXL files, else the release's."""
-    if asked and asked not in PREDICTIONS:
-        raise UserError(f"prediction {asked!r} is unknown; known are {', '.join(PREDICTIONS)}.")
-    told = SPELT.get(metadata.get("modelspec.prediction_type", ""), "")
-    return asked or told or ("v_prediction" if V_MARK in names or family == "sd2" else "epsilon")
+def prediction(family: str, metadata: Mapping[str, str], names: Iterable[str]) -> str:
+    """ "epsilon", "v_prediction" or "sample": by the header, else by the marks of SDXL files, else as in the release."""
+    stated = MODELSPEC_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""), "")
+    return stated or ("v_prediction" if V_MARK in names or family == "sd2" else "epsilon")
 
 
 def scheduler(family: str, prediction_type: str, *, zero_snr: bool) -> Config:

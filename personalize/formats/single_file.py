@@ -1,4 +1,4 @@
-"""A base in one `.safetensors` file, as most are passed around, against a diffusers folder. No model is built for either."""
+"""A base in one `.safetensors` file, as most are passed around, to and from a diffusers folder. No model is built."""
 
 import json
 from collections.abc import Mapping
@@ -11,21 +11,20 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, writing
 from personalize.formats import clip_tokenizer, detect, reference_configs
-from personalize.formats import stored_config as stored
-from personalize.formats.infer_config import infer_configs
+from personalize.formats.infer_config import first_difference, infer_configs
 from personalize.formats.ldm import PREFIXES, State, from_ldm, to_ldm
 from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors, save_unsynced
 
 Config = dict[str, Any]
+OLD_CONFIGS = "personalize.configs"  # header entry of earlier versions: the configs of the base, as JSON
 
 
-def unpack_single_file(path: Path, folder: Path, *, tokenizer: Path | None = None, prediction: str = "") -> None:
+def unpack_single_file(path: Path, folder: Path) -> None:
     """Unpack a single-file Stable Diffusion 1.x, 2.x or SDXL into a diffusers folder that does not exist yet.
 
-    The configs are those that `from_folder` put into the file, else told from its tensors. `prediction` ("epsilon",
-    "v_prediction") settles what a file of another program may not say: SD2 exists with both, and is taken for the 768
-    pixel model with v where nothing says otherwise. `tokenizer` is a folder with vocab.json and merges.txt; see
-    `words.vocabulary`. UserError for a pickle, a damaged or a foreign file.
+    The configs are told from its tensors. SD2 exists with epsilon and v prediction, and is taken for the 768 pixel model
+    with v where the header says nothing; for the tokenizer see `clip_tokenizer.read_vocabulary`. UserError for a pickle,
+    a damaged or a foreign file.
     """
     path, folder = Path(path), Path(folder)
     refuse_pickle(path, "a base")
@@ -34,13 +33,14 @@ def unpack_single_file(path: Path, folder: Path, *, tokenizer: Path | None = Non
     header = read_header(path)
     shapes = {name: shape for name, (_, shape) in header["tensors"].items()}
     family = detect.detect_family(shapes, path)
-    configs, scheduler = _configs(path, header["metadata"], shapes, family=family, asked=prediction)
-    vocabulary, merges = clip_tokenizer.vocabulary(path, tokenizer)
-    _fit(path, len(vocabulary), configs)
     try:
+        configs = _infer(shapes, family, header["metadata"])
+        _refuse_old_configs(header["metadata"], configs)
+        vocabulary, merges = clip_tokenizer.read_vocabulary(path)
+        _require_vocabulary_fits(path, len(vocabulary), configs)
         states = from_ldm(load_tensors(path), family, configs)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     with writing(folder) as temporary:
         temporary.mkdir()
         for part, state in states.items():
@@ -50,55 +50,91 @@ def unpack_single_file(path: Path, folder: Path, *, tokenizer: Path | None = Non
             place = temporary / part.replace("text_encoder", "tokenizer")
             clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=configs[part]["max_position_embeddings"], pad=pad)
         (temporary / "scheduler").mkdir()
-        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        _write_json(temporary / "model_index.json", reference_configs.pipeline(family, states, scheduler["_class_name"]))
+        _write_json(temporary / "scheduler" / "scheduler_config.json", configs["scheduler"])
+        index = reference_configs.pipeline(family, states, configs["scheduler"]["_class_name"])
+        _write_json(temporary / "model_index.json", index)
 
 
 def pack_single_file(folder: Path, out: Path, *, half: bool) -> None:
     """Pack a diffusers folder of Stable Diffusion 1.x, 2.x or SDXL into one file, in half precision if `half`.
 
-    Its configs go into the header, so that `to_folder` gives the same folder back. UserError for a folder that is not
-    whole, has its weights as pickles only, or is of another kind of model.
+    UserError for a folder that `require_packable` refuses, and for weights that are too large for half precision.
     """
     folder, out = Path(folder), Path(out)
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: a single file is written as .safetensors only. Give it that ending.")
+    require_packable(folder, str(folder))
     configs, family = _folder_configs(folder)
-    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    match _config(folder / "model_index.json").get("scheduler"):
-        case ["diffusers", str() as kind]:  # what the pipeline makes of the settings, whoever wrote them
-            scheduler["_class_name"] = kind
-    states = {part: _read_part(folder / part) for part in PREFIXES[family]}
+    states = {part: {k: v for file in _weight_files(folder / part) for k, v in load_tensors(file).items()} for part in configs}
     if half:
         states = {part: {key: _halved(f"{part}.{key}", v) for key, v in state.items()} for part, state in states.items()}
-    try:
-        tensors = to_ldm(states, family, configs)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
     prediction = scheduler.get("prediction_type", "epsilon")
-    if family == "sdxl" and prediction == "v_prediction":
-        tensors |= {reference_configs.V_MARK: torch.zeros(0)}
-        tensors |= {reference_configs.ZERO_SNR_MARK: torch.zeros(0)} if scheduler.get("rescale_betas_zero_snr") else {}
     blocks = len(configs["vae"].get("block_out_channels", [64]))
     pixels = configs["unet"].get("sample_size") or 64
     spec = reference_configs.modelspec(family, prediction, pixels * 2 ** (blocks - 1) if type(pixels) is int else 512, out.stem)
-    save_tensors(out, tensors, spec | {"format": "pt", stored.KEY: stored.packed(family, configs, scheduler)})
+    save_tensors(out, to_ldm(states, family, configs) | _marks(family, scheduler), spec | {"format": "pt"})
 
 
-def _configs(path: Path, metadata: Mapping[str, str], shapes: detect.Shapes, *, family: str, asked: str):
-    """({part: config}, scheduler's config): the header's own where it has them."""
-    prediction = reference_configs.prediction(family, metadata, shapes, asked)
+def require_packable(folder: Path, name: str) -> None:
+    """UserError, which calls it `name`, for a diffusers folder that a single file cannot hold. Reads no weights.
+
+    So it is where the folder is not whole, has pickles only or is of another kind of model; and where a reader of the
+    file, who sees shapes alone, would take other settings than the folder's.
+    """
+    configs, family = _folder_configs(folder)
+    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
+    states = {part: {} for part in configs}
+    for part, state in states.items():
+        for file in _weight_files(folder / part):
+            shapes = read_header(file)["tensors"]
+            state |= {key: torch.empty(shape, device="meta") for key, (_, shape) in shapes.items()}
     try:
-        inferred = infer_configs(shapes, family, prediction=prediction)
+        tensors = to_ldm(states, family, configs) | _marks(family, scheduler)
+        spec = reference_configs.modelspec(family, scheduler.get("prediction_type", "epsilon"), 512, name)
+        inferred = _infer({key: tuple(value.shape) for key, value in tensors.items()}, family, spec)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if stored.KEY in metadata:
-        configs, scheduler = stored.unpacked(metadata[stored.KEY], family, inferred, path)
-        return configs, scheduler | ({"prediction_type": asked} if asked else {})
-    return inferred, reference_configs.scheduler(family, prediction, zero_snr=reference_configs.ZERO_SNR_MARK in shapes)
+        raise UserError(f"{name}: {error}") from None
+    if difference := first_difference(configs | {"scheduler": scheduler}, inferred):
+        raise UserError(
+            f"{name} has {difference}, which a single file cannot say: whoever reads it would draw something else. "
+            "Use --to diffusers."
+        )
 
 
-def _fit(path: Path, pieces: int, configs: Mapping[str, Config]) -> None:
+def _infer(shapes: detect.Shapes, family: str, metadata: Mapping[str, str]) -> dict[str, Config]:
+    """{part: config}, "scheduler" among them, of a single file."""
+    prediction = reference_configs.prediction(family, metadata, shapes)
+    zero_snr = reference_configs.ZERO_SNR_MARK in shapes
+    scheduler = reference_configs.scheduler(family, prediction, zero_snr=zero_snr)
+    return infer_configs(shapes, family, prediction=prediction) | {"scheduler": scheduler}
+
+
+def _marks(family: str, scheduler: Config) -> State:
+    """The empty tensors by which an SDXL file says that it is of v prediction, and of zero terminal SNR."""
+    if family != "sdxl" or scheduler.get("prediction_type") != "v_prediction":
+        return {}
+    names = [reference_configs.V_MARK, *[reference_configs.ZERO_SNR_MARK] * bool(scheduler.get("rescale_betas_zero_snr"))]
+    return {name: torch.zeros(0) for name in names}
+
+
+def _refuse_old_configs(metadata: Mapping[str, str], inferred: Mapping[str, Config]) -> None:
+    """UserError for a file of an earlier version whose tensors do not tell what its header does, such as a Toyland."""
+    if OLD_CONFIGS not in metadata:
+        return
+    try:
+        stored = json.loads(metadata[OLD_CONFIGS])
+        difference = first_difference(stored["parts"] | {"scheduler": stored["scheduler"]}, inferred)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        difference = f"a header entry {OLD_CONFIGS} that cannot be read"
+    if difference:
+        raise UserError(
+            f"it is a single file of an earlier personalize with {difference}, which only its header says and no other "
+            "program reads. Export its run again with --to diffusers, and give that folder as the base."
+        )
+
+
+def _require_vocabulary_fits(path: Path, pieces: int, configs: Mapping[str, Config]) -> None:
     for part, config in configs.items():
         if part.startswith("text_encoder") and pieces > config["vocab_size"]:
             raise UserError(
@@ -116,49 +152,46 @@ def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
     kind = _config(index).get("_class_name", "?")
     if kind not in reference_configs.PIPELINES.values():
         known = ", ".join(dict.fromkeys(reference_configs.PIPELINES.values()))
-        raise UserError(f"{folder} is a {kind}; a single file is written of {known} only.")
+        raise UserError(f"{folder} is a {kind}; a single file can hold {known} only.")
     parts = PREFIXES["sdxl" if kind == reference_configs.PIPELINES["sdxl"] else "sd1"]
     configs = {part: _config(folder / part / "config.json") for part in parts}
-    if what := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
-        raise UserError(f"{folder} is {what}, which personalize does not train.")
-    # The layout decides the activation that a reader takes: GELU with OpenCLIP's names, its quick approximation with CLIP's.
-    small = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
-    return configs, "sdxl" if "text_encoder_2" in parts else small
+    if purpose := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
+        raise UserError(f"{folder} is {purpose}, which personalize does not train.")
+    # A reader takes the activation from the layout: GELU with OpenCLIP's names, its quick approximation with CLIP's.
+    one_encoder = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
+    return configs, "sdxl" if "text_encoder_2" in parts else one_encoder
 
 
 def _config(path: Path) -> Config:
     config = read_json(path)
     if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object. Download it again.")
+        raise UserError(f"{path} is not a JSON object. Download it again.")
     return config
 
 
-def _read_part(place: Path) -> State:
+def _weight_files(place: Path) -> list[Path]:
     """The weights in a part's folder: one file, several by an index, or the half-precision variant alone."""
     for stem in ("diffusion_pytorch_model", "model"):
         for variant in ("", ".fp16"):
             if (whole := place / f"{stem}{variant}.safetensors").exists():
-                return load_tensors(whole)
+                return [whole]
             if (index := place / f"{stem}.safetensors.index{variant}.json").exists():
-                return _sharded(place, index)
+                return _shards(place, index)
     raise UserError(
         f"{place} has no .safetensors file (pickles such as .bin are not opened, they can run code). "
         "Convert it with diffusers: pipeline.save_pretrained(folder, safe_serialization=True)."
     )
 
 
-def _sharded(place: Path, index: Path) -> State:
+def _shards(place: Path, index: Path) -> list[Path]:
     shards = _config(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
         raise UserError(f"{index} has no weight_map of files beside it. Download it again.")
-    state: State = {}
-    for name in sorted(set(shards.values())):
-        state |= load_tensors(place / name)
-    return state
+    return [place / name for name in sorted(set(shards.values()))]
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
-    """In float16, if it is a floating number. UserError where a weight is too large for it."""
+    """A floating tensor in float16, any other as it is. UserError where a weight is too large for it."""
     if not tensor.is_floating_point():
         return tensor
     half = tensor.half()

@@ -1,6 +1,5 @@
 """Full fine-tuning: every weight of the U-Net, and of the text encoder if asked. Saved as a whole diffusers folder."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from personalize.common.errors import UserError
-from personalize.common.files import read_json, write_json
+from personalize.common.files import link_or_copy, read_json, write_json
 from personalize.common.recipe import Recipe
 from personalize.core import bf16_split
 from personalize.formats import safetensors_io
@@ -54,7 +53,7 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
             bf16_split.merge_halves(trained[part])
             trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif (model.folder / part).is_dir():
-            shutil.copytree(model.folder / part, folder / part, copy_function=_link_or_copy)
+            shutil.copytree(model.folder / part, folder / part, copy_function=link_or_copy)
             if part in model.tokenizers:
                 _load_in_float32(folder / part / "config.json")
         else:
@@ -100,10 +99,3 @@ def _load_in_float32(path: Path) -> None:
     config = read_json(path)
     path.unlink()  # it is a link to the base's
     write_json(path, {**config, "dtype": "float32"})
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copy(source, target)

@@ -157,7 +157,7 @@ def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
         table.tokens.append(token)
         table.rows.append(nn.Parameter(rows[part].to(model.device, torch.float32, copy=True), requires_grad=False))
         assert len(tokenizer) == table.start + sum(map(len, table.rows)), names
-    model.spelling[token] = " ".join(names)
+    model.learned_words[token] = " ".join(names)
 
 
 def _first_rows(model: LatentModel, part: str, recipe: Recipe, *, token: str, word: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bases: finding one by name, and the families that can be loaded."""
+"""Base models: which families there are, and the loading of one by name."""
 
 import importlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from personalize.common.files import read_json
 from personalize.models.interface import LatentModel
 from personalize.models.locate import fingerprint, locate_base
 
-__all__ = ["MODELS", "LatentModel", "families", "fingerprint", "load_model", "locate_base"]
+__all__ = ["MODELS", "LatentModel", "family_of", "fingerprint", "load_model", "locate_base"]
 
 MODELS = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}  # pipeline class in model_index.json -> module
 
@@ -23,31 +23,31 @@ def load_model(
     say: Callable[[str], None] = print,
     make_network: Callable | None = None,
 ) -> LatentModel:
-    """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, ready on a device.
+    """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, loaded to a device.
 
-    UserError for anything else. `vae`: how the VAE works, as in the recipe. `make_network`: used in place of
-    `loading.load_network`, by the memory estimate.
+    `vae` says how the VAE works, as in the recipe. `make_network` takes the place of `loading.load_network` in the memory
+    estimate. UserError for anything else.
     """
     folder = locate_base(base, say)
-    family = families(folder, base)
+    family = family_of(folder, base)
     from personalize.models import devices, latent_diffusion, loading
 
-    where = devices.choose_device(device)
+    device_here = devices.choose_device(device)
     return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
-        device=where, dtype=devices.dtype_for(where, dtype, say), vae=vae, fingerprint=fingerprint(folder),
+        device=device_here, dtype=devices.dtype_for(device_here, dtype, say), vae=vae, fingerprint=fingerprint(folder),
         make_network=make_network or loading.load_network,
     )  # fmt: skip
 
 
-def families(folder: Path, base: str) -> str:
-    """The module that loads the pipeline in a diffusers folder. UserError where there is none."""
+def family_of(folder: Path, base: str) -> str:
+    """The name of the module for the pipeline in a diffusers folder. UserError where there is none."""
     index = folder / "model_index.json"
     if not index.exists():
         raise UserError(f"base {base!r} is not a diffusers folder: {folder} has no model_index.json.")
     kind = read_json(index).get("_class_name", "?")
     if kind not in MODELS:
-        why = " Its U-Net takes a mask and a picture too: use the base it was made from." if "Inpaint" in str(kind) else ""
+        why = " Its U-Net takes a mask and an image too: use the base it was made from." if "Inpaint" in str(kind) else ""
         raise UserError(
             f"base {base!r} is a {kind}; personalize trains {', '.join(MODELS)}, such as Stable Diffusion 1.5.{why}"
         )

@@ -1,4 +1,4 @@
-"""CUDA, Apple MPS or CPU, in that order, with the dtype that fits."""
+"""Devices and dtypes: CUDA, Apple MPS or the CPU, in that order; moving tensors to them."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" takes the best one here. UserError for one that is not here."""
+    """The device of this name; "auto" is the best one of this machine. UserError for one that it does not have."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in here or not (index or "0").isdigit():
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in counts or not (index or "0").isdigit():
         raise UserError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.")
-    if int(index or 0) >= here[kind]:
-        found = ", ".join(k for k, count in here.items() if count)
-        raise UserError(f"device {name!r} is not on this machine, which has {found}. Use --device auto.")
+    if int(index or 0) >= counts[kind]:
+        present = ", ".join(kind for kind, count in counts.items() if count)
+        raise UserError(f"device {name!r} is not on this machine, which has {present}. Use --device auto.")
     return torch.device(name)
 
 
@@ -39,13 +39,20 @@ def dtype_for(device: torch.device, name: str, say: Callable[[str], None]) -> to
     return dtype
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor is one of PyTorch's fake tensors, which have a shape and no data."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`, which a GPU is not waited for: without pinned memory each copy waits for all work before it."""
+    """The tensor on `device`, by way of pinned memory: from any other, the copy to a GPU waits for all work before it."""
     if device.type != "cuda" or tensor.device.type != "cpu" or type(tensor) is not Tensor:  # a fake has no memory to pin
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def take_rows(table: Tensor, rows: list[int]) -> Tensor:
-    """`table[rows]`, likewise."""
+    """`table[rows]`, with the row numbers moved by `to_device`."""
     return table[to_device(torch.tensor(rows), table.device)]

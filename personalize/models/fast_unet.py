@@ -4,7 +4,7 @@ It walks the library's modules and calls torch on their weights. Left out is wha
 (division by 1, dropout of 0, copies there and back) and what is the same at every step (keys and values of the text).
 1x1 convolutions on tokens are matrix products, which spares a CPU oneDNN's reorders.
 
-B pictures, C channels, h w latent size; N = h w tokens, L text tokens, D text width.
+B images, C channels, h w latent size; N = h w tokens, L text tokens, D text width.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from personalize.core.guidance import Cond
 from personalize.models.kernels.group_norm import group_norm_silu
 
 BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D", "UpBlock2D"}
-PLAIN = {  # settings of a network with which it is what `forward` computes; one that is not here does not matter
+PLAIN = {  # the settings that `fast_forward` computes; one that is not here does not matter
     "act_fn": "silu", "attention_type": "default", "center_input_sample": False, "class_embed_type": None,
     "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "dropout": 0.0,
     "dual_cross_attention": False, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
@@ -26,7 +26,7 @@ PLAIN = {  # settings of a network with which it is what `forward` computes; one
     "resnet_skip_time_act": False, "resnet_time_scale_shift": "default", "time_cond_proj_dim": None,
     "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
-KEPT = "attn2:"  # begins the names of the text's keys and values in a conditioning
+TEXT_KEYS_VALUES = "attn2:"  # begins the names of the text's keys and values in a conditioning
 
 
 def why_not_fast(unet: nn.Module) -> str:
@@ -43,21 +43,25 @@ def why_not_fast(unet: nn.Module) -> str:
     return ""
 
 
-def keys_values(unet: nn.Module, text: Tensor) -> Cond:
-    """(B,L,D) -> (B,L,2C) by name for every cross-attention: its keys, then its values, which no step of drawing changes."""
+def text_keys_values(unet: nn.Module, text: Tensor) -> Cond:
+    """(B,L,D) -> (B,L,2C) by name for every cross-attention: its keys, then its values, the same at every sampling step."""
     attentions = {name: part for name, part in unet.named_modules() if name.endswith(".attn2")}
-    return {KEPT + name: torch.cat([_call(a.to_k, text), _call(a.to_v, text)], -1) for name, a in attentions.items()}
+    return {
+        TEXT_KEYS_VALUES + name: torch.cat([_call(a.to_k, text), _call(a.to_v, text)], -1) for name, a in attentions.items()
+    }
 
 
 def fast_forward(
-    unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, kept: Cond | None = None
+    unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, prepared: Cond | None = None
 ) -> Tensor:  # fmt: skip
-    """(B,C,h,w), (B,), (B,L,D) -> raw output (B,C,h,w). added: SDXL's conditions; kept: what `keys_values` gave.
+    """(B,C,h,w), (B,), (B,L,D) -> raw output (B,C,h,w). added: SDXL's conditions; prepared: of `text_keys_values`.
 
     With gradient checkpointing each residual and each transformer block is computed again for its gradient.
     """
     run = _recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
-    both = {unet.get_submodule(name.removeprefix(KEPT)): value.chunk(2, -1) for name, value in (kept or {}).items()}
+    both = {
+        unet.get_submodule(name.removeprefix(TEXT_KEYS_VALUES)): value.chunk(2, -1) for name, value in (prepared or {}).items()
+    }
     emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
     if added:
         emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
@@ -87,7 +91,7 @@ def fast_forward(
 
 
 def _recomputed(function: Callable, *inputs) -> Tensor:
-    """Keeps the inputs only; what lies between is computed again for the gradient."""
+    """Keep the inputs only, and compute what lies between again for the gradient."""
     return checkpoint(function, *inputs, use_reentrant=False)
 
 
@@ -116,9 +120,9 @@ def _attend(part: nn.Module, x: Tensor, transform: Callable[[nn.Module, Tensor],
 
 
 def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Tensor:
-    """(B,N,C) -> (B,N,C). both: keys and values of the text by attention, where they are kept."""
-    own, cross, normed = block.attn1, block.attn2, _layer_norm(block.norm1, tokens)
-    tokens = tokens + _attention(own, normed, _call(own.to_k, normed), _call(own.to_v, normed))
+    """(B,N,C) -> (B,N,C). both: keys and values of the text by attention, where they are prepared."""
+    self_attention, cross, normed = block.attn1, block.attn2, _layer_norm(block.norm1, tokens)
+    tokens = tokens + _attention(self_attention, normed, _call(self_attention.to_k, normed), _call(self_attention.to_v, normed))
     k, v = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
     tokens = tokens + _attention(cross, _layer_norm(block.norm2, tokens), k, v)
     a, gate = _call(block.ff.net[0].proj, _layer_norm(block.norm3, tokens)).chunk(2, -1)
@@ -149,7 +153,7 @@ def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _call(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer's own function; what a quantization, or any adapter but plain LoRA, made of it is called as it is."""
+    """A layer's function by torch's own call; quantized layers, and adapters other than plain LoRA, are called as they are."""
     if type(layer) is nn.Linear:
         return F.linear(x, layer.weight, layer.bias)
     if type(layer) is nn.Conv2d:

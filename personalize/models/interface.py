@@ -1,6 +1,6 @@
-"""What every base can do, whatever its family: pictures <-> latents, prompts -> conditioning, one prediction.
+"""What every base can do, whatever its family: images <-> latents, prompts -> conditioning, one prediction.
 
-B pictures, C latent channels, h w latent size.
+B images, C latent channels, h w latent size.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from personalize.core.schedule import Schedule
 
 
 class LatentModel(Protocol):
-    """VAE, text encoder(s) and U-Net behind one door; nothing outside `models` knows which family it is."""
+    """VAE, text encoders and U-Net of a base; nothing outside `models` knows of which family it is."""
 
     name: str  # as the user wrote it: "toyland", a hub id or a folder
     folder: Path  # the diffusers folder it was read from
@@ -28,11 +28,11 @@ class LatentModel(Protocol):
     unet: nn.Module
     text_encoders: dict[str, nn.Module]  # by their folder in a base: "text_encoder", for SDXL also "text_encoder_2"
     tokenizers: dict[str, Any]  # transformers' own, by the text encoder they belong to
-    spelling: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
-    networks: dict[str, nn.Module]  # what may be trained and was not released: "unet", text encoders
+    learned_words: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
+    networks: dict[str, nn.Module]  # "unet" and the text encoders, as far as they are in memory
 
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
-        """Lets parts leave memory, unchanged ones only; they are read again when something asks for them."""
+        """Drop parts from memory, unchanged ones only; they are read again when something asks for them."""
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""
@@ -44,10 +44,10 @@ class LatentModel(Protocol):
         """B texts -> tensors whose first dimension is B, for `predict`."""
 
     def prepare(self, cond: Cond) -> Cond:
-        """The same conditioning with what no step of drawing changes computed beforehand, for as long as no weight does."""
+        """The conditioning with all that is the same at every sampling step, computed once; valid until a weight changes."""
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """(B,C,h,w), (B,), cond -> raw output (B,C,h,w)."""
 
-    def overlong(self, prompt: str) -> str:
-        """The words of a prompt that do not fit and are cut off; "" where all fit."""
+    def truncated_words(self, prompt: str) -> str:
+        """The words at a prompt's end that do not fit and are cut off; "" where all fit."""

@@ -1,10 +1,10 @@
 """A latent diffusion base, whatever its family: VAE, U-Net, and text encoders that the family's module knows how to use.
 
-B pictures, C latent channels, h w latent size. A family is a module with
+B images, C latent channels, h w latent size. A family is a module with
 
-TEXT                       {folder of a text encoder: (its class, folder of its tokenizer)}
-encode(model, prompts)     B texts -> the conditioning, tensors whose first dimension is B
-arguments(cond, size)      conditioning in the U-Net's own arguments; size: edge of the picture, px
+TEXT                               {folder of a text encoder: (its class, folder of its tokenizer)}
+encode_prompts(model, prompts)     B texts -> the conditioning, tensors whose first dimension is B
+unet_arguments(cond, size)         the conditioning as arguments of the U-Net; size: edge of the image, px
 """
 
 import re
@@ -25,15 +25,14 @@ with lazy_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-MANY = 8  # rows of a prediction from where a CPU draws faster with the channels last
+CHANNELS_LAST_FROM = 8  # rows of a prediction from which a CPU is faster with the channels last
 TILE = (256, 512)  # px, smallest and largest edge of the tiled VAE's tiles; Stable Diffusion's VAEs were trained at 256
 
 
 class LatentDiffusion:
     """A `LatentModel`. Its networks are in `dtype` and frozen, the VAE in float32 (in float16 SDXL's overflows).
 
-    A method puts what trains into float32. `release` lets the VAE or the text encoders leave memory; they are read
-    again when something asks for them, and text encoders that left are not among the `networks`.
+    A method turns what trains into float32. Text encoders that `release` dropped are not among the `networks`.
     """
 
     def __init__(
@@ -48,25 +47,25 @@ class LatentDiffusion:
         fingerprint: str,
         make_network: Callable,
     ):
-        network, kl = loading.read_configs(folder, name)
-        self.latent_channels = network["in_channels"]
-        self.downscale = 2 ** (len(kl["block_out_channels"]) - 1)
-        self.size = network["sample_size"] * self.downscale
+        unet_config, vae_config = loading.read_configs(folder, name)
+        self.latent_channels = unet_config["in_channels"]
+        self.downscale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+        self.size = unet_config["sample_size"] * self.downscale
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
         self.has_world = has_world(str(folder))
-        self.device, self.dtype, self._vae_works = device, dtype, vae
+        self.device, self.dtype, self._vae_mode = device, dtype, vae
         self._make_network = make_network
         self.index = read_json(folder / "model_index.json")
         self.schedule = loading.load_schedule(folder)
         self._texts, self._vae = self._read_texts(), self._read_vae()
         self.tokenizers = {
-            part: loading.load_tokenizer(folder, words, most=self._texts[part].config.max_position_embeddings)
-            for part, (_, words) in family.TEXT.items()
+            part: loading.load_tokenizer(folder, place, most=self._texts[part].config.max_position_embeddings)
+            for part, (_, place) in family.TEXT.items()
         }
-        self.spelling: dict[str, str] = {}
+        self.learned_words: dict[str, str] = {}
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         self.unet = self._make_network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
-        self.lean = not fast_unet.why_not_fast(self.unet)
+        self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -104,48 +103,43 @@ class LatentDiffusion:
             return self.vae.decode(z0.to(self.device, torch.float32) / scale + shift).sample.clamp(-1, 1)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        return self.family.encode(self, prompts)
+        return self.family.encode_prompts(self, prompts)
 
     def tokens(self, part: str, prompts: list[str]) -> Tensor:
         """B texts -> (B,L) ids of the text encoder `part`, padded and cut to its length."""
-        words = self.tokenizers[part]
-        ids = words(
-            [self.spelled(prompt) for prompt in prompts],
-            padding="max_length",
-            truncation=True,
-            max_length=words.model_max_length,
-            return_tensors="pt",
-        ).input_ids
-        return ids.to(self.device)
+        tokenizer, longest = self.tokenizers[part], self.tokenizers[part].model_max_length
+        texts = [self.expand_words(prompt) for prompt in prompts]
+        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        return encoded.input_ids.to(self.device)
 
-    def spelled(self, prompt: str) -> str:
-        """A prompt with every learned word as all of its tokens; in any case, as CLIP reads it."""
-        words = "|".join(re.escape(word) for word in sorted(self.spelling, key=len, reverse=True))
-        own = {word.lower(): tokens for word, tokens in self.spelling.items()}
-        return re.sub(rf"({words})(?!_\d)", lambda found: own[found[0].lower()], prompt, flags=re.I) if words else prompt
+    def expand_words(self, prompt: str) -> str:
+        """A prompt with every learned word replaced by all of its tokens; in any case, as CLIP reads it."""
+        words = "|".join(re.escape(word) for word in sorted(self.learned_words, key=len, reverse=True))
+        tokens_of = {word.lower(): tokens for word, tokens in self.learned_words.items()}
+        return re.sub(rf"({words})(?!_\d)", lambda match: tokens_of[match[0].lower()], prompt, flags=re.I) if words else prompt
 
     @torch.no_grad()
     def prepare(self, cond: Cond) -> Cond:
-        arguments = self.family.arguments(cond, self.size)
-        return cond | fast_unet.keys_values(self.unet, arguments["encoder_hidden_states"]) if self.lean else cond
+        arguments = self.family.unet_arguments(cond, self.size)
+        return cond | fast_unet.text_keys_values(self.unet, arguments["encoder_hidden_states"]) if self.uses_fast_unet else cond
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
         cond = {key: value.to(dtype) for key, value in cond.items()}
-        arguments = self.family.arguments(cond, z_t.shape[-1] * self.downscale)
-        if not self.lean:
+        arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
+        if not self.uses_fast_unet:
             return self.unet(z_t.to(dtype), t, return_dict=False, **arguments)[0]
-        # Many pictures at once are faster with the channels last; on a CPU one or two are slower.
-        last = z_t.device.type == "cuda" or (len(z_t) >= MANY and not torch.is_grad_enabled())
-        z_t = z_t.to(dtype, memory_format=torch.channels_last if last else torch.preserve_format)
-        kept = {key: value for key, value in cond.items() if key.startswith(fast_unet.KEPT)}
+        # On a CPU many images at once are faster with the channels last, and one or two are slower.
+        channels_last = z_t.device.type == "cuda" or (len(z_t) >= CHANNELS_LAST_FROM and not torch.is_grad_enabled())
+        z_t = z_t.to(dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+        prepared = {key: value for key, value in cond.items() if key.startswith(fast_unet.TEXT_KEYS_VALUES)}
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
-        return fast_unet.fast_forward(self.unet, z_t, t, text, added=added, kept=kept).contiguous()
+        return fast_unet.fast_forward(self.unet, z_t, t, text, added=added, prepared=prepared).contiguous()
 
-    def overlong(self, prompt: str) -> str:
-        words = next(iter(self.tokenizers.values()))
-        ids = words(self.spelled(prompt)).input_ids
-        return words.decode(ids[words.model_max_length - 1 : -1])
+    def truncated_words(self, prompt: str) -> str:
+        tokenizer = next(iter(self.tokenizers.values()))
+        ids = tokenizer(self.expand_words(prompt)).input_ids
+        return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
 
     def _read_texts(self) -> dict[str, nn.Module]:
         read = {part: self._make_network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}
@@ -153,10 +147,10 @@ class LatentDiffusion:
 
     def _read_vae(self) -> nn.Module:
         vae = self._make_network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
-        if self._vae_works != "whole":
+        if self._vae_mode != "whole":
             vae.enable_slicing()
-        if self._vae_works == "tiled":
-            # diffusers' tiles are as large as the pictures of the base, which then are one tile, and nothing is saved.
+        if self._vae_mode == "tiled":
+            # diffusers' tiles are as large as the base's images, which are then one tile each, so that nothing is saved.
             vae.enable_tiling()
             vae.tile_sample_min_size = min(max(self.size // 2, TILE[0]), TILE[1])
             vae.tile_latent_min_size = vae.tile_sample_min_size // self.downscale

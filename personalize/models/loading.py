@@ -1,4 +1,4 @@
-"""One part of a diffusers folder at a time: a network, a tokenizer, the noise schedule. Safetensors only, and whole."""
+"""Loading one part of a diffusers folder: a network, a tokenizer, the noise schedule. Safetensors only, and whole."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ with lazy_imports():
 
 
 def read_configs(folder: Path, name: str) -> tuple[dict, dict]:
-    """config.json of the U-Net and of the VAE. UserError, before weights are read, where they do more than text to image."""
-    unet = {"in_channels": 4, **read_json(_place(folder, "unet") / "config.json")}  # with diffusers' defaults
-    vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_place(folder, "vae") / "config.json")}
+    """config.json of the U-Net and of the VAE. UserError, before weights are read, for a base of another kind of model."""
+    unet = {"in_channels": 4, **read_json(_part_folder(folder, "unet") / "config.json")}  # with diffusers' defaults
+    vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_part_folder(folder, "vae") / "config.json")}
     takes, gives = unet["in_channels"], vae["latent_channels"]
     if takes != gives:
         raise UserError(
@@ -38,7 +38,7 @@ def read_configs(folder: Path, name: str) -> tuple[dict, dict]:
 
 def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     """A frozen network of class `kind` from folder/part in `dtype`. UserError where it is missing, a pickle or not whole."""
-    place = _place(folder, part)
+    place = _part_folder(folder, part)
     files = weight_files(place)
     if not files:
         raise UserError(
@@ -48,27 +48,27 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     variant = "fp16" if ".fp16" in files[0].name else None
     try:
         with lazy_imports():
-            module, found = kind.from_pretrained(
+            module, loading_info = kind.from_pretrained(
                 place, torch_dtype=dtype, use_safetensors=True, variant=variant, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{place} lacks {len(missing)} weights, such as {missing[0]}: it is not whole. Download it again.")
     return module.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path, part: str, *, most: int) -> CLIPTokenizer:
-    """A base's tokenizer, which cuts at `most` tokens. Without its files transformers would make an empty one."""
+    """A base's tokenizer, which cuts at `most` tokens. UserError without its files: transformers would make an empty one."""
     place = folder / part
     if not any((place / file).exists() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{place} has neither tokenizer.json nor vocab.json: it is not a whole Stable Diffusion base.")
     try:
-        found = CLIPTokenizer.from_pretrained(place)
+        tokenizer = CLIPTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
-    found.model_max_length = min(found.model_max_length, most)
-    return found
+    tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    return tokenizer
 
 
 def load_schedule(folder: Path) -> schedules.Schedule:
@@ -109,7 +109,7 @@ def load_schedule(folder: Path) -> schedules.Schedule:
     )
 
 
-def _place(folder: Path, part: str) -> Path:
+def _part_folder(folder: Path, part: str) -> Path:
     if not (folder / part).is_dir():
         raise UserError(f"{folder} has no folder {part}: it is not a whole Stable Diffusion base.")
     return folder / part

@@ -1,4 +1,4 @@
-"""Where a base is: toyland's own folder, a diffusers folder, a single file made into one, or the hub's cache."""
+"""Where a base is: Toyland's weights, a diffusers folder, a single file unpacked into one, or the hub's cache."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ SAMPLES, SAMPLE = 64, 1 << 17  # pieces of a weight file that its fingerprint re
 
 
 def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
-    """The local folder of a base, downloaded first when it is a hub id (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count).
+    """The local folder of a base; a hub id is downloaded first (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count).
 
-    A single file is turned into a folder of the user's cache, once. UserError for what is none of these.
+    A single file is unpacked into a folder of the user's cache, once. UserError for what is none of these.
     """
     path = folder_of(base)
     if path.is_dir():
@@ -30,7 +30,7 @@ def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
 
     safetensors_io.refuse_pickle(path, "a base")
     if path.suffix.lower() == ".safetensors":
-        return _unpacked(path, say)
+        return _unpack(path, say)
     if path.exists() or base.count("/") != 1 or base.startswith((".", "/", "~")):
         hint = nearest(base, ["toyland"]) or "."
         raise UserError(
@@ -40,27 +40,30 @@ def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
 
 
 def weight_files(part: Path) -> list[Path]:
-    """The .safetensors that are read of a part's folder, by name: half-precision copies only where there is nothing else."""
-    found = sorted(path for path in part.glob("*.safetensors") if ".non_ema" not in path.name)
-    return [path for path in found if ".fp16" not in path.name] or found
+    """The .safetensors in a part's folder that are read: half-precision copies only where there is nothing else."""
+    files = sorted(path for path in part.glob("*.safetensors") if ".non_ema" not in path.name)
+    return [path for path in files if ".fp16" not in path.name] or files
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of a base: names, sizes and configs whole, weights by samples (8 MB a file), so 5 GB take 0.1 s."""
+    """12 hex digits that identify a base: of its configs, and of its weights' names, sizes and samples (8 MB a file).
+
+    5 GB take 0.1 s.
+    """
     digest = hashlib.sha256()
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         weights = weight_files(part) if part.name in NETWORKS else []
         for path in sorted([*weights, *part.glob("config.json"), *part.glob("scheduler_config.json")]):
             if path in weights:
                 digest.update(json.dumps([part.name, path.name]).encode())
-                _sample(path, digest)
+                _update_with_samples(digest, path)
             else:
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _sample(path: Path, digest) -> None:
-    """Adds a file's size and pieces of it, at even distances from its start to its end; small files whole."""
+def _update_with_samples(digest, path: Path) -> None:
+    """Add a file's size and pieces of it, at even distances from its start to its end; small files whole."""
     size = path.stat().st_size
     digest.update(str(size).encode())
     with path.open("rb") as file:
@@ -69,14 +72,14 @@ def _sample(path: Path, digest) -> None:
             digest.update(file.read(SAMPLE))
 
 
-def _unpacked(path: Path, say: Callable[[str], None]) -> Path:
-    """The diffusers folder of a single file, in the user's cache."""
+def _unpack(path: Path, say: Callable[[str], None]) -> Path:
+    """The diffusers folder of a single file, made in the user's cache where it is not there yet."""
     if not path.is_file():
         raise UserError(f"base {str(path)!r} is not there. Check the path.")
     from personalize.formats import single_file
 
     digest = hashlib.sha256()
-    _sample(path, digest)
+    _update_with_samples(digest, path)
     folder = cache_folder() / "bases" / f"{path.stem}-{digest.hexdigest()[:12]}"
     if folder.is_dir():
         return folder
@@ -90,24 +93,24 @@ def _unpacked(path: Path, say: Callable[[str], None]) -> Path:
     require_free_disk(folder, size + size // 20)
     sweep(folder.parent)
     say(f"turning {path.name} ({size / 1e9:.2f} GB) into a diffusers folder, this once: {folder}")
-    with suppress(_Made), writing(folder) as temporary:
+    with suppress(_UnpackedMeanwhile), writing(folder) as temporary:
         single_file.unpack_single_file(path, temporary)
         if folder.is_dir():
-            raise _Made
+            raise _UnpackedMeanwhile
     kind = read_json(folder / "model_index.json")["_class_name"]
     prediction = read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
     say(f"{path.name} is taken for a {kind} of {prediction} prediction")
     return folder
 
 
-class _Made(Exception):
-    """Another process made the folder meanwhile, and may be reading from it."""
+class _UnpackedMeanwhile(Exception):
+    """Another process made the folder, and may be reading from it."""
 
 
 def cache_folder() -> Path:
-    """Where this user's copies of bases are kept."""
-    if own := os.environ.get("PERSONALIZE_CACHE"):
-        return Path(own).expanduser()
+    """Where unpacked single files are kept."""
+    if folder := os.environ.get("PERSONALIZE_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "personalize"
 
 
@@ -115,11 +118,11 @@ def _download(base: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    needed, copies = list(NEEDED), ["*.fp16*", "*.non_ema*"]
+    patterns, half, raw = list(NEEDED), "*.fp16*", "*.non_ema*"
     try:
-        folder = Path(snapshot_download(base, allow_patterns=needed, ignore_patterns=copies))
+        folder = Path(snapshot_download(base, allow_patterns=patterns, ignore_patterns=[half, raw]))
         if not weight_files(folder / "unet"):  # some have half precision only
-            folder = Path(snapshot_download(base, allow_patterns=needed, ignore_patterns=copies[1:]))
+            folder = Path(snapshot_download(base, allow_patterns=patterns, ignore_patterns=[raw]))
         return folder
     except RepositoryNotFoundError as error:
         raise UserError(f"the hub has no model {base!r}, or it asks for a login: set HF_TOKEN.") from error

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and everything of that shape: one CLIP text encoder, its last layer as conditioning.
+"""Stable Diffusion 1.x and 2.x, and every base of that shape: one CLIP text encoder, whose last layer is the conditioning.
 
 B texts, L tokens, D text width.
 """
@@ -14,11 +14,11 @@ with lazy_imports():
 TEXT = {"text_encoder": (CLIPTextModel, "tokenizer")}
 
 
-def encode(model, prompts: list[str]) -> Cond:
+def encode_prompts(model, prompts: list[str]) -> Cond:
     """text (B,L,D): hidden states of the last layer. Gradients flow where the text encoder trains."""
     # Padding is attended to, as in training of these bases; diffusers passes a mask only where the config asks.
     return {"text": model.text_encoders["text_encoder"](model.tokens("text_encoder", prompts)).last_hidden_state}
 
 
-def arguments(cond: Cond, size: int) -> dict[str, Tensor]:
+def unet_arguments(cond: Cond, size: int) -> dict[str, Tensor]:
     return {"encoder_hidden_states": cond["text"]}

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (Podell et al. 2307.01952): two text encoders, a pooled embedding, the picture's size as condition.
+"""Stable Diffusion XL (Podell et al. 2307.01952): two text encoders, a pooled embedding, the image's size as condition.
 
 B texts, L tokens, D D2 widths of the text encoders.
 """
@@ -17,28 +17,28 @@ TEXT = {
 }
 
 
-def encode(model, prompts: list[str]) -> Cond:
+def encode_prompts(model, prompts: list[str]) -> Cond:
     """text (B,L,D+D2): each encoder's last layer but one; pooled (B,P): the second's projection at the end of the text.
 
-    An empty prompt is all zeros where the base was trained so (`force_zeros_for_empty_prompt`), as diffusers has it for
-    a negative prompt that is not given.
+    An empty prompt is all zeros where the base was trained so (`force_zeros_for_empty_prompt`), as diffusers does for a
+    negative prompt that is not given.
     """
-    layers = []
+    hidden_states = []
     for part, encoder in model.text_encoders.items():
         ids = model.tokens(part, prompts)
         out = encoder(ids, output_hidden_states=True)
-        layers.append(out.hidden_states[-2])
+        hidden_states.append(out.hidden_states[-2])
     # Where the config says eos_token_id 2, as SDXL's does, transformers pools at the largest id: a learned word's.
     rows, ends = torch.arange(len(ids), device=ids.device), (ids == model.tokenizers[part].eos_token_id).int().argmax(-1)
-    text, pooled = torch.cat(layers, -1), encoder.text_projection(out.last_hidden_state[rows, ends])
+    text, pooled = torch.cat(hidden_states, -1), encoder.text_projection(out.last_hidden_state[rows, ends])
     if model.index.get("force_zeros_for_empty_prompt", True):
-        said = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
-        text, pooled = text * said[:, None, None], pooled * said[:, None]
+        given = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
+        text, pooled = text * given[:, None, None], pooled * given[:, None]
     return {"text": text, "pooled": pooled}
 
 
-def arguments(cond: Cond, size: int) -> dict:
-    """The size conditions say: a picture that was `size` px to begin with, not cropped, to be drawn at `size` px."""
+def unet_arguments(cond: Cond, size: int) -> dict:
+    """The size conditions say: an image that was `size` px to begin with, not cropped, to be drawn at `size` px."""
     sizes = cond["text"].new_full((6,), size)  # made where it is used: a copy from the host cannot be part of a CUDA graph
     sizes[2:4] = 0
     added = {"text_embeds": cond["pooled"], "time_ids": sizes.expand(len(cond["text"]), 6)}

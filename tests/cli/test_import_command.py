@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import personalize
-from personalize.cli import import_command
-from personalize.cli.import_command import split_prompt
+from personalize.cli import app, import_command
+from personalize.cli.import_command import convert, split_prompt
 from personalize.cli.import_command.scripts import SCRIPTS, SEVERAL, SWITCH, flags
 from personalize.common.errors import UserError
 from personalize.common.recipe import SETTINGS, flat_settings, load_recipe
@@ -259,10 +259,12 @@ targets = ["to_q", "to_v"]
 
 
 def least(script, **more):
-    """The shortest command of a script, and other flags."""
+    """The shortest command of a script, and other flags; a switch that is False is left out."""
     given = {need.split("|")[0]: "a photo of sks dog" if "prompt" in need else "x" for need in SCRIPTS[script].needs}
     given |= {"use_lora": True} if "use_lora" in SCRIPTS[script].flags else {}
-    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in (given | more).items()]
+    words = [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in (given | more).items() if value is not False
+    ]
     return shlex.join(["accelerate", "launch", script, *words])
 
 
@@ -381,10 +383,11 @@ def test_no_flag_is_dropped_in_silence(script):
         alone = [] if name == "dataset_name" else [{}]  # instead of the photos that every command here has
         for more in [*alone, together.get(name, {})]:
             around = {k: v for k, v in (steps | more).items() if k in found and k != name}
+            off = {name: False} if default is SWITCH else {}
             with_it, without = (
-                import_command.recipe_from(least(script, **given)) for given in (around | {name: value}, around)
+                import_command.recipe_from(least(script, **given)) for given in (around | {name: value}, around | off)
             )
-            assert with_it != without or name == "use_lora", (name, more)
+            assert with_it != without, (name, more)
 
 
 def test_every_flag_of_diffusers_that_is_left_out_has_a_reason_of_its_own():
@@ -542,98 +545,45 @@ def test_the_notation_of_flags():
 
 
 def test_flags_are_names_of_scripts_and_of_settings():
-    known = {name for script in SCRIPTS.values() for name in script.flags}
-    assert len(import_command.FLAGS) > 25 and import_command.FLAGS.keys() <= known
-    assert set(import_command.FLAGS.values()) <= SETTINGS.keys()
-    for name, key in import_command.FLAGS.items():
-        switch = any(script.flags.get(name) is SWITCH for script in SCRIPTS.values())
-        assert switch == (SETTINGS[key].kind is bool), name
+    """A flag that becomes a setting of the same meaning is a switch exactly where the setting is true or false."""
+    for table, switches in ((convert.PLAIN, False), (convert.SWITCHES, True)):
+        for name, key in table.items():
+            kinds = {script.flags[name] is SWITCH for script in SCRIPTS.values() if name in script.flags}
+            assert kinds == {switches} == {SETTINGS[key].kind is bool}, name
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "flag", "script"),
     [
-        (
-            "train --instance_data_dir my_dog/ --max_train_steps 400 --with_prior_preservation",
-            "train my_dog/ --set train.steps=400 --set prior.count=100",
-        ),
-        (
-            "train --instance_data_dir=d --instance_prompt='a sks dog' --class_prompt='a dog' --dry-run",
-            "train d --dry-run --token sks --class dog --set 'train.prompt=a {token} {class}' --set 'prior.prompt=a {class}'",
-        ),
-        (
-            "train d --class puppy --instance_prompt='a sks dog' --seed 4",
-            "train d --class puppy --seed 4 --token sks --set 'train.prompt=a {token} dog'",
-        ),
-        (
-            "train d --train_batch_size 2 --gradient_accumulation_steps 3 --lr_scheduler constant --lr_warmup_steps 9",
-            "train d --set train.batch=6 --set train.accumulate=3 --set train.lr_schedule=constant",
-        ),
-        (
-            "train --train_data_dir c --placeholder_token '<c>' --initializer_token cat --mixed_precision no --output_dir o",
-            "train c --runs o --token '<c>' --set embedding.init=cat --set dtype=float32",
-        ),
-        (
-            "train d --report_to none --resume_from_checkpoint latest --hflip",
-            "train d --set photos.flip=true --set 'train.trackers=[]'",
-        ),
-        ("train d --steps 4 --set train.lr=1 --quiet", "train d --steps 4 --set train.lr=1 --quiet"),
-        ("train --steps 4 -- --max_train_steps", "train --steps 4 -- --max_train_steps"),
-        ("generate x --max_train_steps 4", "generate x --max_train_steps 4"),
-        ("", ""),
+        ("--instance_data_dir dog --class dog", "--instance_data_dir", "train_dreambooth.py of diffusers"),
+        ("dog --steps 3 --max_train_steps=400", "--max_train_steps", "train_dreambooth.py of diffusers"),
+        ("dog --placeholder_token x", "--placeholder_token", "textual_inversion.py of diffusers"),
+        ("dog --lora_r 8", "--lora_r", "lora_dreambooth/train_dreambooth.py of PEFT"),
     ],
 )
-def test_flags_of_diffusers_are_put_into_our_words_and_the_rest_is_left_alone(words, expected):
-    assert sorted(import_command.translate(shlex.split(words))) == sorted(shlex.split(expected))
-    assert import_command.translate(shlex.split(words))[:2] == shlex.split(expected)[:2]
+def test_a_flag_of_another_trainer_is_refused_with_what_to_do(words, flag, script, monkeypatch, capsys):
+    status, out, err = terminal(monkeypatch, capsys, f"train {words}")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {flag} is a flag of {script};") and 'personalize import-command "' in err
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--push_to_hub", "--push_to_hub of diffusers is no flag of personalize: publish when it is trained"),
-        ("--scale_lr", "personalize import-command says what takes its place"),
-        ("--max_train_steps", "--max_train_steps has no value"),
-        ("--gradient_accumulation_steps 4", "multiplies diffusers' --train_batch_size"),
-        ("--lr_scheduler step", "--lr_scheduler=step has no counterpart. Known: constant, cosine, linear"),
-        ("--mixed_precision fp8", "is not one of no, fp16, bf16"),
-        ("--resume_from_checkpoint checkpoint-100", "goes on from the run's newest checkpoint"),
-        ("--instance_prompt 'a photo of my dog'", "does not say which word is the subject's"),
-        ("--token abc --instance_prompt 'a sks dog'", "does not say which word is the subject's"),
-    ],
-)
-def test_a_flag_that_means_another_thing_here_is_the_users_error(words, message):
-    with pytest.raises(UserError, match=message):
-        import_command.translate(["train", "d", *shlex.split(words)])
+@pytest.mark.parametrize("words", ["train dog --no-such-flag", "train dog --seed", "generate x --max_train_steps 4"])
+def test_other_mistakes_are_told_as_everywhere(words, monkeypatch, capsys):
+    """A flag that nobody has, one of ours without its value, and another command."""
+    status, _, err = terminal(monkeypatch, capsys, words)
+    assert status == 2 and "Error" in err and "import-command" not in err
+
+
+def terminal(monkeypatch, capsys, words):
+    """Exit status, stdout and stderr of a command line."""
+    monkeypatch.setattr(sys, "argv", ["personalize", *shlex.split(words)])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    return stop.value.code or 0, *capsys.readouterr()
 
 
 def test_it_needs_the_standard_library_only():
-    """The terminal imports it for `train`, before anything heavy is wanted."""
+    """A refused flag of `train` asks it, and waits for nothing heavy."""
     heavy = "{'torch', 'numpy', 'typer', 'rich', 'transformers', 'diffusers'}"
     code = f"import sys, personalize.cli.import_command; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_terminal_takes_flags_of_diffusers(monkeypatch, capsys, tmp_path):
-    """By way of main, as typer parses it."""
-    from personalize.cli import app
-
-    words = "train --instance_data_dir my_dog/ --instance_prompt 'a photo of sks dog' --class_prompt 'a photo of dog' "
-    words += (
-        "--max_train_steps 400 --with_prior_preservation --num_class_images 12 --train_batch_size=2 --gradient_checkpointing "
-    )
-    words += (
-        "--learning_rate 1e-4 --rank 8 --mixed_precision bf16 --use_8bit_adam --report_to tensorboard --center_crop --dry-run"
-    )
-    monkeypatch.setattr(sys, "argv", ["personalize", *shlex.split(words)])
-    try:
-        app.main()
-    except SystemExit as stop:
-        assert not stop.code, capsys.readouterr().err
-    path = tmp_path / "recipe.toml"
-    path.write_text(capsys.readouterr().out)
-    read = load_recipe(path)
-    assert (read.train.steps, read.prior.count, read.train.batch, read.train.lr, read.lora.rank) == (400, 12, 2, 1e-4, 8)
-    assert (read.token, read.class_word, read.dtype, read.train.optimizer) == (("sks",), ("dog",), "bfloat16", "adamw8bit")
-    assert (read.train.prompt, read.prior.prompt) == ("a photo of {token} {class}", "a photo of {class}")
-    assert read.train.gradient_checkpointing and read.train.trackers == ("tensorboard",)

@@ -316,11 +316,11 @@ def test_a_file_that_cannot_be_used_is_the_users_error_and_nothing_is_drawn(draw
         ({"loras": [str(tmp_path / "x.pt")]}, "x.pt is a pickle.* not read as a LoRA"),
         ({"loras": [str(tmp_path / "strange.safetensors")]}, "made for another base than .*belong to no layer"),
         ({"loras": [str(tmp_path / "wide.safetensors")]}, "wide.safetensors was made for another base .*expected is"),
-        ({"loras": [str(tmp_path / "learned.safetensors")]}, "is no LoRA"),
+        ({"loras": [str(tmp_path / "learned.safetensors")]}, "is not a LoRA"),
         ({"embeddings": ["no.safetensors"]}, "there is no embedding 'no.safetensors'"),
         ({"embeddings": [str(tmp_path / "x.pt")]}, "x.pt is a pickle.* not read as a textual-inversion embedding"),
         ({"embeddings": [str(tmp_path / "wide-word.safetensors")]}, "another base .*768.*expected are .*32"),
-        ({"embeddings": [str(tmp_path / "kohya.safetensors")]}, "is no textual-inversion embedding"),
+        ({"embeddings": [str(tmp_path / "kohya.safetensors")]}, "is not a textual-inversion embedding"),
         ({"embeddings": [str(tmp_path / "dog.safetensors")]}, "'dog' has a meaning in base"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=said):

@@ -125,7 +125,7 @@ def copies(photos, folder, change=lambda image: image):
     return folder
 
 
-RUN = ["log.jsonl", "manifest.json", "photos.png", "recipe.toml"]
+RUN = ["lock.flock", "log.jsonl", "manifest.json", "photos.png", "recipe.toml"]
 RESULTS = {
     "lora": ["pytorch_lora_weights.safetensors"],
     "full": [
@@ -453,7 +453,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tiny_sd, photos, 
     (folder,) = tmp_path.iterdir()
     path = run_folder.checkpoints(folder)[-1] / load_run.STATE
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="step-000002.* no checkpoint that can be read: .* Delete its folder"):
+    with pytest.raises(UserError, match="step-000002.* not a checkpoint that can be read: .* Delete its folder"):
         run(tiny_sd, photos, tmp_path, *settings)
     run_folder.remove_folder(path.parent)
     run(tiny_sd, photos, tmp_path, *settings)

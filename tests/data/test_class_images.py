@@ -81,7 +81,7 @@ def test_a_set_holds_these_files(six):
     assert sorted(path.name for path in six.iterdir()) == [
         *(f"0000{i}.png" for i in range(6)),
         *(f"latents-0000{i}-0000{i + 1}.safetensors" for i in (0, 2, 4)),
-        "manifest.json", "metadata.jsonl",
+        "lock.flock", "manifest.json", "metadata.jsonl",
     ]  # fmt: skip
     manifest = json.loads((six / "manifest.json").read_text())
     assert (manifest["kind"], manifest["status"], manifest["count"]) == ("prior", "finished", 6)

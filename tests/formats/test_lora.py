@@ -196,7 +196,7 @@ def test_a_lora_of_another_base_says_how_much_does_not_fit(path):
         ("lora_unet_x.diff", "whole differences"),
         ("lora_unet_x.oft_blocks", "an OFT"),
         ("model.diffusion_model.input_blocks.0.0.weight", "a whole checkpoint"),
-        ("emb_params", "no LoRA"),
+        ("emb_params", "not a LoRA"),
     ],
 )
 def test_other_files_are_refused_by_name(path, key, word):

@@ -80,7 +80,8 @@ def test_diffusers_itself_loads_what_we_write(tmp_path, family, form):
     kohya(path, made, family) if form == "kohya" else lora.write_diffusers(path, made)
     file = tmp_path / "base.safetensors"
     save_file(tiny.tensors(family), file)
-    single_file.unpack_single_file(file, tmp_path / "base", tokenizer=tiny.vocabulary(tmp_path / "words"))
+    tiny.vocabulary(file.parent / "tokenizer")
+    single_file.unpack_single_file(file, tmp_path / "base")
     arguments = [str(place) for place in (tmp_path / "base", folder, tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

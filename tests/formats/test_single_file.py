@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_releases import FAMILIES, same
 
 from personalize.common.errors import UserError
-from personalize.formats import clip_tokenizer, detect, ldm, reference_configs, safetensors_io
-from personalize.formats.single_file import pack_single_file, unpack_single_file
+from personalize.formats import clip_tokenizer, detect, reference_configs, safetensors_io
+from personalize.formats.single_file import pack_single_file, require_packable, unpack_single_file
 from personalize.models.lazy_imports import lazy_imports
 
 with lazy_imports():
@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
 
 
 def read(folder, part):
-    files = sorted((folder / part).glob("*.safetensors"))  # Toyland's U-Net has two
+    files = sorted((folder / part).glob("*.safetensors"))
     return {k: v for file in files for k, v in load_file(file).items()}, json.loads((folder / part / "config.json").read_text())
 
 
@@ -102,27 +102,97 @@ def test_diffusers_loads_the_folder_as_the_same_model(folders, family):
         assert pipeline.tokenizer_2.model_max_length == tiny.PLACES
 
 
+def edited(folder, copy, **changes):
+    """A copy of a base; changes: settings by part."""
+    shutil.copytree(folder, copy)
+    for part, more in changes.items():
+        path = copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    return copy
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder_to_file_to_folder_is_exact(folders, path, family):
-    """Also where no shape would tell: other heads, another scale, another scheduler."""
-    folder = path.parent / "before"
-    shutil.copytree(folders[family], folder)
-    for name, more in (
-        ("unet/config.json", {"attention_head_dim": 2, "sample_size": 17, "_name_or_path": "/home/somebody/unet"}),
-        ("vae/config.json", {"scaling_factor": 0.5, "force_upcast": False}),
-        ("text_encoder/config.json", {"num_attention_heads": 4, "_name_or_path": "/home/somebody/text"}),
-        ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}),
-        ("model_index.json", {"scheduler": ["diffusers", "DDPMScheduler"]}),
-    ):
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | more))
+    folder = edited(folders[family], path.parent / "before", unet={"_name_or_path": "/home/somebody/unet"})
     pack_single_file(folder, path, half=False)
     assert b"somebody" not in path.read_bytes()
-    unpack_single_file(path, path.parent / "after", tokenizer=folder / "tokenizer")
+    shutil.copytree(folder / "tokenizer", path.parent / "tokenizer")
+    unpack_single_file(path, path.parent / "after")
     for one in sorted(p.relative_to(folder) for p in folder.rglob("*.json")):
         a, b = (json.loads((root / one).read_text()) for root in (folder, path.parent / "after"))
         assert {key: v for key, v in a.items() if key != "_name_or_path"} == b, one
     for part in tiny.states(family):
         assert same(read(folder, part)[0], read(path.parent / "after", part)[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("unet", {"attention_head_dim": 2}, r"unet.attention_head_dim = \[?2.* instead of"),
+        ("unet", {"norm_num_groups": 8}, "unet.norm_num_groups = 8 instead of 16"),
+        ("unet", {"flip_sin_to_cos": False}, "unet.flip_sin_to_cos = False instead of True"),
+        ("vae", {"scaling_factor": 0.5}, "vae.scaling_factor = 0.5 instead of 0.1"),
+        ("vae", {"shift_factor": 0.1}, "vae.shift_factor = 0.1 instead of None"),
+        ("text_encoder", {"num_attention_heads": 4}, "text_encoder.num_attention_heads = 4 instead of 1"),
+        ("scheduler", {"beta_end": 0.02}, "scheduler.beta_end = 0.02 instead of 0.012"),
+        ("scheduler", {"timestep_spacing": "trailing"}, "scheduler.timestep_spacing = trailing instead of leading"),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_no_shape_tells_and_no_release_has_is_refused_by_name(folders, path, family, part, change, named):
+    folder = edited(folders[family], path.parent / "before", **{part: change})
+    with pytest.raises(UserError, match=f"^a base has {named}.*a single file cannot say.*--to diffusers"):
+        require_packable(folder, "a base")
+    with pytest.raises(UserError, match=f"before has {named}"):
+        pack_single_file(folder, path, half=False)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("unet", {"attention_head_dim": [8, 8, 8, 8], "sample_size": 17, "dropout": 0.0}),
+        ("vae", {"force_upcast": False, "sample_size": 17}),
+        ("text_encoder", {"eos_token_id": 2, "initializer_range": 0.3}),
+        ("scheduler", {"_class_name": "DDPMScheduler", "variance_type": "fixed_small", "steps_offset": 0}),
+    ],
+)
+def test_what_changes_no_network_and_no_noise_level_is_packed(folders, path, part, change):
+    pack_single_file(edited(folders["sd1"], path.parent / "before", **{part: change}), path, half=False)
+    assert same(load_file(path), tiny.tensors("sd1"))
+
+
+def stored(family, **changes):
+    """The header entry of earlier versions."""
+    parts = {part: config | changes.get(part, {}) for part, config in tiny.configs(family).items()}
+    scheduler = reference_configs.SCHEDULERS[family] | {"prediction_type": SCHEDULER[family]} | changes.get("scheduler", {})
+    return json.dumps({"family": family, "parts": parts, "scheduler": scheduler})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_of_an_earlier_version_opens_where_its_tensors_tell_the_same(path, family):
+    unpack_single_file(foreign(path, family, **{"personalize.configs": stored(family)}), path.parent / "out")
+    assert same(read(path.parent / "out", "unet")[0], tiny.states(family)["unet"])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        stored("sd1", unet={"attention_head_dim": 4}),
+        stored("sd1", unet={"attention_head_dim": [8] * 10_000}),
+        stored("sd1", vae={"scaling_factor": "1"}),
+        stored("sd1", text_encoder={"hidden_act": "os.system"}),
+        stored("sd1", scheduler={"beta_schedule": "cosine"}),
+        "", "[]", "null", "[" * 100_000, '{"parts": 1}', '{"parts": {}, "scheduler": {}}', '{"parts": [], "scheduler": {}}',
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_a_file_of_an_earlier_version_whose_header_says_more_is_refused_by_name(path, entry):
+    with pytest.raises(
+        UserError, match="model.safetensors: it is a single file of an earlier personalize with .*--to diffusers"
+    ):
+        unpack_single_file(foreign(path, "sd1", **{"personalize.configs": entry}), path.parent / "out")
+    assert not (path.parent / "out").exists()
 
 
 def test_diffusers_reads_a_file_of_ours_by_itself(folders, path):
@@ -191,7 +261,7 @@ def test_folders_that_are_not_bases_are_refused(folders, path):
     with pytest.raises(UserError, match="is an inpainting model"):
         pack_single_file(folder, path, half=False)
     unet.write_text("[]")
-    with pytest.raises(UserError, match="no JSON object"):
+    with pytest.raises(UserError, match="not a JSON object"):
         pack_single_file(folder, path, half=False)
     shutil.copy(folders["sd1"] / "unet" / "config.json", unet)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
@@ -203,18 +273,14 @@ def test_folders_that_are_not_bases_are_refused(folders, path):
     assert not path.exists()
 
 
-def test_prediction_is_what_the_caller_the_header_or_the_release_says(path):
-    def told(family, asked="", names=(), **metadata):
-        return reference_configs.prediction(
-            family, {f"modelspec.{key}": value for key, value in metadata.items()}, names, asked
-        )
+def test_prediction_is_what_the_header_or_the_release_says(path):
+    def told(family, names=(), **metadata):
+        return reference_configs.prediction(family, {f"modelspec.{key}": value for key, value in metadata.items()}, names)
 
     assert (told("sd1"), told("sd2"), told("sdxl")) == ("epsilon", "v_prediction", "epsilon")
-    assert told("sd2", prediction_type="epsilon") == told("sd2", asked="epsilon", prediction_type="v") == "epsilon"
+    assert told("sd2", prediction_type="epsilon") == "epsilon"
     assert told("sd1", prediction_type="v") == told("sdxl", names=["v_pred"]) == "v_prediction"
-    with pytest.raises(UserError, match="prediction 'x' is unknown"):
-        told("sd1", asked="x")
-    unpack_single_file(foreign(path, "sd2"), path.parent / "out", prediction="epsilon")
+    unpack_single_file(foreign(path, "sd2", **{"modelspec.prediction_type": "epsilon"}), path.parent / "out")
     assert read(path.parent / "out", "unet")[1]["sample_size"] == 64
     assert '"prediction_type": "epsilon"' in (path.parent / "out" / "scheduler" / "scheduler_config.json").read_text()
 
@@ -224,12 +290,14 @@ def test_v_prediction_with_zero_snr_passes_through_the_marks_of_sdxl(folders, pa
     shutil.copytree(folders["sdxl"], folder)
     place = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(place.read_text()) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    config |= {"timestep_spacing": "trailing"}
     place.write_text(json.dumps(config))
     pack_single_file(folder, path, half=False)
     plain = load_file(path)
     assert {"v_pred", "ztsnr"} <= set(plain)
     save_file(plain, path)  # without our header
-    unpack_single_file(path, path.parent / "back", tokenizer=folder / "tokenizer")
+    shutil.copytree(folder / "tokenizer", path.parent / "tokenizer")
+    unpack_single_file(path, path.parent / "back")
     found = json.loads((path.parent / "back" / "scheduler" / "scheduler_config.json").read_text())
     assert found["prediction_type"] == "v_prediction" and found["rescale_betas_zero_snr"]
     assert found["timestep_spacing"] == "trailing"
@@ -271,10 +339,11 @@ def test_a_pickle_and_a_folder_in_the_way_are_refused(path):
 
 
 def test_a_damaged_network_is_refused_and_nothing_is_left(path):
+    tiny.vocabulary(path.parent / "tokenizer")
     for name in ("input_blocks.1.0.in_layers.2.weight", "out.2.weight", "output_blocks.3.0.out_layers.3.bias"):
         save_file({key: v for key, v in tiny.tensors("sd1").items() if not key.endswith(name)}, path)
         with pytest.raises(UserError, match="model.safetensors"):
-            unpack_single_file(path, path.parent / "out", tokenizer=tiny.vocabulary(path.parent / name))
+            unpack_single_file(path, path.parent / "out")
         assert not (path.parent / "out").exists()
 
 
@@ -286,18 +355,15 @@ def test_without_a_tokenizer_the_message_says_where_to_put_it(path, monkeypatch)
 
 
 def test_a_tokenizer_of_another_base_is_refused(path):
-    folder = tiny.vocabulary(path.parent / "more")
+    folder = tiny.vocabulary(path.parent / "tokenizer")
     pieces = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(pieces | {"one more": len(pieces)}))
     with pytest.raises(UserError, match="has 65 pieces, but the text_encoder of .* knows 64"):
-        unpack_single_file(foreign(path, "sd1"), path.parent / "out", tokenizer=folder)
+        unpack_single_file(foreign(path, "sd1"), path.parent / "out")
 
 
-def test_toyland_survives_the_way_through_one_file(tmp_path):
-    """A base of another shape: three blocks, heads of its own, a VAE without attention."""
+def test_toyland_is_refused_by_name(path):
+    """A base of another shape: three blocks, heads of its own, a VAE without attention and of its own scale."""
     toyland = Path(clip_tokenizer.__file__).parents[1] / "toyland" / "weights"
-    pack_single_file(toyland, tmp_path / "toy.safetensors", half=False)
-    unpack_single_file(tmp_path / "toy.safetensors", tmp_path / "toy", tokenizer=toyland / "tokenizer")
-    for part in ("unet", "vae", "text_encoder"):
-        before, after = read(toyland, part), read(tmp_path / "toy", part)
-        assert same(ldm.tidy(part, before[0]), after[0]) and before[1] == after[1]
+    with pytest.raises(UserError, match="^base 'toyland' has unet.attention_head_dim = .*--to diffusers"):
+        require_packable(toyland, "base 'toyland'")

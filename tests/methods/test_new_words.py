@@ -23,7 +23,7 @@ def test_a_word_of_several_vectors_is_all_of_its_tokens(tiny_sd):
     )
     assert (ids[2] < first).all() and torch.equal(model.tokens("text_encoder", ["a red hat"]), before)
     long = "a dog " * 14
-    assert not model.overlong(long + "hat") and model.overlong(long + "<zqv>")
+    assert not model.truncated_words(long + "hat") and model.truncated_words(long + "<zqv>")
     table = model.text_encoders["text_encoder"].get_input_embeddings()
     words = model.tokenizers["text_encoder"]("a photo of dog", add_special_tokens=False).input_ids
     assert torch.equal(table.of("<zqv>"), table.known.weight[words[:3]])

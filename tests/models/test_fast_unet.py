@@ -29,7 +29,7 @@ def inputs(model, count=3):
 
 
 def library(model, z, t, cond):
-    return model.unet(z, t, return_dict=False, **model.family.arguments(cond, 16 * model.downscale))[0]
+    return model.unet(z, t, return_dict=False, **model.family.unet_arguments(cond, 16 * model.downscale))[0]
 
 
 def close(a, b):
@@ -38,7 +38,7 @@ def close(a, b):
 
 def test_it_predicts_what_the_library_predicts(model):
     z, t, cond = inputs(model)
-    assert model.lean
+    assert model.uses_fast_unet
     with torch.no_grad():
         assert close(model.predict(z, t, cond), library(model, z, t, cond))
 
@@ -146,7 +146,7 @@ def test_a_network_it_does_not_know_goes_through_the_library(tmp_path):
     model = models.load_model(str(folder), device="cpu", dtype="float32", say=lambda line: None)
     z, t, cond = inputs(model)
     with torch.no_grad():
-        assert not model.lean and model.prepare(cond) is cond
+        assert not model.uses_fast_unet and model.prepare(cond) is cond
         assert torch.equal(model.predict(z, t, cond), library(model, z, t, cond))
 
 

@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def single(tiny_sd, tmp_path):
     (tmp_path / "files").mkdir()
-    return bases.single(tiny_sd, tmp_path / "files" / "dreamy v2.safetensors")
+    return bases.single(bases.packable(tiny_sd, tmp_path / "packable"), tmp_path / "files" / "dreamy v2.safetensors")
 
 
 def edit(path, **values):

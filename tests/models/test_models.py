@@ -55,7 +55,7 @@ def test_a_base_says_what_it_is(model, tiny_sd):
 
 def test_toyland_is_a_base_like_any_other():
     folder = models.locate_base("toyland")
-    assert models.families(folder, "toyland") == "sd"
+    assert models.family_of(folder, "toyland") == "sd"
 
 
 def test_a_folder_without_model_index_is_refused(copy):
@@ -186,10 +186,10 @@ def test_a_scheduler_config_that_is_not_known_is_named(tmp_path, config, match):
 
 
 def test_words_that_do_not_fit_are_named(model):
-    assert model.overlong("a photo of a dog") == ""
+    assert model.truncated_words("a photo of a dog") == ""
     fits = " ".join(["dog"] * (model.tokenizers["text_encoder"].model_max_length - 2))
-    assert model.overlong(fits) == ""
-    assert model.overlong(f"{fits} red hat").split() == ["red", "hat"]
+    assert model.truncated_words(fits) == ""
+    assert model.truncated_words(f"{fits} red hat").split() == ["red", "hat"]
 
 
 def test_latents_are_scaled_as_the_vae_config_says(model):
@@ -283,7 +283,7 @@ def test_released_parts_leave_memory_and_come_back_the_same(tiny_sd):
     model.release(vae=True, texts=True)
     assert [ref() for ref in gone] == [None, None]
     assert list(model.networks) == ["unet"], "to list the networks is not to read them again"
-    assert model.overlong("a dog") == ""
+    assert model.truncated_words("a dog") == ""
     after = [model.encode_images(images)[0], model.decode_latents(z0), model.encode_prompts(["a dog"])["text"]]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert list(model.networks) == ["unet", "text_encoder"]
@@ -373,7 +373,7 @@ from personalize.methods import lora
 assert lora.attach(model, config.load_recipe(None, ["train.methods=lora"]))[0]["params"]
 import torch
 torch.optim.AdamW(p for p in model.unet.parameters() if p.requires_grad)
-assert torch._dynamo.config and torch.compiler.disable is not None
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2 and "torch._dynamo" in sys.modules
 from diffusers import StableDiffusionPipeline
 from diffusers.models.unets import UNet2DConditionModel
 assert UNet2DConditionModel is type(model.unet)

@@ -1,4 +1,4 @@
-"""Commands of other trainers -> recipes, and their flags on `personalize train`.
+"""Commands of other trainers -> recipes.
 
 What people arrive with: `accelerate launch train_dreambooth.py …` of diffusers, its siblings, and PEFT's example. A
 recipe that does the same work says what the script's own defaults are where ours differ; whatever has no counterpart
@@ -10,10 +10,7 @@ from dataclasses import dataclass, replace
 
 from personalize.cli.import_command import convert, parse
 from personalize.cli.import_command.draft import text_of
-from personalize.cli.import_command.flags import FLAGS, translate
 from personalize.common.recipe import Recipe, load_recipe, recipe_to_dict, recipe_to_toml
-
-__all__ = ["FLAGS", "Imported", "foundation", "recipe_from", "toml", "translate"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ where it takes several. --output_dir has none here: without it, runs/ is the pla
 
 from dataclasses import dataclass, field
 
+from personalize.common.errors import UserError
 from personalize.common.settings import Value
 
 _ALL = """
@@ -117,3 +118,13 @@ SCRIPTS = {
         _SUBJECT,
     ),
 }  # fmt: skip
+
+
+def refuse_flag(flag: str) -> None:
+    """UserError where an option that `personalize train` does not have is a flag of one of the scripts."""
+    for file, script in SCRIPTS.items():
+        if flag.removeprefix("--") in script.flags:
+            raise UserError(
+                f"{flag} is a flag of {script.title}; personalize train has none of that name. Turn the command into a recipe: "
+                f'personalize import-command "accelerate launch {file} {flag} …"'
+            )

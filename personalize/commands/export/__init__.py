@@ -99,14 +99,15 @@ def export(
     _, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     manifest, home = _unquantized(manifest), folder / FOLDER
     place, stem = _place(job, manifest)
-    products = targets.products(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
+    targets.require_packable(model, job.form)
+    products = targets.products_of(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
     with run_folder.lock(home):
         products = [product for product in products if not _vocabulary_is_there(model, place, product)]
         for product in products:
             _require_ours(home, place / product.name)
         run_folder.require_free_disk(home, _bytes(model, job.form, products))
         with _stage(home) as stage:
-            written = _write(model, job, manifest, recipe, made=products, stage=stage, screen=screen)
+            written = _write(model, job, manifest, recipe, products=products, stage=stage, screen=screen)
             files = [_put(stage / product.name, place / product.name) for product in products]
         _record(home, files, job, written.check)
         _say(files, products, written.check, screen)
@@ -115,8 +116,8 @@ def export(
         card = _card(model, job, manifest, written, main=products[0])
         photos = folder / hub.PHOTOS if with_photos else None
         images = [image for _, image in written.samples]
-        upload = hub.folder(home / UPLOAD, card, files=files, pictures=images, photos=photos)
-    return ExportResult(files, written.check, hub.push(upload, goal))
+        upload = hub.prepare_upload(home / UPLOAD, card, files=files, images=images, photos=photos)
+    return ExportResult(files, written.check, hub.upload(upload, goal))
 
 
 def _require_possible(job: _Job) -> None:
@@ -134,30 +135,30 @@ def _write(
     manifest: dict,
     recipe: Recipe,
     *,
-    made: list[Product],
+    products: list[Product],
     stage: Path,
     screen: Terminal,
 ) -> _Written:
     """The products into the stage, checked. What the model draws comes first: writing takes it apart."""
     prompt, form, draw = manifest["subjects"][0]["prompt"], job.form, recipe.draw
-    base = verify.here(model, prompt, draw.guidance) if job.check else None
+    base = verify.draw_in_process(model, prompt, draw.guidance) if job.check else None
     name = load_run.load_run(model, job.folder, manifest, at=job.at)
-    own = verify.here(model, prompt, draw.guidance) if job.check else None
+    own = verify.draw_in_process(model, prompt, draw.guidance) if job.check else None
     if job.check:
         verify.require_margin(own, base, half=form.half)
     samples = []
     if job.push:
-        samples = hub.samples(model, job.folder, manifest, draw, seed=recipe.seed, checkpoint=name, screen=screen)
+        samples = hub.sample_images(model, job.folder, manifest, draw, seed=recipe.seed, checkpoint=name, screen=screen)
     trained = recipe_from_dict(manifest["recipe"], str(job.folder))
-    screen.say(f"writing {made[0].name}")
-    files = targets.write(model, trained, form, made=made, stage=stage)
+    screen.say(f"writing {products[0].name}")
+    files = targets.write(model, trained, form, products=products, stage=stage)
     if not job.check:
         return _Written(name, files, None, samples)
     screen.say("drawing with it in a fresh process")
     # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
-    said = model.spelled(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
-    written = verify.elsewhere(model, files, said, draw.guidance, scratch=stage / ".check")
-    return _Written(name, files, verify.compared(written, own, base, half=form.half), samples)
+    fresh_prompt = model.expand_words(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
+    written = verify.draw_in_fresh_process(model, files, fresh_prompt, draw.guidance, scratch=stage / ".check")
+    return _Written(name, files, verify.compare_images(written, own, base, half=form.half), samples)
 
 
 def _unquantized(manifest: dict) -> dict:
@@ -185,7 +186,7 @@ def _place(job: _Job, manifest: dict) -> tuple[Path, str]:
 def _vocabulary_is_there(model: LatentModel, place: Path, product: Product) -> bool:
     """Whether the base's tokenizer lies beside another of its single files already."""
     there, own = place / product.name, model.folder / "tokenizer"
-    return product.what == targets.VOCABULARY and there.is_dir() and content_hash(there) == content_hash(own)
+    return product.kind == targets.VOCABULARY and there.is_dir() and content_hash(there) == content_hash(own)
 
 
 def _require_ours(home: Path, path: Path) -> None:
@@ -234,25 +235,25 @@ def _record(home: Path, files: list[Path], job: _Job, check: Check | None) -> No
         run_folder.append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | said)
 
 
-def _bytes(model: LatentModel, form: Form, made: list[Product]) -> int:
+def _bytes(model: LatentModel, form: Form, products: list[Product]) -> int:
     """Of a whole base; a single file lies there as a folder too, and again as what the check unpacks."""
-    if made[0].what != targets.BASE:
+    if products[0].kind != targets.BASE:
         return 0
     whole = sum(p.numel() for network in (*model.networks.values(), model.vae) for p in network.parameters())
     file = (2 if form.half else 4) * whole
     return file if form.to == "diffusers" else 4 * whole + 2 * file
 
 
-def _say(files: list[Path], made: list[Product], check: Check | None, screen: Terminal) -> None:
-    for file, product in zip(files, made, strict=True):
+def _say(files: list[Path], products: list[Product], check: Check | None, screen: Terminal) -> None:
+    for file, product in zip(files, products, strict=True):
         screen.say(f"wrote {os.path.relpath(file)}")
-        if product.what == targets.WORD:
+        if product.kind == targets.WORD:
             screen.say(f"in AUTOMATIC1111 and ComfyUI its name is the word: write {file.stem} for {product.token}")
     screen.say(str(check) if check else "not checked: nothing was drawn with it")
 
 
 def _card(model: LatentModel, job: _Job, manifest: dict, done: _Written, *, main: Product) -> model_card.Card:
-    names = {main.name: targets.BASE} if main.what == targets.BASE else {}
+    names = {main.name: targets.BASE} if main.kind == targets.BASE else {}
     names |= {path.name: targets.LORA for path in done.files.loras}
     names |= {path.name: targets.WORD for path, _ in done.files.embeddings}
     path = job.folder / "evaluation" / "metrics.json"

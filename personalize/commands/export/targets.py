@@ -1,7 +1,7 @@
 """What a run can be exported to, under which names, and the writing of it.
 
-A bundle is one to three files or folders that belong together, such as a LoRA and the embedding of the word it was trained
-with. Its first product is the main one.
+An export is one to three files or folders that belong together, such as a LoRA and the embedding of the word it was
+trained with. The first of these products is the main one.
 """
 
 import dataclasses
@@ -16,12 +16,13 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, slug, write_json
 from personalize.common.recipe import Recipe
 from personalize.formats import embedding, lora, single_file
+from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.methods import ADAPTERS, WITH_A_WORD, adapter_files, full, peft_layers, textual_inversion
 from personalize.methods.lora import fuse_adapters, save
 from personalize.models.interface import LatentModel
 
 TARGETS = ("diffusers", "single-file", "kohya", "a1111-embedding")
-# what trained -> its forms as it is, and its forms baked into the base
+# what trained -> targets of it alone, and targets of it baked into its base
 POSSIBLE = {
     "full": (("diffusers", "single-file"), ()),
     "lora": (("diffusers", "kohya"), ("diffusers", "single-file")),
@@ -31,7 +32,6 @@ POSSIBLE = {
     "textual-inversion + another adapter": ((), ("diffusers", "single-file")),
     "custom-diffusion": ((), ("diffusers", "single-file")),
 }
-CLIP_WORDS = 49408  # of the vocabulary that every program has
 BASE, LORA, WORD, FOLDER, VOCABULARY = "base", "LoRA", "embedding", "folder", "tokenizer"
 
 
@@ -46,15 +46,15 @@ class Form:
 
 @dataclass(frozen=True)
 class Product:
-    """A file or folder. what: BASE, LORA, WORD with its token, FOLDER of a LoRA, words or both, or VOCABULARY."""
+    """A file or folder. kind: BASE, LORA, WORD with its token, FOLDER of a LoRA, words or both, or VOCABULARY."""
 
     name: str
-    what: str
+    kind: str
     token: str = ""
 
 
 def require_possible(trained: Sequence[str], form: Form) -> None:
-    """UserError, with what would work, where a run of these methods cannot be exported to this form."""
+    """UserError, which says what works, where a run of these methods cannot be exported to this form."""
     if form.to not in TARGETS:
         raise UserError(f"unknown format --to {form.to!r}{nearest(form.to, TARGETS) or '.'} Known: {', '.join(TARGETS)}.")
     kinds = ["another adapter" if name in ADAPTERS and name != "lora" else name for name in trained]
@@ -62,8 +62,14 @@ def require_possible(trained: Sequence[str], form: Form) -> None:
     if form.to in (fused if form.fuse else plain):
         return
     works = [f"--to {name}" for name in plain] + [f"--to {name} --fuse" for name in fused]
-    asked = f"--to {form.to}{' --fuse' if form.fuse else ''}"
-    raise UserError(f"a run of {' and '.join(trained)} cannot be exported {asked}. What works: {', '.join(works)}.")
+    options = f"--to {form.to}{' --fuse' if form.fuse else ''}"
+    raise UserError(f"a run of {' and '.join(trained)} cannot be exported {options}. What works: {', '.join(works)}.")
+
+
+def require_packable(model: LatentModel, form: Form) -> None:
+    """UserError for a single file of a base that none can hold, such as Toyland."""
+    if form.to == "single-file":
+        single_file.require_packable(model.folder, f"base {model.name!r}")
 
 
 def stem(trained: Sequence[str], form: Form, *, subjects: Sequence[dict], run: str) -> str:
@@ -75,7 +81,7 @@ def stem(trained: Sequence[str], form: Form, *, subjects: Sequence[dict], run: s
     return f"{run}-fused" if form.fuse else run
 
 
-def products(
+def products_of(
     model: LatentModel, trained: Sequence[str], form: Form, *, subjects: Sequence[dict], stem: str
 ) -> list[Product]:  # fmt: skip
     """What will be written, the main one first."""
@@ -87,39 +93,39 @@ def products(
         return [dataclasses.replace(words[0], name=f"{stem}.safetensors"), *words[1:]]
     if form.to == "kohya":
         return [Product(f"{stem}.safetensors", LORA), *words]
-    unusual = any(len(tokenizer) != CLIP_WORDS for tokenizer in model.tokenizers.values())
+    unusual = any(len(tokenizer) != VOCABULARY_SIZE for tokenizer in model.tokenizers.values())
     return [Product(f"{stem}.safetensors", BASE), *words, *([Product(VOCABULARY, VOCABULARY)] if unusual else [])]
 
 
-def write(model: LatentModel, recipe: Recipe, form: Form, *, made: Sequence[Product], stage: Path) -> Files:
-    """The products into the folder `stage`, from a model with its run put in -> what a fresh process draws with.
+def write(model: LatentModel, recipe: Recipe, form: Form, *, products: Sequence[Product], stage: Path) -> Files:
+    """Write the products of a model with its run loaded into the folder `stage` -> what a fresh process draws with.
 
-    A single file has its tokenizer beside it in any case.
+    A single file always gets its tokenizer beside it.
     """
-    main, words = stage / made[0].name, [product for product in made if product.what == WORD]
+    main, words = stage / products[0].name, [product for product in products if product.kind == WORD]
     for product in words:
         rows = {part: _rows(model, part, product.token) for part in model.text_encoders}
         embedding.write_a1111(stage / product.name, rows)
-    said = [(stage / product.name, product.token) for product in words]
-    if made[0].what == BASE:
+    embeddings = [(stage / product.name, product.token) for product in words]
+    if products[0].kind == BASE:
         _write_base(model, recipe, form, main)
-        return Files(main, embeddings=said)
-    if made[0].what == WORD:
-        return Files(model.folder, embeddings=said)
-    if made[0].what == LORA:
+        return Files(main, embeddings=embeddings)
+    if products[0].kind == WORD:
+        return Files(model.folder, embeddings=embeddings)
+    if products[0].kind == LORA:
         _write_kohya(model, recipe, form, main)
-        return Files(model.folder, loras=[main], embeddings=said)
+        return Files(model.folder, loras=[main], embeddings=embeddings)
     methods.save(model, main, recipe)
     file = main / adapter_files.FILE
     if form.half and file.exists():
         lora.write_diffusers(file, _halved(_adapter(model, file)))
-    names = {token: f"{textual_inversion.FILE}{end}.safetensors" for token, end in _ends(recipe).items()}
-    said = [(main / name, token) for token, name in names.items() if (main / name).exists()]
-    return Files(model.folder, loras=[file] if file.exists() else [], embeddings=said)
+    names = {token: f"{textual_inversion.FILE}{end}.safetensors" for token, end in _name_endings(recipe).items()}
+    embeddings = [(main / name, token) for token, name in names.items() if (main / name).exists()]
+    return Files(model.folder, loras=[file] if file.exists() else [], embeddings=embeddings)
 
 
 def bakes_words(trained: Sequence[str], form: Form) -> bool:
-    """Whether the base that is written knows the run's words itself."""
+    """Whether the run's words are written into the base."""
     return form.fuse and form.to == "diffusers" and bool(set(trained) & set(WITH_A_WORD))
 
 
@@ -129,13 +135,13 @@ def family(model: LatentModel) -> str:
 
 
 def _word(subject: dict) -> str:
-    """The name of an embedding's file, which is its word in AUTOMATIC1111 and ComfyUI: "<subject>" would be in every prompt."""
+    """The name of an embedding's file, which is its word in AUTOMATIC1111 and ComfyUI; just "subject" would be too common."""
     word, kind = slug(subject["token"]), slug(subject["class"])
     return word if word.endswith(kind) else f"{word}-{kind}"
 
 
-def _ends(recipe: Recipe) -> dict[str, str]:
-    """{token: what sets its file of diffusers apart}."""
+def _name_endings(recipe: Recipe) -> dict[str, str]:
+    """{token: ending of the name of its embedding file}, where there are several."""
     return {token: f"-{slug(token)}" if len(recipe.token) > 1 else "" for token in recipe.token}
 
 
@@ -145,10 +151,10 @@ def _rows(model: LatentModel, part: str, token: str):
 
 
 def _write_kohya(model: LatentModel, recipe: Recipe, form: Form, path: Path) -> None:
-    own = path.with_name(".own")
-    save(model, own, recipe)
-    adapter = _adapter(model, own / adapter_files.FILE)
-    shutil.rmtree(own)
+    folder = path.with_name(".own")
+    save(model, folder, recipe)
+    adapter = _adapter(model, folder / adapter_files.FILE)
+    shutil.rmtree(folder)
     lora.write_kohya(
         path, _halved(adapter) if form.half else adapter, family=family(model),
         metadata={"ss_output_name": path.stem}, unet=set(peft_layers.adaptable_layers(model.unet)),
@@ -176,19 +182,19 @@ def _write_base(model: LatentModel, recipe: Recipe, form: Form, main: Path) -> N
             encoder.set_input_embeddings(table.known)
     if baked:
         textual_inversion.fuse_embeddings(model)
-    everything = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, text_encoder=True))
+    with_texts = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, text_encoder=True))
     if form.to == "single-file":
         folder = main.with_name(".own")
-        full.save(model, folder, everything)
+        full.save(model, folder, with_texts)
         single_file.pack_single_file(folder, main, half=form.half)
         shutil.rmtree(folder)
         shutil.copytree(model.folder / "tokenizer", main.with_name(VOCABULARY))
         return
     if form.half:
         _halve(model)
-    full.save(model, main, everything)
+    full.save(model, main, with_texts)
     for part, (_, vocabulary) in model.family.TEXT.items():
-        if form.half:  # else plain `from_pretrained` loads it in half, and the U-Net in full precision
+        if form.half:  # else `from_pretrained` without a dtype loads it in half, and the U-Net in full precision
             settings = main / part / "config.json"
             write_json(settings, read_json(settings) | {"dtype": "float32"})
         if baked:
@@ -204,7 +210,7 @@ def _halve(model: LatentModel) -> None:
 
 
 def _write_tokenizer(model: LatentModel, part: str, folder: Path) -> None:
-    """A tokenizer with the words it has learned, in place of the base's, whose files may be links to the base's own."""
+    """Put a tokenizer with the learned words in place of the base's, whose files may be links to the base's own."""
     kept = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt") if (folder / name).exists()}
     shutil.rmtree(folder)
     model.tokenizers[part].save_pretrained(folder)

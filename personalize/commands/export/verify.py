@@ -1,6 +1,6 @@
-"""Does what was written draw what was trained? One picture here, the same one by a fresh process, and their distance.
+"""Does what was written draw what was trained? One image here, the same one by a fresh process, and their distance.
 
-A picture is (H,W,3) uint8. Distances are means over all values, on their scale of 0 to 255.
+An image is (H,W,3) uint8. A distance is the mean over all values, on their scale of 0 to 255.
 """
 
 import json
@@ -19,13 +19,13 @@ from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
 STEPS, SAMPLER, SEED = 4, "ddim", 0
-SAME, SAME_HALF = 0.5, 1.0  # largest distance of two pictures that count as the same: of full, and of half precision
-MARGIN = 4  # a run's picture is at least so many times that distance away from the base's
+SAME, SAME_HALF = 0.5, 1.0  # largest distance of two images that count as the same, in full and in half precision
+MARGIN = 4  # a run's image is at least so many times that distance away from the base's
 
 
 @dataclass(frozen=True)
 class Check:
-    """to_run: distance of the export's picture to the run's; to_base: to the bare base's; allowed: how large to_run may be."""
+    """to_run: distance of the export's image to the run's; to_base: to the bare base's; allowed: how large to_run may be."""
 
     to_run: float
     to_base: float
@@ -33,7 +33,7 @@ class Check:
 
     def __str__(self) -> str:
         return (
-            f"drawn by a fresh process, {self.to_run:.2f} of 255 from the run's own picture ({self.allowed:g} allowed) "
+            f"drawn by a fresh process, {self.to_run:.2f} of 255 from the run's own image ({self.allowed:g} allowed) "
             f"and {self.to_base:.1f} from the base's"
         )
 
@@ -47,10 +47,10 @@ class Files:
     embeddings: Sequence[tuple[Path, str]] = ()
 
 
-def here(model: LatentModel, prompt: str, guidance: float) -> np.ndarray:
-    """The picture by a model as it is now."""
-    how = SamplingConfig(SAMPLER, STEPS, guidance, size=model.size)
-    z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(SEED, range(1)), how)
+def draw_in_process(model: LatentModel, prompt: str, guidance: float) -> np.ndarray:
+    """The image by a model as it is now."""
+    config = SamplingConfig(SAMPLER, STEPS, guidance, size=model.size)
+    z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(SEED, range(1)), config)
     return np.asarray(sampling.to_pil(model.decode_latents(z0))[0])
 
 
@@ -59,47 +59,49 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def require_margin(run: np.ndarray, base: np.ndarray, *, half: bool) -> None:
-    """UserError where the run's picture is so much like the base's that it could not tell the run from nothing."""
-    apart, least = distance(run, base), MARGIN * (SAME_HALF if half else SAME)
-    if apart < least:
+    """UserError where the run's image is so much like the base's that an export of nothing would pass for the run."""
+    gap, least = distance(run, base), MARGIN * (SAME_HALF if half else SAME)
+    if gap < least:
         raise UserError(
-            f"the run's picture is {apart:.2f} of 255 away from the base's, less than the {least:g} that it takes to see "
+            f"the run's image is {gap:.2f} of 255 away from the base's, less than the {least:g} that it takes to see "
             "whether an export works. Train longer, or export without the check: --no-check."
         )
 
 
-def elsewhere(model: LatentModel, files: Files, prompt: str, guidance: float, *, scratch: Path) -> np.ndarray:
-    """The picture by a fresh process, on the same device. UserError with its last words where it fails."""
+def draw_in_fresh_process(
+    model: LatentModel, files: Files, prompt: str, guidance: float, *, scratch: Path
+) -> np.ndarray:  # fmt: skip
+    """The image by a fresh process on the same device. UserError quotes its last line where it fails."""
     from PIL import Image
 
-    words = [sys.executable, "-m", "personalize", "generate", "--base", str(files.base), "--out", str(scratch / "drawn")]
-    words += [word for path in files.loras for word in ("--lora", str(path))]
-    words += [word for path, token in files.embeddings for word in ("--embedding", f"{path}:{token}")]
-    words += ["--count", "1", "--steps", str(STEPS), "--sampler", SAMPLER, "--guidance", repr(guidance), "--seed", str(SEED)]
-    words += ["--size", str(model.size), "--device", str(model.device), "--dtype", str(model.dtype).removeprefix("torch.")]
+    command = [sys.executable, "-m", "personalize", "generate", "--base", str(files.base), "--out", str(scratch / "drawn")]
+    command += [word for path in files.loras for word in ("--lora", str(path))]
+    command += [word for path, token in files.embeddings for word in ("--embedding", f"{path}:{token}")]
+    command += ["--count", "1", "--steps", str(STEPS), "--sampler", SAMPLER, "--guidance", repr(guidance), "--seed", str(SEED)]
+    command += ["--size", str(model.size), "--device", str(model.device), "--dtype", str(model.dtype).removeprefix("torch.")]
     # A single file is unpacked into the cache, where nobody will look for this one again.
     environment = os.environ | {"PERSONALIZE_CACHE": str(scratch / "cache")}
-    _make_room(model)
-    done = subprocess.run([*words, "--json", "--", prompt], capture_output=True, text=True, env=environment)
+    _free_device_memory(model)
+    done = subprocess.run([*command, "--json", "--", prompt], capture_output=True, text=True, env=environment)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
-        raise UserError(f"a fresh process cannot draw with what was written, so it is not kept: {last}")
+        last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
+        raise UserError(f"a fresh process cannot draw with what was written, so it is not kept: {last_line}")
     return np.asarray(Image.open(json.loads(done.stdout)["files"][0]).convert("RGB"))
 
 
-def compared(written: np.ndarray, run: np.ndarray, base: np.ndarray, *, half: bool) -> Check:
-    """UserError where what was written does not draw the run's picture."""
+def compare_images(written: np.ndarray, run: np.ndarray, base: np.ndarray, *, half: bool) -> Check:
+    """UserError where what was written does not draw the run's image."""
     check = Check(distance(written, run), distance(written, base), SAME_HALF if half else SAME)
     if check.to_run > check.allowed:
         raise UserError(
-            f"what was written does not draw the run's picture, so it is not kept: {check}. "
+            f"what was written does not draw the run's image, so it is not kept: {check}. "
             "Please report it; --no-check keeps the files."
         )
     return check
 
 
-def _make_room(model: LatentModel) -> None:
-    """The fresh process needs the device's memory."""
+def _free_device_memory(model: LatentModel) -> None:
+    """For the fresh process, which loads the same base."""
     if model.device.type != "cpu":
         for network in model.networks.values():
             network.to("cpu")

@@ -1,4 +1,4 @@
-"""The Triton kernels of `group_norm`. A picture is rows of channels, R = h w rows of C; a program takes some of each.
+"""The Triton kernels of `group_norm`. An image is rows of channels, R = h w rows of C; a program takes some of each.
 
 Forward: moments of parts, their sum by group, and the output. Backward: sums of parts, their sum by group, and the input's
 gradient. Nothing is added atomically, so results are the same bits each time.
@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 
 TILE_R = tl.constexpr(32)
 ROWS, COLUMNS = TILE_R.value, 64  # of a tile; 64 channels in bfloat16 are one line of 128 bytes
-MOST_PARTS = 64  # that the rows of a picture are summed in
+MOST_PARTS = 64  # that the rows of an image are summed in
 
 
 @triton.jit
 def _tile(row, stop, columns, C):
-    """Places of a tile within a picture, and which of them are there."""
+    """Offsets of a tile within an image, and which of them are inside it."""
     rows = row + tl.arange(0, TILE_R)
     return rows[:, None] * C + columns[None, :], (rows[:, None] < stop) & (columns[None, :] < C)
 

@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from personalize.models.devices import is_fake
+
 aten = torch.ops.aten
 # Bytes that a run takes beside its tensors. CPU: pages of the libraries' code and small blocks, measured 40 to 110 MB where
 # malloc returns what is freed. CUDA: workspaces of cuBLAS, in torch's memory; the context, half a GB, is not included.
@@ -128,7 +130,7 @@ class Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # what each `.device` of a fake tensor asks
             return func(*args, **kwargs)
-        if func is aten._local_scalar_dense.default and _is_fake(args[0]):
+        if func is aten._local_scalar_dense.default and is_fake(args[0]):
             return FAKE_NUMBERS.get(args[0].dtype, 0.0)
         moves = not (func.is_view or func is aten._unsafe_view.default)
         used = _tensors((args, kwargs)) if moves else []
@@ -224,12 +226,6 @@ class Counter(TorchDispatchMode):
 
 def _tensors(tree) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _is_fake(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor)
 
 
 def _attention(query, key, value, *args, out_val=None, **kwargs) -> int:
