@@ -101,7 +101,8 @@ def upload(place: Path, push: Push) -> str:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"the export was written, but not pushed to {push.repo}: {reason}. "
-            f"What would have been uploaded, with its card, is in {os.path.relpath(place)}; with a connection and a login (HF_TOKEN) the same command pushes it."
+            f"What would have been uploaded, with its card, is in {os.path.relpath(place)}; "
+            "with a connection and a login (HF_TOKEN) the same command pushes it."
         ) from error
     return str(address)
 
