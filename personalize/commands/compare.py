@@ -12,12 +12,10 @@ from personalize.common.recipe import flat_settings, recipe_from_dict
 from personalize.common.settings import to_toml_value
 from personalize.common.terminal import SILENT, Terminal
 from personalize.evaluation import bootstrap, summary
+from personalize.evaluation.metrics import METRICS
 from personalize.training import load_run
 
-NAMES = (
-    summary.TITLES | {k: f"truth: {v}" for k, v in summary.TRUTHS.items()} | {"pres": "PRES: class pictures like the photos"}
-)
-MEASURES = ("dino", "clip_i", "clip_t", "diversity")
+PRES = "PRES: class images like the photos"
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareRe
         lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
         for name, change in changes.items():
             mean, low, high, above = (change[key] for key in ("mean", "low", "high", "above"))
-            lines.append(f"| {NAMES[name]} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {above:.2f} |")
+            lines.append(f"| {_title(name)} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {above:.2f} |")
         lines.append("")
     return _written(evaluations[0] / "comparison.md", rows, lines)
 
@@ -70,10 +68,11 @@ def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Pat
         {"subject": name, **_scores(run_folder.read_json(folder / "metrics.json"))}
         for name, folder in zip(names, evaluations, strict=True)
     ]
-    lines = ["| subject | " + " | ".join(MEASURES) + " | PRES |", "|---|" + "---|" * (len(MEASURES) + 1)]
-    lines += [f"| {row['subject']} | " + " | ".join(_shown(row.get(m)) for m in (*MEASURES, "pres")) + " |" for row in rows]
+    keys = _always_measured()
+    lines = ["| subject | " + " | ".join(keys) + " | PRES |", "|---|" + "---|" * (len(keys) + 1)]
+    lines += [f"| {row['subject']} | " + " | ".join(_shown(row.get(m)) for m in (*keys, "pres")) + " |" for row in rows]
     means = []
-    for measure in (*MEASURES, "pres"):
+    for measure in (*keys, "pres"):
         kind, column = ("class", "dino") if measure == "pres" else ("subject", measure)
         values, labels = [], []
         for name, folder in zip(names, evaluations, strict=True):
@@ -84,6 +83,16 @@ def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Pat
         means.append("-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
     lines += ["| **mean** (95 %) | " + " | ".join(means) + " |"]
     return _written(out / "dreambench.md", rows, lines)
+
+
+def _title(key: str) -> str:
+    if key == "pres":
+        return PRES
+    return f"truth: {METRICS[key].title}" if METRICS[key].truth else METRICS[key].title
+
+
+def _always_measured() -> list[str]:
+    return [key for key, metric in METRICS.items() if not metric.needs]
 
 
 def read_rows(evaluation: Path) -> list[dict]:
@@ -101,7 +110,7 @@ def _value(name: str, text: str):
 
 
 def _scores(metrics: dict) -> dict:
-    found = {name: metrics["scores"][name]["score"] for name in MEASURES if name in metrics["scores"]}
+    found = {name: metrics["scores"][name]["score"] for name in _always_measured() if name in metrics["scores"]}
     return found | ({"pres": metrics["class"]["pres"]} if metrics["class"] else {})
 
 

@@ -20,7 +20,8 @@ from personalize.data import class_images, photo_checks
 from personalize.data.crops import Photo
 from personalize.data.photos import load_photos
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
-from personalize.evaluation.metrics import diversity, memorization, toyland_truth
+from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
+from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
 from personalize.evaluation.report import page
 from personalize.evaluation.report.verdict import verdict
@@ -111,7 +112,7 @@ def evaluate(
 
 def _reference(
     model: LatentModel, job: _Job, trained_on: list[Photo], held_out: list[Photo]
-) -> tuple[scoring.Reference, dict[str, str]]:
+) -> tuple[Reference, dict[str, str]]:
     """What images are scored against, and the names of the encoders with the hashes of their weights."""
     settings, word = job.recipe.evaluate, job.subject["class"]
     lpips = diversity.read_lpips(Path(settings.lpips), model.device) if settings.lpips else None
@@ -147,8 +148,8 @@ def _checkpoints(job: _Job) -> list[dict]:
     return checkpoint_selection.checkpoint_rows(scored, job.recipe.choose, job.manifest.get("chosen"))
 
 
-def _metrics(reference: scoring.Reference, rows: list[dict], job: _Job) -> dict:
-    subject, tops = job.subject, reference.ceilings
+def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
+    subject, tops = job.subject, ceilings(reference)
     among = memorization.leave_one_out(reference.photos)
     scores = summary.scores(rows, tops)
     if reference.lpips and "diversity" in scores:

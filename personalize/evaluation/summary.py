@@ -1,4 +1,4 @@
-"""Rows of pictures -> what they say of a run: means with intervals beside floor and ceiling. No tensor is needed here.
+"""Rows of pictures -> what they say of a run: means with intervals beside floor and ceiling.
 
 Means go photos -> picture -> prompt -> run; intervals are of a cluster bootstrap over prompts, then pictures.
 """
@@ -8,23 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from personalize.common.errors import UserError
 from personalize.evaluation import bootstrap
 from personalize.evaluation.bootstrap import Interval
+from personalize.evaluation.metrics import METRICS
 
 Row = Mapping
-TITLES = {
-    "dino": "DINO: same subject",
-    "held_out": "DINO on held-out photos",
-    "dino_fg": "DINO-fg: same subject, background apart",
-    "clip_i": "CLIP-I: same content",
-    "clip_t": "CLIP-T: obeys the prompt",
-    "diversity": "DIV: patch distance",
-}
-TRUTHS = {
-    "true_class": "class",
-    "true_place": "place",
-    "true_action": "action",
-    "true_accessory": "accessory",
-    "identity_error": "identity error",
-}
 PAIRS = 6  # nearest pictures that are shown beside their photos
 
 
@@ -48,7 +34,9 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
     """
     run, base = of_kind(rows, "subject"), of_kind(rows, "base")
     found = {}
-    for name, title in TITLES.items():
+    for name, metric in METRICS.items():
+        if metric.truth:
+            continue
         got, floor = interval(run, name), interval(base, name)
         if got is None:
             continue
@@ -56,8 +44,8 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
         relative = (got.mean - low) / (top - low) if top is not None and low is not None and top > low else None
         change = bootstrap.paired_difference(keyed(run, name), keyed(base, name))
         found[name] = {
-            "title": title, "score": got.mean, "low": got.low, "high": got.high, "floor": low, "ceiling": top,
-            "relative": relative, "change": change.row() if change else None, "better": "higher",
+            "title": metric.title, "score": got.mean, "low": got.low, "high": got.high, "floor": low, "ceiling": top,
+            "relative": relative, "change": change.row() if change else None, "better": metric.better,
         }  # fmt: skip
     return found
 
@@ -97,11 +85,19 @@ def truth_summary(rows: Sequence[Row]) -> dict | None:
     """Toyland: what a probe sees in the pictures, beside the base's; None where there is no probe."""
     run, base = of_kind(rows, "subject"), of_kind(rows, "base")
     found = {}
-    for name, title in TRUTHS.items():
+    for name, metric in METRICS.items():
+        if not metric.truth:
+            continue
         got, floor = interval(run, name), interval(base, name)
         if got is not None:
             count = sum(row.get(name) is not None for row in run)
-            found[title] = {"score": got.mean, "low": got.low, "high": got.high, "base": floor and floor.mean, "count": count}
+            found[metric.title] = {
+                "score": got.mean,
+                "low": got.low,
+                "high": got.high,
+                "base": floor and floor.mean,
+                "count": count,
+            }
     return found or None
 
 
@@ -128,7 +124,7 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
     UserError where no picture is of the same template and number.
     """
     found = {}
-    for kind, names in (("subject", [*TITLES, *TRUTHS]), ("class", ["dino"])):
+    for kind, names in (("subject", METRICS), ("class", ["dino"])):
         one, other = of_kind(a, kind), of_kind(b, kind)
         for name in names:
             change = bootstrap.paired_difference(keyed(one, name), keyed(other, name))

@@ -19,6 +19,8 @@ from personalize.data.image_grid import grid
 from personalize.data.subjects import Subject
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, protocols, scoring
 from personalize.evaluation.checkpoint_selection import ScoredCheckpoint
+from personalize.evaluation.metrics import METRICS
+from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol
 from personalize.evaluation.summary import keyed, of_kind
 from personalize.generation import sampling
@@ -74,7 +76,7 @@ class DevSplit:
     recipe: Recipe
     folder: Path
     subjects: list[Subject]
-    references: list[scoring.Reference]
+    references: list[Reference]
     progress: Callable
     base: list[list[dict]] = field(default_factory=list)
     scored: list[ScoredCheckpoint] = field(default_factory=list)
@@ -97,7 +99,8 @@ class DevSplit:
         parts = []
         for k, subject in enumerate(self.subjects):
             rows = self._rows(k, subject.token, self.folder / "choosing", f"step-{step:06d}")
-            parts.append(_scored(step, rows, self.base[k], top=self.references[k].ceilings["dino"], token=subject.token))
+            top = METRICS["dino"].ceiling(self.references[k])
+            parts.append(_scored(step, rows, self.base[k], top=top, token=subject.token))
         scored = _pooled(parts)
         self.scored.append(scored)
         run_folder.append_jsonl(self.folder / checkpoint_selection.FILE, scored.row())

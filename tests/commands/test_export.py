@@ -447,7 +447,7 @@ def pushed(run, **options):
 def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub):
     run = run_of("pivotal")
     (run / "evaluation").mkdir(exist_ok=True)
-    scores = {"dino": {"floor": 0.25, "score": 0.5, "ceiling": None, "relative": None}}
+    scores = {"dino": {"title": "DINO: same subject", "floor": 0.25, "score": 0.5, "ceiling": None, "relative": None}}
     (run / "evaluation" / "metrics.json").write_text(json.dumps({"run": {"model": "model"}, "scores": scores}))
     assert pushed(run).url == "https://huggingface.co/me/my-dog"
     samples = [f"samples/{i}.png" for i in range(1, 5)]
@@ -457,7 +457,7 @@ def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub)
     card = (folder / "README.md").read_text()
     for line in (
         'instance_prompt: "a <subject> dog"', "| prompt | `a <subject> dog` |", "| `lora.alpha` | `7.5` | `0.0` |",
-        "| DINO, the same subject | 0.250 | 0.500 | - |", "say `a subject-dog dog` in a prompt", "(samples/4.png)",
+        "| DINO: same subject | 0.250 | 0.500 | - |", "say `a subject-dog dog` in a prompt", "(samples/4.png)",
         "4 photos, which are not in this repository",
     ):  # fmt: skip
         assert line in card, card

@@ -21,9 +21,6 @@ LICENSES = {  # of the bases on the hub, which what is made from them inherits
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
 }
 FAMILIES = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
-SCORES = {
-    "dino": "DINO, the same subject", "clip_i": "CLIP-I, the same content", "clip_t": "CLIP-T, obeys the prompt",
-}  # fmt: skip
 PLACES = ("train.init_from", "evaluate.dino", "evaluate.clip")  # settings that may hold a path
 UNSAID = ("base", "token", "class_word", "device", "vae")  # said elsewhere on the card, or of the machine only
 USE = {
@@ -156,10 +153,9 @@ def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
 def _scores(scores: dict) -> list[str]:
     """A table of means; base: the same prompts without the token, photos: the photos against each other."""
     rows = []
-    for key, title in SCORES.items():
-        if key in scores:
-            found = [scores[key].get(name) for name in ("floor", "score", "ceiling")]
-            rows.append((title, *("-" if value is None else f"{value:.3f}" for value in found)))
+    for score in scores.values():
+        means = [score.get(name) for name in ("floor", "score", "ceiling")]
+        rows.append((score["title"], *("-" if mean is None else f"{mean:.3f}" for mean in means)))
     return ["## Scores", _table(("", "base", "this", "photos"), rows)] if rows else []
 
 

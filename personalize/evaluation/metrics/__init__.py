@@ -1,9 +1,95 @@
-"""Metrics: pictures and photos, embedded once  ->  one number per picture. Whoever calls one aggregates.
+"""The metrics, a row each: images and photos, embedded once -> one number per image. Whoever calls one aggregates.
 
-METRICS need no more than pictures and photos. DIV (`diversity`), DINO-fg (`foreground`) and what tells copies
-(`copying`) also need prompts, masks or several photos, and are called by name.
+Scoring, summary, report, comparison and model card read this table: a new metric is a file with its function, and a row.
+What tells copies of the photos (`memorization`) is no score of a run and stands beside it.
 """
 
-from personalize.evaluation.metrics.similarity import clip_i, clip_t, dino
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
-METRICS = {"dino": dino, "clip_i": clip_i, "clip_t": clip_t}
+from torch import Tensor
+
+from personalize.evaluation.metrics import diversity, foreground, similarity, toyland_truth
+from personalize.evaluation.metrics.inputs import Images, Reference
+
+
+@dataclass(frozen=True)
+class Metric:
+    """title: as reports have it; better: "higher" or "lower"; score: N images -> (N,), NaN or None where it says nothing.
+
+    needs    the field of `Reference` without which it is not measured, or ""
+    ceiling  what perfect copies of the subject would score: photos against the other photos; None where nothing says it
+    truth    whether it is read back by Toyland's probe, which metrics.json keeps apart
+    """
+
+    title: str
+    better: str
+    needs: str
+    score: Callable[[Images], Tensor | None]
+    ceiling: Callable[[Reference], float | None] | None = None
+    truth: bool = False
+
+
+def _dino(images: Images) -> Tensor:
+    return similarity.dino(images.embedded, images.reference.photos)
+
+
+def _held_out(images: Images) -> Tensor:
+    return similarity.dino(images.embedded, images.reference.held_out)
+
+
+def _foreground(images: Images) -> Tensor | None:
+    return foreground.dino_fg(images.embedded, images.reference.photos, images.reference.foreground)
+
+
+def _clip_i(images: Images) -> Tensor:
+    return similarity.clip_i(images.embedded, images.reference.photos)
+
+
+def _diversity(images: Images) -> Tensor:
+    groups = list(zip(images.kinds, images.templates, strict=True))
+    if images.reference.lpips:
+        return diversity.pairwise(images.reference.lpips, images.pixels, groups)
+    return diversity.pairwise(diversity.patch_distance, images.embedded.patches, groups)
+
+
+def _adherence(images: Images, part: str) -> Tensor | None:
+    return images.adherence.get(part)
+
+
+def _identity_error(images: Images) -> Tensor:
+    return toyland_truth.identity_error(images.reading, images.reference.identity, images.reference.class_word)
+
+
+METRICS = {
+    "dino": Metric("DINO: same subject", "higher", "", _dino, lambda reference: similarity.ceiling(reference.photos)["dino"]),
+    "held_out": Metric(
+        "DINO on held-out photos", "higher", "held_out", _held_out,
+        lambda reference: similarity.dino(reference.held_out, reference.photos).mean().item(),
+    ),
+    "dino_fg": Metric(
+        "DINO-fg: same subject, background apart", "higher", "foreground", _foreground,
+        lambda reference: foreground.ceiling(reference.photos, reference.foreground),
+    ),
+    "clip_i": Metric(
+        "CLIP-I: same content", "higher", "", _clip_i, lambda reference: similarity.ceiling(reference.photos)["clip_i"]
+    ),
+    "clip_t": Metric("CLIP-T: obeys the prompt", "higher", "", lambda images: similarity.clip_t(images.embedded)),
+    "diversity": Metric("DIV: patch distance", "higher", "", _diversity),
+    **{
+        f"true_{part}": Metric(part, "higher", "probe", partial(_adherence, part=part), truth=True)
+        for part in toyland_truth.SCORED
+    },
+    "identity_error": Metric("identity error", "lower", "probe", _identity_error, truth=True),
+}  # fmt: skip
+
+
+def measured(reference: Reference) -> dict[str, Metric]:
+    """The metrics that these photos, masks and probe allow."""
+    return {key: metric for key, metric in METRICS.items() if not metric.needs or getattr(reference, metric.needs) is not None}
+
+
+def ceilings(reference: Reference) -> dict[str, float | None]:
+    """What perfect copies of the subject would score, by metric."""
+    return {key: metric.ceiling(reference) for key, metric in measured(reference).items() if metric.ceiling}

@@ -2,6 +2,7 @@
 
 import re
 
+from personalize.evaluation.metrics import METRICS
 from personalize.evaluation.report.html import interval, number, plain, share
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -41,7 +42,7 @@ def truth_rows(evaluation: dict) -> list[dict]:
     for name, row in found.items():
         if row:
             note = f"{row['count']} pictures" if row.get("count") else ""
-            better = "lower" if name.endswith("error") else "higher"
+            better = next((metric.better for metric in METRICS.values() if metric.title == name), None)
             rows.append(
                 row | {"title": name.replace("_", " ").capitalize(), "floor": row.get("base"), "better": better, "note": note}
             )

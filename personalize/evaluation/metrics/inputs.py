@@ -1,0 +1,53 @@
+"""What a metric looks at: N images of one model, and the subject's photos that they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from personalize.evaluation.encoders import Encoders
+from personalize.evaluation.metrics import diversity, toyland_truth
+from personalize.evaluation.metrics.similarity import Embeddings
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What images of a subject are compared with: K photos.
+
+    photos, held_out  those that it was trained on and those that it was not, embedded; held_out None where there are none
+    foreground        (K,P) bool, patches of the subject; None where no photo has a mask
+    lpips             the distance of DIV; None: the patch distance
+    probe, identity   Toyland's truth, and the identity parameters read from the photos; None for other bases
+    """
+
+    encoders: Encoders
+    photos: Embeddings
+    held_out: Embeddings | None
+    foreground: Tensor | None
+    lpips: diversity.Lpips | None = None
+    probe: toyland_truth.Probe | None = None
+    identity: toyland_truth.Identity | None = None
+    class_word: str = ""
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images that are scored together. pixels (N,3,H,W) in [-1,1]; prompts: without the token."""
+
+    reference: Reference
+    pixels: Tensor
+    embedded: Embeddings
+    kinds: Sequence[str]
+    templates: Sequence[str]
+    prompts: Sequence[str]
+
+    @cached_property
+    def reading(self) -> toyland_truth.Reading:
+        return toyland_truth.read_images(self.reference.probe, self.pixels)
+
+    @cached_property
+    def adherence(self) -> dict[str, Tensor | None]:
+        return toyland_truth.prompt_adherence(self.reading, self.prompts, self.reference.class_word)
