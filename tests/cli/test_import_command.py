@@ -415,10 +415,10 @@ def test_the_batch_is_that_of_all_parts_and_processes():
         ({"lr_scheduler": "cosine"}, "cosine", 500, ""),
         ({"lr_scheduler": "linear", "lr_warmup_steps": 2000}, "linear", 900, "outlasts training"),
         ({"lr_scheduler": "polynomial"}, "linear", 500, ""),
-        ({"lr_scheduler": "polynomial", "lr_power": 2}, "linear", 500, "nearest course"),
+        ({"lr_scheduler": "polynomial", "lr_power": 2}, "linear", 500, "nearest schedule"),
         ({"lr_scheduler": "cosine_with_restarts"}, "cosine", 500, ""),
-        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3}, "cosine", 500, "nearest course"),
-        ({"lr_scheduler": "piecewise_constant"}, "constant", 0, "nearest course"),
+        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3}, "cosine", 500, "nearest schedule"),
+        ({"lr_scheduler": "piecewise_constant"}, "constant", 0, "nearest schedule"),
     ],
 )
 def test_the_course_of_the_learning_rate(given, schedule, warmup, told):
@@ -522,7 +522,10 @@ def test_a_variable_that_the_command_does_not_set_is_kept_and_told():
     ("command", "message"),
     [
         ("ls -l", "no training script in 'ls -l'. Known: train_dreambooth.py"),
-        ("accelerate launch train_dreambooth_flux.py --seed 1", "train_dreambooth_flux.py is no script whose work"),
+        (
+            "accelerate launch train_dreambooth_flux.py --seed 1",
+            "train_dreambooth_flux.py is not a script that can be imported",
+        ),
         (least("train_dreambooth.py", max_train_step_s=3), "has no flag --max_train_step_s; did you mean '--max_train_steps'"),
         (least("train_dreambooth.py", lr_=1), "has no flag --lr_"),
         (least("train_dreambooth.py") + " --seed", "--seed has no value"),

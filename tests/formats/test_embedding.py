@@ -48,7 +48,7 @@ def test_a_single_row_may_be_a_vector(path):
     "tensors, word",
     [
         ({}, "0 tensors"),
-        ({"a": torch.ones(2, 8), "b": torch.ones(2, 8)}, "no textual-inversion embedding"),
+        ({"a": torch.ones(2, 8), "b": torch.ones(2, 8)}, "not a textual-inversion embedding"),
         ({"clip_l": torch.ones(2, 8), "clip_g": torch.ones(3, 12)}, "2 and 3 rows"),
         ({"<x>": torch.ones(2, 8, 1)}, "not rows"),
         ({"<x>": torch.ones(0, 8)}, "not rows"),

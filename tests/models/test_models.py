@@ -72,7 +72,7 @@ def test_another_pipeline_class_is_refused_by_name(copy, kind):
 @pytest.mark.parametrize("kind", ["StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"])
 def test_an_inpainting_pipeline_is_refused_with_the_way_out(copy, kind):
     edit(copy / "model_index.json", _class_name=kind)
-    refused(copy, "takes a mask and a picture too: use the base it was made from")
+    refused(copy, "takes a mask and an image too: use the base it was made from")
 
 
 @pytest.mark.parametrize("part", [*PARTS, "tokenizer", "scheduler"])

@@ -1,8 +1,7 @@
-"""Commands of other trainers -> recipes.
+"""Commands of other trainers, such as `accelerate launch train_dreambooth.py …` of diffusers, turned into recipes.
 
-What people arrive with: `accelerate launch train_dreambooth.py …` of diffusers, its siblings, and PEFT's example. A
-recipe that does the same work says what the script's own defaults are where ours differ; whatever has no counterpart
-is told. Standard library only: the terminal imports this when it starts.
+The recipe does the same work: it states the script's defaults where they differ from ours, and its comments name whatever
+has no counterpart. Standard library only.
 """
 
 import shlex
@@ -15,9 +14,9 @@ from personalize.common.recipe import Recipe, load_recipe, recipe_to_dict, recip
 
 @dataclass(frozen=True)
 class Imported:
-    """A command as settings ("train.steps=400", for --set). photos, runs: "" where the command does not say.
+    """A command as settings ("train.steps=400", for --set). photos and runs are "" where the command does not say them.
 
-    notices: what is different here; unknown: what has no counterpart and is left out. Both in plain words.
+    notices: sentences on what is different here; unknown: on what has no counterpart and is left out.
     """
 
     script: str
@@ -31,13 +30,13 @@ class Imported:
 
 
 def recipe_from(command: str) -> Imported:
-    """The command line of a training script of diffusers or PEFT, as it is pasted, `export` lines before it and all.
+    """The recipe of a pasted command line of a training script of diffusers or PEFT, with any `export` lines before it.
 
-    UserError for another script, an unknown flag, a value that is no number or that a recipe does not allow.
+    UserError for another script, an unknown flag, and a value that is not a number or that a recipe does not allow.
     """
     draft = convert.convert_call(parse.parse_command(command))
     settings = [text_of(key, value) for key, value in draft.settings.items()]
-    load_recipe(None, settings)  # refuses what no recipe may say
+    load_recipe(None, settings)  # for its UserErrors
     return Imported(
         draft.call.script.title, draft.photos, ", ".join(draft.settings.get("class_word", ())), draft.method,
         settings, draft.call.text("output_dir"), draft.notices, draft.unknown,
@@ -47,23 +46,23 @@ def recipe_from(command: str) -> Imported:
 def toml(imported: Imported, *, start: Recipe | None = None, name: str = "recipe.toml") -> str:
     """The recipe as TOML; comments at its head say how to use it, as the file `name`, and what is different.
 
-    start: what a recipe of this base and method starts from, so that the file says what differs from that; `foundation`
-    gives the settings to resolve it with. Without it, the plain defaults.
+    The file states what differs from `start`, the defaults of its base and method (`foundation` gives the settings to
+    resolve them with), else from the plain defaults.
     """
     start = start or Recipe()
     runs = f" --runs {_quoted(imported.runs)}" if imported.runs else ""
     lines = [f"From {imported.script}. Use:", f"personalize train {_quoted(imported.photos or 'PHOTOS')} --recipe {name}{runs}"]
     for title, notes in (("What differs:", imported.notices), ("What has no counterpart and is left out:", imported.unknown)):
         lines += ["", title, *(f"- {note}" for note in notes)] if notes else []
-    head = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     full = load_recipe(None, imported.settings, defaults=recipe_to_dict(start))
-    # Base and method are what `start` was found by, so the file has to say them.
+    # `start` depends on base and method, so the file has to state them.
     bare = replace(start, base=Recipe().base, train=replace(start.train, methods=Recipe().train.methods))
-    return head + "\n" + recipe_to_toml(full, only_differences_from=bare)
+    return comments + "\n" + recipe_to_toml(full, only_differences_from=bare)
 
 
 def foundation(imported: Imported) -> list[str]:
-    """The settings that decide what a recipe starts from: base and method."""
+    """The settings that a recipe's defaults depend on: base and method."""
     return [text for text in imported.settings if text.startswith(("base=", "train.methods="))]
 
 

@@ -1,4 +1,4 @@
-"""A script's options -> the settings that do the same work, and what is different or missing, in plain words."""
+"""A script's options turned into settings that do the same work, with notices of what is different or missing."""
 
 from personalize.cli.import_command import schedule, split_prompt
 from personalize.cli.import_command.draft import Draft
@@ -22,9 +22,9 @@ SWITCHES = {
 
 
 def convert_call(call: Call) -> Draft:
-    """UserError for a value that is no number."""
+    """The draft of a recipe. UserError for a value that is not a number."""
     draft = Draft(call, method=call.script.method)
-    draft.settings |= {"train.text_encoder": False, "train.snr_gamma": 0.0}  # what the script's flags do not name is off
+    draft.settings |= {"train.text_encoder": False, "train.snr_gamma": 0.0}  # off where the script has no flag for it
     for part in (_base, _plain, _subject, _method, _prior, schedule.convert_schedule, _outputs, _rest):
         part(draft)
     for key, value in draft.settings.items():
@@ -34,7 +34,7 @@ def convert_call(call: Call) -> Draft:
 
 
 def _plain(draft: Draft) -> None:
-    """Flags that mean the same, and switches; then what a script has fixed in its code."""
+    """Flags and switches of the same meaning; then what the script's code fixes."""
     call, flags = draft.call, draft.call.script.flags
     for name, key in PLAIN.items():
         if name in flags and (value := call.number(name, SETTINGS[key].kind)) is not None:
@@ -45,8 +45,8 @@ def _plain(draft: Draft) -> None:
     cropped, squeezes = call.on("center_crop"), call.script.squeezes
     draft.settings["photos.crop"] = "center" if cropped else "random"
     if squeezes == "always" or (squeezes == "uncropped" and not cropped):
-        despite = ", whatever --center_crop says" if cropped else ""
-        draft.notices.append(f"photos that are no squares: squeezed to one there{despite}, cut to one here (photos.crop).")
+        although = ", whatever --center_crop says" if cropped else ""
+        draft.notices.append(f"photos that are not square: squeezed to one there{although}, cut to one here (photos.crop).")
     draft.settings |= call.script.fixed
     draft.notices += call.script.notes
 
@@ -65,39 +65,43 @@ def _base(draft: Draft) -> None:
     if precision in DTYPES:
         draft.settings["dtype"] = DTYPES[precision]
     else:
-        draft.notices.append("mixed_precision is not said: accelerate's configuration decides there, dtype = auto here.")
-    other = [f"--{name}" for name in call.launch if name not in ("mixed_precision", "num_processes", "nproc_per_node")]
-    if other:
-        draft.notices.append(f"{', '.join(other)}: for the launcher, which starts personalize as well; not part of a recipe.")
+        draft.notices.append("mixed_precision is not given: accelerate's configuration decides there, dtype = auto here.")
+    launcher_options = [
+        f"--{name}" for name in call.launch if name not in ("mixed_precision", "num_processes", "nproc_per_node")
+    ]
+    if launcher_options:
+        draft.notices.append(
+            f"{', '.join(launcher_options)}: for the launcher, which starts personalize as well; not part of a recipe."
+        )
 
 
 def _subject(draft: Draft) -> None:
-    """Token, class and the prompts' templates."""
+    """Token, class and the templates of the prompts."""
     call = draft.call
     if "placeholder_token" in call.script.flags:
         style = call.text("learnable_property") == "style"
-        named = split_prompt.SplitPrompt(
+        split = split_prompt.SplitPrompt(
             call.text("placeholder_token"), call.text("initializer_token"),
             "a painting in the style of {token}" if style else "a photo of {token}", "", True,
         )  # fmt: skip
-        draft.settings["embedding.init"] = named.class_word
+        draft.settings["embedding.init"] = split.class_word
     else:
-        own = call.text("modifier_token").split("+")
-        named = split_prompt.split_prompt(
-            call.text("instance_prompt"), call.text("class_prompt"), token=own[0] if len(own) == 1 else ""
+        tokens = call.text("modifier_token").split("+")
+        split = split_prompt.split_prompt(
+            call.text("instance_prompt"), call.text("class_prompt"), token=tokens[0] if len(tokens) == 1 else ""
         )
-    draft.name(named)
+    draft.apply(split)
     if "modifier_token" in call.script.flags:
-        _modifier(draft, own)
+        _modifier(draft, tokens)
 
 
 def _modifier(draft: Draft, tokens: list[str]) -> None:
-    """Custom Diffusion's words, and the ones they start from."""
+    """Custom Diffusion's words, and the words that they start from."""
     call = draft.call
     starts = call.text("initializer_token").split("+")[: len(tokens)]
     draft.settings["embedding.init"] = starts[0]
     if tokens == [""]:
-        draft.notices.append("no --modifier_token: no word trains there, here the token does.")
+        draft.notices.append("no --modifier_token: there no word trains, here the token does.")
     if len(tokens) > 1:
         draft.settings["token"] = tuple(tokens)
     if len(set(starts)) > 1:
@@ -121,14 +125,14 @@ def _method(draft: Draft) -> None:
         draft.settings = {key: value for key, value in draft.settings.items() if not key.startswith("lora.")}
     draft.settings["train.methods"] = (draft.method,)
     trains = call.on("train_text_encoder")
-    for name, same in (
+    for name, default in (
         ("lora_text_encoder_r", call.text("lora_r")), ("lora_text_encoder_alpha", call.text("lora_alpha")),
         ("lora_text_encoder_dropout", "0"), ("lora_text_encoder_bias", "none"), ("lora_dropout", "0"), ("lora_bias", "none"),
     ):  # fmt: skip
         value = call.text(name)
-        if draft.method == "lora" and value and value != same and not _zero(value) and (trains or "text" not in name):
-            what = "the same as the U-Net's" if name.endswith(("_r", "_alpha")) else "none"
-            draft.unknown.append(f"--{name}={value}: it is {what} here.")
+        if draft.method == "lora" and value and value != default and not _zero(value) and (trains or "text" not in name):
+            value_here = "the same as the U-Net's" if name.endswith(("_r", "_alpha")) else "none"
+            draft.unknown.append(f"--{name}={value}: it is {value_here} here.")
     if trains and "lora.targets" in draft.settings:
         draft.notices.append("the text encoder: queries and values there, all projections of its attention here.")
     if "adam_weight_decay_text_encoder" in call.script.flags:
@@ -156,9 +160,9 @@ def _prior(draft: Draft) -> None:
             settings.pop(key, None)
         return
     settings |= {"prior.steps": 50, "prior.guidance": call.script.guidance}
-    draft.notices.append("class pictures: drawn by the base's own sampler there, by draw.sampler here.")
+    draft.notices.append("class images: drawn by the base's own sampler there, by draw.sampler here.")
     if settings["train.snr_gamma"]:
-        draft.notices.append("min-SNR weights: for the photos there, for the class pictures too here.")
+        draft.notices.append("min-SNR weights: for the photos there, for the class images too here.")
 
 
 def _outputs(draft: Draft) -> None:
@@ -172,30 +176,32 @@ def _outputs(draft: Draft) -> None:
         draft.notices.append("the result is in a folder of its own in --runs, under model/.")
 
 
-def _idle(draft: Draft) -> set[str]:
-    """Flags that the script itself does not look at, because of what else the command says or does not say."""
+def _without_effect(draft: Draft) -> set[str]:
+    """Flags that the script itself ignores because of what else the command says or does not say."""
     call, adapts = draft.call, draft.method == "lora"
     frozen = not draft.settings.get("train.text_encoder")
-    course_of = call.text("lr_scheduler")
-    idle = {
+    lr_scheduler = call.text("lr_scheduler")
+    ignored = {
         "validation_steps": not call.text("validation_prompt"), "validation_epochs": not call.text("validation_prompt"),
         "text_encoder_lr": frozen, "adam_weight_decay_text_encoder": frozen,
-        "lr_num_cycles": course_of != "cosine_with_restarts",
-        "lr_power": course_of != "polynomial",
+        "lr_num_cycles": lr_scheduler != "cosine_with_restarts",
+        "lr_power": lr_scheduler != "polynomial",
         "num_train_epochs": call.text("max_train_steps") != "", "dataset_config_name": not call.text("dataset_name"),
         **{name: not adapts for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_bias")},
         **{f"lora_text_encoder_{name}": frozen or not adapts for name in ("r", "alpha", "dropout", "bias")},
     }  # fmt: skip
     if draft.settings.get("prior.count") == 0:
-        idle |= dict.fromkeys(("class_data_dir", "class_prompt", "num_class_images", "prior_loss_weight", "real_prior"), True)
-    return {name for name in call.given if idle.get(name)}
+        ignored |= dict.fromkeys(
+            ("class_data_dir", "class_prompt", "num_class_images", "prior_loss_weight", "real_prior"), True
+        )
+    return {name for name in call.given if ignored.get(name)}
 
 
 def _rest(draft: Draft) -> None:
-    """What nothing above has read, each with its reason."""
-    idle = _idle(draft)
+    """Say why each flag that nothing above has read is left out."""
+    ignored = _without_effect(draft)
     for name in draft.call.given:
-        if name in idle:
+        if name in ignored:
             draft.notices.append(f"--{name} has no effect in that command, and is left out.")
         elif name in NEEDLESS:
             draft.notices.append(f"--{name} is not needed: {NEEDLESS[name]}.")

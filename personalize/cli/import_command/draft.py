@@ -1,4 +1,4 @@
-"""A recipe while a command is read into it."""
+"""The recipe while a command is converted."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from personalize.common.settings import Value, parse_value, to_toml_value
 
 @dataclass
 class Draft:
-    """The recipe while it is read. settings by key; notices: what differs; unknown: what is left out."""
+    """settings by key; notices: sentences on what differs; unknown: on what is left out."""
 
     call: Call
     settings: dict[str, Value] = field(default_factory=dict)
@@ -19,31 +19,31 @@ class Draft:
     method: str = ""
     photos: str = ""
 
-    def name(self, named: SplitPrompt) -> None:
-        """Token, class and templates that a prompt gave, and what it did not say."""
-        if named.photo:
-            self.settings["train.prompt"] = named.photo
-        if named.prior:
-            self.settings["prior.prompt"] = named.prior
-        if named.token:
-            self.settings["token"] = (named.token,)
-        if named.class_word:
-            self.settings["class_word"] = (named.class_word,)
-        if named.photo and "{token}" not in named.photo:
+    def apply(self, split: SplitPrompt) -> None:
+        """Take over token, class and templates of a prompt, with notices of what it does not say."""
+        if split.photo:
+            self.settings["train.prompt"] = split.photo
+        if split.prior:
+            self.settings["prior.prompt"] = split.prior
+        if split.token:
+            self.settings["token"] = (split.token,)
+        if split.class_word:
+            self.settings["class_word"] = (split.class_word,)
+        if split.photo and "{token}" not in split.photo:
             self.notices.append(
-                f"no word of {named.photo!r} looks like the subject's own: set token, and put {{token}} into train.prompt."
+                f"no word of {split.photo!r} looks like the subject's own: set token, and put {{token}} into train.prompt."
             )
-        elif named.photo and not named.sure:
+        elif split.photo and not split.sure:
             self.notices.append(
-                f"token = {named.token!r} and class {named.class_word!r} are guessed from the prompt: see that they are right."
+                f"token = {split.token!r} and class {split.class_word!r} are guessed from the prompt: check them."
             )
-        if not named.class_word:
-            self.notices.append("the class of the subject is not said: give it with --class.")
+        if not split.class_word:
+            self.notices.append("the class of the subject is not given: give it with --class.")
 
 
 def text_of(key: str, value: Value) -> str:
-    """A setting as --set takes it: plain where that reads back as the same value, else TOML."""
+    """A setting as --set takes it: bare where that is parsed as the same value, else as TOML."""
     plain = ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
     kind = SETTINGS[key].kind
-    same = parse_value(plain, kind) == (list(value) if isinstance(value, tuple) else value)
-    return f"{key}={plain if same and plain == plain.strip() else to_toml_value(value)}"
+    reads_back = parse_value(plain, kind) == (list(value) if isinstance(value, tuple) else value)
+    return f"{key}={plain if reads_back and plain == plain.strip() else to_toml_value(value)}"

@@ -1,4 +1,4 @@
-"""A command as it is pasted from a page or a shell's history -> the script, its options, and what the launcher was told."""
+"""Parsing a command as it is pasted from a page or a shell's history: the script, its options, the launcher's options."""
 
 import re
 import shlex
@@ -14,9 +14,9 @@ _ENDS = ("&&", "||", "|", "&", ";")
 
 @dataclass
 class Call:
-    """A script and the options it was given. launch: those of the launcher, by name; variables: those without a value.
+    """A script and its options. launch: the launcher's options by name; variables: shell variables without a value.
 
-    Whoever reads an option marks it as read, so that none is dropped in silence.
+    `read` collects the options that were asked for, so that none is dropped silently.
     """
 
     script: Script
@@ -26,7 +26,7 @@ class Call:
     read: set[str] = field(default_factory=set)
 
     def text(self, name: str) -> str:
-        """The value of an option, or the script's own; "" where there is neither."""
+        """The value of an option, else the script's default, else ""."""
         self.read.add(name)
         default = self.script.flags.get(name)
         value = self.given.get(name, default if isinstance(default, str) else None)
@@ -38,23 +38,23 @@ class Call:
         return name in self.given
 
     def number(self, name: str, kind: type = int) -> int | float | None:
-        """The value of an option as a number, None where there is none. UserError where it is no number."""
+        """The value of an option as a number, None where there is no value. UserError where it is not a number."""
         text = self.text(name)
         return number(text, f"--{name}={text}", kind) if text else None
 
 
 def number(text: str, shown: str, kind: type = float) -> int | float:
-    """UserError where a text is no number; `shown` is what the user wrote."""
+    """UserError where a text is not a number; `shown` is what the user wrote."""
     try:
         return kind(text)
     except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        why = " Put the variable's value in." if "$" in text else " Put it right."
-        raise UserError(f"{shown} is not {what}.{why}") from None
+        expected = "a whole number" if kind is int else "a number"
+        remedy = "Put the variable's value in." if "$" in text else "Correct it."
+        raise UserError(f"{shown} is not {expected}. {remedy}") from None
 
 
 def parse_command(command: str) -> Call:
-    """UserError for a command without a script that is known, with a flag that the script does not have, or without one."""
+    """UserError for a command without a known script, with a flag that the script lacks, or without one that it needs."""
     variables: dict[str, str] = {}
     for line in _lines(command):
         words = _words(line)
@@ -78,7 +78,7 @@ def parse_command(command: str) -> Call:
 
 
 def _lines(command: str) -> list[str]:
-    """The lines of a command: continued ones as one, also where the mark was lost; prompts of a shell or notebook off."""
+    """The lines of a command: continued lines joined, even without a backslash, and shell or notebook prompts removed."""
     text = re.sub(r"[ \t]*[\\^`][ \t]*\r?\n", " ", command)
     text = re.sub(r"\s*\n\s*(?=--\w)", " ", text)
     return [re.sub(r"^\s*(?:[!$>%]\s*)?", "", line) for line in text.splitlines() if not line.lstrip().startswith("#")]
@@ -92,7 +92,7 @@ def _words(line: str) -> list[str]:
 
 
 def _filled(words: list[str], variables: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Words with the variables that the command itself sets put in; the names of the others."""
+    """The words with the variables that the command itself sets filled in, and the names of the other variables."""
     unknown: list[str] = []
 
     def value(match: re.Match) -> str:
@@ -105,19 +105,19 @@ def _filled(words: list[str], variables: dict[str, str]) -> tuple[list[str], lis
 
 
 def _script(path: str, options: list[str]) -> Script:
-    """By its file name; PEFT's has the name of one of diffusers', and is known by its flags."""
+    """The script of this file name. PEFT's has the same name as one of diffusers, and is recognized by its flags."""
     name = PurePosixPath(path.replace("\\", "/")).name
-    own = SCRIPTS[PEFT].flags.keys() - SCRIPTS["train_dreambooth.py"].flags.keys()
-    if name == "train_dreambooth.py" and any(word.partition("=")[0].removeprefix("--") in own for word in options):
+    peft_flags = SCRIPTS[PEFT].flags.keys() - SCRIPTS["train_dreambooth.py"].flags.keys()
+    if name == "train_dreambooth.py" and any(word.partition("=")[0].removeprefix("--") in peft_flags for word in options):
         return SCRIPTS[PEFT]
     if name not in SCRIPTS:
         hint = nearest(name, SCRIPTS) or "."
-        raise UserError(f"{name} is no script whose work personalize does{hint} Known: {', '.join(SCRIPTS)}.")
+        raise UserError(f"{name} is not a script that can be imported{hint} Known: {', '.join(SCRIPTS)}.")
     return SCRIPTS[name]
 
 
 def _options(script: Script, words: list[str]) -> dict[str, str | bool | list[str]]:
-    """As argparse reads them: --name value, --name=value, a name's beginning where it is one name's only."""
+    """The options as argparse reads them: --name value, --name=value, and unambiguous beginnings of names."""
     given: dict[str, str | bool | list[str]] = {}
     words = list(words)
     while words:
@@ -143,21 +143,21 @@ def _options(script: Script, words: list[str]) -> dict[str, str | bool | list[st
 
 
 def _full_name(script: Script, name: str) -> str:
-    alike = [flag for flag in script.flags if flag.startswith(name)]
+    matches = [flag for flag in script.flags if flag.startswith(name)]
     if name in script.flags:
         return name
-    if name and len(alike) == 1:
-        return alike[0]
+    if name and len(matches) == 1:
+        return matches[0]
     hint = nearest(f"--{name}", [f"--{flag}" for flag in script.flags])
     raise UserError(f"{script.title} has no flag --{name}{hint or '. Check the spelling.'}")
 
 
 def _launch(words: list[str]) -> dict[str, str]:
     """Options of accelerate launch, torchrun and the like: name -> value, "" for a switch."""
-    found: dict[str, str] = {}
+    options: dict[str, str] = {}
     for k, word in enumerate(words):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             after = words[k + 1] if k + 1 < len(words) else ""
-            found[name] = value if equals else "" if after.startswith("-") else after
-    return found
+            options[name] = value if equals else "" if after.startswith("-") else after
+    return options

@@ -1,4 +1,4 @@
-"""The course of training in a script's options: batch, optimizer, learning rate, steps, pictures on the way."""
+"""The training schedule in a script's options: batch, optimizer, learning rate, steps, sample images."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ SCHEDULES = {
 
 
 def convert_schedule(draft: Draft) -> None:
-    """UserError for a value that is no number."""
+    """UserError for a value that is not a number."""
     batch(draft)
     _optimizer(draft)
     call, name = draft.call, draft.call.text("lr_scheduler")
@@ -24,7 +24,7 @@ def convert_schedule(draft: Draft) -> None:
 
 
 def batch(draft: Draft) -> None:
-    """There a step's batch is that of one process times parts times processes; here it is the whole, cut into parts."""
+    """There, a step's batch is that of one process times parts times processes; here it is the whole, cut into parts."""
     call = draft.call
     parts, one = call.number("gradient_accumulation_steps") * processes(call), call.number("train_batch_size")
     draft.settings |= {"train.batch": one * parts, "train.accumulate": parts}
@@ -37,13 +37,13 @@ def processes(call: Call) -> int:
 
 def _optimizer(draft: Draft) -> None:
     call, settings = draft.call, draft.settings
-    rate = call.number("learning_rate", float)
+    lr = call.number("learning_rate", float)
     if call.on("scale_lr"):
-        rate *= settings["train.batch"] * (2 if "real_prior" in call.script.flags and settings["prior.count"] else 1)
+        lr *= settings["train.batch"] * (2 if "real_prior" in call.script.flags and settings["prior.count"] else 1)
         draft.notices.append("--scale_lr: the learning rate times the batch is written out in train.lr.")
-    settings["train.lr"] = float(f"{rate:.12g}")
+    settings["train.lr"] = float(f"{lr:.12g}")
     if call.text("optimizer").lower() not in ("", "adamw"):
-        draft.unknown.append(f"--optimizer={call.text('optimizer')}: AdamW is used, which wants a learning rate of its own.")
+        draft.unknown.append(f"--optimizer={call.text('optimizer')}: AdamW is used, which needs another learning rate.")
     if call.on("use_8bit_adam"):
         settings["train.optimizer"] = "adamw8bit"
     if (epsilon := call.number("adam_epsilon", float)) != 1e-8:
@@ -51,18 +51,18 @@ def _optimizer(draft: Draft) -> None:
 
 
 def schedule(draft: Draft, name: str, warmup: int, *, exact: bool) -> None:
-    """A course of the learning rate by diffusers' name, whose plain "constant" has no warm-up whatever is said of one."""
+    """The learning rate's schedule by its name in diffusers, whose plain "constant" ignores --lr_warmup_steps."""
     draft.settings["train.lr_schedule"] = SCHEDULES.get(name, "constant")
     if name not in ("constant", "piecewise_constant"):
         draft.settings["train.warmup"] = warmup
     elif "lr_warmup_steps" in draft.call.given and warmup:
         draft.notices.append(f"--lr_warmup_steps={warmup} has no effect with the schedule {name}, and is left out.")
     if not exact or name not in SCHEDULES or name == "piecewise_constant":
-        draft.unknown.append(f"--lr_scheduler={name}: {draft.settings['train.lr_schedule']} is the nearest course there is.")
+        draft.unknown.append(f"--lr_scheduler={name}: {draft.settings['train.lr_schedule']} is the nearest schedule there is.")
 
 
 def as_named(name: str, cycles: str, power: float | None) -> bool:
-    """Whether SCHEDULES has the very course of this name."""
+    """Whether SCHEDULES has exactly the schedule of this name."""
     return {"cosine_with_restarts": cycles in ("", "1"), "polynomial": power in (None, 1.0)}.get(name, True)
 
 
@@ -79,12 +79,12 @@ def _steps(draft: Draft) -> None:
         )
     if steps is not None:
         settings["train.steps"] = steps
-        fitted(draft, steps)
+        limit_to_steps(draft, steps)
     _samples(draft, epoch)
 
 
-def fitted(draft: Draft, steps: int) -> None:
-    """Warm-up and checkpoints, as far as they happen in so many steps."""
+def limit_to_steps(draft: Draft, steps: int) -> None:
+    """Limit warm-up and checkpoints to what happens in this number of steps."""
     settings, keep = draft.settings, SETTINGS["train.keep"].default
     if settings.get("train.warmup", 0) > steps:
         draft.notices.append(
@@ -99,11 +99,11 @@ def fitted(draft: Draft, steps: int) -> None:
 
 
 def _epoch(draft: Draft) -> int:
-    """Optimizer steps of one round of photos and class pictures, as the scripts count them; 0 where nobody can know."""
+    """Optimizer steps of one pass over photos and class images, as the scripts count them; 0 where the photos are not here."""
     call, settings, folder = draft.call, draft.settings, Path(draft.photos)
     photos = sum(1 for _ in folder.iterdir()) if draft.photos and folder.is_dir() else 0
-    pictures = max(photos * (call.number("repeats") or 1), settings["prior.count"])
-    batches = math.ceil(pictures / max(1, call.number("train_batch_size")))
+    images = max(photos * (call.number("repeats") or 1), settings["prior.count"])
+    batches = math.ceil(images / max(1, call.number("train_batch_size")))
     return math.ceil(math.ceil(batches / processes(call)) / max(1, call.number("gradient_accumulation_steps")))
 
 
@@ -121,6 +121,6 @@ def _samples(draft: Draft, epoch: int) -> None:
             f"--validation_epochs={rounds}: how many steps these are is not known here; set train.sample_every."
         )
     draft.notices.append(
-        "--validation_prompt: pictures while training show the prompts of the photos and the class. "
+        "--validation_prompt: sample images show the prompts of the photos and the class. "
         f"Afterwards: personalize generate {prompt!r}"
     )

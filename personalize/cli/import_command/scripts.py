@@ -1,4 +1,4 @@
-"""The training scripts whose commands can be imported: their flags, defaults, and what is said of those with no counterpart.
+"""The training scripts whose commands can be imported: their flags, their defaults, and what they do otherwise.
 
 Flags and defaults: the examples of diffusers (commit 58eb52c, 2026-08) and of PEFT (5d602fd). A flag is written `name`
 where it is a switch, `name=` where it takes a value and has none of its own, `name=4` where 4 is its own value, and `name+`
@@ -34,24 +34,24 @@ _WORD = """
     learning_rate=0.0001 mixed_precision=no validation_steps=100
 """
 
-SWITCH, SEVERAL = object(), object()  # what a flag without a value, and one with several, has for a default
+SWITCH, SEVERAL = object(), object()  # the "defaults" of a flag without a value and of one with several
 
 
 def flags(*texts: str, without: str = "") -> dict[str, object]:
     """Name -> default: a text, None for a value without one, SWITCH or SEVERAL; later texts win."""
-    found: dict[str, object] = {}
+    defaults: dict[str, object] = {}
     for word in " ".join(texts).split():
         name, equals, default = word.partition("=")
-        found[name.removesuffix("+")] = default or None if equals else SEVERAL if name.endswith("+") else SWITCH
-    return {name: default for name, default in found.items() if name not in without.split()}
+        defaults[name.removesuffix("+")] = default or None if equals else SEVERAL if name.endswith("+") else SWITCH
+    return {name: default for name, default in defaults.items() if name not in without.split()}
 
 
 @dataclass(frozen=True)
 class Script:
-    """A script. fixed: settings that its code has in place; needs: flags without which it does not start, a|b for either.
+    """A script. fixed: settings that its code fixes; needs: flags without which it does not start, a|b for either.
 
-    notes: what it does otherwise than any recipe can say. guidance: that its pipeline draws class pictures with.
-    squeezes: whether photos are squeezed into squares: never, always, or "uncropped", which is without --center_crop.
+    notes: what it does that no recipe can say. guidance: of its pipeline for class images. squeezes: whether photos are
+    squeezed into squares: never, always, or "uncropped", which is without --center_crop.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""A subject's prompt in plain words -> its token, its class, and the prompt with {token} and {class} in their place."""
+"""Splitting a subject's prompt into its token, its class, and a template with {token} and {class} in their place."""
 
 import re
 from typing import NamedTuple
@@ -26,7 +26,7 @@ _USUAL = {"sks", "ohwx", "zwx", "hta", "olis", "qwe", "xyz", "rkf", "tok"}  # wo
 
 
 class SplitPrompt(NamedTuple):
-    """token, class_word: "" where the prompt does not tell; photo, prior: templates; sure: False where it was guessed."""
+    """token, class_word: "" where the prompt does not say; photo, prior: templates; sure: False where token was guessed."""
 
     token: str
     class_word: str
@@ -36,10 +36,10 @@ class SplitPrompt(NamedTuple):
 
 
 def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "", class_word: str = "") -> SplitPrompt:
-    """Takes a prompt such as "a photo of sks dog" apart, with the help of the class's "a photo of dog" where there is one.
+    """Split a prompt such as "a photo of sks dog", with the help of the class's "a photo of dog" where there is one.
 
-    The token is the word that the class prompt lacks, or the one that looks made up, or else the last but one. Those
-    that are known are found where the prompt has them.
+    The token is the word that the class prompt lacks, or one that looks made up, or else the last but one. A token and a
+    class that are given are looked for in the prompt.
     """
     words, of_class = _words(prompt), _words(class_prompt)
     sure = True
@@ -50,10 +50,16 @@ def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "", class_
             token = made_up[0] if made_up else _before_the_class(new, words, of_class)
         else:
             token, sure = (words[-2] if len(words) > 1 and words[-2].lower() not in _SMALL | _ENDS else ""), False
-    named = class_word or (_class_after(prompt, token, class_prompt) if token else "")
-    if not named and of_class:
-        named = " ".join(word for word in of_class if word not in words and word.lower() not in _SMALL) or of_class[-1]
-    return SplitPrompt(token, named, _template(prompt, token, named), _template(class_prompt, "", named), sure and bool(token))
+    found_class = class_word or (_class_after(prompt, token, class_prompt) if token else "")
+    if not found_class and of_class:
+        found_class = " ".join(word for word in of_class if word not in words and word.lower() not in _SMALL) or of_class[-1]
+    return SplitPrompt(
+        token,
+        found_class,
+        _template(prompt, token, found_class),
+        _template(class_prompt, "", found_class),
+        sure and bool(token),
+    )
 
 
 def _words(text: str) -> list[str]:
@@ -61,7 +67,7 @@ def _words(text: str) -> list[str]:
 
 
 def _looks_made_up(word: str) -> bool:
-    """<new1>, sks, TOK, abc12: no vowel, capitals only, letters with digits, or known from guides."""
+    """Whether a word is like <new1>, sks, TOK or abc12: no vowel, capitals only, letters with digits, or used in guides."""
     letters = re.sub(r"[^A-Za-z]", "", word)
     vowels = re.search(r"[aeiouy]", letters.lower())
     return (
@@ -71,13 +77,13 @@ def _looks_made_up(word: str) -> bool:
 
 
 def _before_the_class(new: list[str], words: list[str], of_class: list[str]) -> str:
-    """Of the words that only the subject's prompt has, the last one before a word that both have; "purple qwe backpack"."""
+    """Of the words that the class prompt lacks, the last before one that it has: qwe in "purple qwe backpack"."""
     followed = [word for word in new if words.index(word) + 1 < len(words) and words[words.index(word) + 1] in of_class]
     return (followed or new)[-1]
 
 
 def _class_after(prompt: str, token: str, class_prompt: str) -> str:
-    """The words after the token up to a comma, a preposition or the end; of those, what the class prompt says too."""
+    """The words after the token up to punctuation or a preposition; of those, what the class prompt says too."""
     rest = prompt.partition(token)[2]
     phrase = []
     for word in re.split(r"[,.;:!?]", rest)[0].split():
@@ -103,5 +109,5 @@ def _template(prompt: str, token: str, class_word: str) -> str:
 
 
 def _whole(words: str) -> str:
-    """A pattern for words that stand alone."""
+    """A pattern that matches these words as whole words."""
     return rf"(?<![\w<]){re.escape(words)}(?![\w>])"

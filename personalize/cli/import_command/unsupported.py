@@ -1,4 +1,4 @@
-"""Why a flag of another trainer is not needed here, or what has no counterpart, in plain words."""
+"""Why a flag of another trainer is not needed here, or what stands in its place."""
 
 # What is not needed here, and why.
 NEEDLESS = {
@@ -16,13 +16,13 @@ NEEDLESS = {
     "save_steps": "checkpoints hold the vectors (train.checkpoint_every)",
     "no_safe_serialization": "results are safetensors",
     "cache_dir": "HF_HOME says where downloads lie",
-    "image_column": "the column of pictures is found out",
-    "prior_generation_precision": "class pictures are drawn in dtype",
-    "sample_batch_size": "it changes no picture",
-    "num_validation_images": "four pictures of the subject and four of the class are drawn (train.sample_every)",
-    "repeats": "photos come round for as many steps as there are",
+    "image_column": "the column of images is found out",
+    "prior_generation_precision": "class images are drawn in dtype",
+    "sample_batch_size": "it changes no image",
+    "num_validation_images": "four images of the subject and four of the class are drawn (train.sample_every)",
+    "repeats": "photos are repeated for as many steps as there are",
     "image_interpolation_mode": "photos are resized with Lanczos's filter",
-    "wandb_key": "wandb login says it",
+    "wandb_key": "wandb login stores it",
 }
 
 # What cannot be done here, or not in a recipe.
@@ -37,17 +37,17 @@ MISSING = {
     "text_encoder_use_attention_mask": "padding is attended to, as these bases were trained",
     "tokenizer_max_length": "prompts have the length that the base was trained with",
     "class_labels_conditioning": "the U-Net takes no class labels",
-    "validation_images": "the U-Net takes no pictures",
-    "validation_scheduler": "pictures are drawn with draw.sampler",
+    "validation_images": "the U-Net takes no images",
+    "validation_scheduler": "images are drawn with draw.sampler",
     "do_edm_style_training": "the noise levels are those of the base's own schedule",
     "caption_column": "write a caption file beside each photo",
-    "class_data_dir": "class pictures that others drew are not read; personalize draws its own into priors/, and keeps them",
+    "class_data_dir": "class images of other programs are not read; personalize draws its own into priors/ and keeps them",
     "output_kohya_format": "personalize export --to kohya does it afterwards",
     "save_as_full_pipeline": "the result is the vectors alone",
     "skip_save_text_encoder": "the result is the whole base",
     "prodigy_beta3": "there is no Prodigy", "prodigy_decouple": "there is no Prodigy",
     "prodigy_use_bias_correction": "there is no Prodigy", "prodigy_safeguard_warmup": "there is no Prodigy",
-    "real_prior": "class pictures are drawn by the base, never photos",
+    "real_prior": "class images are drawn by the base, never photos",
     "concepts_list": "give each subject's folder and its --class, and a token for each",
     "wandb_project_name": "a run is logged under the name of its folder",
 }  # fmt: skip
