@@ -402,7 +402,9 @@ def test_a_page_without_photos_names_neither_them_nor_where_the_base_lies(own_ru
 
 
 def test_a_template_given_twice_counts_once(own_runs):
-    twice = personalize.evaluate(own_runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']).metrics
+    twice = personalize.evaluate(
+        own_runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']
+    ).metrics
     assert len(twice["prompts"]) == 1 and twice["protocol"]["prompts"] == 1
 
 
