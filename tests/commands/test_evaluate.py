@@ -25,6 +25,7 @@ PROTOCOL = [
 ]
 CHOOSE = [
     "choose.every=2",
+    "choose.prompts=a {token} {class} in the snow,a {class} with {token},a {token} {class}",
     "choose.count=1",
     "choose.class_count=2",
     "choose.drift=9",
@@ -357,7 +358,7 @@ def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
     words = ["token=zqv,zzk", *CHOOSE]
     found = personalize.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
     (first, *_) = checkpoint_selection.read_scored(found.folder / checkpoint_selection.FILE)
-    assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 16
+    assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 6
     scores = personalize.evaluate(found.folder, token="zzk")
     assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"
 
