@@ -315,21 +315,21 @@ def test_scoring_does_not_change_the_training(runs, photos, settings, tmp_path):
 
 @pytest.mark.parametrize("at", [4, 6])
 def test_a_run_that_was_stopped_before_scoring_chooses_as_one_that_was_not(at, runs, photos, settings, tmp_path, monkeypatch):
-    from personalize.training import run as keeping
+    from personalize.training import run as training_run
 
-    judge, steps = keeping._judge, []
+    score, steps = training_run._score_checkpoint, []
 
     def cut(run, step, screen):
         if step == at:
             raise RuntimeError("the power went")
         steps.append(step)
-        judge(run, step, screen)
+        score(run, step, screen)
 
-    monkeypatch.setattr(keeping, "_judge", cut)
-    with pytest.raises(RuntimeError):
+    monkeypatch.setattr(training_run, "_score_checkpoint", cut)
+    with pytest.raises(RuntimeError, match="power"):
         personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path)
     assert at not in steps
-    monkeypatch.setattr(keeping, "_judge", judge)
+    monkeypatch.setattr(training_run, "_score_checkpoint", score)
     folder = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
     assert run_folder.read_manifest(folder)["chosen"] == run_folder.read_manifest(runs / "zqv-dog")["chosen"]
     assert checkpoint_selection.read_scored(folder / checkpoint_selection.FILE) == checkpoint_selection.read_scored(
