@@ -25,6 +25,7 @@ PROTOCOL = [
 ]
 CHOOSE = [
     "choose.every=2",
+    "choose.prompts=a {token} {class} in the snow,a {class} with {token},a {token} {class}",
     "choose.count=1",
     "choose.class_count=2",
     "choose.drift=9",
@@ -72,6 +73,12 @@ def runs(photos, settings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(runs):
     return personalize.evaluate(runs / "zqv-dog")
+
+
+@pytest.fixture
+def own_runs(runs, result, tmp_path):
+    """A copy of the two runs, the first evaluated, for a test that changes what lies there."""
+    return Path(shutil.copytree(runs, tmp_path / "runs"))
 
 
 def table(result):
@@ -154,7 +161,7 @@ def test_a_photo_is_held_out_of_five_and_none_of_four(result, photos, runs, sett
     assert not any(row["held_out"] for row in run_folder.read_manifest(folder)["subjects"][0]["photos"])
 
 
-def test_a_second_evaluation_draws_only_what_is_missing(result, runs, monkeypatch):
+def test_a_second_evaluation_draws_only_what_is_missing(result, own_runs, monkeypatch):
     drawn, draw = [], image_cache.generate_missing
 
     def count(model, sat, **options):
@@ -162,33 +169,30 @@ def test_a_second_evaluation_draws_only_what_is_missing(result, runs, monkeypatc
         draw(model, sat, **options)
 
     monkeypatch.setattr(image_cache, "generate_missing", count)
-    again = personalize.evaluate(runs / "zqv-dog")
+    again = personalize.evaluate(own_runs / "zqv-dog")
     assert not drawn and again.metrics["scores"] == result.metrics["scores"]
-    personalize.evaluate(runs / "zqv-dog", settings=["evaluate.count=3"])
+    personalize.evaluate(own_runs / "zqv-dog", settings=["evaluate.count=3"])
     assert len(drawn) == 2 * 2 and {number for _, number in drawn} == {2}
 
 
-def test_another_checkpoint_is_scored_by_its_own_pictures(result, runs):
-    other = "2" if run_folder.read_manifest(runs / "zqv-dog")["chosen"] != 2 else "4"
-    first = personalize.evaluate(runs / "zqv-dog", checkpoint=other).metrics
+def test_another_checkpoint_is_scored_by_its_own_pictures(result, own_runs):
+    other = "2" if run_folder.read_manifest(own_runs / "zqv-dog")["chosen"] != 2 else "4"
+    first = personalize.evaluate(own_runs / "zqv-dog", checkpoint=other).metrics
     assert first["scores"]["dino"]["floor"] == result.metrics["scores"]["dino"]["floor"]
     assert first["run"]["checkpoint"] == f"checkpoint {other}"
     assert first["scores"]["dino"]["score"] != result.metrics["scores"]["dino"]["score"]
-    personalize.evaluate(runs / "zqv-dog")
 
 
-def test_a_deleted_or_changed_photo_is_named(runs, photos, result):
-    gone = photos / "02.png"
-    kept = gone.read_bytes()
-    try:
-        gone.unlink()
-        with pytest.raises(UserError, match="02.png of this run is no longer there"):
-            personalize.evaluate(runs / "zqv-dog")
-        Image.new("RGB", (64, 64)).save(gone)
-        with pytest.raises(UserError, match="02.png is not the one"):
-            personalize.evaluate(runs / "zqv-dog")
-    finally:
-        gone.write_bytes(kept)
+def test_a_deleted_or_changed_photo_is_named(own_runs, photos, tmp_path):
+    moved, manifest = shutil.copytree(photos, tmp_path / "photos"), own_runs / "zqv-dog" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(photos), str(moved)))
+    gone = moved / "02.png"
+    gone.unlink()
+    with pytest.raises(UserError, match="02.png of this run is no longer there"):
+        personalize.evaluate(own_runs / "zqv-dog")
+    Image.new("RGB", (64, 64)).save(gone)
+    with pytest.raises(UserError, match="02.png is not the one"):
+        personalize.evaluate(own_runs / "zqv-dog")
 
 
 def test_a_run_without_a_result_says_so_before_anything_is_drawn(runs, tmp_path, monkeypatch):
@@ -214,19 +218,17 @@ def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, mo
         personalize.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
 
 
-def test_unusable_pictures_are_counted_shown_and_scored(runs, result, tmp_path):
-    copy = tmp_path / "runs"
-    shutil.copytree(runs, copy)
-    place = sorted((copy / "zqv-dog" / "evaluation" / "pictures").iterdir())[-1]
+def test_unusable_pictures_are_counted_shown_and_scored(own_runs, result):
+    (place,) = (own_runs / "zqv-dog" / "evaluation" / "pictures").iterdir()
     victim = sorted(place.iterdir())[0]
     victim.unlink()
     import torch
 
     image_cache._write(victim, torch.full((3, 32, 32), torch.nan))
-    found = personalize.evaluate(copy / "zqv-dog", checkpoint=str(int(place.name[5:11]))).metrics
+    found = personalize.evaluate(own_runs / "zqv-dog", checkpoint=str(int(place.name[5:11]))).metrics
     assert [row["why"] for row in found["unusable"]] == ["not a number"]
     assert any("1 picture is unusable" in line for line in found["verdict"])
-    assert len(table_of(copy / "zqv-dog")) == len(table(result))
+    assert len(table_of(own_runs / "zqv-dog")) == len(table(result))
 
 
 def table_of(run):
@@ -313,21 +315,21 @@ def test_scoring_does_not_change_the_training(runs, photos, settings, tmp_path):
 
 @pytest.mark.parametrize("at", [4, 6])
 def test_a_run_that_was_stopped_before_scoring_chooses_as_one_that_was_not(at, runs, photos, settings, tmp_path, monkeypatch):
-    from personalize.training import run as keeping
+    from personalize.training import run as training_run
 
-    judge, steps = keeping._judge, []
+    score, steps = training_run._score_checkpoint, []
 
     def cut(run, step, screen):
         if step == at:
             raise RuntimeError("the power went")
         steps.append(step)
-        judge(run, step, screen)
+        score(run, step, screen)
 
-    monkeypatch.setattr(keeping, "_judge", cut)
-    with pytest.raises(RuntimeError):
+    monkeypatch.setattr(training_run, "_score_checkpoint", cut)
+    with pytest.raises(RuntimeError, match="power"):
         personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path)
     assert at not in steps
-    monkeypatch.setattr(keeping, "_judge", judge)
+    monkeypatch.setattr(training_run, "_score_checkpoint", score)
     folder = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path).folder
     assert run_folder.read_manifest(folder)["chosen"] == run_folder.read_manifest(runs / "zqv-dog")["chosen"]
     assert checkpoint_selection.read_scored(folder / checkpoint_selection.FILE) == checkpoint_selection.read_scored(
@@ -356,7 +358,7 @@ def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
     words = ["token=zqv,zzk", *CHOOSE]
     found = personalize.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
     (first, *_) = checkpoint_selection.read_scored(found.folder / checkpoint_selection.FILE)
-    assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 16
+    assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 6
     scores = personalize.evaluate(found.folder, token="zzk")
     assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"
 
@@ -393,18 +395,18 @@ def test_what_choosing_needs_is_checked_before_any_class_picture_is_drawn(photos
             personalize.train(photos, class_word="dog", settings=[*asked, wrong], runs=tmp_path)
 
 
-def test_a_page_without_photos_names_neither_them_nor_where_the_base_lies(runs, tiny_sd, photos):
-    out = personalize.evaluate(runs / "zqv-dog", photos=False).report.parent
+def test_a_page_without_photos_names_neither_them_nor_where_the_base_lies(own_runs, tiny_sd, photos):
+    out = personalize.evaluate(own_runs / "zqv-dog", photos=False).report.parent
     for file in ("report.html", "report.md", "metrics.json", "per_image.csv"):
         text = (out / file).read_text()
         assert "04.png" not in text and str(tiny_sd.parent) not in text and str(photos) not in text
-    personalize.evaluate(runs / "zqv-dog")
 
 
-def test_a_template_given_twice_counts_once(runs):
-    twice = personalize.evaluate(runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']).metrics
+def test_a_template_given_twice_counts_once(own_runs):
+    twice = personalize.evaluate(
+        own_runs / "zqv-dog", settings=['evaluate.prompts="a {token} {class},a {token} {class}"']
+    ).metrics
     assert len(twice["prompts"]) == 1 and twice["protocol"]["prompts"] == 1
-    personalize.evaluate(runs / "zqv-dog")
 
 
 def test_dreambooths_own_subjects_are_thirty_of_fifteen_classes():

@@ -10,7 +10,7 @@ import personalize
 from personalize.cli import app
 from personalize.commands import plan as command
 from personalize.common.recipe import load_recipe
-from personalize.training.memory import machine
+from personalize.training.memory import machine, rehearsal
 from personalize.training.memory.counter import Work
 
 
@@ -32,6 +32,19 @@ def free(monkeypatch):
     return lambda size: monkeypatch.setattr(machine, "free_bytes", lambda device: size)
 
 
+@pytest.fixture
+def rehearsed_once(monkeypatch):
+    """A test that plans one recipe several times waits for one rehearsal of it."""
+    kept, rehearse = {}, rehearsal.rehearse
+
+    def once(recipe, subjects):
+        if recipe not in kept:
+            kept[recipe] = rehearse(recipe, subjects)
+        return kept[recipe]
+
+    monkeypatch.setattr(rehearsal, "rehearse", once)
+
+
 def test_no_weight_is_read(planned, monkeypatch):
     def refuse(*arguments, **named):
         raise AssertionError("a weight was read")
@@ -42,7 +55,7 @@ def test_no_weight_is_read(planned, monkeypatch):
     assert planned().fits
 
 
-def test_what_saves_memory_is_named_when_it_does_not_fit_and_is_enough(planned, free):
+def test_what_saves_memory_is_named_when_it_does_not_fit_and_is_enough(planned, free, rehearsed_once):
     whole = planned("train.batch=8", "train.prior_batch=8").peak
     free(int(whole * 0.9))
     tight = planned("train.batch=8", "train.prior_batch=8")
@@ -78,7 +91,7 @@ def test_a_larger_batch_needs_more_memory_and_time_and_parts_of_it_less_memory(p
     assert one.seconds < four.seconds
 
 
-def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, photos, free, monkeypatch):
+def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, photos, free, monkeypatch, rehearsed_once):
     words = ["plan", str(photos), "--class", "dog", "--base", str(tiny_sd), "--device", "cpu"]
     done = CliRunner().invoke(app.app, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["fits"]

@@ -164,13 +164,15 @@ def test_a_manifest_says_what_the_run_is(tiny_sd, photos, prior, tmp_path):
 
 
 RESUMED = {
-    "full": FULL,
-    "full, average": [*FULL, "train.ema=0.9", "train.snr_gamma=5"],
     "full, 8 bits": [*FULL, "train.optimizer=adamw8bit"],
-    "full, crops and flips": [*FULL, "photos.crop=random", "photos.flip=true", "train.batch=2"],
-    "lora": [*LORA, "train.lr_schedule=cosine", "train.warmup=2"],
-    "lora, text encoder, average": [*LORA, "train.text_encoder=true", "train.ema=0.9", "train.accumulate=2", "train.batch=2"],
-}
+    "full, average, crops and flips": [
+        *FULL, "train.ema=0.9", "train.snr_gamma=5", "photos.crop=random", "photos.flip=true", "train.batch=2",
+    ],
+    "lora, text encoder, average, lr schedule": [
+        *LORA, "train.text_encoder=true", "train.ema=0.9", "train.accumulate=2", "train.batch=2", "train.lr_schedule=cosine",
+        "train.warmup=2",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -204,18 +206,18 @@ def test_a_run_stopped_after_its_last_step_is_finished_by_the_next(tiny_sd, phot
     assert bits(run(tiny_sd, photos, tmp_path / "cut", *settings)) == bits(once)
 
 
-SLOW = [*FULL, "train.steps=40", "train.checkpoint_every=5", "prior.count=0"]
+LONG = [*FULL, "train.steps=20", "train.checkpoint_every=5", "prior.count=0"]
 
 
 @pytest.fixture(scope="module")
-def forty(tiny_sd, tmp_path_factory):
-    """A run of 40 steps that nothing stopped."""
-    return run(tiny_sd, ROOT / "data_examples" / "dog", tmp_path_factory.mktemp("forty"), *SLOW, f"base={tiny_sd}")
+def twenty(tiny_sd, tmp_path_factory):
+    """A run of 20 steps that nothing stopped."""
+    return run(tiny_sd, ROOT / "data_examples" / "dog", tmp_path_factory.mktemp("twenty"), *LONG, f"base={tiny_sd}")
 
 
 def start(tiny_sd, photos, runs):
     """The same run by the command, in a process of its own."""
-    words = [w for text in [*COMMON[1:], *SLOW] for w in ("--set", text)]
+    words = [w for text in [*COMMON[1:], *LONG] for w in ("--set", text)]
     return subprocess.Popen(
         [sys.executable, "-m", "personalize", "train", photos, "--class", "dog", "--base", tiny_sd, "--runs", runs, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -231,37 +233,37 @@ def wait_for(process, there):
     assert process.poll() is None, process.communicate()
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, forty, tmp_path):
-    folder = tmp_path / forty.name
+def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, twenty, tmp_path):
+    folder = tmp_path / twenty.name
     process = start(tiny_sd, photos, tmp_path)
     wait_for(process, lambda: run_folder.checkpoints(folder))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     process.communicate()
     assert status(folder) == "running" and (folder / "lock").exists()
-    assert 5 <= steps_of(folder)[-1] < 40
+    assert 5 <= steps_of(folder)[-1] < 20
     screen = Screen()
-    assert run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}", screen=screen) == folder
+    assert run(tiny_sd, photos, tmp_path, *LONG, f"base={tiny_sd}", screen=screen) == folder
     assert any("resuming" in line for line in screen.lines)
-    assert bits(folder) == bits(forty)
-    assert logged(folder) == list(range(1, 41))
+    assert bits(folder) == bits(twenty)
+    assert logged(folder) == list(range(1, 21))
     assert not list(folder.rglob(".tmp-*")) and not (folder / "lock").exists()
 
 
-def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, forty, tmp_path):
-    folder = tmp_path / forty.name
+def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, twenty, tmp_path):
+    folder = tmp_path / twenty.name
     process = start(tiny_sd, photos, tmp_path)
     wait_for(process, lambda: (folder / "log.jsonl").exists() and len(logged(folder)) >= 3)
     process.terminate()
     message = process.communicate(timeout=300)[1]
     assert process.returncode == 130
     step = steps_of(folder)[-1]
-    assert f"stopped at step {step} of 40; the same command goes on from there" in message
-    assert 3 <= step == logged(folder)[-1] < 40
+    assert f"stopped at step {step} of 20; the same command goes on from there" in message
+    assert 3 <= step == logged(folder)[-1] < 20
     assert status(folder) == "interrupted"
-    run(tiny_sd, photos, tmp_path, *SLOW, f"base={tiny_sd}")
-    assert bits(folder) == bits(forty)
-    assert logged(folder) == list(range(1, 41))
+    run(tiny_sd, photos, tmp_path, *LONG, f"base={tiny_sd}")
+    assert bits(folder) == bits(twenty)
+    assert logged(folder) == list(range(1, 21))
 
 
 def test_a_signal_while_samples_are_drawn_loses_no_step(tiny_sd, photos, tmp_path, monkeypatch):

@@ -9,11 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import personalize
 from personalize.common import distributed
 from personalize.common.errors import UserError
 from personalize.common.run_folder import read_jsonl, read_manifest
 
 MORE = [
+    "device=cpu",
+    "token=zqv",
+    "photos.min_size=16",
     "train.steps=3",
     "train.batch=3",
     "train.prior_batch=2",
@@ -24,33 +28,27 @@ MORE = [
 ]
 
 
-def launched(count):
-    """The start of a command line for `count` processes. `--cpu --num_processes 2` would start one without a word."""
-    if count == 1:
-        return [sys.executable, "-m", "personalize"]
+def launcher():
+    """The start of a command line for two processes. `--cpu --num_processes 2` would start one without a word."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     return [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
             "--main_process_port", str(port), "-m", "personalize"]  # fmt: skip
 
 
-def trained(count, base, photos, where):
-    where.mkdir()
-    settings = [part for text in MORE for part in ("--set", text)]
-    command = [*launched(count), "train", str(photos), "--class", "dog", "--base", str(base), "--token", "zqv", *settings]
+def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path):
+    settings = [f"base={tiny_sd}", *MORE]
+    places = {"runs": tmp_path / "1" / "runs", "priors": tmp_path / "1" / "priors"}
+    one = personalize.train(photos, class_word="dog", settings=settings, **places).folder
     done = subprocess.run(
-        [*command, "--set", "photos.min_size=16"], cwd=where, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True, text=True, timeout=300,
+        [*launcher(), "train", str(photos), "--class", "dog", *(f"--set={text}" for text in settings)], cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return where / done.stdout.strip(), done.stderr
-
-
-def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path):
-    (one, _), (two, said) = (trained(n, tiny_sd, photos, tmp_path / str(n)) for n in (1, 2))
-    assert "in 2 processes" in said
+    two = tmp_path / done.stdout.strip()
+    assert "in 2 processes" in done.stderr
     weights = [load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors") for run in (one, two)]
     base = load_file(tiny_sd / "unet" / "diffusion_pytorch_model.safetensors")
     moved, apart = (torch.cat([(w[name] - weights[0][name]).flatten() for name in base]) for w in (base, weights[1]))

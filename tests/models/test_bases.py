@@ -77,8 +77,17 @@ def test_a_base_says_what_its_release_says(base):
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("source", "method"), [("folder", "full"), ("file", "lora")])
-def test_the_whole_job(base, camera, tmp_path, source, method):
+JOBS = {"sd1": ("file", "lora"), "sd2": ("folder", "full"), "sdxl": ("file", "lora")}
+
+
+@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_whole_job(base, camera, tmp_path, more):
+    """Each base once, from a folder or a file, by full or lora; `more`: the other way too. That a base is the same from both
+    is tested above.
+    """
+    source, method = JOBS[base.name]
+    if more:
+        source, method = {"file": "folder", "folder": "file"}[source], {"lora": "full", "full": "lora"}[method]
     settings = [*SMALL, f"base={getattr(base, source)}", f"train.methods={method}"]
     drawn = personalize.prior("dog", settings=settings, root=base.priors)
     assert (drawn.drawn, drawn.count) == (2, 2)

@@ -107,8 +107,12 @@ def test_an_adapted_layer_is_what_peft_says(adapted):
     params = [p for p in adapted.unet.parameters() if p.requires_grad]
     ours, theirs = adapted.predict(z, t, cond), library(adapted, z, t, cond)
     assert close(ours, theirs)
-    for a, b in zip(*(torch.autograd.grad(out.square().mean(), params) for out in (ours, theirs))):
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
+    ours, theirs = (torch.autograd.grad(out.square().mean(), params) for out in (ours, theirs))
+    # The gradient of a bias sums terms over all positions that nearly cancel, so its rounding goes by their size and not by
+    # its own. In float32 the library's own gradients are up to 2e-6 of the whole gradient's norm away from float64's.
+    rounding = 3e-6 * torch.stack([b.norm() for b in theirs]).norm()
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + rounding
 
 
 @pytest.mark.parametrize("adapted", ["plain"], indirect=True)

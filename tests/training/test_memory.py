@@ -123,12 +123,10 @@ def test_a_fake_network_changes_its_type_and_what_it_takes():
 @pytest.mark.parametrize(
     "settings",
     [
-        ["train.text_encoder=true"],
-        ["train.gradient_checkpointing=true", "train.batch=2", "train.accumulate=2"],
-        ["train.methods=lora", "train.ema=0.9"],
+        ["train.text_encoder=true", "train.gradient_checkpointing=true", "train.batch=2", "train.accumulate=2"],
+        ["train.methods=lora", "train.ema=0.9", "train.quantize=8bit"],
         ["train.methods=textual-inversion", "token=<zqv>", "train.gradient_checkpointing=true"],
-        ["train.methods=lora", "train.quantize=8bit"],
-        ["train.methods=lora", "train.quantize=4bit"],
+        pytest.param(["train.methods=lora", "train.quantize=4bit"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
