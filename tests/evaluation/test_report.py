@@ -10,7 +10,8 @@ import pytest
 import reports
 from PIL import Image
 
-from personalize.evaluation.report.html import VOID, data_uri, el, interval, number, plain, share
+from personalize.common.html import data_uri
+from personalize.evaluation.report.html import VOID, el, interval, number, plain, share
 from personalize.evaluation.report.page import Shown, html, markdown
 
 NASTY = """<script>alert("1")</script> 'x' & | `y`"""

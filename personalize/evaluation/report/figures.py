@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG, coloured by report.css: marks, range bars, the checkpoint path, a histogram."""
+"""Figures of the report as inline SVG, coloured by page.css: marks, range bars, the checkpoint path, a histogram."""
 
 import math
 

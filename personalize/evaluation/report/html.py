@@ -1,15 +1,13 @@
-"""HTML and SVG from nested calls, every string from outside escaped; pictures as data URIs; numbers as words."""
+"""HTML and SVG from nested calls, every string from outside escaped; numbers as words."""
 
-import base64
-import io
 import re
 from collections.abc import Iterable
 from html import escape
 
 from PIL import Image
 
-LARGEST = 512  # px, the long side of a picture in the page
-LOSSLESS = 128  # px: up to here PNG, above JPEG
+from personalize.common.html import data_uri
+
 VOID = {"meta", "img", "br"}
 _EXPONENT = re.compile(r"e([+-])0*(\d)")
 
@@ -44,18 +42,6 @@ class Album:
 
     def css(self) -> str:
         return "\n".join(f'.{name}{{background-image:url("{data_uri(one)}")}}' for name, one in self.styles.values())
-
-
-def data_uri(picture: Image.Image) -> str:
-    """At most LARGEST px, without the metadata of the file it came from."""
-    flat = picture.convert("RGB")
-    flat = flat.copy() if flat is picture else flat
-    flat.info = {}
-    flat.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    kind, how = ("PNG", {"optimize": True}) if max(flat.size) <= LOSSLESS else ("JPEG", {"quality": 88, "optimize": True})
-    held = io.BytesIO()
-    flat.save(held, kind, **how)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def number(value: float | None, form: str = ".3f") -> str:

@@ -25,7 +25,7 @@ from personalize.evaluation.report.tables import (
 )
 
 __all__ = ["Shown", "html", "markdown"]
-STYLE = Path(__file__).parent / "report.css"
+STYLE = Path(__file__).parents[2] / "common" / "page.css"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 HERO_PHOTOS, HERO_PICTURES = 6, 6
 ACROSS = 8  # prompts beside each other in the contact sheet
