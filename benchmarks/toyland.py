@@ -21,7 +21,7 @@ from personalize import models
 from personalize.common.bases import TOYLAND
 from personalize.common.files import write_json, writing
 from personalize.common.recipe import SamplingConfig
-from personalize.data import image_grid
+from personalize.data.image_grid import grid
 from personalize.evaluation import encoders, image_cache
 from personalize.evaluation.metrics import toyland_truth
 from personalize.generation import sampling
@@ -240,14 +240,11 @@ def report(bars: list[Bar], more: dict[str, float]) -> str:
 
 
 def page(bench: Bench, images: Tensor, scenes: list[Scene]):
-    drawn = bench.drawn(scenes[: SHOWN // 5])
-    pairs = [("drawn", sampling.to_pil(drawn)), ("through the VAE", sampling.to_pil(bench.reconstructed(drawn)))]
-    made = [(prompt(scene), [image]) for scene, image in zip(scenes[:SHOWN], sampling.to_pil(images[:SHOWN]), strict=False)]
-    return image_grid.contact_sheet(
-        [image_grid.Section("Generated", f"the first {SHOWN} of the test prompts, not chosen", made, cell=170),
-         image_grid.Section("Unseen scenes", "", pairs)],
-        title="Toyland, generated", subtitle=f"{STEPS} DDIM steps",
-    )  # fmt: skip
+    """Rows of the first generated images, not chosen; then unseen scenes as drawn, and through the VAE."""
+    across = SHOWN // 5
+    drawn = bench.drawn(scenes[:across])
+    rows = [images[:SHOWN], drawn, bench.reconstructed(drawn)]
+    return grid([image for row in rows for image in sampling.to_pil(row)], across)
 
 
 def main() -> int:

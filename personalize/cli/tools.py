@@ -58,19 +58,20 @@ def export(
 @app.command()
 def photos(
     source: Annotated[list[str], typer.Argument(metavar="PHOTOS", help="A folder, files, or hf:owner/name/config.")],
-    size: Annotated[int, typer.Option(help="Edge that training will see, px.")] = 512,
-    crop: Annotated[str, typer.Option(help="center, or subject where there are masks.")] = "center",
-    out: Annotated[Path, typer.Option(help="The page of what was found.")] = Path("photos.png"),
+    size: Annotated[int, setting_option("photos.size")] = 0,
+    base: Base = "toyland",
+    crop: Annotated[str, setting_option("photos.crop")] = "center",
+    out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
     quiet: Quiet = False, as_json: Json = False,
 ):  # fmt: skip
-    """The doctor: what is wrong with these photos, and what will training see of them?"""
+    """What is wrong with these photos, and what will training see of them?"""
     from dataclasses import asdict
 
-    from personalize.commands import check_photos as command
+    from personalize.commands.check_photos import check_photos
 
     given = source[0] if len(source) == 1 else source
-    result = command.run(given, size=size, out=out, crop=crop, screen=Terminal(quiet=quiet or as_json))
-    show({"sheet": result.sheet, "findings": [asdict(finding) for finding in result.findings]}, "sheet", as_json)
+    result = check_photos(given, size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json))
+    show({"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}, "sheet", as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`personalize photos`: the doctor. What is wrong with these photos, and what training will see of them? No model."""
+"""`personalize photos`: what is wrong with photos, and what training will see of them. No weights are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,45 +7,55 @@ from pathlib import Path
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data import photo_checks, photo_page
 from personalize.data.crops import CROPS, Photo
-from personalize.data.photo_checks import NOTE, OK, WARNING, Finding
+from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, examine_photos
+from personalize.data.photo_page import photo_page
 from personalize.data.photos import find_photos, is_data_set, load_photos, read_photo
+from personalize.models.locate import base_size
 
 
 @dataclass(frozen=True)
 class PhotosResult:
-    """findings: of each photo, then of all together; sheet: the page that shows them."""
+    """findings: of each photo, then of all together; page: the HTML file that shows them."""
 
     findings: tuple[Finding, ...]
-    sheet: Path
+    page: Path
 
 
-def run(
-    source: str | Path | Sequence[str | Path], *, size: int, out: Path, crop: str = "center", screen: Terminal = SILENT
+def check_photos(
+    source: str | Path | Sequence[str | Path],
+    *,
+    size: int = 0,
+    base: str = "toyland",
+    crop: str = "center",
+    out: str | Path = "photos.html",
+    screen: Terminal = SILENT,
 ) -> PhotosResult:
-    """Examine photos as they would be trained at `size` px, say what is found, and draw it on a page: the PNG `out`.
+    """Examine photos as they would be trained at `size` px (0: what `base` trains at), and write the page `out`.
 
-    A file that cannot be used is a finding and the others are examined. Errors: `UserError` for a source without
-    any photo that can be used, an unknown crop, and an `out` that is a folder.
+    A file that cannot be used is a finding, and the others are examined. Errors: `UserError` for a source without
+    any photo that can be used, an unknown crop, an `out` that is no HTML file, and a base that cannot be found.
     """
     out = Path(out)
     if crop not in CROPS:
         raise UserError(f"unknown crop {crop!r}{nearest(crop, CROPS)}. Crops: {', '.join(CROPS)}.")
     if out.is_dir():
-        raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.png'}.")
-    photos, troubles = _gathered(source)
-    report = photo_checks.check_photos(photos, size, how=crop, known=troubles)
+        raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
+    size = size or base_size(base, screen.say)
+    photos, known = _usable_photos(source)
+    report = examine_photos(photos, size, crop=crop, known=known)
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
     if all(finding.severity == OK for finding in report.findings):
         screen.say("nothing to put right")
     with writing(out) as temporary:
-        photo_page.page(report).save(temporary, format="PNG")
+        temporary.write_text(photo_page(report), encoding="utf-8", errors="replace")  # file names may be no Unicode
     return PhotosResult(report.findings, out)
 
 
-def _gathered(source: str | Path | Sequence[str | Path]) -> tuple[list[Photo], list[Finding]]:
+def _usable_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Photo], list[Finding]]:
     """The photos that can be used, and findings about the files that cannot."""
     if is_data_set(source):
         return load_photos(source, min_size=1)[0], []

@@ -210,7 +210,7 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
 
 def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    found = photo_checks.check_photos(photos, size, how=scoring.fixed_crop(recipe.photos.crop))
+    found = photo_checks.examine_photos(photos, size, crop=scoring.fixed_crop(recipe.photos.crop))
     first_held = len(photos) - held_out
     return [
         {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in found.each[k]]}

@@ -167,7 +167,7 @@ def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[S
     run_folder.write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with run_folder.writing(folder / "photos.png") as temporary:
         photos = [photo for subject in subjects for photo in subject.photos]
-        preview(photos, size, how=recipe.photos.crop).save(temporary)
+        preview(photos, size, crop=recipe.photos.crop).save(temporary)
 
 
 def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> TrainResult:

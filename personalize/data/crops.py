@@ -1,8 +1,8 @@
 """One photo  ->  a square crop  ->  a tensor, its mask the same way; and the order photos are used in.
 
-Shapes: B pictures, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each call from the
-generator that is passed in, never once at load; a generator in the same state draws the same for pictures and masks.
-Folders and data sets of photos are in `photos`, their decoding in `decoding`.
+Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each call from the generator
+that is passed in, never once at load; a generator in the same state draws the same for images and masks.
+Folders and data sets of photos are in `photos`, their decoding in `decode`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 @dataclass(frozen=True)
 class Photo:
-    """One upright RGB picture without metadata.
+    """One upright RGB image without metadata.
 
     path         as the user wrote it: "my_dog/a.jpg", or "hf:google/dreambooth/dog[3]"
     image        PIL "RGB"; photos with a short side of 4096 px and more are kept at a whole fraction of their size
@@ -65,37 +65,37 @@ class Photo:
 def crop_box(
     size_wh: tuple[int, int],
     side: int,
-    how: str = "center",
+    crop: str = "center",
     generator: Generator | None = None,
     *,
     subject: Box | None = None,
 ) -> Box:
-    """(width, height), side of a square in the same pixels  ->  (left, top, right, bottom) inside the picture.
+    """(width, height), side of a square in the same pixels  ->  (left, top, right, bottom) inside the image.
 
-    "center" takes the middle, "subject" the place nearest to it that has the middle of the box `subject` in its own,
-    and the middle without such a box. "random" draws its place from `generator`, always with one number per axis,
-    so that what is drawn after it does not depend on the picture's size.
+    "center" takes the middle. "subject" takes the place whose middle is nearest to that of the box `subject`; without
+    such a box, the middle. "random" draws its place from `generator`, always with one number per axis, so that what
+    is drawn after it does not depend on the image's size.
     """
-    assert how in CROPS, how
+    assert crop in CROPS, crop
     room = (size_wh[0] - side, size_wh[1] - side)
     assert min(room) >= 0, f"a crop of {side} px does not fit in {size_wh}"
-    if how == "random":
+    if crop == "random":
         assert generator is not None, "a random crop draws from a generator"
-        at = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-        left, top = (int(a * (r + 1)) for a, r in zip(at, room, strict=True))
+        shares = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        left, top = (int(share * (most + 1)) for share, most in zip(shares, room, strict=True))
     else:
-        around = subject if how == "subject" and subject else (0, 0, *size_wh)
+        around = subject if crop == "subject" and subject else (0, 0, *size_wh)
         left, top = (min(max((around[k] + around[k + 2] - side) // 2, 0), room[k]) for k in (0, 1))
     return left, top, left + side, top + side
 
 
-def largest_box(photo: Photo, how: str = "center", generator: Generator | None = None) -> Box:
-    """The largest square of a photo, in pixels of its image, at the place that `how` says."""
-    return crop_box(photo.image.size, min(photo.image.size), how, generator, subject=photo.subject)
+def largest_box(photo: Photo, crop: str = "center", generator: Generator | None = None) -> Box:
+    """The largest square of a photo, in pixels of its image, at the place that the crop says."""
+    return crop_box(photo.image.size, min(photo.image.size), crop, generator, subject=photo.subject)
 
 
 def square(photo: Photo, size: int, box: Box) -> Image.Image:
-    """A photo, the side to give it, a box in its pixels  ->  RGB picture of size × size, resized with Lanczos."""
+    """A photo, the side to give it, a box in its pixels  ->  RGB image of size × size, resized with Lanczos."""
     return photo.image.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
@@ -107,47 +107,47 @@ def square_mask(photo: Photo, size: int, box: Box) -> Image.Image:
 
 
 def to_tensor(
-    photo: Photo, size: int, *, how: str = "center", flip: bool = False, generator: Generator | None = None
+    photo: Photo, size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
 ) -> Tensor:
     """A photo  ->  (3,H,W) float32 in [-1,1] with H = W = size.
 
     The largest square of the photo, resized with Lanczos: the same as resizing the short side to `size` and
-    cropping, without the large picture between. `flip` mirrors left to right in half of the calls.
+    cropping, without the large image between. `flip` mirrors left to right in half of the calls.
     """
-    box, mirrored = _drawn(photo, how, flip=flip, generator=generator)
+    box, mirrored = _drawn(photo, crop, flip=flip, generator=generator)
     pixels = torch.from_numpy(np.array(square(photo, size, box), dtype=np.float32))
     image = (pixels / 127.5 - 1.0).permute(2, 0, 1)
     return (image.flip(-1) if mirrored else image).contiguous()
 
 
 def mask_to_tensor(
-    photo: Photo, size: int, *, how: str = "center", flip: bool = False, generator: Generator | None = None
+    photo: Photo, size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
 ) -> Tensor:
     """A photo's mask  ->  (1,H,W) float32 in [0,1], 1 = subject; ones without a mask.
 
     Cut and mirrored as `to_tensor` does with a generator in the same state.
     """
-    box, mirrored = _drawn(photo, how, flip=flip, generator=generator)
+    box, mirrored = _drawn(photo, crop, flip=flip, generator=generator)
     marks = torch.from_numpy(np.array(square_mask(photo, size, box), dtype=np.float32))[None] / 255.0
     return (marks.flip(-1) if mirrored else marks).contiguous()
 
 
 def photo_batch(
-    photos: Sequence[Photo], size: int, *, how: str = "center", flip: bool = False, generator: Generator | None = None
+    photos: Sequence[Photo], size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
 ) -> Tensor:
     """B photos  ->  (B,3,H,W) float32 in [-1,1]; one generator serves them in turn."""
-    return torch.stack([to_tensor(photo, size, how=how, flip=flip, generator=generator) for photo in photos])
+    return torch.stack([to_tensor(photo, size, crop=crop, flip=flip, generator=generator) for photo in photos])
 
 
 def mask_batch(
-    photos: Sequence[Photo], size: int, *, how: str = "center", flip: bool = False, generator: Generator | None = None
+    photos: Sequence[Photo], size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
 ) -> Tensor:
-    """B photos  ->  (B,1,H,W) float32 in [0,1], 1 = subject; pixel for pixel those of `batch`.
+    """B photos  ->  (B,1,H,W) float32 in [0,1], 1 = subject; pixel for pixel those of `photo_batch`.
 
-    Where crop or flip are random, pass a generator in the state that `batch` found its own in; it is left in the
-    same state afterwards. `size` may be smaller than the pictures', such as the latents'.
+    Where crop or flip are random, pass a generator in the state that `photo_batch` got its own in; it is left in the
+    same state afterwards. `size` may be smaller than the images', such as the latents'.
     """
-    return torch.stack([mask_to_tensor(photo, size, how=how, flip=flip, generator=generator) for photo in photos])
+    return torch.stack([mask_to_tensor(photo, size, crop=crop, flip=flip, generator=generator) for photo in photos])
 
 
 def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = "subject") -> list[int]:
@@ -164,9 +164,9 @@ def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = 
     return row[start : start + batch]
 
 
-def _drawn(photo: Photo, how: str, *, flip: bool, generator: Generator | None) -> tuple[Box, bool]:
+def _drawn(photo: Photo, crop: str, *, flip: bool, generator: Generator | None) -> tuple[Box, bool]:
     """Where a photo is cut and whether it is mirrored: all that is random about it, drawn in one order for all."""
-    box = largest_box(photo, how, generator)
+    box = largest_box(photo, crop, generator)
     if not flip:
         return box, False
     assert generator is not None, "a flip draws from a generator"

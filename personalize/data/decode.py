@@ -1,7 +1,7 @@
-"""The bytes of a picture file  ->  an upright sRGB picture without metadata, and its alpha.
+"""The bytes of an image file  ->  an upright sRGB image without metadata, and its alpha.
 
-Whatever a user's file may be, it is either read as it looks or refused with its name and a remedy. Masks are read by
-the same door. Which files there are is `photos`; squares and tensors are `crops`.
+A user's file is either read as it looks or refused with its name and a remedy; masks are read the same way. `photos`
+finds the files, `crops` makes squares and tensors of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from personalize.common.errors import UserError
 
@@ -32,18 +32,8 @@ OPTIONAL = {
 }
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 
-# EXIF tag 0x0112 -> what makes the picture upright.
-ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-QUARTER_TURNS = (5, 6, 7, 8)
+ORIENTATION_TAG = ExifTags.Base.Orientation
+QUARTER_TURNS = (5, 6, 7, 8)  # the orientations that swap width and height
 
 SUBJECT_FROM = 128  # of 255: from here on a mask's pixel is the subject
 SAME_SHAPE = 0.01  # by which the aspect ratio of a mask may differ from its photo's: what rounding a size does
@@ -52,8 +42,8 @@ SAME_SHAPE = 0.01  # by which the aspect ratio of a mask may differ from its pho
 class Decoded(NamedTuple):
     """What `decode` gives.
 
-    image        RGB picture; of a short side of 4096 px and more, at a whole fraction of its size
-    alpha        "L" of the same size, 255 = opaque; None where the whole picture is opaque
+    image        RGB; where the short side has 4096 px and more, at a whole fraction of its size
+    alpha        "L" of the same size, 255 = opaque; None where the whole image is opaque
     size         (width, height) in pixels of the file, once upright
     orientation  the EXIF orientation 1 to 8 that was undone; 1 where there was nothing to turn
     """
@@ -70,10 +60,10 @@ class Decoded(NamedTuple):
 
 
 def decode(data: bytes, where: str) -> Decoded:
-    """Bytes of a file, its name for messages  ->  the picture upright, in sRGB, on white where it was transparent.
+    """Bytes of a file, its name for messages  ->  the image upright, in sRGB, on white where it was transparent.
 
     Without metadata; the first frame of an animation. A short side of twice `KEEP_SIDE` and more is reduced by a
-    whole factor. Errors: `UserError` for bytes that are no picture, damaged, of more than `MAX_PIXELS`, or without
+    whole factor. Errors: `UserError` for bytes that are no image, damaged, of more than `MAX_PIXELS`, or without
     a decoder.
     """
     with _strict_pillow():
@@ -91,13 +81,13 @@ def decode(data: bytes, where: str) -> Decoded:
             image.draft(None, (KEEP_SIDE, KEEP_SIDE))
             image.load()
             orientation = _orientation(image)
-            picture, alpha = _flatten(image)
+            flat, alpha = _flatten(image)
         except Exception as error:  # Pillow's decoders raise whatever the damage leads them to
             raise UserError(_unreadable(data, where, error)) from error
-    factor = max(1, min(picture.size) // KEEP_SIDE)
+    factor = max(1, min(flat.size) // KEEP_SIDE)
     alpha = None if alpha is None else _finish(alpha, factor, orientation)
     upright = size[::-1] if orientation in QUARTER_TURNS else size
-    return Decoded(_finish(picture, factor, orientation), alpha, upright, orientation)
+    return Decoded(_finish(flat, factor, orientation), alpha, upright, orientation)
 
 
 def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Image.Image:
@@ -109,10 +99,10 @@ def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Ima
     """
     mask = decode(data, where)
     marks = mask.alpha if mask.alpha is not None else mask.image.convert("L")
-    alike, alike_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, photo.stored)
-    if mask.orientation == 1 and alike_stored and (mask.size == photo.stored or not alike):
+    fits, fits_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, photo.stored)
+    if mask.orientation == 1 and fits_stored and (mask.size == photo.stored or not fits):
         marks = _finish(marks, 1, photo.orientation)
-    elif not alike:
+    elif not fits:
         raise UserError(
             f"{where} is {mask.size[0]}×{mask.size[1]} px, but its photo {photo_name} is {photo.size[0]}×{photo.size[1]} px. "
             f"Make the mask from this very photo, or take it out."
@@ -161,17 +151,17 @@ def _unreadable(data: bytes, where: str, error: Exception) -> str:
     if not data:
         return f"{where} is an empty file. Copy the photo again, or take it out."
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"{where} is no picture in a format that is read, whatever its name. Convert it to JPEG, or take it out."
+        return f"{where} is no image in a format that can be read, whatever its name. Convert it to JPEG, or take it out."
     return f"{where} is damaged: {str(error) or type(error).__name__}. Copy the photo again, or take it out."
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1 to 8; 1 when the metadata is broken, which is no reason to refuse a picture."""
+    """The EXIF orientation 1 to 8; 1 when the metadata is broken, which is no reason to refuse an image."""
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
         return 1
-    return orientation if orientation in UPRIGHT else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -179,7 +169,7 @@ def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 
 def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """A decoded picture of any mode  ->  (sRGB on white, alpha "L" or None when all is opaque)."""
+    """A decoded image of any mode  ->  (sRGB on white, alpha "L" or None when all is opaque)."""
     profile, alpha = image.info.get("icc_profile"), None
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
@@ -225,9 +215,11 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _finish(image: Image.Image, factor: int, orientation: int) -> Image.Image:
-    """Reduced, upright, and on a new picture, which carries none of the old one's metadata."""
+    """Reduced, upright, and as a new image, which carries none of the old one's metadata."""
     image = image.reduce(factor) if factor > 1 else image
-    image = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     clean = Image.new(image.mode, image.size)
     clean.paste(image)
+    if orientation != 1:
+        clean.getexif()[ORIENTATION_TAG] = orientation
+        clean = ImageOps.exif_transpose(clean)
     return clean

@@ -1,7 +1,6 @@
 """What is measured of a photo before training: pixels, sharpness, light, what the crop keeps, and likeness to others.
 
-Numbers only; what they mean for a user is in `doctor`. The measurements quoted there are of 13 photos of three real
-subjects at 512 px and of Toyland's pictures.
+Numbers only; what they mean for a user is in `photo_checks`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class PhotoStats:
     coverage   share of the crop that is subject; None without a mask
     lost       share of the subject outside the crop; None without a mask
     edge       share of the photo's outermost pixels that are subject; None without a mask
-    thumbnail  (16,16,3) in [0,255]: colours too, as flat pictures differ by them
+    thumbnail  (16,16,3) in [0,255]: with colours, as flat images differ by them
     colours    (5,216): how often each colour is in the background, in shares, were its light multiplied by each of
                GAINS; None where there is too little of it
     """
@@ -57,9 +56,9 @@ class PhotoStats:
     colours: np.ndarray | None
 
 
-def measure_photo(photo: Photo, size: int, how: str) -> PhotoStats:
-    """A photo, the side in px it is trained at, its crop  ->  Exam. A random crop is measured at its middle."""
-    box = largest_box(photo, "center" if how == "random" else how)
+def measure_photo(photo: Photo, size: int, crop: str) -> PhotoStats:
+    """A photo, the side in px it is trained at, its crop  ->  PhotoStats. A random crop is measured at its middle."""
+    box = largest_box(photo, "center" if crop == "random" else crop)
     pixels = np.asarray(square(photo, LIGHT_SIDE, box))
     marks = None if photo.mask is None else np.asarray(square_mask(photo, LIGHT_SIDE, box)) / 255.0
     judged = pixels.min(2)[~_border(LIGHT_SIDE, 0.25) if marks is None else marks >= 0.5]
@@ -81,7 +80,7 @@ def measure_photo(photo: Photo, size: int, how: str) -> PhotoStats:
 
 
 def sharpness(image: Image.Image) -> float | None:
-    """RGB picture  ->  the largest variance of the Laplacian among 4×4 parts; None for a small picture.
+    """RGB image  ->  the largest variance of the Laplacian among 4×4 parts; None for a small image.
 
     The sharpest part, because a soft background is no fault.
     """
@@ -104,7 +103,7 @@ def lost(photo: Photo, box: Box) -> float | None:
     return float(1 - marks[top:bottom, left:right].sum() / marks.sum())
 
 
-def picture_distance(a: PhotoStats, b: PhotoStats) -> float:
+def image_distance(a: PhotoStats, b: PhotoStats) -> float:
     """Mean difference of two photos at 16×16 px, of 255."""
     return float(np.abs(a.thumbnail - b.thumbnail).mean())
 
@@ -149,10 +148,10 @@ def _colours(photo: Photo, box: Box) -> np.ndarray | None:
 def _histogram(pixels: np.ndarray) -> np.ndarray:
     """(N,3) in [0,255]  ->  (216,), sums to 1. Each pixel is shared between neighbouring bins: without that, flat
     backgrounds that hardly differ could have no bin in common."""
-    at = np.clip(pixels / 256 * BINS - 0.5, 0, BINS - 1)
-    low = np.minimum(at.astype(int), BINS - 2)
+    positions = np.clip(pixels / 256 * BINS - 0.5, 0, BINS - 1)
+    low = np.minimum(positions.astype(int), BINS - 2)
     counts = np.zeros((BINS,) * 3)
     for corner in np.ndindex(2, 2, 2):
-        weights = np.where(corner, at - low, 1 - (at - low)).prod(axis=1)
+        weights = np.where(corner, positions - low, 1 - (positions - low)).prod(axis=1)
         np.add.at(counts, tuple((low + corner).T), weights)
     return counts.ravel() / len(pixels)

@@ -1,8 +1,8 @@
-"""A folder of photos, a list of files, or an `hf:` data set  ->  checked, upright RGB pictures.
+"""A folder of photos, a list of files, or an `hf:` data set  ->  checked, upright RGB images.
 
-What cannot be used is found here, before any training, and is a `UserError` that names the file; what can be used
-but should be known is a notice in plain words, by the `doctor`. A mask file beside a photo becomes its mask and is
-never a photo. Decoding is in `decoding`; cropping, tensors and batches are in `crops`.
+A file that cannot be used is found here, before any training: a `UserError` names it. What a user should know of a file
+that can be used is a notice, from `photo_checks`. A mask file beside a photo becomes its mask and is never a photo.
+Decoding is in `decode`; cropping, tensors and batches are in `crops`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
-from personalize.data import photo_page
-from personalize.data.crops import Photo
+from personalize.data.crops import Photo, largest_box, square
 from personalize.data.decode import SUBJECT_FROM, decode, decode_mask
-from personalize.data.photo_checks import check_photos, listed, notices
+from personalize.data.image_grid import grid
+from personalize.data.photo_checks import listed, notices
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
 HEIF_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif"})
@@ -30,9 +30,11 @@ SIDECARS = frozenset(
 )
 LEFTOVERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"})
 
-# Beside `a.jpg`, a mask is `a.mask.png`, `a_mask.png` or `masks/a.png`; other formats of pictures will do.
+# Beside `a.jpg`, a mask is `a.mask.png`, `a_mask.png` or `masks/a.png`, or an image of another format.
 MASK_ENDINGS = (".mask", "_mask")
 MASK_FOLDER = "masks"
+
+PREVIEW_SIDE, PREVIEW_MOST = 256, 60
 
 
 def load_photos(source: str | Path | Sequence[str | Path], *, min_size: int) -> tuple[list[Photo], list[str]]:
@@ -65,25 +67,25 @@ def find_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], 
     Errors: `UserError` when the source does not exist or holds no photo.
     """
     if isinstance(source, (str, Path)):
-        place = Path(source).expanduser()
-        if not place.exists():
+        folder = Path(source).expanduser()
+        if not folder.exists():
             raise UserError(f"{source} does not exist. Give a folder of photos, photo files, or hf:<owner>/<name>.")
-        listed_files = sorted(place.iterdir(), key=lambda path: path.name) if place.is_dir() else [place]
+        listed_files = sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else [folder]
     else:
-        place, listed_files = None, [_named_file(path) for path in source]
+        folder, listed_files = None, [_named_file(path) for path in source]
     files = [path for path in listed_files if not path.is_dir() and not _is_leftover(path)]
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
     foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES | SIDECARS]
-    photos = [path for path in pictures if _masked(path) is None]
+    photos = [path for path in images if _masked(path) is None]
     if not photos:
-        raise UserError(_nothing_found(place, listed_files, foreign, masks=[path.name for path in pictures]))
+        raise UserError(_nothing_found(folder, listed_files, foreign, masks=[path.name for path in images]))
     skipped = []
     if foreign:
-        what = "1 file that is not a photo" if len(foreign) == 1 else f"{len(foreign)} files that are not photos"
-        skipped.append(f"skipped {what}: {listed(foreign)}")
-    if alone := _masks_alone(photos, pictures):
+        count = "1 file that is not a photo" if len(foreign) == 1 else f"{len(foreign)} files that are not photos"
+        skipped.append(f"skipped {count}: {listed(foreign)}")
+    if alone := _masks_alone(photos, images):
         masks = "the mask" if len(alone) == 1 else "the masks"
-        skipped.append(f"no photo for {masks} {listed(alone)}: add the photo, or rename what is one itself")
+        skipped.append(f"no photo for {masks} {listed(alone)}: add the photo, or rename the file if it is a photo itself")
     return photos, skipped
 
 
@@ -92,9 +94,14 @@ def read_photo(path: Path) -> Photo:
     return _photo(_bytes_of(path), str(path), caption=_caption(path), mask=_mask_beside(path))
 
 
-def preview(photos: Sequence[Photo], size: int, *, how: str = "center") -> Image.Image:
-    """The doctor's page of photos that are trained at `size` px."""
-    return photo_page.page(check_photos(photos, size, how=how))
+def preview(photos: Sequence[Photo], size: int, *, crop: str = "center") -> Image.Image:
+    """What training at `size` px sees of the first photos, in a grid, each at most PREVIEW_SIDE px.
+
+    A random crop is shown by its middle.
+    """
+    place = "center" if crop == "random" else crop
+    side = min(size, PREVIEW_SIDE)
+    return grid([square(photo, side, largest_box(photo, place)) for photo in photos[:PREVIEW_MOST]], columns=5)
 
 
 def _named_file(path: str | Path) -> Path:
@@ -111,15 +118,15 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith((".", "~$")) or path.name.lower() in LEFTOVERS
 
 
-def _nothing_found(place: Path | None, listed_files: Sequence[Path], foreign: Sequence[str], *, masks: Sequence[str]) -> str:
+def _nothing_found(folder: Path | None, listed_files: Sequence[Path], foreign: Sequence[str], *, masks: Sequence[str]) -> str:
     """The message for a source without photos; it says what is there instead."""
-    where = "the list of photos is empty or has none" if place is None else f"no photos in {place}"
-    there = f" There is {listed(foreign)}." if foreign else ""
-    there += f" By its name, {masks[0]} is a mask; rename it if it is a photo." if masks else ""
-    folders = [path.name for path in listed_files if path.is_dir() and not _is_leftover(path)]
-    if folders:
-        there += f" Subfolders are not searched; name the one you mean: {listed(folders)}."
-    return f"{where}.{there} Photos are {ACCEPTED}."
+    message = "the list of photos is empty or has none" if folder is None else f"no photos in {folder}"
+    message += f". There is {listed(foreign)}." if foreign else "."
+    message += f" By its name, {masks[0]} is a mask; rename it if it is a photo." if masks else ""
+    subfolders = [path.name for path in listed_files if path.is_dir() and not _is_leftover(path)]
+    if subfolders:
+        message += f" Subfolders are not searched; name the one you mean: {listed(subfolders)}."
+    return f"{message} Photos are {ACCEPTED}."
 
 
 def _masked(path: Path) -> str | None:
@@ -141,13 +148,13 @@ def _masks_in(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix.lower() in SUFFIXES and not _is_leftover(path)]
 
 
-def _masks_alone(photos: Sequence[Path], pictures: Sequence[Path]) -> list[str]:
+def _masks_alone(photos: Sequence[Path], images: Sequence[Path]) -> list[str]:
     """Names of mask files whose photo is not among these."""
     stems = {(path.parent, path.stem) for path in photos}
-    alone = [path.name for path in pictures if (stem := _masked(path)) and (path.parent, stem) not in stems]
+    alone = [path.name for path in images if (stem := _masked(path)) and (path.parent, stem) not in stems]
     for folder in sorted({path.parent for path in photos}):
-        there = {path.stem for path in folder.iterdir()}  # a list may name some of a folder's photos only
-        alone += [f"{MASK_FOLDER}/{path.name}" for path in _masks_in(folder) if path.stem not in there]
+        stems_here = {path.stem for path in folder.iterdir()}  # a list may name some of a folder's photos only
+        alone += [f"{MASK_FOLDER}/{path.name}" for path in _masks_in(folder) if path.stem not in stems_here]
     return alone
 
 
@@ -157,8 +164,8 @@ def _mask_beside(photo: Path) -> Path | None:
     masks = [path for path in beside if _masked(path) == photo.stem]
     masks += [path for path in _masks_in(photo.parent) if path.stem == photo.stem]
     if len(masks) > 1:
-        found = listed([str(path.relative_to(photo.parent)) for path in masks])
-        raise UserError(f"{photo} has {len(masks)} masks: {found}. Keep one of them.")
+        names = listed([str(path.relative_to(photo.parent)) for path in masks])
+        raise UserError(f"{photo} has {len(masks)} masks: {names}. Keep one of them.")
     return masks[0] if masks else None
 
 
@@ -170,15 +177,15 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _photo(data: bytes, where: str, *, caption: str | None, mask: Path | None = None) -> Photo:
-    """A photo of a file's bytes; a mask file counts for more than the photo's own alpha."""
-    seen = decode(data, where)
-    marks, mask_sha256 = seen.alpha, None
+    """A photo from a file's bytes; a mask file takes the place of the photo's own alpha."""
+    decoded = decode(data, where)
+    marks, mask_sha256 = decoded.alpha, None
     if mask is not None:
         mask_data = _bytes_of(mask)
-        marks, mask_sha256 = decode_mask(mask_data, str(mask), seen, where), sha256(mask_data)
+        marks, mask_sha256 = decode_mask(mask_data, str(mask), decoded, where), sha256(mask_data)
     elif marks is not None and marks.getextrema()[1] < SUBJECT_FROM:
         raise UserError(f"{where} is transparent all over: it shows no subject. Use the photo as it was, or another.")
-    return Photo(where, seen.image, sha256(data), caption, seen.size, marks, mask_sha256, seen.orientation)
+    return Photo(where, decoded.image, sha256(data), caption, decoded.size, marks, mask_sha256, decoded.orientation)
 
 
 def _caption(photo: Path) -> str | None:
@@ -196,22 +203,22 @@ def _load_hf(source: str) -> list[Photo]:
     column = next((name for name, kind in rows.features.items() if type(kind).__name__ == "Image"), None)
     if column is None or not len(rows):
         held = f"columns {listed(list(rows.features))}" if len(rows) else "no rows"
-        raise UserError(f"{source} has no pictures in its train split ({held}). Name a data set of pictures.")
+        raise UserError(f"{source} has no images in its train split ({held}). Name a data set of images.")
     rows = rows.cast_column(column, type(rows.features[column])(decode=False))
     photos = []
     for i, row in enumerate(rows):
-        picture, text = row[column], row.get("text")
-        if picture is None:
-            raise UserError(f"{source}[{i}] has no picture in its column {column!r}. Remove that row.")
-        path = Path(picture["path"] or "")
+        image, text = row[column], row.get("text")
+        if image is None:
+            raise UserError(f"{source}[{i}] has no image in its column {column!r}. Remove that row.")
+        path = Path(image["path"] or "")
         local = path.is_file()  # a data set read from a folder: its masks are rows too
         if local and _is_mask(path):
             continue
-        data = picture["bytes"] if picture["bytes"] is not None else _bytes_of(path)
+        data = image["bytes"] if image["bytes"] is not None else _bytes_of(path)
         caption = text.strip() or None if isinstance(text, str) else None
         photos.append(_photo(data, f"{source}[{i}]", caption=caption, mask=_mask_beside(path) if local else None))
     if not photos:
-        raise UserError(f"{source} holds masks without their photos. Name a data set of pictures.")
+        raise UserError(f"{source} holds masks without their photos. Name a data set of images.")
     return photos
 
 

@@ -167,7 +167,7 @@ def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step:
 
     def crop(what, size: int) -> Tensor:  # the same crops and flips for pictures and masks
         generator = rng.generator(recipe.seed, "crop", step)
-        return what(photos, size, how=settings.crop, flip=settings.flip, generator=generator)
+        return what(photos, size, crop=settings.crop, flip=settings.flip, generator=generator)
 
     mean, std = model.encode_images(crop(photo_batch, size))
     if settings.background == 1:

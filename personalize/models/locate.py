@@ -15,11 +15,13 @@ from personalize.common.run_folder import require_free_disk
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 NEEDED = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
+CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json")
 SAMPLES, SAMPLE = 64, 1 << 17  # pieces of a weight file that its fingerprint reads, and their size in bytes
 
 
-def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
-    """The local folder of a base; a hub id is downloaded first (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count).
+def locate_base(base: str, say: Callable[[str], None] = print, needed: tuple[str, ...] = NEEDED) -> Path:
+    """The local folder of a base; of a hub id, the `needed` files are downloaded first (HF_HOME, HF_TOKEN and
+    HF_HUB_OFFLINE count).
 
     A single file is unpacked into a folder of the user's cache, once. UserError for what is none of these.
     """
@@ -36,7 +38,16 @@ def locate_base(base: str, say: Callable[[str], None] = print) -> Path:
         raise UserError(
             f"base {base!r} is no diffusers folder{hint} Give toyland, a hub id (owner/name), a folder or a .safetensors file."
         )
-    return _download(base)
+    return _download(base, needed)
+
+
+def base_size(base: str, say: Callable[[str], None] = print) -> int:
+    """Edge in px of the images a base trains at, from its configs alone: of a hub id nothing else is downloaded."""
+    folder = locate_base(base, say, CONFIGS)
+    cells = read_json(folder / "unet" / "config.json").get("sample_size")
+    if not isinstance(cells, int):
+        raise UserError(f"{folder}/unet/config.json has sample_size {cells!r}, which is no number. Give --size, in px.")
+    return cells * 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", [64])) - 1)
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -114,14 +125,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "personalize"
 
 
-def _download(base: str) -> Path:
+def _download(base: str, needed: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns, half, raw = list(NEEDED), "*.fp16*", "*.non_ema*"
+    patterns, half, raw = list(needed), "*.fp16*", "*.non_ema*"
     try:
         folder = Path(snapshot_download(base, allow_patterns=patterns, ignore_patterns=[half, raw]))
-        if not weight_files(folder / "unet"):  # some have half precision only
+        if needed == NEEDED and not weight_files(folder / "unet"):  # some have half precision only
             folder = Path(snapshot_download(base, allow_patterns=patterns, ignore_patterns=[raw]))
         return folder
     except RepositoryNotFoundError as error:

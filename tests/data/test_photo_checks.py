@@ -1,19 +1,24 @@
 """The doctor: every fault that was put into a photo is found and named, and good photos are left alone."""
 
+import base64
+import io
 import json
+import os
 import shutil
 from dataclasses import asdict
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from personalize.commands import check_photos as command
+from personalize.commands.check_photos import check_photos
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
-from personalize.data import photo_checks, photo_page
-from personalize.data.photo_checks import NOTE, OK, WARNING, check_photos
+from personalize.data import photo_checks
+from personalize.data.photo_checks import NOTE, OK, WARNING, examine_photos
+from personalize.data.photo_page import SHOWN, photo_page
 from personalize.data.photos import load_photos
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
@@ -47,13 +52,13 @@ def folder(tmp_path):
     return place
 
 
-def report(folder, size=64, how="center"):
-    return check_photos(load_photos(folder, min_size=1)[0], size, how=how)
+def report(folder, size=64, crop="center"):
+    return examine_photos(load_photos(folder, min_size=1)[0], size, crop=crop)
 
 
-def faults(folder, size=64, how="center"):
+def faults(folder, size=64, crop="center"):
     """The findings that are not in order, as one text a severity."""
-    found = report(folder, size, how).findings
+    found = report(folder, size, crop).findings
     return [" | ".join(f.text for f in found if f.severity == severity) for severity in (WARNING, NOTE)]
 
 
@@ -78,7 +83,7 @@ def test_each_photo_is_stated_with_its_size_turn_and_crop(folder):
         "3.png: 320×240 px, turned upright (EXIF orientation 6), the crop keeps 75% of it",
         "4 photos: 3 to 5 are usual",
     ]
-    exam = found.exams[3]
+    exam = found.stats[3]
     assert exam.photo.orientation == 6 and exam.box == (40, 0, 280, 240) and exam.cut_off == 0.25
     assert found.each[3] == (found.findings[3],) and found.findings[3].path == exam.photo.path
 
@@ -145,7 +150,7 @@ def test_transparency_is_noted_and_judged_as_a_mask(folder):
         image.save(folder / f"{k}.png")
     found = report(folder)
     assert "transparent parts of 0.png" in faults(folder)[1]
-    assert [exam.coverage for exam in found.exams] == pytest.approx([0.25] * 3, abs=0.01)
+    assert [exam.coverage for exam in found.stats] == pytest.approx([0.25] * 3, abs=0.01)
     assert "all 3 photos have almost the same background" in faults(folder)[0]
     assert "photos.background=0" in faults(folder)[0]
 
@@ -158,10 +163,10 @@ def test_a_subject_that_the_crop_cuts_is_warned_of_with_what_would_keep_it(folde
     box_mask((400, 200), (250, 50, 350, 150)).save(folder / "3.mask.png")
     warnings, _ = faults(folder)
     assert "the crop cuts 50% of the subject off 3.png. With --set photos.crop=subject it is 0%." in warnings
-    exam = report(folder).exams[3]
+    exam = report(folder).stats[3]
     assert exam.lost == pytest.approx(0.5) and exam.coverage == pytest.approx(0.125, abs=0.01)
-    kept = report(folder, how="subject").exams[3]
-    assert kept.lost == 0 and kept.box == (200, 0, 400, 200) and "cuts" not in faults(folder, how="subject")[0]
+    kept = report(folder, crop="subject").stats[3]
+    assert kept.lost == 0 and kept.box == (200, 0, 400, 200) and "cuts" not in faults(folder, crop="subject")[0]
     box_mask((400, 200), (0, 50, 400, 150)).save(folder / "3.mask.png")
     assert "Use a photo with more room" in faults(folder)[0]
 
@@ -179,10 +184,10 @@ def test_subjects_that_are_tiny_or_everything_and_inverted_masks_are_told(folder
 
 
 def test_masks_for_some_photos_only_are_noted_and_a_subject_crop_without_any_is_a_warning(folder):
-    assert "no photo has a mask" in faults(folder, how="subject")[0]
+    assert "no photo has a mask" in faults(folder, crop="subject")[0]
     box_mask((320, 320), (80, 80, 240, 240)).save(folder / "0_mask.png")
-    for how in ("center", "subject", "random"):
-        assert faults(folder, how=how) == ["", "no mask for 1.png, 2.png: of these, the whole picture counts as the subject"]
+    for crop in ("center", "subject", "random"):
+        assert faults(folder, crop=crop) == ["", "no mask for 1.png, 2.png: of these, the whole image counts as the subject"]
 
 
 def test_a_mask_that_may_have_been_turned_wrongly_is_noted(folder):
@@ -205,7 +210,7 @@ def test_copies_are_noticed_and_different_pictures_are_not(tmp_path):
     scene(1).resize((300, 300)).save(tmp_path / "smaller.jpg", quality=80)
     notices = " | ".join(load_photos(tmp_path, min_size=64)[1])
     assert "0.png and same.png are the same file" in notices
-    assert "1.png and smaller.jpg are almost the same picture" in notices
+    assert "1.png and smaller.jpg are almost the same image" in notices
     assert "2.png" not in notices and "3.png" not in notices and "background" not in notices
     assert [[finding.severity for finding in found] for found in report(tmp_path).each] == [[OK]] * 4 + [[OK, WARNING]] * 2
 
@@ -275,14 +280,28 @@ class Lines(Terminal):
 
 
 def test_the_command_says_every_finding_and_writes_one_page(folder, tmp_path):
-    screen, out = Lines(), tmp_path / "made" / "sheet.png"
-    result = command.run(str(folder), size=64, out=out, screen=screen)
-    assert result.sheet == out and [path.name for path in out.parent.iterdir()] == ["sheet.png"]
-    assert Image.open(out).format == "PNG" and Image.open(out).width == 1200
+    screen, out = Lines(), tmp_path / "made" / "sheet.html"
+    result = check_photos(str(folder), out=out, screen=screen)
+    assert result.page == out and [path.name for path in out.parent.iterdir()] == ["sheet.html"]
     assert screen.lines == [*(f"ok       {f.text}" for f in result.findings), "nothing to put right"]
     assert json.loads(json.dumps([asdict(f) for f in result.findings]))[0]["path"].endswith("0.png")
-    small = command.run(folder, size=512, out=out).findings
+    small = check_photos(folder, size=512, out=out).findings
     assert sum(finding.severity == WARNING for finding in small) == 3
+
+
+def test_without_a_size_photos_are_examined_as_the_base_trains_them(folder, tmp_path, tiny_sd):
+    out = tmp_path / "a.html"
+    check_photos(folder, out=out)
+    assert "at 64×64 px" in out.read_text(encoding="utf-8")
+    bare = tmp_path / "bare"
+    for part in ("unet", "vae"):
+        (bare / part).mkdir(parents=True)
+        shutil.copy(tiny_sd / part / "config.json", bare / part)
+    check_photos(folder, base=str(bare), out=out)
+    assert "at 32×32 px" in out.read_text(encoding="utf-8")
+    (bare / "unet" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="sample_size None.*Give --size"):
+        check_photos(folder, base=str(bare), out=out)
 
 
 def test_a_file_that_cannot_be_used_is_named_and_the_others_are_examined(folder, tmp_path):
@@ -291,7 +310,7 @@ def test_a_file_that_cannot_be_used_is_named_and_the_others_are_examined(folder,
     scene(5).save(folder / "masked.png")
     Image.new("L", (10, 320), 255).save(folder / "masked.mask.png")
     Image.new("L", (10, 10), 255).save(folder / "alone_mask.png")
-    findings = command.run(folder, size=64, out=tmp_path / "a.png").findings
+    findings = check_photos(folder, size=64, out=tmp_path / "a.html").findings
     assert [f.text.partition(":")[0] for f in findings if f.path] == ["0.png", "1.png", "2.png"]
     texts = {severity: " | ".join(f.text for f in findings if f.severity == severity) for severity in (WARNING, NOTE)}
     assert "broken.jpg is" in texts[WARNING] and "masked.mask.png is 10×320 px" in texts[WARNING]
@@ -301,30 +320,62 @@ def test_a_file_that_cannot_be_used_is_named_and_the_others_are_examined(folder,
 def test_what_leaves_nothing_to_examine_is_an_error(folder, tmp_path):
     def told(source, **changes):
         with pytest.raises(UserError) as caught:
-            command.run(source, **({"size": 64, "out": tmp_path / "a.png"} | changes))
+            check_photos(source, **({"size": 64, "out": tmp_path / "a.html"} | changes))
         return str(caught.value)
 
     assert "unknown crop 'centre'; did you mean 'center'?" in told(folder, crop="centre")
     assert "is a folder" in told(folder, out=folder)
+    assert told(folder, out="x.png") == "x.png is no name for the page, which is HTML. Give --out x.html."
     assert "no photos in" in told(tmp_path)
     for path in folder.iterdir():
         path.write_bytes(b"")
-    assert "none of these photos can be used (and 2 more)" in told(folder) and not (tmp_path / "a.png").exists()
+    assert "none of these photos can be used (and 2 more)" in told(folder) and not (tmp_path / "a.html").exists()
 
 
-def pixels_like(page, colour):
-    return int((np.asarray(page) == colour).all(-1).sum())
+class Page(HTMLParser):
+    """The words of a page, its tags, and its images by their alt."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.tags, self.images = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            data = base64.b64decode(dict(attributes)["src"].partition("base64,")[2])
+            self.images[dict(attributes)["alt"]] = Image.open(io.BytesIO(data)).convert("RGB")
+
+    def handle_data(self, data):
+        self.words.append(" ".join(data.split()))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_page_shows_each_photo_framed_and_stays_within_its_margins(tmp_path, count):
-    for k in range(count):
-        scene(k, 900, 300).save(tmp_path / f"{'a-long-name-without-any-space-' * 5}{k}.png")
-    page = np.asarray(photo_page.page(report(tmp_path, size=512)))
-    assert page.shape[1] == 1200 and (page[:, :48] == 255).all() and (page[:, -48:] == 255).all()
-    side = photo_page.CELL // 3
-    assert pixels_like(page, photo_page.FRAME) == pytest.approx(count * 4 * 2 * side, rel=0.1)
-    assert pixels_like(page, photo_page.BARS[WARNING]) > 0 and pixels_like(page, photo_page.OUTLINE) == 0
+def pixels_like(image, colour):
+    return int((np.abs(np.asarray(image, dtype=int) - colour).max(-1) < 40).sum())
+
+
+def test_the_page_shows_each_photo_with_its_crop_and_its_findings(tmp_path):
+    for k in range(3):
+        scene(k, 900, 300).save(tmp_path / f"{k}.png")
+    text = photo_page(report(tmp_path, size=512))
+    page = Page(text)
+    assert [image.size for image in page.images.values()] == [(512, 171), (512, 512)] * 3
+    assert text.count('style="left:33.33%;top:0.0%;width:33.33%;height:100.0%"') == 3
+    assert "3 of 3 photos need to be replaced or put right." in page.words
+    for k in range(3):
+        assert f"{k}.png" in page.words and any(words.startswith(f"{k}.png is 900×300 px, smaller") for words in page.words)
+    assert "http:" not in text and "https:" not in text
+
+
+def test_names_of_files_are_text_in_the_page_and_never_markup(tmp_path):
+    name = "<script>alert('x')</script>&amp; \"q\".png".replace("/", "∕")
+    scene(0).save(tmp_path / name)
+    Path(os.fsdecode(os.fsencode(tmp_path / "latin-\udce9.png"))).write_bytes((tmp_path / name).read_bytes())
+    out = tmp_path / "made" / "a.html"
+    check_photos(tmp_path, size=64, out=out)
+    page = Page(out.read_text(encoding="utf-8"))
+    assert name in page.words and name in page.images and "latin-?.png" in page.words
+    assert "script" not in page.tags
 
 
 def test_what_training_sees_is_as_coarse_as_it_is_and_moves_with_the_crop(tmp_path):
@@ -332,14 +383,17 @@ def test_what_training_sees_is_as_coarse_as_it_is_and_moves_with_the_crop(tmp_pa
     photo.paste((200, 100, 0), (150, 25, 200, 75))
     photo.save(tmp_path / "a.png")
     box_mask((200, 100), (150, 25, 200, 75)).save(tmp_path / "a_mask.png")
-    center, subject = (photo_page.page(report(tmp_path, 4, how)) for how in ("center", "subject"))
-    assert pixels_like(center, (200, 100, 0)) < pixels_like(subject, (200, 100, 0)) / 4
-    assert pixels_like(subject, photo_page.OUTLINE) > 100
+    center, subject = (Page(photo_page(report(tmp_path, 4, crop))).images for crop in ("center", "subject"))
+    seen = "what training sees of a.png"
+    assert center[seen].size == subject[seen].size == (4, 4)
+    assert pixels_like(center[seen], (200, 100, 0)) < pixels_like(subject[seen], (200, 100, 0))
+    assert pixels_like(subject["a.png"], (40, 215, 120)) > 40
 
 
-def test_a_page_of_very_many_photos_shows_the_first(tmp_path):
+def test_a_page_of_very_many_photos_shows_the_first_and_names_them_all(tmp_path):
     scene(0).save(tmp_path / "a.png")
-    found = load_photos([tmp_path / "a.png"] * 70, min_size=1)[0]
-    found = check_photos(found, 64)
+    photos = load_photos([tmp_path / "a.png"] * 70, min_size=1)[0]
+    found = examine_photos(photos, 64)
     assert [len(of_one) for of_one in found.each] == [1] + [2] * 69
-    assert 30 * photo_page.CELL < photo_page.page(found).height < 50 * photo_page.CELL
+    text = photo_page(found)
+    assert text.count("<img") == 2 * SHOWN and text.count("<h3>a.png</h3>") == 70 and "Only the first 60 are shown." in text

@@ -12,11 +12,20 @@ from PIL import Image, ImageCms, ImageFile
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
 from personalize.core.rng import generator
-from personalize.data import photo_page
 from personalize.data.crops import crop_box, epoch_order, largest_box, mask_batch, photo_batch, to_tensor
-from personalize.data.decode import MAX_PIXELS, UPRIGHT
+from personalize.data.decode import MAX_PIXELS
 from personalize.data.photos import find_photos, load_photos, preview
 
+# EXIF orientation -> what makes the stored image of an upright one
+STORED_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 60), (40, 60, 220), (230, 220, 40)
 
 
@@ -125,7 +134,7 @@ def test_every_mode_becomes_the_same_rgb_picture(tmp_path, mode):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_all_exif_orientations_give_the_same_upright_picture(tmp_path, orientation):
-    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, UPRIGHT.get(orientation))
+    undo = STORED_BY.get(orientation)
     upright = corners()
     stored = upright if undo is None else upright.transpose(undo)
     exif = Image.Exif()
@@ -233,24 +242,25 @@ def test_huge_photos_are_kept_smaller_but_report_their_size(tmp_path):
 # Refusing
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "gif", "avif"])
-def test_a_truncated_file_is_refused_even_where_pillow_is_told_to_be_lenient(tmp_path, suffix, monkeypatch):
+@pytest.mark.parametrize(
+    ("suffix", "reason"), [*((kind, "is damaged") for kind in ("jpg", "png", "webp", "tif", "gif")), ("avif", "is no image")]
+)
+def test_a_truncated_file_is_refused_even_where_pillow_is_told_to_be_lenient(tmp_path, suffix, reason, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     path = tmp_path / f"a.{suffix}"
     noise(0).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    told = refusal(tmp_path)
-    assert str(path) in told and "damaged" in told or "no picture" in told
+    assert f"{path} {reason}" in refusal(tmp_path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_files_that_only_look_like_photos_are_refused(tmp_path):
     (tmp_path / "notes.jpg").write_text("buy milk")
-    assert "notes.jpg is no picture" in refusal(tmp_path)
+    assert "notes.jpg is no image" in refusal(tmp_path)
     (tmp_path / "notes.jpg").write_bytes(b"")
     assert "notes.jpg is an empty file" in refusal(tmp_path)
     (tmp_path / "notes.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    assert "notes.jpg is no picture" in refusal(tmp_path)
+    assert "notes.jpg is no image" in refusal(tmp_path)
     (tmp_path / "notes.jpg").unlink()
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
     assert "broken.jpg cannot be read" in refusal(tmp_path)
@@ -340,7 +350,7 @@ def test_a_mask_file_counts_for_more_than_the_alpha_of_the_photo(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_mask_of_the_stored_size_is_turned_with_its_photo(tmp_path, orientation):
-    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, UPRIGHT.get(orientation))
+    undo = STORED_BY.get(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo, mask = (x if undo is None else x.transpose(undo) for x in (scene(0, 60, 40), spot()))
@@ -450,10 +460,10 @@ def test_an_id_is_split_into_name_and_config_and_never_trusts_remote_code(offlin
 
     def load_dataset(*args, **kwargs):
         asked.append((args, kwargs))
-        return offline_cache.Dataset.from_dict({"words": ["no picture"]})
+        return offline_cache.Dataset.from_dict({"words": ["no image"]})
 
     monkeypatch.setattr(offline_cache, "load_dataset", load_dataset)
-    assert "has no pictures" in refusal("hf:google/dreambooth/dog")
+    assert "has no images" in refusal("hf:google/dreambooth/dog")
     assert "columns words" in refusal("hf:google/dreambooth")
     assert asked == [(("google/dreambooth", name), {"split": "train"}) for name in ("dog", None)]
 
@@ -484,13 +494,13 @@ def test_a_subject_crop_has_the_subject_in_its_middle_and_stays_inside():
 
 def test_a_photo_without_a_mask_is_cut_in_the_middle_where_the_subject_is_asked_for(tmp_path):
     photo = photo_of(scene(0, 90, 60), tmp_path)
-    assert torch.equal(to_tensor(photo, 32, how="subject"), to_tensor(photo, 32))
+    assert torch.equal(to_tensor(photo, 32, crop="subject"), to_tensor(photo, 32))
     spot((90, 60), (70, 10, 90, 30)).save(tmp_path / "a_mask.png")
     assert largest_box(read(tmp_path / "a.png"), "subject") == (30, 0, 90, 60)
 
 
-@pytest.mark.parametrize("how", ["center", "random", "subject"])
-def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, how):
+@pytest.mark.parametrize("crop", ["center", "random", "subject"])
+def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, crop):
     """The picture is its own mask, so that each must stay what the other is."""
     some = []
     for k, size in enumerate([(96, 64), (64, 80)]):
@@ -499,13 +509,13 @@ def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, how):
         mask.save(tmp_path / f"{k}.mask.png")
         some.append(read(tmp_path / f"{k}.png"))
     for step in range(8):
-        images = photo_batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
-        marks = mask_batch(some, 64, how=how, flip=True, generator=generator(0, "crop", step))
+        images = photo_batch(some, 64, crop=crop, flip=True, generator=generator(0, "crop", step))
+        marks = mask_batch(some, 64, crop=crop, flip=True, generator=generator(0, "crop", step))
         assert marks.shape == (2, 1, 64, 64) and marks.dtype == torch.float32
         assert torch.equal(marks.expand(-1, 3, -1, -1), (images + 1) / 2)
     g, h = generator(0, "crop", 0), generator(0, "crop", 0)
-    photo_batch(some, 64, how=how, flip=True, generator=g)
-    small = mask_batch(some, 8, how=how, flip=True, generator=h)
+    photo_batch(some, 64, crop=crop, flip=True, generator=g)
+    small = mask_batch(some, 8, crop=crop, flip=True, generator=h)
     assert torch.equal(g.get_state(), h.get_state()) and small.shape == (2, 1, 8, 8)
     assert small.min() >= 0 and small.max() <= 1
 
@@ -548,7 +558,7 @@ def test_crops_and_flips_differ_by_step_and_repeat_for_the_same_generator(tmp_pa
     photo = photo_of(noise(0, 128, 64), tmp_path)
 
     def draw(step):
-        return to_tensor(photo, 64, how="random", flip=True, generator=generator(0, "crop", step))
+        return to_tensor(photo, 64, crop="random", flip=True, generator=generator(0, "crop", step))
 
     steps = [draw(step) for step in range(8)]
     assert len({x.numpy().tobytes() for x in steps}) > 4
@@ -565,20 +575,21 @@ def test_flips_mirror_half_of_the_draws(tmp_path):
 
 def test_a_batch_stacks_photos_of_any_shape_and_draws_for_each(tmp_path):
     some = [photo_of(noise(0, 90, 64), tmp_path), photo_of(noise(1, 64, 80), tmp_path, "b.png")]
-    x = photo_batch(some, 32, how="random", flip=True, generator=generator(0, "batch", 0))
+    x = photo_batch(some, 32, crop="random", flip=True, generator=generator(0, "batch", 0))
     assert x.shape == (2, 3, 32, 32) and x.abs().max() <= 1
     shared = generator(0, "batch", 0)
-    assert torch.equal(x, torch.stack([to_tensor(p, 32, how="random", flip=True, generator=shared) for p in some]))
+    assert torch.equal(x, torch.stack([to_tensor(p, 32, crop="random", flip=True, generator=shared) for p in some]))
 
 
-def test_the_preview_shows_every_photo_and_its_crop(tmp_path):
-    some = [photo_of(scene(i, 300, 200), tmp_path, f"photo-{i}-with-a-name-longer-than-fits.png") for i in range(5)]
+def test_the_preview_is_the_squares_that_training_sees(tmp_path):
+    some = [photo_of(scene(i, 300, 200), tmp_path, f"{i}.png") for i in range(7)]
     sheet = pixels(preview(some, 64))
-    frame = (sheet == photo_page.FRAME).all(-1)
-    wide = photo_page.CARD + photo_page.BETWEEN
-    edges = [np.flatnonzero(frame[:, x : x + wide].any(1)) for x in (48, 48 + wide)]
-    assert [1 + int((np.diff(rows) > 1).sum()) for rows in edges] == [3, 2]
-    assert all(preview(some[:n], 512).width == 1200 for n in (1, 2))
+    assert sheet.shape == (2 * 64 + 4, 5 * 64 + 4 * 4, 3)
+    for k, photo in enumerate(some):
+        top, left = k // 5 * 68, k % 5 * 68
+        seen = (to_tensor(photo, 64).permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(sheet[top : top + 64, left : left + 64] - seen).max() < 0.01
+    assert preview(some[:2], 1024, crop="random").size == (2 * 256 + 4, 256)
 
 
 # Order
