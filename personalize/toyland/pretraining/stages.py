@@ -145,10 +145,7 @@ def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Ca
 def unet(
     work: Path, images: np.ndarray, moments: np.ndarray, words, text, settings, device: torch.device, say: Callable[[str], None]
 ):
-    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; its EMA is what ships.
-
-    The EMA after `guide_steps` guides the rest by its mistakes (`losses.sharpened`).
-    """
+    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; its EMA is what ships."""
     from diffusers.models.attention_processor import AttnProcessor
 
     model, text = networks.unet().to(device), text.to(device).requires_grad_(False)
@@ -179,7 +176,7 @@ def unet(
             muon=False, ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
 
     guide = None
-    if settings.guide_steps:
+    if settings.guide_steps:  # the EMA after these guides the rest by its mistakes (`losses.sharpened`)
         fit("guide", 0, settings.guide_steps)
         guide = copy.deepcopy(model).requires_grad_(False)
     fit("unet", settings.guide_steps, settings.unet_steps, guide)
