@@ -104,7 +104,7 @@ def saved(folder: Path, method: str) -> dict[str, Tensor]:
 
 
 def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor], out: Path) -> Trained:
-    """The batches through `personalize.engine`, and what `personalize` saves then."""
+    """The batches through `personalize.training.engine`, and what `personalize` saves then."""
     import personalize
     from personalize import methods, models
     from personalize.data.training_set import Batch

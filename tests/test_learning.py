@@ -59,7 +59,7 @@ def test_without_class_pictures_the_class_drifts_further(job, tmp_path, photos):
 
 
 def test_the_job_writes_these_files_and_no_others(job):
-    folder, _ = job
+    folder, result = job
     run = folder / "runs" / "sks-dog"
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parts[len(run.parts)] != "model"}
     pictures = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
@@ -76,4 +76,5 @@ def test_the_job_writes_these_files_and_no_others(job):
     names = {p.name for p in prior.iterdir() if not p.name.startswith("latents-")}
     assert names == {"lock.flock", "manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(20))}
     assert read_manifest(run)["status"] == read_manifest(prior)["status"] == "finished"
-    assert read_json(run / "evaluation" / "metrics.json")["scores"]["dino"]["relative"] is not None
+    relative = read_json(run / "evaluation" / "metrics.json")["scores"]["dino"]["relative"]
+    assert relative == result.metrics["scores"]["dino"]["relative"] >= 0.3, "the file says what the result says"

@@ -128,11 +128,10 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="Folder for stages; a stopped one goes on.")] = Path("pretraining"),
     preset: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     until: Annotated[str, typer.Option(help="Stop after world, vae, clip, identity, unet or probes.")] = "",
-    set_: Set = [],
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as unet_steps=4000.")] = [],
     quiet: Quiet = False,
 ):
     """Make Toyland's weights from nothing (two and a half hours on 2 cores)."""
-    from personalize.commands import pretrain as command
+    from personalize.commands.pretrain import pretrain
 
-    settings = command.settings_from(set_, preset)
-    print(command.run(work, out, settings, until=until, preset=preset, say=Terminal(quiet=quiet).say) or work)
+    print(pretrain(out, work=work, preset=preset, settings=set_, until=until, screen=Terminal(quiet=quiet)) or work)

@@ -1,13 +1,13 @@
-"""`personalize pretrain`: makes Toyland's weights from nothing, in stages that each go on where they were stopped.
+"""`personalize pretrain`: trains Toyland's weights from nothing, in stages that each resume where they were stopped.
 
-The base is a latent diffusion model (Rombach et al. 2112.10752) in small: a VAE on the ELBO, a CLIP pair whose text tower
-conditions, and a U-Net on the DreamBooth core's own schedule and loss. An encoder of identity is trained beside it, which
-only `evaluate` uses, and the probes that read what is to be seen.
+The base is a small latent diffusion model (Rombach et al. 2112.10752): a VAE on the ELBO, a CLIP pair whose text tower
+conditions, and a U-Net on the DreamBooth core's own schedule and loss. An identity encoder, which only `evaluate` uses,
+and the probes that read an image are trained beside it.
 """
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, write_json
 from personalize.common.settings import parse_value, setting, settings_of, validated
+from personalize.common.terminal import SILENT, Terminal
 
 STAGES = ("world", "vae", "clip", "identity", "unet", "probes")
 SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
@@ -24,23 +25,23 @@ SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
 class Pretrain:
     """How long each stage is; the defaults are the preset for 2 CPU cores."""
 
-    size: int = setting(64, "px of a picture: 64 or 128", choices=(64, 128))
+    size: int = setting(64, "px of an image: 64 or 128", choices=(64, 128))
     pictures: int = setting(60_000, "scenes drawn")
     subjects: int = setting(8_000, "subjects drawn for the identity encoder")
-    vae_steps: int = setting(4_000, "steps of 16 pictures")
-    clip_steps: int = setting(1_300, "steps of 128 pictures with captions")
+    vae_steps: int = setting(4_000, "steps of 16 images")
+    clip_steps: int = setting(1_300, "steps of 128 images with captions")
     identity_steps: int = setting(2_400, "steps of 64 pairs")
-    guide_steps: int = setting(1_500, "steps of 64 latents before the U-Net's average guides it; 0 for no guide", least=0)
-    guide_scale: float = setting(0.3, "of what the guide gets wrong, in the U-Net's goal", least=0, most=0.9)
+    guide_steps: int = setting(1_500, "steps of 64 latents before the U-Net's EMA guides it; 0 for no guide", least=0)
+    guide_scale: float = setting(0.3, "of what the guide gets wrong, in the U-Net's target", least=0, most=0.9)
     unet_steps: int = setting(3_000, "steps of 64 latents after that")
     probe_pictures: int = setting(40_000, "scenes drawn for the probes")
-    probe_steps: int = setting(3_000, "steps of 64 pictures")
+    probe_steps: int = setting(3_000, "steps of 64 images")
     times: int = setting(1, "factor of every batch but the identity encoder's")
     betas: str = setting("scaled_linear", "noise schedule", choices=("scaled_linear", "cosine"))
-    prediction: str = setting("v_prediction", "what the U-Net says", choices=("v_prediction", "epsilon"))
+    prediction: str = setting("v_prediction", "what the U-Net predicts", choices=("v_prediction", "epsilon"))
     subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts; its accessory thrice")
     min_snr: float = setting(0.0, "gamma of min-SNR weights; 0 for none")
-    ema: float = setting(0.999, "decay of the U-Net's average")
+    ema: float = setting(0.999, "decay of the U-Net's EMA")
     seed: int = setting(0, "seed of all randomness")
 
 
@@ -53,7 +54,47 @@ PRESETS = {
 }  # fmt: skip
 
 
-def settings_from(texts: list[str], preset: str = "cpu") -> Pretrain:
+def pretrain(
+    out: Path,
+    *,
+    work: Path = Path("pretraining"),
+    preset: str = "cpu",
+    settings: Sequence[str] = (),
+    until: str = "",
+    screen: Terminal = SILENT,
+) -> Path | None:
+    """Every stage in order, or those up to `until`; what `work` already holds is kept.
+
+    settings: "key=value" texts that change the preset. Returns `out`, a diffusers folder plus encoders/ and probes/, or
+    None where it stopped before that. UserError for an unknown preset, setting or stage, and where `work` was begun with
+    other settings.
+    """
+    resolved = _resolve(preset, settings)
+    if until not in ("", *STAGES):
+        raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
+    import torch
+
+    from personalize.models import lazy_imports
+    from personalize.toyland.pretraining.pipeline import run_stages
+
+    lazy_imports.quiet_libraries()
+    work, out = Path(work), Path(out)
+    work.mkdir(parents=True, exist_ok=True)
+    _check_work_folder(work / "settings.json", resolved)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(resolved.seed)
+    remaining = run_stages(work, out, resolved, device, screen.say)
+    for stage in STAGES:
+        with _timed(work, stage):
+            assert next(remaining) == stage
+        if stage == until != STAGES[-1]:
+            return None
+    next(remaining, None)  # the export
+    write_json(out / "pretraining.json", _manifest(work, resolved, preset, device))
+    return out
+
+
+def _resolve(preset: str, texts: Sequence[str]) -> Pretrain:
     """A preset, changed by "key=value" texts. UserError for an unknown preset, key or value."""
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS) or '.'} Known: {', '.join(PRESETS)}.")
@@ -67,38 +108,7 @@ def settings_from(texts: list[str], preset: str = "cpu") -> Pretrain:
     return Pretrain(**values)
 
 
-def run(
-    work: Path, out: Path, settings: Pretrain, *, until: str = "", preset: str = "", say: Callable[[str], None] = print
-) -> Path | None:
-    """Every stage in order, or those `until` one; what `work` already holds is kept.
-
-    Returns `out`, a diffusers folder plus encoders/ and probes/, or None where it stopped before that. UserError where
-    `work` was begun with other settings.
-    """
-    if until not in ("", *STAGES):
-        raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
-    import torch
-
-    from personalize.models import lazy_imports
-    from personalize.toyland.pretraining.pipeline import Making
-
-    lazy_imports.quiet_libraries()
-    work.mkdir(parents=True, exist_ok=True)
-    _same(work / "settings.json", settings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(settings.seed)
-    making = Making(work, settings, device, say)
-    for stage in STAGES:
-        with _timed(work, stage):
-            getattr(making, stage)()
-        if stage == until != STAGES[-1]:
-            return None
-    making.export(out)
-    write_json(out / "pretraining.json", _manifest(work, settings, preset, device))
-    return out
-
-
-def _same(path: Path, settings: Pretrain) -> None:
+def _check_work_folder(path: Path, settings: Pretrain) -> None:
     """Remembers the settings of a work folder, or refuses others."""
     if not path.exists():
         write_json(path, asdict(settings))
@@ -106,8 +116,8 @@ def _same(path: Path, settings: Pretrain) -> None:
     before = read_json(path)
     other = [f.name for f in fields(Pretrain) if before.get(f.name) != getattr(settings, f.name)]
     if other:
-        told = ", ".join(f"{name} was {before.get(name)} and is {getattr(settings, name)}" for name in other)
-        raise UserError(f"{path.parent} was begun with other settings: {told}. Take them again, or another --work.")
+        changes = ", ".join(f"{name} was {before.get(name)} and is {getattr(settings, name)}" for name in other)
+        raise UserError(f"{path.parent} was begun with other settings: {changes}. Take them again, or another --work.")
 
 
 @contextmanager
@@ -126,14 +136,14 @@ def _manifest(work: Path, settings: Pretrain, preset: str, device) -> dict:
     import torch
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    said = {"preset": preset, "settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
-    return said | {"commit": _commit(), "torch": torch.__version__}
+    manifest = {"preset": preset, "settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
+    return manifest | {"commit": _commit(), "torch": torch.__version__}
 
 
 def _commit() -> str:
     """Of the checkout that this code is in; empty where it is installed."""
-    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1,7 +1,7 @@
 """The rare token that stands for the subject: one token, short, late in the vocabulary (DreamBooth §3.2, 2208.12242).
 
 A vocabulary of byte pairs is in the order in which its words were merged, so its late words were rare in the text it
-was made from. Of those, `rank` takes the ones that carry the weakest prior. That is a heuristic, of two measures in
+was made from. Of those, `rank_tokens` takes the ones that carry the weakest prior. That is a heuristic, of two measures in
 the table of embeddings of each text encoder:
 
 norm        how far a row's norm is from that of rows that never trained. Those are known: bytes that no UTF-8 text
@@ -10,7 +10,7 @@ norm        how far a row's norm is from that of rows that never trained. Those 
 neighbours  the mean cosine to the nearest common words: a row that lies by words of a meaning has it, more or less.
 
 Both are taken as shares, 0 for the weakest candidate and 1 for the strongest, and averaged; of several text encoders
-the strongest counts, since each conditions the picture. What a word makes the base draw is not measured.
+the strongest counts, since each conditions the image. What a word makes the base generate is not measured.
 
 K candidates, M common words, V rows of a table, D width.
 """
@@ -70,7 +70,7 @@ def choose_tokens(
     if not wanted and learns:
         return tuple(f"<subject{number}>" for number in range(1, count + 1)) if count > 1 else ("<subject>",), []
     if not wanted:
-        return _found(model, count)
+        return _choose(model, count)
     if len(wanted) != count:
         raise UserError(
             f"{len(wanted)} tokens ({', '.join(wanted)}) for {count} subjects: give one --token for each, or none at all."
@@ -98,24 +98,24 @@ def rank_tokens(model: LatentModel, *, limit: int = 20, longest: int = 3) -> lis
         measured.append(_measure(table, tokenizer, words))
     priors = torch.stack([prior for _, prior, _ in measured]).amax(0).tolist()
     ids = next(iter(model.tokenizers.values())).get_vocab()
-    found = []
+    tokens = []
     for k, word in enumerate(words):
         near = dict(sorted((pair for *_, neighbours in measured for pair in neighbours[k]), key=lambda pair: pair[1]))
         nearest = tuple(sorted(near.items(), key=lambda pair: -pair[1])[:NEIGHBOURS])
         norms = tuple(round(float(norm[k]), 4) for norm, _, _ in measured)
-        found.append(RareToken(word, ids[word + END], norms, nearest, round(priors[k], 4), _known(model, word)))
-    return sorted(found, key=lambda one: (one.prior, -one.id))[:limit]
+        tokens.append(RareToken(word, ids[word + END], norms, nearest, round(priors[k], 4), _known(model, word)))
+    return sorted(tokens, key=lambda one: (one.prior, -one.id))[:limit]
 
 
-def _found(model: LatentModel, count: int) -> tuple[tuple[str, ...], list[str]]:
+def _choose(model: LatentModel, count: int) -> tuple[tuple[str, ...], list[str]]:
     """Words of Toyland that it has without meaning; for other bases, and further subjects, the weakest of the ranking."""
     from personalize.toyland.world.scenes import RARE_TOKENS
 
-    own = RARE_TOKENS[:count] if model.has_world else ()
-    if len(own) == count:
-        return own, []
-    ranked = [one.word for one in rank_tokens(model, limit=POOL) if not one.remark and one.word not in own]
-    chosen = (*own, *ranked[: count - len(own)])
+    meaningless = RARE_TOKENS[:count] if model.has_world else ()
+    if len(meaningless) == count:
+        return meaningless, []
+    ranked = [one.word for one in rank_tokens(model, limit=POOL) if not one.remark and one.word not in meaningless]
+    chosen = (*meaningless, *ranked[: count - len(meaningless)])
     if len(chosen) < count:
         raise UserError(
             f"the vocabulary of {model.name!r} has {len(chosen)} rare words for {count} subjects. Give them: --token …"

@@ -26,7 +26,7 @@ DREAMBOOTH = {
 
 @dataclass(frozen=True)
 class Subject:
-    """photos: trained on; held_out: only judged by."""
+    """photos: trained on; held_out: for evaluation only."""
 
     token: str
     class_word: str
@@ -38,23 +38,23 @@ class Subject:
 
 
 def load_subjects(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], size: int) -> tuple[list[Subject], list[str]]:
-    """One source of photos, token and class word each -> subjects, and what there is to say of the photos."""
+    """One source of photos, token and class word each -> subjects, and remarks on the photos."""
     words = recipe.class_word
     if len(sources) != len(words):
         raise UserError(
             f"{len(sources)} folders of photos and {len(words)} class words ({', '.join(words)}): "
             "give one --class for each folder."
         )
-    found, said = [], []
+    subjects, remarks = [], []
     for source, token, word in zip(sources, tokens, words, strict=True):
         photos, notices = load_photos(source, min_size=recipe.photos.min_size or size)
         held = min(recipe.photos.hold_out, len(photos) - LEAST + 1) if len(photos) >= LEAST else 0
-        found.append(Subject(token, word, photos[: len(photos) - held], photos[len(photos) - held :]))
+        subjects.append(Subject(token, word, photos[: len(photos) - held], photos[len(photos) - held :]))
         if held:
-            names = ", ".join(photo.name for photo in found[-1].held_out)
-            said.append(f"{names} is kept from training, to judge by (photos.hold_out=0 trains on all)")
-        said += notices
-    return found, said
+            names = ", ".join(photo.name for photo in subjects[-1].held_out)
+            remarks.append(f"{names} is kept from training, to judge by (photos.hold_out=0 trains on all)")
+        remarks += notices
+    return subjects, remarks
 
 
 def list_subjects(source: str) -> dict[str, tuple[str, str]]:

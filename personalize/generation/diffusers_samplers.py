@@ -43,7 +43,7 @@ def adapt(
     generators: list[Generator] | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Draw with the scheduler of `row`, as a diffusers pipeline does -> z0. UserError for what it cannot do."""
+    """Sample with the scheduler of `row`, as a diffusers pipeline does -> z0. UserError for what it cannot do."""
     scheduler = build(row, schedule, steps)
     try:
         scheduler.set_timesteps(steps, device=noise.device)
@@ -52,13 +52,13 @@ def adapt(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else a timestep that comes twice at the start ("karras") is taken for the second
     assert not row.stochastic or (generators is not None and len(generators) == len(noise)), (
-        "a stochastic sampler needs one generator per picture"
+        "a stochastic sampler needs one generator per image"
     )
-    draw = {"generator": generators} if row.stochastic else {}
+    noise_source = {"generator": generators} if row.stochastic else {}
     z = noise * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         out = guided(scheduler.scale_model_input(z, t), t.item())
-        z = scheduler.step(out, t, z, **draw).prev_sample
+        z = scheduler.step(out, t, z, **noise_source).prev_sample
         if on_step is not None:
             on_step(i)
     return z
@@ -73,14 +73,14 @@ def build(row: Row, schedule: Schedule, steps: int):
             f"{row.name} cannot read {schedule.prediction!r} predictions, which this base makes. "
             "Use another sampler, such as ddim or dpm++2m."
         )
-    kind = getattr(diffusers, row.name)
+    scheduler_class = getattr(diffusers, row.name)
     abar = schedule.alphas_cumprod.cpu().clamp(min=TINY_ABAR)
     optional = {
         "set_alpha_to_one": schedule.final_alpha_one,
         "original_inference_steps": min(schedule.T, max(50, steps)),
     }
-    known = inspect.signature(kind).parameters
-    return kind(
+    known = inspect.signature(scheduler_class).parameters
+    return scheduler_class(
         num_train_timesteps=schedule.T,
         trained_betas=(1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])).tolist(),
         prediction_type=schedule.prediction,

@@ -1,6 +1,6 @@
-"""The two things every command does with a base: the loss of a batch of latents, and drawing pictures.
+"""Prompts and noise -> latents -> images, with any sampler.
 
-B pictures, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
+B images, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
 from collections.abc import Iterator
@@ -18,65 +18,65 @@ from personalize.models.interface import LatentModel
 
 
 def sample_latents(
-    model: LatentModel, prompts: list[str], generators: list[torch.Generator], how: SamplingConfig, *, on_step=None
+    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, *, on_step=None
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
-    `StableDiffusionPipeline` draws.
+    `StableDiffusionPipeline` gives.
     """
     assert len(prompts) == len(generators), (len(prompts), len(generators))
-    size = how.size or model.size
+    size = config.size or model.size
     if size % (8 * model.downscale):
         raise UserError(f"size {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
     side = size // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
     with torch.inference_mode():
-        uncond = None if how.guidance == 1 else encode_texts(model, [how.negative] * len(prompts), draws=True)
+        uncond = None if config.guidance == 1 else encode_texts(model, [config.negative] * len(prompts), draws=True)
         T = model.schedule.T
         guided = GUIDANCE["cfg"](
             model.predict,
             encode_texts(model, prompts, draws=True),
             uncond,
-            how.guidance,
-            rescale=how.rescale,
-            interval=(how.interval[0] * T, how.interval[1] * T) if how.interval else None,
+            config.guidance,
+            rescale=config.rescale,
+            interval=(config.interval[0] * T, config.interval[1] * T) if config.interval else None,
         )
-        sample = {**SAMPLERS, **DIFFUSERS}[how.sampler]
-        return sample(guided, noise, model.schedule, how.steps, generators=generators, on_step=on_step)
+        sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
+        return sample(guided, noise, model.schedule, config.steps, generators=generators, on_step=on_step)
 
 
 def encode_texts(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Cond:
-    """`encode_prompts`, with each different prompt encoded once. (B texts) -> cond of B rows; `draws`: prepared for drawing."""
-    different = list(dict.fromkeys(prompts))
-    cond = model.encode_prompts(different)
+    """`encode_prompts`, with each distinct prompt encoded once. (B texts) -> cond of B rows; `draws`: prepared for sampling."""
+    distinct = list(dict.fromkeys(prompts))
+    cond = model.encode_prompts(distinct)
     if draws:
         cond = model.prepare(cond)
-    rows = torch.tensor([different.index(p) for p in prompts], device=model.device)
+    rows = torch.tensor([distinct.index(p) for p in prompts], device=model.device)
     return {key: value[rows] for key, value in cond.items()}
 
 
-def sampling_batches(model: LatentModel, count: int, how: SamplingConfig) -> Iterator[range]:
-    """Parts of range(count) that are drawn at once. The cut is the same wherever drawing starts."""
-    size = how.batch or default_batch_size(model, how.size or model.size)
+def sampling_batches(model: LatentModel, count: int, config: SamplingConfig) -> Iterator[range]:
+    """Parts of range(count) that are sampled together. The cut is the same wherever sampling starts."""
+    size = config.batch or default_batch_size(model, config.size or model.size)
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
 
 
 def default_batch_size(model: LatentModel, size: int) -> int:
-    """Pictures at once: 16 pictures of 512 px on a GPU; on the CPU small latents in larger batches, large ones alone."""
+    """Images at once: 16 images of 512 px on a GPU; on the CPU small latents in larger batches, large ones alone."""
     cells = (size // model.downscale) ** 2
     return max(1, min(64, (16 * 4096 if model.device.type == "cuda" else 25 * 256) // cells))
 
 
 def image_generators(seed: int, indices: range | list[int], purpose: str = "image") -> list[torch.Generator]:
-    """One generator a picture: picture i of a seed is the same in every batch, count and process."""
+    """One generator per image: image i of a seed is the same in every batch, count and process."""
     return [rng.generator(seed, purpose, i) for i in indices]
 
 
 def to_pil(images: Tensor) -> list:
-    """(B,3,H,W) in [-1,1] -> B PIL pictures."""
+    """(B,3,H,W) in [-1,1] -> B PIL images."""
     from PIL import Image
 
     array = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in array]
+    return [Image.fromarray(image) for image in array]

@@ -1,11 +1,10 @@
-"""Truth probes: a small network that reads what a Toyland picture shows; it learns from drawn pictures only.
+"""Truth probes: a small network that reads what a Toyland image shows; it learns from rendered images only.
 
-B pictures, N scenes, K kinds of a table. It is no part of the base and sees no generated picture, nor one of the VAE's:
-what it says of those is the judgement of somebody who knows the world, not the model.
+B images, N scenes, K kinds of a table. It is no part of the base and trains on no generated image, nor on the VAE's:
+it judges those by the world alone, not by the model.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from personalize.common.files import read_json, write_json, writing
 from personalize.core import rng
 from personalize.toyland.pretraining.stages import pixels, rows_of, teller
 from personalize.toyland.pretraining.trainer import train_stage
-from personalize.toyland.world.pen import Pen
 from personalize.toyland.world.scenes import (
     ACCESSORIES,
     ACTIONS,
@@ -35,9 +33,7 @@ from personalize.toyland.world.scenes import (
     colour_word,
     opponent,
     scene,
-    subject,
 )
-from personalize.toyland.world.subjects import DRAW
 
 SIZE = 64  # px of what is read
 NOTHING = "none"  # worn
@@ -57,7 +53,7 @@ VALUES = {name: 3 for name in COLOURED} | {"proportions": len(PROPORTIONS)}
 CHANNELS = (32, 64, 128, 160)  # at 32, 16, 8 and 4 px
 BATCH = 64
 COLOUR_UNIT = 0.2  # of the opponent axes, so that colours weigh like the rest
-UNSEEN = -100  # a kind that the class does not show, the colour of no accessory; what cross_entropy leaves out
+UNSEEN = -100  # the colour of no accessory; cross_entropy leaves it out
 # No config.json: a base's fingerprint takes in every one of its folders', and the base is the same with or without this.
 SIZES = "probes.json"
 
@@ -94,39 +90,14 @@ class Probe(nn.Module):
         return out | {name: COLOUR_UNIT * out[name] for name in COLOURED}
 
 
-@cache
-def shown(class_word: str) -> frozenset[str]:
-    """What of a subject its class shows: the fields that its drawing reads. All of them for a class unknown here."""
-    read: set[str] = set()
-
-    class Watched:
-        def __init__(self, who: Subject):
-            self.who = who
-
-        def __getattr__(self, name: str):
-            read.add(name)
-            return getattr(self.who, name)
-
-    if class_word not in DRAW:
-        return frozenset(Subject.__dataclass_fields__) - {"class_word"}
-    for seed in range(20):
-        DRAW[class_word](Pen(), Watched(subject(seed, class_word)))
-    return frozenset(read)
-
-
 def kinds(of: Subject) -> dict[str, int]:
-    """The row of the subject's pattern, ear and tail in their tables; UNSEEN where its class does not show it."""
-    seen = shown(of.class_word)
-    return {k: TABLES[k].index(getattr(of, k)) if k in seen else UNSEEN for k in ("pattern", "ear", "tail")}
+    """The row of the subject's pattern, ear and tail in their tables."""
+    return {name: TABLES[name].index(getattr(of, name)) for name in ("pattern", "ear", "tail")}
 
 
 def values(of: Subject) -> dict[str, list[float]]:
-    """The three colours (3,) in opponent axes, proportions (4,) less their mean over their deviation; NaN: unseen."""
-    seen = shown(of.class_word)
-    standard = [
-        (getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) if name in seen else float("nan")
-        for name, (low, high) in PROPORTIONS.items()
-    ]
+    """The three colours (3,) in opponent axes, and the proportions (4,) less their mean over their deviation."""
+    standard = [(getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) for name, (low, high) in PROPORTIONS.items()]
     return {name: list(opponent(getattr(of, name))) for name in COLOURED} | {"proportions": standard}
 
 
@@ -134,30 +105,29 @@ def scene_truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """N scenes -> (N,) rows of each table, (N,3) and (N,4) values."""
     rows = []
     for s in scenes:
-        told = {"class": s.subject.class_word, "place": s.place, "action": s.action}
-        told["colour"] = colour_word(s.subject.body)
-        told["accessory"] = s.accessory.kind if s.accessory else NOTHING
+        words = {"class": s.subject.class_word, "place": s.place, "action": s.action}
+        words["colour"] = colour_word(s.subject.body)
+        words["accessory"] = s.accessory.kind if s.accessory else NOTHING
         if s.accessory:
-            told["accessory_colour"] = s.accessory.colour
-        told = {name: TABLES[name].index(word) for name, word in told.items()}
-        rows.append({"accessory_colour": UNSEEN} | told | kinds(s.subject) | values(s.subject))
+            words["accessory_colour"] = s.accessory.colour
+        indices = {name: TABLES[name].index(word) for name, word in words.items()}
+        rows.append({"accessory_colour": UNSEEN} | indices | kinds(s.subject) | values(s.subject))
     return {name: torch.tensor([row[name] for row in rows]) for name in (*TABLES, *VALUES)}
 
 
-def loss_of(out: dict[str, Tensor], goal: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of every table plus the squared error of every value, what is unseen left out."""
-    total = sum(F.cross_entropy(out[name], goal[name], ignore_index=UNSEEN) for name in TABLES)
+def loss_of(out: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of every table, the colour of no accessory left out, plus the squared error of every value."""
+    total = sum(F.cross_entropy(out[name], target[name], ignore_index=UNSEEN) for name in TABLES)
     for name in VALUES:
         unit = 1.0 if name == "proportions" else COLOUR_UNIT
-        off = (out[name] - goal[name]) / unit
-        total = total + off[~goal[name].isnan()].square().mean()
+        total = total + ((out[name] - target[name]) / unit).flatten().square().mean()
     return total
 
 
 def disturbed(x: Tensor, g: torch.Generator) -> Tensor:
     """(B,3,64,64) -> the same as a generator might have made it: shifted, coarse, blurred, noisy, its colours a little off.
 
-    Shift, coarseness and blur are drawn for quarters of the batch, the rest for each picture.
+    Shift, coarseness and blur are drawn for quarters of the batch, the rest for each image.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -196,16 +166,16 @@ def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def train_probe(work: Path, images: np.ndarray, settings, device: torch.device, say: Callable[[str], None]) -> Probe:
-    """The stage: `images` (N,64,64,3) uint8 are the drawn scenes of the seeds from world.PROBES on."""
+    """The stage: `images` (N,64,64,3) uint8 are the drawn scenes of the seeds from PROBES on."""
     torch.manual_seed(settings.seed)
     model = Probe().to(device)
-    goal = scene_truth([scene(PROBES + k) for k in range(len(images))])
+    truth = scene_truth([scene(PROBES + k) for k in range(len(images))])
 
     def loss(step: int) -> Tensor:
         rows = rows_of(step, BATCH, len(images), seed=settings.seed, purpose="probes")
         with torch.autocast(device.type, enabled=False):
             x = disturbed(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
-        return loss_of(model(x.to(device)), {name: of[rows].to(device) for name, of in goal.items()})
+        return loss_of(model(x.to(device)), {name: of[rows].to(device) for name, of in truth.items()})
 
     train_stage(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema=0.998, weight_decay=0.02,
         say=teller("probes", settings.probe_steps, say))  # fmt: skip
@@ -226,12 +196,12 @@ def load_probe(out: Path) -> Probe:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    sizes, again = read_json(out / SIZES), "Make it again: personalize pretrain"
+    sizes, remedy = read_json(out / SIZES), "Make it again: personalize pretrain"
     if {k: tuple(v) for k, v in sizes["tables"].items()} != TABLES or sizes["values"] != VALUES:
-        raise UserError(f"{out} reads another Toyland than the one drawn here. {again}")
+        raise UserError(f"{out} reads another Toyland than the one drawn here. {remedy}")
     model = Probe(sizes["channels"])
     try:
         model.load_state_dict(load_file(out / "model.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{out} holds no probe that can be read: {error}. {again}") from error
+        raise UserError(f"{out} holds no probe that can be read: {error}. {remedy}") from error
     return model.eval().requires_grad_(False)

@@ -67,6 +67,7 @@ def made(words=(), *, rows=None, pieces=(), second=None, name="a base", untraine
     )
     return SimpleNamespace(
         name=name,
+        has_world=name == "toyland",
         tokenizers={part: words for part, (words, _) in parts.items()},
         text_encoders={part: table(words, own, untrained) for part, (words, own) in parts.items()},
     )

@@ -1,6 +1,7 @@
 """Toyland: a pure function of seeds, held-out seeds apart, a real CLIP tokenizer, weights that diffusers loads."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,9 +19,10 @@ from personalize.commands import pretrain
 from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
+from personalize.common.terminal import Terminal
 from personalize.toyland.world import examples, scenes
 from personalize.toyland.world.backdrops import PLACE, SKY
-from personalize.toyland.world.render import draw_scene
+from personalize.toyland.world.render import DRAW, draw_scene
 from personalize.toyland.world.scenes import (
     ACCESSORIES,
     ACTIONS,
@@ -42,7 +44,6 @@ from personalize.toyland.world.scenes import (
     colour_word,
     subject,
 )
-from personalize.toyland.world.subjects import DRAW
 
 EXAMPLES = Path(__file__).parents[2] / "data_examples"
 CAPTIONS = 4000
@@ -81,7 +82,7 @@ def standing(who: Subject) -> np.ndarray:
 
 def test_a_picture_is_a_function_of_its_seed_in_any_process():
     code = "import sys; from personalize.toyland.world import scenes, render; \
-sys.stdout.buffer.write(b''.join(part.tobytes() for k in range(7, 27) for part in render.draw(scenes.scene(k))))"
+sys.stdout.buffer.write(b''.join(part.tobytes() for k in range(7, 27) for part in render.draw_scene(scenes.scene(k))))"
     here = b"".join(part.tobytes() for k in range(7, 27) for part in draw_scene(scenes.scene(k)))
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert here == there
@@ -205,7 +206,7 @@ def test_scenes_and_captions_have_the_shares_that_they_should():
 
 
 def test_example_and_evaluation_subjects_are_out_of_reach_of_pretraining():
-    """Pretraining counts seeds up from 0, in `making._scene` and `_view`; everything else starts at HELD_OUT."""
+    """Pretraining counts seeds up from 0, in `pipeline.run_stages`; everything else starts at HELD_OUT."""
     for preset in pretrain.PRESETS.values():
         assert max(preset.pictures, preset.subjects * VIEWS) < PROBES
         assert PROBES + preset.probe_pictures < HELD_OUT
@@ -346,16 +347,18 @@ def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
     assert many.min() == 0 and many.max() == 999 and abs(many.float().mean() - 499.5) < 2
 
 
-def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path):
+def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path, monkeypatch):
     from personalize import models
     from personalize.generation import sampling
 
     short = [f"{name}_steps=2" for name in ("vae", "clip", "identity", "guide", "unet", "probe")]
     few = ["pictures=60", "subjects=60", "probe_pictures=64", *short]
-    settings, work, lines = pretrain.settings_from(few), tmp_path / "work", []
-    assert pretrain.run(work, tmp_path / "base", settings, until="clip", say=lines.append) is None
+    lines, screen = [], Terminal()
+    monkeypatch.setattr(screen, "say", lines.append)
+    options = {"work": tmp_path / "work", "screen": screen}
+    assert pretrain.pretrain(tmp_path / "base", settings=few, until="clip", **options) is None
     assert lines[-1].startswith("clip 2/2") and not (tmp_path / "base").exists()
-    base = pretrain.run(work, tmp_path / "base", settings, preset="cpu", say=lines.append)
+    base = pretrain.pretrain(tmp_path / "base", settings=few, **options)
     assert sum(line.startswith("clip 2/2") for line in lines) == 1, "what is there is not done again"
     assert any(line.startswith("guide 2/2") for line in lines)
     said = json.loads((base / "pretraining.json").read_text())
@@ -364,25 +367,40 @@ def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_pat
     model = models.load_model(str(base), say=lambda line: None)
     z0 = sampling.sample_latents(model, ["a dog"], sampling.image_generators(0, [0]), SamplingConfig("ddim", 2, 3.0))
     assert model.decode_latents(z0).isfinite().all()
-    (work / "unet.safetensors").unlink()  # as if stopped with the guide trained and nothing after it
-    again = pretrain.run(work, tmp_path / "again", settings, preset="cpu", say=lines.append)
+    (options["work"] / "unet.safetensors").unlink()  # as if stopped with the guide trained and nothing after it
+    again = pretrain.pretrain(tmp_path / "again", settings=few, **options)
     assert sum(line.startswith("guide 2/2") for line in lines) == 1
     for part in (base / "unet").glob("*.safetensors"):
         assert part.read_bytes() == (again / "unet" / part.name).read_bytes()
     with pytest.raises(UserError, match="unet_steps was 2 and is 3"):
-        pretrain.run(work, base, pretrain.settings_from([*few, "unet_steps=3"]))
+        pretrain.pretrain(base, settings=[*few, "unet_steps=3"], **options)
 
 
 def test_pretraining_names_a_wrong_preset_stage_or_setting(tmp_path):
     with pytest.raises(UserError, match="unknown preset 'gpuu'; did you mean 'gpu'"):
-        pretrain.settings_from([], "gpuu")
+        pretrain.pretrain(tmp_path, preset="gpuu")
     with pytest.raises(UserError, match="unknown stage 'vea'"):
-        pretrain.run(tmp_path, tmp_path, pretrain.settings_from([]), until="vea")
+        pretrain.pretrain(tmp_path, work=tmp_path, until="vea")
     with pytest.raises(UserError, match="one of 64, 128"):
-        pretrain.settings_from(["size=96"])
+        pretrain.pretrain(tmp_path, settings=["size=96"])
     with pytest.raises(UserError, match="guide_scale.*0.9"):  # from 1 on its goal runs away
-        pretrain.settings_from(["guide_scale=1.5"])
-    assert pretrain.settings_from(["size=64"], "gpu").size == 64 and pretrain.settings_from([], "gpu").size == 128
+        pretrain.pretrain(tmp_path, settings=["guide_scale=1.5"])
+    assert pretrain._resolve("gpu", ["size=64"]).size == 64 and pretrain._resolve("gpu", []).size == 128
+
+
+def test_pretrain_suggests_only_settings_that_it_takes(tmp_path):
+    from typer.testing import CliRunner
+
+    from personalize.cli.tools import app
+
+    with pytest.raises(UserError, match="unknown setting 'unet_stesp'; did you mean 'unet_steps'"):
+        pretrain.pretrain(tmp_path, settings=["unet_stesp=3"])
+    with pytest.raises(UserError, match="unknown setting 'train.steps'.* Known: size, ") as error:  # of a training run
+        pretrain.pretrain(tmp_path, settings=["train.steps=3"])
+    assert "train." not in str(error.value).replace("'train.steps'", "", 1)
+    page = CliRunner().invoke(app, ["pretrain", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    suggested = re.findall(r"such as ([\w.]+)=(\S+?)\.? ", page)
+    assert suggested and all(pretrain._resolve("cpu", [f"{key}={value}"]) for key, value in suggested)
 
 
 def test_drawing_takes_milliseconds():

@@ -1,12 +1,13 @@
 """The stages of pretraining: tokenizer, VAE, latents, CLIP pair, identity encoder, U-Net, export.
 
-B images; pictures are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject's mask (`masks`); latents (N,2,4,16,16):
+B images; images are uint8 (N,H,H,4) of 64 or 128 px, colours and the subject's mask (`masks`); latents (N,2,4,16,16):
 posterior mean and standard deviation.
 """
 
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from personalize.common.files import writing
 from personalize.core import losses, rng
+from personalize.core.schedule import Schedule
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, scene, subject
@@ -65,29 +67,29 @@ def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Cal
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return losses.denoising_loss(drawn, x, weight).mean() + KL_WEIGHT * kl
 
-    said, steps = teller("vae", settings.vae_steps, say), settings.vae_steps
-    train_stage(model, loss, work / "vae.safetensors", steps=steps, lr=8e-3, say=said, weight_decay=0.0, ema=0.995)
+    tell, steps = teller("vae", settings.vae_steps, say), settings.vae_steps
+    train_stage(model, loss, work / "vae.safetensors", steps=steps, lr=8e-3, say=tell, weight_decay=0.0, ema=0.995)
     return model.eval()
 
 
 def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, say: Callable[[str], None]):
-    """Pictures and captions, contrastively (Radford et al. 2103.00020).
+    """Images and captions, contrastively (Radford et al. 2103.00020).
 
-    Two of three batches show one place only, or the backdrop alone would tell most pictures of a batch apart.
+    Two of three batches show one place only, or the backdrop alone would tell most images of a batch apart.
     """
     model = networks.clip(words, settings.size).to(device)
-    at = torch.tensor([list(PLACES).index(scene(k).place) for k in range(len(images))])
-    rows_at = [(at == place).nonzero()[:, 0] for place in range(len(PLACES))]
+    places = torch.tensor([list(PLACES).index(scene(k).place) for k in range(len(images))])
+    place_rows = [(places == place).nonzero()[:, 0] for place in range(len(PLACES))]
 
     def loss(step: int) -> Tensor:
         rows = rows_of(step, 128 * settings.times, len(images), seed=settings.seed, purpose="clip")
         if step % 3:
-            there = rows_at[int(at[rows[0]])]
-            rows = there[rows % len(there)]
-        words_there = words_in(words, captions(rows, step), device, padding="longest")
-        told = model.text_projection(model.text_model(**words_there).pooler_output)
-        shown = model.vision_model(pixel_values=pixels(images, rows, device)).pooler_output
-        return contrastive(model.visual_projection(shown), told, model.logit_scale.exp())
+            same_place = place_rows[int(places[rows[0]])]
+            rows = same_place[rows % len(same_place)]
+        ids = words_in(words, captions(rows, step), device, padding="longest")
+        text = model.text_projection(model.text_model(**ids).pooler_output)
+        image = model.vision_model(pixel_values=pixels(images, rows, device)).pooler_output
+        return contrastive(model.visual_projection(image), text, model.logit_scale.exp())
 
     train_stage(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=5e-3, ema=0.995,
         say=teller("clip", settings.clip_steps, say))  # fmt: skip
@@ -98,8 +100,8 @@ def contrastive(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
     """(B,D), (B,D) -> cross-entropy of finding each row's partner in the other by cosine, both ways, in float32."""
     with torch.autocast(a.device.type, enabled=False):
         logits = scale * nn.functional.normalize(a.float(), dim=1) @ nn.functional.normalize(b.float(), dim=1).T
-    goal = torch.arange(len(a), device=a.device)
-    return (nn.functional.cross_entropy(logits, goal) + nn.functional.cross_entropy(logits.T, goal)) / 2
+    partner = torch.arange(len(a), device=a.device)
+    return (nn.functional.cross_entropy(logits, partner) + nn.functional.cross_entropy(logits.T, partner)) / 2
 
 
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
@@ -125,7 +127,7 @@ def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say:
 
 @torch.no_grad()
 def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Callable[[str], None]):
-    """The posterior of every picture, (N,2,4,16,16) float16, and the factor that gives means a deviation of one."""
+    """The posterior of every image, (N,2,4,16,16) float16, and the factor that gives means a deviation of one."""
     path = work / "latents.npy"
     if not path.exists():
         began, parts = time.time(), []
@@ -135,7 +137,7 @@ def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Ca
             parts.append(torch.stack([posterior.mean, posterior.std], 1).half().cpu().numpy())
         with writing(path) as temporary:
             np.save(temporary, np.concatenate(parts))
-        say(f"encoded {len(images)} pictures in {time.time() - began:.0f} s")
+        say(f"encoded {len(images)} images in {time.time() - began:.0f} s")
     array = np.load(path)
     return array, round(1 / float(array[:, 0].astype(np.float32).std()), 5)
 
@@ -143,51 +145,54 @@ def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Ca
 def unet(
     work: Path, images: np.ndarray, moments: np.ndarray, words, text, settings, device: torch.device, say: Callable[[str], None]
 ):
-    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; the average is what ships.
-
-    The average after `guide_steps` guides the rest by its mistakes (`losses.sharpened`).
-    """
+    """Latent diffusion (Rombach et al. 2112.10752) with caption dropout; `text` is frozen; its EMA is what ships."""
     from diffusers.models.attention_processor import AttnProcessor
 
     model, text = networks.unet().to(device), text.to(device).requires_grad_(False)
     if device.type == "cpu":
         model.set_attn_processor(AttnProcessor())  # a quarter of a step; torch's own is slow backwards for so few tokens
     forward = networks.forward_process(settings.betas, settings.prediction)
-    factor = 1 / float(moments[:, 0].astype(np.float32).std())
-    guide = None
+    batch = partial(_noisy_batch, moments, 1 / float(moments[:, 0].astype(np.float32).std()), forward, settings)
 
-    def loss(step: int) -> Tensor:
-        rows = rows_of(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
-        g = rng.generator(settings.seed, "unet/noise", step)
-        mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
-        z0 = factor * (mean + std * torch.randn(mean.shape, generator=g))
-        eps, t = torch.randn(mean.shape, generator=g), spread_timesteps(len(rows), forward.T, g)
-        kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
-        texts = [told if keep else "" for told, keep in zip(captions(rows, step), kept, strict=True)]
+    def loss(guide, step: int) -> Tensor:
+        rows, z_t, t, target, texts = batch(step)
+        z_t, target, steps = z_t.to(device), target.to(device), t.to(device)
         with torch.no_grad():
             cond = text(**words_in(words, texts, device)).last_hidden_state
-        z_t, goal = forward.add_noise(z0, eps, t).to(device), forward.target(z0, eps, t).to(device)
-        weight = 1 + settings.subject_weight * masks(images, rows, networks.LATENT).to(device)
-        out = model(z_t, t.to(device), cond).sample
+        out = model(z_t, steps, cond).sample
         if guide:
             with torch.no_grad():
-                weak = guide(z_t, t.to(device), cond).sample
-            told = torch.tensor([bool(each) for each in texts]).view(-1, 1, 1, 1).to(device)
-            goal = losses.sharpened(goal, out.float(), weak.float(), settings.guide_scale * told)
-        each = losses.denoising_loss(out, goal, weight)
+                weak = guide(z_t, steps, cond).sample
+            captioned = torch.tensor([bool(each) for each in texts]).view(-1, 1, 1, 1).to(device)
+            target = losses.sharpened(target, out.float(), weak.float(), settings.guide_scale * captioned)
+        weight = 1 + settings.subject_weight * masks(images, rows, networks.LATENT).to(device)
+        each = losses.denoising_loss(out, target, weight)
         if settings.min_snr:
             each = each * losses.min_snr_weight(forward.snr(t), settings.min_snr, settings.prediction).to(device)
         return each.mean()
 
-    def fitted(name: str, first: int, steps: int):
-        train_stage(model, lambda step: loss(first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3, muon=False,
-            ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
+    def fit(name: str, first: int, steps: int, guide=None) -> None:
+        train_stage(model, lambda step: loss(guide, first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3,
+            muon=False, ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
 
-    if settings.guide_steps:
-        fitted("guide", 0, settings.guide_steps)
+    guide = None
+    if settings.guide_steps:  # the EMA after these guides the rest by its mistakes (`losses.sharpened`)
+        fit("guide", 0, settings.guide_steps)
         guide = copy.deepcopy(model).requires_grad_(False)
-    fitted("unet", settings.guide_steps, settings.unet_steps)
+    fit("unet", settings.guide_steps, settings.unet_steps, guide)
     return model.eval()
+
+
+def _noisy_batch(moments: np.ndarray, scale: float, forward: Schedule, settings, step: int):
+    """A step of the U-Net -> rows (B,), z_t (B,4,16,16), t (B,), target (B,4,16,16), captions; all on the CPU."""
+    rows = rows_of(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
+    g = rng.generator(settings.seed, "unet/noise", step)
+    mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
+    z0 = scale * (mean + std * torch.randn(mean.shape, generator=g))
+    eps, t = torch.randn(mean.shape, generator=g), spread_timesteps(len(rows), forward.T, g)
+    kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
+    texts = [text if keep else "" for text, keep in zip(captions(rows, step), kept, strict=True)]
+    return rows, forward.add_noise(z0, eps, t), t, forward.target(z0, eps, t), texts
 
 
 def captions(rows: Tensor, step: int) -> list[str]:
@@ -201,16 +206,16 @@ def words_in(words, texts: list[str], device: torch.device, padding: str = "max_
 
 
 def teller(stage: str, steps: int, say: Callable[[str], None], every: int = 50) -> Callable[[int, float], None]:
-    """Tells the mean loss, the pace and the time left every `every` steps."""
-    seen: list[float] = []
+    """Tells the mean loss, the seconds a step and the time left every `every` steps."""
+    recent: list[float] = []
     began = [time.time()]
 
     def tell(step: int, loss: float) -> None:
-        seen.append(loss)
+        recent.append(loss)
         if step % every == 0 or step == steps:
-            pace, mean = (time.time() - began[0]) / len(seen), sum(seen) / len(seen)
+            pace, mean = (time.time() - began[0]) / len(recent), sum(recent) / len(recent)
             say(f"{stage} {step}/{steps}  loss {mean:.4f}  {pace:.2f} s/step  {pace * (steps - step):.0f} s left")
-            seen.clear()
+            recent.clear()
             began[0] = time.time()
 
     return tell

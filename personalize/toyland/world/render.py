@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw
 
+from personalize.toyland.world import animals, objects
 from personalize.toyland.world import props as extras
 from personalize.toyland.world.backdrops import DARK, HORIZON, backdrop
 from personalize.toyland.world.faces import Anchors
 from personalize.toyland.world.pen import CENTRE, INK, Pen, gradient, rim_of, shade
 from personalize.toyland.world.props import BLANKET, bed, behind, blanket, hops, letters, puffs, skateboard
 from personalize.toyland.world.scenes import COLOURS, Scene
-from personalize.toyland.world.subjects import DRAW
 
 LARGE = 128  # px from which on 3x is enough
 WING_RIM, PROP_RIM, OVER_RIM = (126, 138, 178), (92, 78, 92), (74, 84, 136)
@@ -24,6 +24,22 @@ UNDER = 0.3  # share of a swimmer's or a sleeper's height that is covered
 EDGE = 0.032  # what is kept free at the edges of the picture, the rim included
 FLOOR = 0.83  # y of the shadow's middle
 DEPTH = {"standing": 0.3, "riding": 0.36, "sleeping": 0.46, "jumping": 0.2, "flying": 0.17}  # half the shadow's width
+
+# A class word -> what draws it: a pen and a subject in, its anchors out.
+DRAW = {
+    "dog": animals.draw_dog,
+    "cat": animals.draw_cat,
+    "rabbit": animals.draw_rabbit,
+    "horse": animals.draw_horse,
+    "duck": animals.draw_duck,
+    "owl": animals.draw_owl,
+    "teapot": objects.draw_teapot,
+    "car": objects.draw_car,
+    "boat": objects.draw_boat,
+    "robot": objects.draw_robot,
+    "backpack": objects.draw_backpack,
+    "clock": objects.draw_clock,
+}
 
 
 class Parts(NamedTuple):
