@@ -220,12 +220,12 @@ def test_a_recipe_cannot_be_changed():
 
 
 @pytest.mark.parametrize("module", [config, errors, files, prompts, run_folder, settings])
-def test_the_lowest_modules_import_the_standard_library_and_each_other_only(module):
+def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_only(module):
     names = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module if node.module.startswith("personalize") else node.module.split(".")[0])
-    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "settings")}
+    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "settings")} | {"filelock"}
     assert names and names <= set(sys.stdlib_module_names) | allowed
