@@ -43,7 +43,8 @@ def test_diffusers_converts_our_kohya_file_to_the_same_layers(path, family):
             state = state_dict_utils.convert_state_dict_to_peft(state_dict_utils.convert_state_dict_to_diffusers(own))
         mine = {key: v for key, v in made.tensors.items() if key.startswith(f"{part}.")}
         assert same(
-            {lora._in_files(f"{part}.{key}"): v for key, v in state.items()}, {lora._in_files(k): mine[k] for k in mine}
+            {lora._diffusers_key(f"{part}.{key}"): v for key, v in state.items()},
+            {lora._diffusers_key(k): mine[k] for k in mine},
         )
     assert sorted(alphas.values()) == sorted(made.alphas.values())
 
