@@ -22,7 +22,7 @@ from personalize.training import compile, profiler
 PARTS = ["batch", "forward and loss", "backward", "clip and optimizer", "rest"]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=0", "train.methods=lora", "train.lr=1e-2", "train.steps=9"]
 RUN = ["checkpoints/step-000009/state.safetensors", "log.jsonl", "manifest.json", "model/pytorch_lora_weights.safetensors"]
-RUN += ["photos.png", "recipe.toml"]
+RUN += ["lock.flock", "photos.png", "recipe.toml"]
 
 
 class Screen(Terminal):
@@ -97,7 +97,7 @@ def test_a_profile_is_a_table_and_a_trace_in_the_run_and_the_same_command_withou
     rows = dict(re.findall(r"^\| ([a-z ]+) \| ([0-9.]+) \|", text, re.M))
     assert list(rows) == PARTS == parts_said(said) and all(float(ms) > 0 for ms in rows.values())
     assert sum(map(float, rows.values())) == pytest.approx(float(re.search(r"([0-9.]+) ms under", text)[1]), abs=0.1)
-    assert f"float32 on cpu, {torch.get_num_threads()} threads" in text and "aten::" in text and "ProfilerStep*" in text
+    assert f"float32 on cpu, {torch.get_num_threads()} threads" in text and "aten::" in text and "Self CPU" in text
     trace = json.loads(gzip.decompress((folder / "profile" / "trace.json.gz").read_bytes()))
     names = {event.get("name") for event in trace["traceEvents"]}
     assert {*PARTS[:-1], "ProfilerStep#3", "ProfilerStep#4", "aten::convolution_backward"} <= names
