@@ -1,5 +1,6 @@
 """Toyland: a pure function of seeds, held-out seeds apart, a real CLIP tokenizer, weights that diffusers loads."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -350,7 +351,12 @@ def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
 def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path, monkeypatch):
     from personalize import models
     from personalize.generation import sampling
+    from personalize.toyland.pretraining import stages
 
+    # An eighth of each batch, in float32: a processor that emulates bfloat16 takes many minutes for its convolutions.
+    monkeypatch.setattr("torch.autocast", lambda *device, **options: contextlib.nullcontext())
+    rows_of = stages.rows_of
+    monkeypatch.setattr(stages, "rows_of", lambda step, batch, total, **named: rows_of(step, batch // 8, total, **named))
     short = [f"{name}_steps=2" for name in ("vae", "clip", "identity", "guide", "unet", "probe")]
     few = ["pictures=60", "subjects=60", "probe_pictures=64", *short]
     lines, screen = [], Terminal()
