@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from typer.testing import CliRunner
 
+from personalize.cli.tools import app
 from personalize.commands.check_photos import check_photos
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
@@ -302,6 +304,13 @@ def test_without_a_size_photos_are_examined_as_the_base_trains_them(folder, tmp_
     (bare / "unet" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="sample_size None.*Give --size"):
         check_photos(folder, base=str(bare), out=out)
+
+
+def test_the_command_line_prints_the_page_or_the_findings(folder, tmp_path):
+    out = str(tmp_path / "a.html")
+    assert CliRunner().invoke(app, ["photos", str(folder), "--out", out, "--quiet"]).stdout == out + "\n"
+    printed = json.loads(CliRunner().invoke(app, ["photos", str(folder), "--out", out, "--json"]).stdout)
+    assert set(printed) == {"sheet", "findings"} and printed["sheet"] == out and len(printed["findings"]) == 4
 
 
 def test_a_file_that_cannot_be_used_is_named_and_the_others_are_examined(folder, tmp_path):

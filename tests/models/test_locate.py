@@ -97,6 +97,18 @@ def test_only_what_is_read_is_downloaded(tmp_path, monkeypatch):
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked[-1] and len(asked) == 3, "the only weights there are"
 
 
+def test_the_size_of_a_base_on_the_hub_is_read_from_two_configs(tmp_path, monkeypatch, tiny_sd):
+    def snapshot(base, *, allow_patterns, ignore_patterns):
+        assert base == "owner/name" and set(allow_patterns) == {"model_index.json", "unet/config.json", "vae/config.json"}
+        for name in allow_patterns:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            shutil.copy(tiny_sd / name, tmp_path / name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert locate.base_size("owner/name") == models.load_model(str(tiny_sd), device="cpu", say=ignore).size == 32
+
+
 def test_half_precision_copies_are_read_where_there_is_nothing_else(copy, tiny_sd):
     whole = models.load_model(str(tiny_sd), device="cpu", say=ignore)
     for part, stem in PARTS.items():
