@@ -26,7 +26,7 @@ import personalize
 from personalize.commands.compare import read_rows
 from personalize.common import run_folder
 from personalize.common.bases import TOYLAND
-from personalize.common.files import slug, write_text
+from personalize.common.files import key_of, slug, write_text
 from personalize.evaluation import encoders, image_cache, summary
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
@@ -55,7 +55,7 @@ def photographed(seed: int, word: str) -> list[Image.Image]:
 def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path, float]:
     """The run of a subject and the seconds of its training; kept for the same settings."""
     name = f"{word}-{seed - HELD_OUT}"
-    run, photos = work / f"runs-{run_folder.key_of({'settings': settings})[:8]}" / name, work / "photos" / name
+    run, photos = work / f"runs-{key_of({'settings': settings})[:8]}" / name, work / "photos" / name
     told = run.with_suffix(".seconds")
     if not told.exists():
         photos.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def main(work: Path, which: str = "dev", *settings: str) -> int:
     text = "\n".join(
         [f"`python -m benchmarks.subjects WORK {' '.join([which, *settings])}`, {time.time() - began:.0f} s", "", *lines]
     )
-    write_text(work / f"{which}-{run_folder.key_of({'settings': settings})[:8]}.md", text + "\n")
+    write_text(work / f"{which}-{key_of({'settings': settings})[:8]}.md", text + "\n")
     print(text)
     return which == "test" and not all((means[n] >= bar) if more else (means[n] <= bar) for n, (bar, more) in BARS.items())
 

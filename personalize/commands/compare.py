@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personalize.commands.evaluate import evaluate
-from personalize.common import run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import read_json, write_json, write_text
 from personalize.common.recipe import flat_settings, recipe_from_dict
 from personalize.common.settings import to_toml_value
 from personalize.common.terminal import SILENT, Terminal
@@ -65,7 +65,7 @@ def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareRe
 def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
     """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, pictures."""
     rows = [
-        {"subject": name, **_scores(run_folder.read_json(folder / "metrics.json"))}
+        {"subject": name, **_scores(read_json(folder / "metrics.json"))}
         for name, folder in zip(names, evaluations, strict=True)
     ]
     keys = _always_measured()
@@ -121,6 +121,6 @@ def _shown(value: float | None) -> str:
 def _written(path: Path, rows: list[dict], lines: list[str]) -> CompareResult:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines).rstrip() + "\n"
-    run_folder.write_text(path, text)
-    run_folder.write_json(path.with_suffix(".json"), rows)
+    write_text(path, text)
+    write_json(path.with_suffix(".json"), rows)
     return CompareResult(rows, text, path)

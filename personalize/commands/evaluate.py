@@ -13,6 +13,7 @@ from PIL import Image
 from personalize.commands.session import RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import slug, write_json, write_text
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
@@ -56,7 +57,7 @@ class _Job:
     @property
     def out(self) -> Path:
         several = len(self.manifest["subjects"]) > 1
-        return self.folder / "evaluation" / (run_folder.slug(self.subject["token"]) if several else "")
+        return self.folder / "evaluation" / (slug(self.subject["token"]) if several else "")
 
 
 def evaluate(
@@ -234,13 +235,13 @@ def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.I
 
 def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> EvaluateResult:
     out.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    run_folder.write_text(out / "per_image.csv", table.getvalue())
-    run_folder.write_text(out / "report.md", page.markdown(metrics))
-    run_folder.write_text(out / "report.html", page.html(metrics, shown))
+    write_text(out / "per_image.csv", table.getvalue())
+    write_text(out / "report.md", page.markdown(metrics))
+    write_text(out / "report.html", page.html(metrics, shown))
     return EvaluateResult(metrics, out / "report.html")

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL.PngImagePlugin import PngInfo
 
 from personalize.commands.session import RUNS, open_base, open_run, resolve
-from personalize.common import run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import append_jsonl, key_of, read_jsonl, slug, writing
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.terminal import SILENT, Terminal
@@ -113,7 +113,7 @@ def _write_images(
 ) -> GenerateResult:
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
     out.mkdir(parents=True, exist_ok=True)
-    rows = run_folder.read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
+    rows = read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
     known = {row["file"]: row for row in rows}
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
@@ -124,12 +124,12 @@ def _write_images(
                 row = _row(model, config, prompt, origin=origin, seed=seed, index=i, size=image.size)
                 files.append(out / row["file"])
                 images.append(image)
-                with run_folder.writing(files[-1]) as temporary:
+                with writing(files[-1]) as temporary:
                     image.save(temporary, pnginfo=_metadata(row))
                 if known.get(row["file"]) != row:
-                    run_folder.append_jsonl(out / "images.jsonl", row)
+                    append_jsonl(out / "images.jsonl", row)
             advance(len(part))
-    with run_folder.writing(out / "grid.png") as temporary:
+    with writing(out / "grid.png") as temporary:
         grid(images, config.count if len(prompts) > 1 else min(4, config.count)).save(temporary)
     return GenerateResult(files, out / "grid.png")
 
@@ -189,8 +189,8 @@ def _row(
         "guidance": config.guidance, "rescale": config.rescale, "interval": list(config.interval), "seed": seed, "index": index,
         "width": size[0], "height": size[1], "base": model.name, "fingerprint": model.fingerprint,
     }  # fmt: skip
-    key = run_folder.key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
-    return origin | {"file": f"{run_folder.slug(prompt)[:60]}-{key}-{seed}-{index:03d}.png", **settings}
+    key = key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
+    return origin | {"file": f"{slug(prompt)[:60]}-{key}-{seed}-{index:03d}.png", **settings}
 
 
 def _metadata(row: dict) -> PngInfo:

@@ -19,6 +19,7 @@ from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.files import key_of, slug, write_text, writing
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, needs_class_images, recipe_to_dict, recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
@@ -164,8 +165,8 @@ def _begin(
 def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], *, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_manifest(folder, manifest)
-    run_folder.write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
-    with run_folder.writing(folder / "photos.png") as temporary:
+    write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
+    with writing(folder / "photos.png") as temporary:
         photos = [photo for subject in subjects for photo in subject.photos]
         preview(photos, size, crop=recipe.photos.crop).save(temporary)
 
@@ -252,7 +253,7 @@ def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], prior
     return {
         "kind": "run",
         "status": "running",
-        "identity": run_folder.key_of(identity),
+        "identity": key_of(identity),
         "base": model.name,
         "fingerprint": model.fingerprint,
         "methods": list(recipe.train.methods),
@@ -284,7 +285,7 @@ def _subject_entry(subject: Subject, recipe: Recipe, priors: Mapping[str, Path])
 
 def _run_folder(runs: Path, subjects: list[Subject], manifest: dict) -> Path:
     """The folder of this very run, or a new one: never one that holds another run."""
-    name = run_folder.slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
+    name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     for number in range(1, 10_000):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         if not (folder / "manifest.json").exists():

@@ -1,7 +1,4 @@
-"""Run and prior folders: the manifest, the lock that lets one process hold a folder, checkpoints.
-
-The functions of `files`, which write what is in them, are offered here too.
-"""
+"""Run and prior folders: the manifest, the lock that lets one process hold a folder, checkpoints."""
 
 import importlib.metadata
 import json
@@ -15,26 +12,12 @@ from pathlib import Path
 
 from personalize.common.errors import UserError
 from personalize.common.files import (
-    append_jsonl,
     explained,
-    key_of,
     read_json,
-    read_jsonl,
     remove_folder,
-    sha256,
-    slug,
     sweep,
-    write_bytes,
     write_json,
-    write_text,
-    writing,
 )
-
-__all__ = [
-    "SCHEMA", "STATUSES", "append_jsonl", "checkpoints", "key_of", "library_versions", "lock", "newest_run",
-    "prune_checkpoints", "read_json", "read_jsonl", "read_manifest", "remove_folder", "require_free_disk", "sha256",
-    "slug", "sweep", "write_bytes", "write_json", "write_manifest", "write_text", "writing",
-]  # fmt: skip
 
 SCHEMA = 2
 STATUSES = ("running", "interrupted", "finished", "failed")

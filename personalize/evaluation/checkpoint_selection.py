@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from personalize.common import run_folder
+from personalize.common.files import read_jsonl
 from personalize.common.recipe import Choose
 from personalize.evaluation import bootstrap
 
@@ -80,7 +80,7 @@ class ScoredCheckpoint:
 def read_scored(path: Path) -> list[ScoredCheckpoint]:
     """What `row` gave, a line each; a step that was scored again counts once, as it was last."""
     found = {}
-    for row in run_folder.read_jsonl(path) if path.exists() else []:
+    for row in read_jsonl(path) if path.exists() else []:
         tables = {k: {tuple(e[:-1]): e[-1] for e in v} for k, v in row.items() if isinstance(v, list)}
         found[row["step"]] = ScoredCheckpoint(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
     return [found[step] for step in sorted(found)]

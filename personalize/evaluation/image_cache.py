@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from personalize.common import run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import key_of, slug, writing
 from personalize.common.prompts import fill, without_token
 from personalize.common.recipe import SamplingConfig
 from personalize.evaluation.protocols import Protocol
@@ -30,12 +30,12 @@ def cache_folder(root: Path, name: str, model: LatentModel, *, seed: int, purpos
     """The folder in `root` for pictures of a model called `name`; drawn in any other way they have another one."""
     settings = how.decisive() | {"size": how.size or model.size, "seed": seed, "purpose": purpose}
     settings["dtype"] = str(model.dtype)
-    return root / f"{name}-{run_folder.key_of(settings)[:8]}"
+    return root / f"{name}-{key_of(settings)[:8]}"
 
 
 def image_file(folder: Path, job: Job) -> Path:
     prompt, number = job
-    return folder / f"{run_folder.slug(prompt)[:60]}-{run_folder.key_of({'prompt': prompt})[:6]}-{number:03d}.png"
+    return folder / f"{slug(prompt)[:60]}-{key_of({'prompt': prompt})[:6]}-{number:03d}.png"
 
 
 def missing_images(folder: Path, jobs: Sequence[Job]) -> list[Job]:
@@ -118,5 +118,5 @@ def _write(path: Path, image: Tensor) -> None:
         why = "black"
     if why:
         info.add_text(WHY, why)
-    with run_folder.writing(path) as temporary:
+    with writing(path) as temporary:
         picture.save(temporary, pnginfo=info)

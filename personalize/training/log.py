@@ -10,6 +10,7 @@ from torch import Tensor
 
 from personalize.common import run_folder
 from personalize.common.errors import UserError, nearest
+from personalize.common.files import append_jsonl
 from personalize.training import preflight
 from personalize.training.engine import Engine
 
@@ -42,7 +43,7 @@ class RunLog:
         for step, lr, tensors in self.pending:
             row = {k: float(v) for k, v in tensors.items()} | {"lr": lr}
             if self.writes:
-                run_folder.append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(seconds, 4)})
+                append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(seconds, 4)})
             for tracker in self.trackers:
                 tracker.log(row, step=step)
             if not row["loss"] < float("inf"):

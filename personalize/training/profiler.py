@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from personalize.common import run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import write_text, writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.training.run import TrainingRun
@@ -122,7 +122,7 @@ https://ui.perfetto.dev.
 ```
 {profiler.operators()}```
 """
-    with run_folder.writing(run.folder / "profile") as temporary:
+    with writing(run.folder / "profile") as temporary:
         temporary.mkdir()
         profiler.torch.export_chrome_trace(str(temporary / "trace.json.gz"))
-        run_folder.write_text(temporary / "profile.md", page)
+        write_text(temporary / "profile.md", page)

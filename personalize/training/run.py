@@ -13,6 +13,7 @@ from torch import Tensor
 from personalize import methods
 from personalize.common import checkpoint, distributed, run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import read_jsonl, remove_folder, write_text, writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.data import training_set
@@ -53,7 +54,7 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
         raise UserError(divergence_message(run.folder, run.engine, f"a weight is not finite after step {step}"))
-    with run_folder.writing(_checkpoint(run, step)) as temporary:
+    with writing(_checkpoint(run, step)) as temporary:
         temporary.mkdir()
         checkpoint.save_state(temporary / load_run.STATE, parts, step)
     _score_checkpoint(run, step, screen)
@@ -103,11 +104,11 @@ def _drop_rows_after(run: TrainingRun, step: int) -> None:
         return
     for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
         if run.dev or log.name == FILE:
-            rows = [row for row in (run_folder.read_jsonl(log) if log.exists() else []) if row["step"] <= step]
-            run_folder.write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+            rows = [row for row in (read_jsonl(log) if log.exists() else []) if row["step"] <= step]
+            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     for folder in (run.folder / "choosing").glob("step-*"):
         if int(folder.name.split("-")[1]) > step:
-            run_folder.remove_folder(folder)
+            remove_folder(folder)
     if run.dev:
         run.dev.scored = checkpoint_selection.read_scored(run.folder / checkpoint_selection.FILE)
 
@@ -132,7 +133,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
         run.manifest |= {"chosen": choice.step, "why": choice.why}
     for module in model.networks.values():
         module.eval()
-    with run_folder.writing(run.folder / "model") as temporary:
+    with writing(run.folder / "model") as temporary:
         methods.save(model, temporary, run.recipe)
     mark(run, "finished")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from personalize.common import run_folder
+from personalize.common.files import append_jsonl, writing
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.terminal import SILENT
 from personalize.data.image_grid import grid
@@ -64,7 +64,7 @@ def draw_samples(model: LatentModel, recipe: Recipe, prompts: list[str], path: P
         model, prompts, sampling.image_generators(recipe.seed, range(8), "sample"), sampling_config(recipe)
     )
     path.parent.mkdir(exist_ok=True)
-    with run_folder.writing(path) as temporary:
+    with writing(path) as temporary:
         grid(sampling.to_pil(model.decode_latents(z0)), 4).save(temporary)
 
 
@@ -103,7 +103,7 @@ class DevSplit:
             parts.append(_scored(step, rows, self.base[k], top=top, token=subject.token))
         scored = _pooled(parts)
         self.scored.append(scored)
-        run_folder.append_jsonl(self.folder / checkpoint_selection.FILE, scored.row())
+        append_jsonl(self.folder / checkpoint_selection.FILE, scored.row())
         return scored
 
     def _rows(self, k: int, token: str, root: Path, name: str) -> list[dict]:

@@ -12,6 +12,7 @@ from PIL import Image
 import personalize
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
+from personalize.common.files import read_json
 from personalize.common.recipe import Evaluate
 from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection, image_cache, protocols
@@ -124,7 +125,7 @@ def test_live_subjects_have_the_live_list():
 def test_an_evaluation_is_these_files(result, runs):
     out = result.report.parent
     assert {p.name for p in out.iterdir()} == {"metrics.json", "per_image.csv", "report.md", "report.html", "pictures"}
-    assert result.metrics == run_folder.read_json(out / "metrics.json")
+    assert result.metrics == read_json(out / "metrics.json")
     (place,) = (out / "pictures").iterdir()
     assert len(list(place.iterdir())) == 2 * 2 + 3
     assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
@@ -242,7 +243,7 @@ def table_of(run):
 def test_runs_are_compared_picture_by_picture(runs):
     found = personalize.compare([runs / "zqv-dog", runs / "zqv-dog-2"])
     (row,) = found.rows
-    one, two = (run_folder.read_json(runs / name / "evaluation" / "metrics.json") for name in ("zqv-dog", "zqv-dog-2"))
+    one, two = (read_json(runs / name / "evaluation" / "metrics.json") for name in ("zqv-dog", "zqv-dog-2"))
     want = two["scores"]["dino"]["score"] - one["scores"]["dino"]["score"]
     assert row["changes"]["dino"]["mean"] == pytest.approx(want) and 0 <= row["changes"]["dino"]["above"] <= 1
     assert (
@@ -267,7 +268,7 @@ def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
     assert [row["subject"] for row in found.rows] == ["rex", "tom"] and "**mean**" in found.text
     with pytest.raises(UserError, match="subject.toml"):
         personalize.dreambench(str(tmp_path / "empty"), settings=short)
-    page = run_folder.read_json(tmp_path / "runs" / "zqv-dog" / "evaluation" / "metrics.json")
+    page = read_json(tmp_path / "runs" / "zqv-dog" / "evaluation" / "metrics.json")
     assert page["photos_included"]
     with pytest.raises(UserError, match="hf:google/dreambooth"):
         personalize.dreambench("hf:someone/else", settings=short)

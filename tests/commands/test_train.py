@@ -20,6 +20,7 @@ from personalize import models
 from personalize.commands import train as command
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.files import read_jsonl, remove_folder, sha256
 from personalize.common.recipe import load_recipe, recipe_from_dict
 from personalize.common.terminal import Terminal
 from personalize.data import class_images, subjects, training_set
@@ -114,7 +115,7 @@ def steps_of(folder):
 
 
 def logged(folder):
-    return [row["step"] for row in run_folder.read_jsonl(folder / "log.jsonl")]
+    return [row["step"] for row in read_jsonl(folder / "log.jsonl")]
 
 
 def copies(photos, folder, change=lambda image: image):
@@ -156,9 +157,7 @@ def test_a_manifest_says_what_the_run_is(tiny_sd, photos, prior, tmp_path):
     manifest = run_folder.read_manifest(folder)
     assert folder == tmp_path / "zqv-dog"
     assert [manifest["subjects"][0][k] for k in ("token", "class", "prompt")] == ["zqv", "dog", "a zqv dog"]
-    assert [photo["sha256"] for photo in manifest["subjects"][0]["photos"]] == [
-        run_folder.sha256(p) for p in sorted(photos.glob("*.png"))
-    ]
+    assert [photo["sha256"] for photo in manifest["subjects"][0]["photos"]] == [sha256(p) for p in sorted(photos.glob("*.png"))]
     assert recipe_from_dict(manifest["recipe"], "here") == load_recipe(folder / "recipe.toml")
     assert manifest["prior"] == {"dog": class_images.class_image_settings(base(tiny_sd), recipe_of(), "dog")}
 
@@ -457,7 +456,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tiny_sd, photos, 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="step-000002.* not a checkpoint that can be read: .* Delete its folder"):
         run(tiny_sd, photos, tmp_path, *settings)
-    run_folder.remove_folder(path.parent)
+    remove_folder(path.parent)
     run(tiny_sd, photos, tmp_path, *settings)
     assert logged(folder) == [1, 2, 3]
 
@@ -471,7 +470,7 @@ def test_the_log_has_each_steps_own_rate_even_when_rows_are_written_late(tiny_sd
 
     monkeypatch.setattr(command.RunLog, "__init__", ten_at_once)
     folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=4", "train.lr_schedule=linear")
-    rates = [row["lr"] for row in run_folder.read_jsonl(folder / "log.jsonl")]
+    rates = [row["lr"] for row in read_jsonl(folder / "log.jsonl")]
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
 
 

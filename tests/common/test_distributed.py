@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import personalize
 from personalize.common import distributed
 from personalize.common.errors import UserError
-from personalize.common.run_folder import read_jsonl, read_manifest
+from personalize.common.files import read_jsonl
+from personalize.common.run_folder import read_manifest
 
 MORE = [
     "device=cpu",

@@ -14,7 +14,18 @@ import pytest
 import personalize
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import explained
+from personalize.common.files import (
+    append_jsonl,
+    explained,
+    key_of,
+    read_json,
+    read_jsonl,
+    sha256,
+    slug,
+    write_json,
+    write_text,
+    writing,
+)
 
 ROOT = Path(personalize.__file__).parents[1]
 
@@ -35,8 +46,8 @@ def python(code, *args, wait=True):
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from personalize.common import run_folder
-with run_folder.writing(Path(sys.argv[1])) as temporary:
+from personalize.common.files import writing
+with writing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of the n")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -44,9 +55,9 @@ with run_folder.writing(Path(sys.argv[1])) as temporary:
 KILLED_BEFORE_RENAME = """
 import os, sys
 from pathlib import Path
-from personalize.common import run_folder
+from personalize.common import files
 os.replace = lambda *names: os._exit(9)
-run_folder.write_text(Path(sys.argv[1]), "the new text")
+files.write_text(Path(sys.argv[1]), "the new text")
 """
 
 HOLD = """
@@ -78,7 +89,7 @@ except errors.UserError:
 @pytest.mark.parametrize("code", [KILLED_WHILE_WRITING, KILLED_BEFORE_RENAME])
 def test_a_write_killed_half_way_leaves_the_old_file_whole(tmp_path, code):
     path = tmp_path / "manifest.json"
-    run_folder.write_text(path, "the old text")
+    write_text(path, "the old text")
     assert python(code, path).returncode in (9, -signal.SIGKILL)
     assert path.read_text() == "the old text"
 
@@ -86,7 +97,7 @@ def test_a_write_killed_half_way_leaves_the_old_file_whole(tmp_path, code):
 def test_what_a_killed_writer_left_is_removed_by_the_next_holder_only_if_it_is_dead(tmp_path):
     python(KILLED_WHILE_WRITING, tmp_path / "checkpoints" / "a.safetensors")
     assert len(list(tmp_path.rglob(".tmp-*"))) == 1
-    with run_folder.writing(tmp_path / "b.png") as mine:
+    with writing(tmp_path / "b.png") as mine:
         mine.write_bytes(b"b")
         with run_folder.lock(tmp_path):
             assert list(tmp_path.rglob(".tmp-*")) == [mine]
@@ -95,17 +106,17 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_holder_only_if_it_is_d
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path):
     path = tmp_path / "a.json"
-    run_folder.write_json(path, {"a": 1})
-    with pytest.raises(KeyboardInterrupt), run_folder.writing(path) as temporary:
+    write_json(path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt), writing(path) as temporary:
         temporary.write_text("{")
         raise KeyboardInterrupt
-    assert run_folder.read_json(path) == {"a": 1}
+    assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_writing_keeps_the_suffix_and_makes_the_folder(tmp_path):
     path = tmp_path / "new" / "weights.safetensors"
-    with run_folder.writing(path) as temporary:
+    with writing(path) as temporary:
         assert temporary.suffix == ".safetensors" and temporary.parent == path.parent
         temporary.write_bytes(b"w")
     assert path.read_bytes() == b"w"
@@ -113,7 +124,7 @@ def test_writing_keeps_the_suffix_and_makes_the_folder(tmp_path):
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     for name in ("old", "new"):
-        with run_folder.writing(tmp_path / "model") as temporary:
+        with writing(tmp_path / "model") as temporary:
             (temporary / "unet").mkdir(parents=True)
             (temporary / "unet" / name).write_text(name)
     assert os.listdir(tmp_path) == ["model"]
@@ -131,9 +142,9 @@ def test_json_at_fault_is_named_with_its_line(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text('{\n  "a": 1,\n  "b": }\n')
     with pytest.raises(UserError, match=re.escape(f"{path}, line 3")):
-        run_folder.read_json(path)
+        read_json(path)
     with pytest.raises(UserError, match=r"missing\.json"):
-        run_folder.read_json(tmp_path / "missing.json")
+        read_json(tmp_path / "missing.json")
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b'{"step": 3, "name": "\xe7', b"\0\0\0\0", b"3"])
@@ -141,27 +152,27 @@ def test_a_torn_last_line_is_dropped_and_the_next_append_is_intact(tmp_path, tor
     path = tmp_path / "log.jsonl"
     rows = [{"step": 1, "name": "狗"}, {"step": 2}]
     for row in rows:
-        run_folder.append_jsonl(path, row)
+        append_jsonl(path, row)
     with open(path, "ab") as file:
         file.write(torn)
-    assert run_folder.read_jsonl(path) == rows
-    run_folder.append_jsonl(path, {"step": 3})
-    assert run_folder.read_jsonl(path) == [*rows, {"step": 3}]
+    assert read_jsonl(path) == rows
+    append_jsonl(path, {"step": 3})
+    assert read_jsonl(path) == [*rows, {"step": 3}]
     assert path.read_bytes().count(b"\n") == 3
 
 
 def test_a_whole_last_row_that_lacks_its_newline_is_kept(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"step": 1}')
-    run_folder.append_jsonl(path, {"step": 2})
-    assert run_folder.read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    append_jsonl(path, {"step": 2})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_torn_only_line_is_replaced(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"st')
-    assert run_folder.read_jsonl(path) == []
-    run_folder.append_jsonl(path, {"step": 1})
+    assert read_jsonl(path) == []
+    append_jsonl(path, {"step": 1})
     assert path.read_bytes() == b'{"step": 1}\n'
 
 
@@ -169,16 +180,16 @@ def test_a_fault_inside_a_jsonl_file_is_not_passed_over(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match="line 2"):
-        run_folder.read_jsonl(path)
+        read_jsonl(path)
 
 
 def test_hashes_and_keys_name_content(tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(b"pixels")
-    assert run_folder.sha256(path) == run_folder.sha256(b"pixels") == hashlib.sha256(b"pixels").hexdigest()
-    assert run_folder.key_of({"a": 1, "b": [2.0]}) == run_folder.key_of({"b": [2.0], "a": 1})
-    assert run_folder.key_of({"a": 1}) != run_folder.key_of({"a": 2})
-    assert re.fullmatch("[0-9a-f]{12}", run_folder.key_of({}))
+    assert sha256(path) == sha256(b"pixels") == hashlib.sha256(b"pixels").hexdigest()
+    assert key_of({"a": 1, "b": [2.0]}) == key_of({"b": [2.0], "a": 1})
+    assert key_of({"a": 1}) != key_of({"a": 2})
+    assert re.fullmatch("[0-9a-f]{12}", key_of({}))
 
 
 def test_a_manifest_of_this_or_an_older_schema_opens_and_of_a_newer_one_does_not(tmp_path):
@@ -280,10 +291,10 @@ def test_newest_run_is_the_last_written_of_its_status(tmp_path):
 
 
 def test_a_slug_is_a_safe_name_and_never_empty():
-    assert run_folder.slug("Étienne's  <dog>/../x") == "etienne-s-dog-x"
-    assert len(run_folder.slug("x" * 300)) == 60
-    assert run_folder.slug("狗") != run_folder.slug("猫")
-    assert re.fullmatch("[0-9a-f]{8}", run_folder.slug("狗"))
+    assert slug("Étienne's  <dog>/../x") == "etienne-s-dog-x"
+    assert len(slug("x" * 300)) == 60
+    assert slug("狗") != slug("猫")
+    assert re.fullmatch("[0-9a-f]{8}", slug("狗"))
 
 
 def test_too_little_disk_is_refused_with_both_figures(tmp_path):

@@ -16,6 +16,7 @@ import personalize
 from personalize.cli import app
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.files import read_jsonl, remove_folder
 from personalize.common.terminal import Terminal
 from personalize.training import compile, profiler
 
@@ -78,9 +79,7 @@ def test_a_run_is_the_same_bit_for_bit_with_and_without_a_profile(train, more):
     profiled, _ = train("profiled", *more, profile=True)
     assert bits(plain) == bits(profiled) and len(bits(plain)) >= 2
     names = ("loss", "subject", "prior", "norm", "lr")
-    rows = [
-        [[row[name] for name in names] for row in run_folder.read_jsonl(folder / "log.jsonl")] for folder in (plain, profiled)
-    ]
+    rows = [[[row[name] for name in names] for row in read_jsonl(folder / "log.jsonl")] for folder in (plain, profiled)]
     assert rows[0] == rows[1]
     assert run_folder.read_manifest(plain)["identity"] == run_folder.read_manifest(profiled)["identity"]
 
@@ -118,7 +117,7 @@ def test_a_profile_takes_the_place_of_an_older_one(train):
     folder, _ = train("runs", profile=True)
     (folder / "profile" / "old").touch()
     run_folder.write_manifest(folder, run_folder.read_manifest(folder) | {"status": "interrupted"})
-    run_folder.remove_folder(folder / "checkpoints")
+    remove_folder(folder / "checkpoints")
     assert train("runs", profile=True)[0] == folder
     assert [name for name in files(folder) if "profile" in name] == ["profile/profile.md", "profile/trace.json.gz"]
 

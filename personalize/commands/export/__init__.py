@@ -17,7 +17,7 @@ from personalize.commands.export.verify import Check, Files
 from personalize.commands.session import RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import content_hash, explained
+from personalize.common.files import append_jsonl, content_hash, explained, read_json, read_jsonl, writing
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
 from personalize.models.interface import LatentModel
@@ -193,7 +193,7 @@ def _require_ours(home: Path, path: Path) -> None:
     """UserError for something that is not, unchanged, what an export of this run left there."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    rows = run_folder.read_jsonl(home / RECORD) if (home / RECORD).exists() else []
+    rows = read_jsonl(home / RECORD) if (home / RECORD).exists() else []
     ours = {row["path"]: row["sha256"] for row in rows}
     if ours.get(_named(home, path)) != content_hash(path):
         raise UserError(
@@ -218,7 +218,7 @@ def _stage(home: Path) -> Iterator[Path]:
 def _put(source: Path, final: Path) -> Path:
     if final.is_dir() and not source.is_dir():
         raise UserError(f"{final} is a folder, and a file goes there. Move it away, or give another place: --out.")
-    with run_folder.writing(final) as temporary:
+    with writing(final) as temporary:
         shutil.move(source, temporary)
     return final
 
@@ -232,7 +232,7 @@ def _named(home: Path, path: Path) -> str:
 def _record(home: Path, files: list[Path], job: _Job, check: Check | None) -> None:
     said = asdict(job.form) | {"checkpoint": job.at, "check": asdict(check) if check else None, "time": time.time()}
     for file in files:
-        run_folder.append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | said)
+        append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | said)
 
 
 def _bytes(model: LatentModel, form: Form, products: list[Product]) -> int:
@@ -257,7 +257,7 @@ def _card(model: LatentModel, job: _Job, manifest: dict, done: _Written, *, main
     names |= {path.name: targets.LORA for path in done.files.loras}
     names |= {path.name: targets.WORD for path, _ in done.files.embeddings}
     path = job.folder / "evaluation" / "metrics.json"
-    metrics = run_folder.read_json(path) if path.exists() else {}
+    metrics = read_json(path) if path.exists() else {}
     same = metrics.get("run", {}).get("model") == done.name
     return model_card.Card(
         repo=job.push.repo, manifest=manifest, family=targets.family(model), to=job.form.to, fused=job.form.fuse, files=names,

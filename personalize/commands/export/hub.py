@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from personalize.commands.export import model_card
-from personalize.common import prompts, run_folder
+from personalize.common import prompts
 from personalize.common.errors import UserError
-from personalize.common.files import link_or_copy
+from personalize.common.files import link_or_copy, read_jsonl, writing
 from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import Terminal
 from personalize.generation import sampling
@@ -45,7 +45,7 @@ def sample_images(
 ) -> list[tuple[str, Image.Image]]:  # fmt: skip
     """Up to four prompts with an image each: the newest of different prompts in the run's images/, else fresh ones."""
     place = run / "images"
-    rows = run_folder.read_jsonl(place / "images.jsonl") if (place / "images.jsonl").exists() else []
+    rows = read_jsonl(place / "images.jsonl") if (place / "images.jsonl").exists() else []
     of_checkpoint = [
         row for row in rows if row.get("checkpoint") == checkpoint and not row.get("loras") and not row.get("embeddings")
     ]
@@ -69,7 +69,7 @@ def prepare_upload(
     place: Path, card: model_card.Card, *, files: Sequence[Path], images: Sequence[Image.Image], photos: Path | None
 ) -> Path:  # fmt: skip
     """Write the folder `place` that is uploaded: a single folder's content or the files, sample images, README.md."""
-    with run_folder.writing(place) as temporary:
+    with writing(place) as temporary:
         temporary.mkdir()
         for file in files:
             if file.is_dir():
