@@ -64,11 +64,11 @@ class Found:
 SERIES: dict[str, tuple[str, Sequence[int], Ask]] = {  # what grows: (its field, values, the rest)
     "steps": ("steps", (50, 100, 200, 400), Ask()),
     "photos": ("photos", (3, 5, 20, 80), Ask()),
-    "class pictures": ("pictures", (0, 25, 100), Ask()),
+    "class images": ("pictures", (0, 25, 100), Ask()),
     "edge, px": ("size", (64, 96, 128), Ask(pictures=0)),
     "photos a step": ("batch", (1, 2, 4, 8), Ask()),
 }
-CONSTANT = ("steps", "photos", "class pictures")  # where a step's time and the memory must stay
+CONSTANT = ("steps", "photos", "class images")  # where a step's time and the memory must stay
 DRAWN = {"pictures": [(1, 20), (4, 20), (16, 20), (64, 20)], "sampling steps": [(16, 10), (16, 20), (16, 50)]}
 
 
@@ -159,7 +159,7 @@ def prior(work: str, folder: str, count: int) -> dict:
 
     screen = Clock()
     personalize.prior("dog", settings=[*SETTINGS, f"prior.count={count}"], folder=Path(folder), screen=screen)
-    times = screen.times["class pictures"]
+    times = screen.times["class images"]
     return {"seconds": times[-1] - times[0]}
 
 

@@ -1,4 +1,4 @@
-"""Several evaluations side by side: runs against the first one, picture by picture; or subjects, and the mean over them."""
+"""Several evaluations side by side: runs against the first one, image by image; or subjects, and the mean over them."""
 
 import csv
 from collections.abc import Sequence
@@ -42,14 +42,14 @@ def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen:
 
 
 def _same_settings(folder: Path) -> list[str]:
-    """The settings that a run's pictures and scores depend on, so that others are drawn and judged the same way."""
+    """The settings that a run's images and scores depend on, so that others are drawn and judged the same way."""
     recipe = flat_settings(recipe_from_dict(load_run.require_run(folder)["recipe"], str(folder)))
     names = [name for name in recipe if name == "seed" or name.startswith(("draw.", "evaluate."))]
     return [f"{name}={to_toml_value(recipe[name])}" for name in names]
 
 
 def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
-    """Runs and the folders of their evaluations -> by how much each further one differs from the first, picture by picture."""
+    """Runs and the folders of their evaluations -> by how much each further one differs from the first, image by image."""
     first, rows, lines = read_rows(evaluations[0]), [], []
     for folder, evaluation in zip(folders[1:], evaluations[1:], strict=True):
         changes = summary.compare_rows(read_rows(evaluation), first)
@@ -63,7 +63,7 @@ def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareRe
 
 
 def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
-    """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, pictures."""
+    """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, images."""
     rows = [
         {"subject": name, **_scores(read_json(folder / "metrics.json"))}
         for name, folder in zip(names, evaluations, strict=True)

@@ -135,7 +135,7 @@ def _reference(
 def _image_set(model: LatentModel, job: _Job, name: str, screen: Terminal) -> image_cache.ImageSet:
     """The images that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
     root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_IMAGES
-    options = {"seed": job.recipe.seed, "purpose": "evaluate", "how": validation.sampling_config(job.recipe)}
+    options = {"seed": job.recipe.seed, "purpose": "evaluate", "config": validation.sampling_config(job.recipe)}
     folder = image_cache.cache_folder(root, name or validation.base_cache_name(model), model, **options)
     token, word = job.subject["token"] if name else "", job.subject["class"]
     image_set = image_cache.image_set(job.protocol, folder, class_prompt=job.recipe.prior.prompt, token=token, word=word)
@@ -220,16 +220,16 @@ def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) ->
 
 
 def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> page.Shown:
-    """What the page shows; drawn: each row and its picture."""
+    """What the page shows; drawn: each row and its image."""
     prior, folder = [], job.subject["prior_folder"]
     if folder and Path(folder).is_dir():
         prior = class_images.load_class_images(Path(folder), min(PRIOR_SHOWN, len(class_images.present_images(Path(folder)))))
     return page.Shown(
         photos=photos,
         prior=prior,
-        cells={(row["prompt"], row["index"]): picture for row, picture in drawn if row["kind"] == "subject"},
-        base_class=[picture for row, picture in drawn if row["kind"] == "base class"],
-        tuned_class=[picture for row, picture in drawn if row["kind"] == "class"],
+        cells={(row["prompt"], row["index"]): image for row, image in drawn if row["kind"] == "subject"},
+        base_class=[image for row, image in drawn if row["kind"] == "base class"],
+        tuned_class=[image for row, image in drawn if row["kind"] == "class"],
     )
 
 

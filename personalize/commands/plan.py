@@ -65,9 +65,9 @@ def _switches(recipe: Recipe) -> Iterator[tuple[str, dict]]:
         yield "train.gradient_checkpointing=true", {"gradient_checkpointing": True}
     if train.optimizer == "adamw" and not adapters:
         yield "train.optimizer=adamw8bit", {"optimizer": "adamw8bit"}
-    pictures = train.batch + (train.prior_batch or train.batch)
-    if train.accumulate < pictures:
-        yield f"train.accumulate={pictures}", {"accumulate": pictures}
+    images = train.batch + (train.prior_batch or train.batch)
+    if train.accumulate < images:
+        yield f"train.accumulate={images}", {"accumulate": images}
     if train.ema:
         yield "train.ema=0", {"ema": 0.0}
     if adapters and not train.quantize:

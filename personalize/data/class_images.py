@@ -56,7 +56,7 @@ def check_folder(folder: Path, wanted: dict) -> None:
     differing = [k for k in wanted if k != "base" and existing.get(k) != wanted[k]]
     if differing:
         differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted[k]!r} here" for k in differing)
-        raise UserError(f"the class pictures in {folder} do not fit this run: {differences}. Give another folder, or none.")
+        raise UserError(f"the class images in {folder} do not fit this run: {differences}. Give another folder, or none.")
 
 
 def present_images(folder: Path) -> dict[int, Path]:
@@ -90,7 +90,7 @@ def generate_missing(model: LatentModel, folder: Path, wanted: dict, count: int,
             _write_manifest(folder, wanted, "running", len(present))
         todo = [[i for i in part if i not in present] for part in sampling.sampling_batches(model, count, config)]
         todo = [part for k, part in enumerate(todo) if k % world == rank and part]
-        with progress("class pictures", count, done=count - sum(map(len, todo)), unit="pictures") as advance:
+        with progress("class images", count, done=count - sum(map(len, todo)), unit="images") as advance:
             for part in todo:
                 _draw_part(model, folder, part, wanted=wanted, config=config)
                 advance(len(part))
@@ -123,7 +123,7 @@ def class_latents(folder: Path, count: int) -> Tensor:
     missing = [i for i in range(count) if i not in present]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {count} class pictures, such as {name(missing[0])}. Run: personalize prior."
+            f"{folder} lacks {len(missing)} of {count} class images, such as {name(missing[0])}. Run: personalize prior."
         )
     loaded = {part: load_file(part) for part in set(present.values())}
     return torch.stack([loaded[present[i]][str(i)] for i in range(count)]).float()
@@ -142,7 +142,7 @@ def _draw_part(model: LatentModel, folder: Path, part: list[int], *, wanted: dic
     generators = sampling.image_generators(wanted["seed"], part, "prior")
     z0 = sampling.sample_latents(model, [wanted["prompt"]] * len(part), generators, config)
     if not z0.isfinite().all():
-        raise UserError(f"{model.name!r} draws pictures that are not numbers in {model.dtype}. Use --dtype float32.")
+        raise UserError(f"{model.name!r} draws images that are not numbers in {model.dtype}. Use --dtype float32.")
     for i, image in zip(part, sampling.to_pil(model.decode_latents(z0)), strict=True):
         with writing(folder / name(i)) as temporary:
             image.save(temporary)

@@ -1,7 +1,7 @@
-"""What training sees: cached latents of photos and class pictures, cached text, and the batch of every step.
+"""What training sees: cached latents of photos and class images, cached text, and the batch of every step.
 
-A batch is a pure function of (seed, step), so resuming needs no stored generator. B pictures, C latent channels,
-h w latent size, N photos, M class pictures or predictions.
+A batch is a pure function of (seed, step), so resuming needs no stored generator. B images, C latent channels,
+h w latent size, N photos, M class images or predictions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ AT_ONCE = 8  # predictions of the frozen base computed together
 
 @dataclass
 class Batch:
-    """One optimizer step's pictures. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
+    """One optimizer step's images. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
 
     target (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
-    counts: photos and class pictures; None: is_prior, which is then on the CPU, says it.
+    counts: photos and class images; None: is_prior, which is then on the CPU, says it.
     """
 
     z0: Tensor
@@ -89,13 +89,13 @@ class TrainingSet:
 
     @property
     def steps_per_batch(self) -> tuple[int, int]:
-        """Photos and class pictures of a step."""
+        """Photos and class images of a step."""
         train = self.recipe.train
         return train.batch, (train.prior_batch or train.batch) if self.prior else 0
 
     @record_function("batch")
     def at(self, step: int) -> Batch:
-        """The global batch of a step: photos first, then class pictures."""
+        """The global batch of a step: photos first, then class images."""
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
         which = epoch_order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
@@ -139,7 +139,7 @@ def build_training_set(
 ) -> TrainingSet:
     """Encodes photos and prompts once, where they do not change from step to step.
 
-    priors: class pictures (M,C,h,w) by class word; empty where there are none. UserError names an unknown placeholder.
+    priors: class images (M,C,h,w) by class word; empty where there are none. UserError names an unknown placeholder.
     """
     photos = [photo for subject in subjects for photo in subject.photos]
     classes = list(dict.fromkeys(subject.class_word for subject in subjects))
@@ -165,7 +165,7 @@ def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step:
     """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
     settings, size = recipe.photos, recipe.photos.size or model.size
 
-    def crop(what, size: int) -> Tensor:  # the same crops and flips for pictures and masks
+    def crop(what, size: int) -> Tensor:  # the same crops and flips for images and masks
         generator = rng.generator(recipe.seed, "crop", step)
         return what(photos, size, crop=settings.crop, flip=settings.flip, generator=generator)
 
@@ -179,7 +179,7 @@ def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step:
 def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
     """`prior.count` predictions of the base as it is now, for noisy photos and the class prompt.
 
-    Prior preservation without class pictures: the loss asks the tuned model to say what the frozen base says. texts:
+    Prior preservation without class images: the loss asks the tuned model to say what the frozen base says. texts:
     the row of the class prompt of each photo. Call it before anything has trained; a fresh adapter changes nothing.
     """
     model, recipe, N = data.model, data.recipe, len(data.photos)

@@ -1,8 +1,8 @@
-"""How sure a mean is: a cluster bootstrap, and differences paired picture by picture.
+"""How sure a mean is: a cluster bootstrap, and differences paired image by image.
 
-Pictures of one prompt are alike, and prompts of one subject too, so whole clusters are drawn again, then what is in
-them (Davison & Hinkley 1997, 3.8). Values are one a picture; `clusters` are its labels from the outside in, such as
-(subject, prompt). Every cluster of a level weighs the same however many pictures it has. NaN is "not measured".
+Images of one prompt are alike, and prompts of one subject too, so whole clusters are drawn again, then what is in
+them (Davison & Hinkley 1997, 3.8). Values are one an image; `clusters` are its labels from the outside in, such as
+(subject, prompt). Every cluster of a level weighs the same however many images it has. NaN is "not measured".
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Interval:
 
 
 def mean(values: Sequence[float], clusters: Sequence[Labels]) -> float | None:
-    """The mean over clusters of their means, down to pictures; None where nothing was measured."""
+    """The mean over clusters of their means, down to images; None where nothing was measured."""
     tree = _tree(values, clusters)
     return None if tree is None else _mean(tree)
 
@@ -48,9 +48,9 @@ def bootstrap_interval(values: Sequence[float], clusters: Sequence[Labels], *, s
 
 
 def paired_difference(a: Mapping[Labels, float], b: Mapping[Labels, float], *, seed: int = 0) -> Interval | None:
-    """Interval of the mean of a - b over the pictures that both have; its `above` is the probability that a beats b.
+    """Interval of the mean of a - b over the images that both have; its `above` is the probability that a beats b.
 
-    Keys are a picture's labels from the outside in and last its number, such as (prompt, seed).
+    Keys are an image's labels from the outside in and last its number, such as (prompt, seed).
     """
     both = [key for key in a if key in b]
     return bootstrap_interval([a[key] - b[key] for key in both], [key[:-1] for key in both], seed=seed)

@@ -22,10 +22,10 @@ Key = tuple  # token, template, number
 class ScoredCheckpoint:
     """A checkpoint on the dev split.
 
-    identity, obeys, base_obeys  DINO with the photos, CLIP-T, and the base's, of each subject picture
-    pres, base_pres              DINO with the photos of each class picture
+    identity, obeys, base_obeys  DINO with the photos, CLIP-T, and the base's, of each subject image
+    pres, base_pres              DINO with the photos of each class image
     ceiling                      photos against photos; None for a single one
-    copied                       share of pictures nearer to a photo than photos are to each other
+    copied                       share of images nearer to a photo than photos are to each other
     """
 
     step: int
@@ -44,7 +44,7 @@ class ScoredCheckpoint:
 
     @property
     def drift(self) -> float:
-        """Share of the way to the photos that class pictures moved."""
+        """Share of the way to the photos that class images moved."""
         return self._drift()[0]
 
     def _lost(self) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """The encoders that judge: a ViT for identity (DINO), a CLIP pair for content and prompts. They never train a subject.
 
-B pictures, D dimensions, P = grid × grid patches, row by row. Everything runs in float32 and returns to the CPU. Weights
+B images, D dimensions, P = grid × grid patches, row by row. Everything runs in float32 and returns to the CPU. Weights
 are read from safetensors only.
 """
 
@@ -29,7 +29,7 @@ STATISTICS = {IMAGENET: "ImageNet mean and std", OPENAI: "OpenAI CLIP mean and s
 
 
 class IdentityEncoder(NamedTuple):
-    """What one forward pass of DINO's ViT says of B pictures: token (B,D), the class token; patches (B,P,D)."""
+    """What one forward pass of DINO's ViT says of B images: token (B,D), the class token; patches (B,P,D)."""
 
     token: Tensor
     patches: Tensor
@@ -42,11 +42,11 @@ class Encoders:
     dino        (B,3,H,W) in [-1,1] -> Identity
     clip_image  (B,3,H,W) in [-1,1] -> (B,E)
     clip_text   B texts -> (B,E)
-    cover       masks (B,1,H,W) in [0,1] -> (B,P): the share of each of DINO's patches that a picture's mask covers,
-                after the resize and crop that DINO gives the picture
+    cover       masks (B,1,H,W) in [0,1] -> (B,P): the share of each of DINO's patches that an image's mask covers,
+                after the resize and crop that DINO gives the image
     grid        patches of DINO per side
     names       "dino" and "clip" -> where the weights came from and the start of their SHA-256
-    looks       "dino" and "clip" -> how pictures are shown to it, in one line
+    looks       "dino" and "clip" -> how images are shown to it, in one line
     """
 
     dino: Callable[[Tensor], IdentityEncoder]
@@ -71,7 +71,7 @@ class _Source:
 
 @lru_cache(maxsize=1)
 def load_encoders(base: Path, device: torch.device | str, *, dino: str = "", clip: str = "") -> Encoders:
-    """The encoders for pictures of a base -> Encoders.
+    """The encoders for images of a base -> Encoders.
 
     A Toyland has its own in the folder `base`; all other bases share DINO ViT-S/16 and CLIP ViT-B/32. dino, clip: a
     folder, a hub id, or a hub id with @revision in their place. UserError for one that cannot be had or is of another kind.
@@ -96,12 +96,12 @@ def load_encoders(base: Path, device: torch.device | str, *, dino: str = "", cli
         every = tokens(images)
         return IdentityEncoder(every[:, 0], every[:, 1:])
 
-    def picture(pixels: Tensor) -> Tensor:
+    def image(pixels: Tensor) -> Tensor:
         return pair.visual_projection(pair.vision_model(pixel_values=pixels).pooler_output)
 
     return Encoders(
         dino=identity,
-        clip_image=_eye(picture, of_clip.look, clip_side, device),
+        clip_image=_eye(image, of_clip.look, clip_side, device),
         clip_text=_reader(pair, words, device),
         cover=lambda masks: _covered(masks, of_dino.look, side, vit.config.patch_size),
         grid=side // vit.config.patch_size,

@@ -1,6 +1,6 @@
-"""Pictures that are drawn once and kept: a folder for what drew them, a file for each prompt and number.
+"""Images that are drawn once and kept: a folder for what drew them, a file for each prompt and number.
 
-What was drawn is 8 bits a channel, as people see it; scores are of that, so a kept picture scores as a fresh one.
+What was drawn is 8 bits a channel, as people see it; scores are of that, so a kept image scores as a fresh one.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ from personalize.models.interface import LatentModel
 
 Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
 WHY = "unusable"  # name of the text chunk that says why
-BLACK = 8  # of 255: a picture with no channel above it shows nothing
+BLACK = 8  # of 255: an image with no channel above it shows nothing
 
 
-def cache_folder(root: Path, name: str, model: LatentModel, *, seed: int, purpose: str, how: SamplingConfig) -> Path:
-    """The folder in `root` for pictures of a model called `name`; drawn in any other way they have another one."""
-    settings = how.decisive() | {"size": how.size or model.size, "seed": seed, "purpose": purpose}
+def cache_folder(root: Path, name: str, model: LatentModel, *, seed: int, purpose: str, config: SamplingConfig) -> Path:
+    """The folder in `root` for images of a model called `name`; drawn in any other way they have another one."""
+    settings = config.decisive() | {"size": config.size or model.size, "seed": seed, "purpose": purpose}
     settings["dtype"] = str(model.dtype)
     return root / f"{name}-{key_of(settings)[:8]}"
 
@@ -44,7 +44,7 @@ def missing_images(folder: Path, jobs: Sequence[Job]) -> list[Job]:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N pictures of a subject by one model: those of its prompts, then those of its class's.
+    """N images of a subject by one model: those of its prompts, then those of its class's.
 
     kinds      "subject" and "class"; of the base, whose prompts do not say the token, "base" and "base class"
     templates  what `jobs` were filled in from; plain: their prompts without the token
@@ -61,62 +61,62 @@ class ImageSet:
 def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str) -> ImageSet:
     """What a protocol asks of a run whose subject is called `token`, or of the base, for which that is ""."""
     kind, class_kind = ("subject", "class") if token else ("base", "base class")
-    asked = [(kind, template, token, protocol.count) for template in protocol.templates]
-    asked.append((class_kind, class_prompt, "", protocol.class_count))
-    rows = [(what, template, (fill(template, named, word), n)) for what, template, named, count in asked for n in range(count)]
+    wanted = [(kind, template, token, protocol.count) for template in protocol.templates]
+    wanted.append((class_kind, class_prompt, "", protocol.class_count))
+    rows = [(what, template, (fill(template, named, word), n)) for what, template, named, count in wanted for n in range(count)]
     kinds, templates, jobs = map(list, zip(*rows))
     return ImageSet(kinds, templates, jobs, [without_token(prompt, token) for prompt, _ in jobs], place)
 
 
 def generate_missing(
-    model: LatentModel, sat: ImageSet, *, seed: int, purpose: str, how: SamplingConfig, progress: Callable, what: str
+    model: LatentModel, images: ImageSet, *, seed: int, purpose: str, config: SamplingConfig, progress: Callable, what: str
 ) -> None:
-    """Draws what is missing of a sitting; what a stop interrupts is kept. progress: as `Terminal.progress`."""
-    todo = missing_images(sat.place, sat.jobs)
+    """Draws what is missing of an image set; what a stop interrupts is kept. progress: as `Terminal.progress`."""
+    todo = missing_images(images.place, images.jobs)
     if not todo:
         return
-    sat.place.mkdir(parents=True, exist_ok=True)
-    with progress(what, len(sat.jobs), done=len(sat.jobs) - len(todo), unit="pictures") as advance:
-        for part in sampling.sampling_batches(model, len(todo), how):
+    images.place.mkdir(parents=True, exist_ok=True)
+    with progress(what, len(images.jobs), done=len(images.jobs) - len(todo), unit="images") as advance:
+        for part in sampling.sampling_batches(model, len(todo), config):
             texts, numbers = zip(*(todo[k] for k in part))
-            z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers), purpose), how)
+            z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers), purpose), config)
             for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
-                _write(image_file(sat.place, todo[k]), image)
+                _write(image_file(images.place, todo[k]), image)
             advance(len(part))
 
 
-def load_images(sat: ImageSet) -> tuple[list[Image.Image], dict[int, str]]:
-    """The pictures of a sitting, and why some cannot be used, by their place: "not a number" or "black".
+def load_images(images: ImageSet) -> tuple[list[Image.Image], dict[int, str]]:
+    """The images of an image set, and why some cannot be used, by their place: "not a number" or "black".
 
     UserError for a damaged file.
     """
-    pictures, bad = [], {}
-    for k, job in enumerate(sat.jobs):
-        path = image_file(sat.place, job)
+    loaded, bad = [], {}
+    for k, job in enumerate(images.jobs):
+        path = image_file(images.place, job)
         try:
-            with Image.open(path, formats=("PNG",)) as picture:
-                why = picture.text.get(WHY, "")
-                pictures.append(picture.convert("RGB"))
+            with Image.open(path, formats=("PNG",)) as image:
+                why = image.text.get(WHY, "")
+                loaded.append(image.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise UserError(f"{path} cannot be read: {error}. Delete it, and it is drawn again.") from error
         if why:
             bad[k] = why
-    return pictures, bad
+    return loaded, bad
 
 
-def load_tensors(pictures: Sequence[Image.Image]) -> Tensor:
-    """B pictures of one size -> (B,3,H,W) in [-1,1]."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+def load_tensors(images: Sequence[Image.Image]) -> Tensor:
+    """B images of one size -> (B,3,H,W) in [-1,1]."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _write(path: Path, image: Tensor) -> None:
     info, why = PngInfo(), ""
     if not image.isfinite().all():
         image, why = torch.full_like(image, -1.0), "not a number"
-    (picture,) = sampling.to_pil(image[None])
-    if not why and np.asarray(picture).max() < BLACK:
+    (drawn,) = sampling.to_pil(image[None])
+    if not why and np.asarray(drawn).max() < BLACK:
         why = "black"
     if why:
         info.add_text(WHY, why)
     with writing(path) as temporary:
-        picture.save(temporary, pnginfo=info)
+        drawn.save(temporary, pnginfo=info)

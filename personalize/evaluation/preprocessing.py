@@ -1,6 +1,6 @@
-"""Pictures as an encoder was trained to see them: short side, centre crop, mean and standard deviation.
+"""Images as an encoder was trained to see them: short side, centre crop, mean and standard deviation.
 
-B pictures, H W pixels. Public scores differ by what is left unsaid here; this is the published preprocessing of each
+B images, H W pixels. Public scores differ by what is left unsaid here; this is the published preprocessing of each
 encoder (short side 256 for DINO's ViT-S/16, 224 for CLIP; bicubic with antialias; centre crop 224).
 """
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures are shown to an encoder.
+    """How images are shown to an encoder.
 
     short      short side in units of `crop`: 256 / 224 leaves a border out, 1 leaves only the longer side's ends out
     mean, std  of each colour, for pixels in [0,1]
@@ -30,7 +30,7 @@ PLAIN = Preprocessing(1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def preprocess(images: Tensor, look: Preprocessing, crop: int) -> Tensor:
-    """(B,3,H,W) in [-1,1]  ->  (B,3,crop,crop) normalised; float32 on the device of the pictures."""
+    """(B,3,H,W) in [-1,1]  ->  (B,3,crop,crop) normalised; float32 on the device of the images."""
     pixels = (images.float() + 1) / 2
     pixels = center_crop(resize(pixels, round(look.short * crop)), crop)
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (look.mean, look.std))

@@ -1,4 +1,4 @@
-"""What a subject is judged on: prompts, pictures of each, class pictures. The dev split shares no prompt with the rest."""
+"""What a subject is judged on: prompts, images of each, class images. The dev split shares no prompt with the rest."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ DEV = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """Prompt templates, pictures of each, and pictures of the class prompt."""
+    """Prompt templates, images of each, and images of the class prompt."""
 
     name: str
     templates: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Rows of pictures -> what they say of a run: means with intervals beside floor and ceiling.
+"""Rows of images -> what they say of a run: means with intervals beside floor and ceiling.
 
-Means go photos -> picture -> prompt -> run; intervals are of a cluster bootstrap over prompts, then pictures.
+Means go photos -> image -> prompt -> run; intervals are of a cluster bootstrap over prompts, then images.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from personalize.evaluation.bootstrap import Interval
 from personalize.evaluation.metrics import METRICS
 
 Row = Mapping
-PAIRS = 6  # nearest pictures that are shown beside their photos
+PAIRS = 6  # nearest images that are shown beside their photos
 
 
 def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
@@ -23,7 +23,7 @@ def interval(rows: Sequence[Row], name: str) -> Interval | None:
 
 
 def keyed(rows: Iterable[Row], name: str) -> dict:
-    """(template, number) -> value, of the pictures that have one."""
+    """(template, number) -> value, of the images that have one."""
     return {(row["template"], row["index"]): row[name] for row in rows if row.get(name) is not None}
 
 
@@ -51,7 +51,7 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
 
 
 def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
-    """PRES of class pictures by the run and by the base, and what share of the way to the photos they moved (Ruiz 4.3)."""
+    """PRES of class images by the run and by the base, and what share of the way to the photos they moved (Ruiz 4.3)."""
     run, base = of_kind(rows, "class"), of_kind(rows, "base class")
     if not run:
         return None
@@ -68,7 +68,7 @@ def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
 
 
 def memorization(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> dict | None:
-    """How near pictures are to a photo, against how near photos are to each other; None for a single photo."""
+    """How near images are to a photo, against how near photos are to each other; None for a single photo."""
     run = of_kind(rows, "subject")
     if leave_one_out is None:
         return None
@@ -82,7 +82,7 @@ def memorization(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> 
 
 
 def truth_summary(rows: Sequence[Row]) -> dict | None:
-    """Toyland: what a probe sees in the pictures, beside the base's; None where there is no probe."""
+    """Toyland: what a probe sees in the images, beside the base's; None where there is no probe."""
     run, base = of_kind(rows, "subject"), of_kind(rows, "base")
     found = {}
     for name, metric in METRICS.items():
@@ -121,7 +121,7 @@ def by_prompt(rows: Sequence[Row]) -> list[dict]:
 def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
     """Two runs on the same prompts and noise: metric -> Interval of a - b as a dict; `above`: probability that a is higher.
 
-    UserError where no picture is of the same template and number.
+    UserError where no image is of the same template and number.
     """
     found = {}
     for kind, names in (("subject", METRICS), ("class", ["dino"])):
@@ -131,7 +131,7 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
             if change:
                 found["pres" if kind == "class" else name] = change.row()
     if not found:
-        raise UserError("these runs have no picture of the same prompt and number: evaluate both by the same protocol.")
+        raise UserError("these runs have no image of the same prompt and number: evaluate both by the same protocol.")
     return found
 
 

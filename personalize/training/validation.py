@@ -111,13 +111,13 @@ class DevSplit:
         choose, seed, sampler = self.recipe.choose, self.recipe.seed, sampling_config(self.recipe, self.recipe.choose.steps)
         templates = protocols.dev_templates(choose.prompts, self.model.has_world)
         protocol = Protocol("dev", templates, choose.count, choose.class_count)
-        folder = image_cache.cache_folder(root, name, self.model, seed=seed, purpose="choose", how=sampler)
+        folder = image_cache.cache_folder(root, name, self.model, seed=seed, purpose="choose", config=sampler)
         images = image_cache.image_set(
             protocol, folder, class_prompt=self.recipe.prior.prompt, token=token, word=self.subjects[k].class_word
         )
         progress = SILENT.progress if token else self.progress
         image_cache.generate_missing(
-            self.model, images, seed=seed, purpose="choose", how=sampler, progress=progress, what="dev split by the base"
+            self.model, images, seed=seed, purpose="choose", config=sampler, progress=progress, what="dev split by the base"
         )
         loaded, bad = image_cache.load_images(images)
         with torch.autocast(self.model.device.type, enabled=False):  # half precision is for sampling

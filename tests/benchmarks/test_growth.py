@@ -25,7 +25,7 @@ def last(**changed):
         ("steps", last(held=5.4e8), False),  # a leak under a peak of another phase
         ("steps", last(step=0.07), False),
         ("photos", last(step=0.07), False),
-        ("class pictures", last(step=0.07), False),
+        ("class images", last(step=0.07), False),
         ("photos", last(peak=6.4e8), True),  # said, not demanded
         ("photos a step", last(step=0.6), True),
     ],
@@ -72,7 +72,7 @@ def test_every_series_is_measured_in_processes_of_their_own(tmp_path, monkeypatc
         "photos": ("photos", (3, 4, 5), small),
         "edge, px": ("size", (64, 96), dataclasses.replace(small, pictures=0)),
     }
-    monkeypatch.setattr(growth, "SERIES", series | {"class pictures": ("pictures", (0, 1, 2), small)})
+    monkeypatch.setattr(growth, "SERIES", series | {"class images": ("pictures", (0, 1, 2), small)})
     monkeypatch.setattr(growth, "DRAWN", {"pictures": [(1, 2), (2, 2)]})
     _, lines = growth.measured(tmp_path)
     rows = [line for line in lines if line.startswith("| ") and line[2].isdigit()]

@@ -264,7 +264,7 @@ def test_a_folder_with_files_of_others_is_refused_and_left_alone(model, tmp_path
 
 
 def test_too_few_class_pictures_are_counted_and_the_remedy_named(six):
-    with pytest.raises(UserError, match=r"lacks 2 of 8 class pictures, such as 00006.png. .*personalize prior"):
+    with pytest.raises(UserError, match=r"lacks 2 of 8 class images, such as 00006.png. .*personalize prior"):
         class_images.class_latents(six, 8)
 
 

@@ -30,7 +30,7 @@ def sat(folder, jobs):
 def draw(model, folder, jobs):
     """How many were drawn."""
     missing = len(image_cache.missing_images(folder, jobs))
-    way = {"seed": 0, "purpose": "evaluate", "how": HOW, "progress": SILENT.progress, "what": "drawing"}
+    way = {"seed": 0, "purpose": "evaluate", "config": HOW, "progress": SILENT.progress, "what": "drawing"}
     image_cache.generate_missing(model, sat(folder, jobs), **way)
     assert not image_cache.missing_images(folder, jobs)
     return missing
@@ -72,13 +72,13 @@ def test_a_sitting_is_each_prompt_and_the_class_prompt_by_number():
 def test_pictures_of_other_settings_have_another_folder(model, tiny_sd, tmp_path):
     def at(by=model, **change):
         return image_cache.cache_folder(
-            tmp_path, "step-000100", by, **({"seed": 0, "purpose": "evaluate", "how": HOW} | change)
+            tmp_path, "step-000100", by, **({"seed": 0, "purpose": "evaluate", "config": HOW} | change)
         )
 
     half = models.load_model(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
 
-    assert at() == at(how=SamplingConfig("ddim", 2, 3.0, batch=7)) == at(how=SamplingConfig("ddim", 2, 3.0, size=32))
-    others = [at(seed=1), at(purpose="choose"), at(how=SamplingConfig("ddim", 3, 3.0)), at(half)]
+    assert at() == at(config=SamplingConfig("ddim", 2, 3.0, batch=7)) == at(config=SamplingConfig("ddim", 2, 3.0, size=32))
+    others = [at(seed=1), at(purpose="choose"), at(config=SamplingConfig("ddim", 3, 3.0)), at(half)]
     assert len({at(), *others}) == 5
 
 

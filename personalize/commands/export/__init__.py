@@ -1,4 +1,4 @@
-"""`personalize export`: a run as other programs read it, kept only where a fresh process draws the same picture with it."""
+"""`personalize export`: a run as other programs read it, kept only where a fresh process draws the same image with it."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Written:
-    """name: what the run's state is called; files: in the stage; samples: (prompt, picture) for a card."""
+    """name: what the run's state is called; files: in the stage; samples: (prompt, image) for a card."""
 
     name: str
     files: Files

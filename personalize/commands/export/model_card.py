@@ -1,4 +1,4 @@
-"""The README.md of an exported run on the hub: base, token, prompt, scores, sample pictures, recipe.
+"""The README.md of an exported run on the hub: base, token, prompt, scores, sample images, recipe.
 
 Written for strangers: it names no folder of the user's machine.
 """
@@ -57,9 +57,9 @@ class Card:
     to      the format, as in `export --to`
     fused   whether an adapter was baked into the base
     files   {name: "base", "LoRA" or "embedding"} of what is loaded
-    samples (prompt, path within the repository) of sample pictures
+    samples (prompt, path within the repository) of sample images
     scores  what "scores" in evaluation/metrics.json holds, or {}
-    photos  path of the picture of the user's photos, or "" (the default: they are nobody's business)
+    photos  path of the image of the user's photos, or "" (the default: they are nobody's business)
     """
 
     repo: str
@@ -147,7 +147,7 @@ def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
     if not samples:
         return []
     rows = [(f"![{_plain(prompt).replace('<', '&lt;')}]({path})", f"`{_plain(prompt)}`") for prompt, path in samples]
-    return ["## Samples", _table(("picture", "prompt"), rows)]
+    return ["## Samples", _table(("image", "prompt"), rows)]
 
 
 def _scores(scores: dict) -> list[str]:
@@ -180,5 +180,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text that ends no cell and no picture's caption."""
+    """A text that ends no cell and no image's caption."""
     return text.replace("|", "\\|").replace("\n", " ")

@@ -1,6 +1,6 @@
-"""DIV: how much the pictures of one prompt differ from each other (Ruiz et al. 2208.12242, 4.3); higher is better.
+"""DIV: how much the images of one prompt differ from each other (Ruiz et al. 2208.12242, 4.3); higher is better.
 
-N pictures, H W pixels, P patches, D dimensions. The paper's distance is LPIPS, whose weights the user brings; the patch
+N images, H W pixels, P patches, D dimensions. The paper's distance is LPIPS, whose weights the user brings; the patch
 distance needs none beyond DINO's, and is no LPIPS: never compare one with the other. Both depend on resolution.
 """
 
@@ -20,7 +20,7 @@ from personalize.formats import safetensors_io
 
 Distance = Callable[[Tensor], Tensor]  # (n, ...) -> (n,n)
 
-BATCH = 8  # pictures that go through AlexNet at once
+BATCH = 8  # images that go through AlexNet at once
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's statistics, for pixels in [-1,1]
 # AlexNet as torchvision has it: number in `features`, shape of the weight, stride, padding, max-pooled before
 TRUNK = (
@@ -45,17 +45,17 @@ save_file({k: v.detach().contiguous() for f in ("alexnet-owt-7be5be79.pth", "ale
 weights_only=True).items() if k.startswith(("features.", "lin"))}, "lpips.safetensors")"""
 
 
-def pairwise(distance: Distance, pictures: Tensor, prompts: Sequence[Hashable]) -> Tensor:
-    """(N, ...) pictures or their patches, N prompts  ->  (N,): mean distance to the other pictures of the same prompt.
+def pairwise(distance: Distance, images: Tensor, prompts: Sequence[Hashable]) -> Tensor:
+    """(N, ...) images or their patches, N prompts  ->  (N,): mean distance to the other images of the same prompt.
 
-    NaN for the only picture of a prompt, which says nothing of variety.
+    NaN for the only image of a prompt, which says nothing of variety.
     """
-    assert len(pictures) == len(prompts), (len(pictures), len(prompts))
+    assert len(images) == len(prompts), (len(images), len(prompts))
     found = torch.full((len(prompts),), torch.nan)
     for prompt, count in Counter(prompts).items():
         if count > 1:
             at = [i for i, p in enumerate(prompts) if p == prompt]
-            between = distance(pictures[at])
+            between = distance(images[at])
             found[at] = (between.sum(1) - between.diagonal()) / (count - 1)
     return found
 
@@ -83,7 +83,7 @@ class Lpips:
         return torch.stack([(rows - row).square().sum(1) for row in rows]).cpu()
 
     def _rows(self, images: Tensor) -> Tensor:
-        """(B,3,H,W) -> (B,M), of which LPIPS is the squared distance: 11 MB a picture at 512 px.
+        """(B,3,H,W) -> (B,M), of which LPIPS is the squared distance: 11 MB an image at 512 px.
 
         The weights are not negative, and so sum w (a - b)² / hw is the squared distance of the sqrt(w / hw) a.
         """

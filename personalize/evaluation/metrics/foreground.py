@@ -1,7 +1,7 @@
-"""DINO-fg: is the subject of the photos found in the pictures, whatever stands around it?
+"""DINO-fg: is the subject of the photos found in the images, whatever stands around it?
 
 Masked matching of patches after MaSC (arXiv 2605.22469, concept preservation), by DINO's patches where MaSC has SigLIP's:
-only photos need masks, and a copied background is no gain, since no patch of it is looked for. N pictures, K photos,
+only photos need masks, and a copied background is no gain, since no patch of it is looked for. N images, K photos,
 P patches, D dimensions.
 """
 
@@ -14,7 +14,7 @@ from personalize.evaluation.encoders import Encoders
 from personalize.evaluation.metrics.similarity import Embeddings
 
 COVERED = 0.5  # share of a patch that the mask must cover
-PART = 64  # pictures that are matched at once
+PART = 64  # images that are matched at once
 
 
 def marked(encoders: Encoders, masks: Iterable[Tensor | None]) -> Tensor:
@@ -27,13 +27,13 @@ def marked(encoders: Encoders, masks: Iterable[Tensor | None]) -> Tensor:
     return torch.stack([empty if mask is None else encoders.cover(mask[None])[0] >= COVERED for mask in masks])
 
 
-def dino_fg(pictures: Embeddings, photos: Embeddings, foreground: Tensor) -> Tensor | None:
-    """N pictures, K photos, their (K,P) foreground  ->  (N,); None where no photo has any.
+def dino_fg(images: Embeddings, photos: Embeddings, foreground: Tensor) -> Tensor | None:
+    """N images, K photos, their (K,P) foreground  ->  (N,); None where no photo has any.
 
-    For each foreground patch of a photo the cosine of the patch of the picture that is most like it; the mean over
+    For each foreground patch of a photo the cosine of the patch of the image that is most like it; the mean over
     the photo's patches, then over the photos.
     """
-    found = _matches(pictures, photos, foreground)
+    found = _matches(images, photos, foreground)
     return found.mean(1) if found.shape[1] else None
 
 
@@ -44,13 +44,13 @@ def ceiling(photos: Embeddings, foreground: Tensor) -> float | None:
     return _matches(photos, photos, foreground)[others].double().mean().item() if others.any() else None
 
 
-def _matches(pictures: Embeddings, photos: Embeddings, foreground: Tensor) -> Tensor:
-    """(N, photos with foreground): mean over the photo's foreground of the greatest cosine in the picture."""
-    assert pictures.patches is not None and photos.patches is not None, "DINO-fg compares patches: embed() gives them"
+def _matches(images: Embeddings, photos: Embeddings, foreground: Tensor) -> Tensor:
+    """(N, photos with foreground): mean over the photo's foreground of the greatest cosine in the image."""
+    assert images.patches is not None and photos.patches is not None, "DINO-fg compares patches: embed() gives them"
     assert foreground.shape == photos.patches.shape[:2], (foreground.shape, photos.patches.shape)
     sought = [patches[mask] for patches, mask in zip(photos.patches, foreground, strict=True) if mask.any()]
-    rows = [torch.zeros(len(pictures.patches), 0)]
+    rows = [torch.zeros(len(images.patches), 0)]
     for rows_of_photo in sought:
-        parts = [(part @ rows_of_photo.T).amax(1).mean(1) for part in pictures.patches.split(PART)]
+        parts = [(part @ rows_of_photo.T).amax(1).mean(1) for part in images.patches.split(PART)]
         rows.append(torch.cat(parts)[:, None])
     return torch.cat(rows, 1)

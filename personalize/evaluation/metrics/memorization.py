@@ -1,6 +1,6 @@
-"""Are pictures the photos over again? The nearest photo by DINO, against what photos are to each other.
+"""Are images the photos over again? The nearest photo by DINO, against what photos are to each other.
 
-N pictures, K photos, as `embed` returns them. Photos that repeat each other excuse every copy: take repeats out first.
+N images, K photos, as `embed` returns them. Photos that repeat each other excuse every copy: take repeats out first.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 from personalize.evaluation.metrics.similarity import Embeddings
 
 
-def nearest_photo(pictures: Embeddings, photos: Embeddings) -> Tensor:
-    """N pictures, K photos  ->  (N,): cosine of each with the photo it is most like."""
+def nearest_photo(images: Embeddings, photos: Embeddings) -> Tensor:
+    """N images, K photos  ->  (N,): cosine of each with the photo it is most like."""
     assert len(photos.dino) > 0, "there are no photos to compare with"
-    return (pictures.dino @ photos.dino.T).amax(1)
+    return (images.dino @ photos.dino.T).amax(1)
 
 
 def leave_one_out(photos: Embeddings) -> Tensor | None:
@@ -22,23 +22,23 @@ def leave_one_out(photos: Embeddings) -> Tensor | None:
     return (photos.dino @ photos.dino.T).fill_diagonal_(-torch.inf).amax(1)
 
 
-def is_copy(pictures: Embeddings, photos: Embeddings) -> Tensor | None:
-    """N pictures, K photos  ->  (N,) bool: nearer to a photo than any two photos are to each other; None for one photo."""
+def is_copy(images: Embeddings, photos: Embeddings) -> Tensor | None:
+    """N images, K photos  ->  (N,) bool: nearer to a photo than any two photos are to each other; None for one photo."""
     among = leave_one_out(photos)
-    return None if among is None else nearest_photo(pictures, photos) > among.amax()
+    return None if among is None else nearest_photo(images, photos) > among.amax()
 
 
-def authentic(pictures: Embeddings, photos: Embeddings) -> Tensor | None:
-    """N pictures, K photos  ->  (N,) bool; None for a single photo, which has no nearest. Its mean in % is AuthPct.
+def authentic(images: Embeddings, photos: Embeddings) -> Tensor | None:
+    """N images, K photos  ->  (N,) bool; None for a single photo, which has no nearest. Its mean in % is AuthPct.
 
-    A picture is authentic if it is farther from its nearest photo than that photo is from its own nearest other
+    An image is authentic if it is farther from its nearest photo than that photo is from its own nearest other
     (Alaa et al. 2102.08921, 2.3; AuthPct of Stein et al. 2306.04675, dgm-eval). Euclidean distances, in float64.
     """
-    assert len(pictures.dino) > 0, "there are no pictures to judge"
+    assert len(images.dino) > 0, "there are no images to judge"
     if len(photos.dino) < 2:
         return None
     real = _distances(photos.dino, photos.dino).fill_diagonal_(torch.inf).amin(1)
-    distance, photo = _distances(pictures.dino, photos.dino).min(1)
+    distance, photo = _distances(images.dino, photos.dino).min(1)
     return distance > real[photo]
 
 

@@ -1,7 +1,7 @@
-"""Cosines of embeddings: how much pictures are like the photos, and like their prompts (Ruiz et al. 2208.12242, 4.1).
+"""Cosines of embeddings: how much images are like the photos, and like their prompts (Ruiz et al. 2208.12242, 4.1).
 
-N pictures, K photos, D dimensions of an encoder, P patches. Embeddings have length 1, so that a product is a cosine. Scores are
-per picture; `intervals` takes their means, of prompts and then of all.
+N images, K photos, D dimensions of an encoder, P patches. Embeddings have length 1, so that a product is a cosine. Scores are
+per image; `intervals` takes their means, of prompts and then of all.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from personalize.evaluation.encoders import Encoders
 
 @dataclass(frozen=True)
 class Embeddings:
-    """N pictures as the encoders see them, each row float32 of length 1.
+    """N images as the encoders see them, each row float32 of length 1.
 
     dino     (N,D) identity
     clip     (N,E) content, in the space it shares with text
-    text     (N,E) the prompt of each picture; None for photos, which have none
-    patches  (N,P,D) identity, patch by patch from the same forward pass as `dino`; 0.3 MB a picture for ViT-S/16
+    text     (N,E) the prompt of each image; None for photos, which have none
+    patches  (N,P,D) identity, patch by patch from the same forward pass as `dino`; 0.3 MB an image for ViT-S/16
     """
 
     dino: Tensor
@@ -31,7 +31,7 @@ class Embeddings:
 
 
 def embed(encoders: Encoders, images: Tensor, prompts: Sequence[str] | None = None) -> Embeddings:
-    """(N,3,H,W) in [-1,1], N prompts  ->  what every metric needs; each picture and distinct prompt is encoded once.
+    """(N,3,H,W) in [-1,1], N prompts  ->  what every metric needs; each image and distinct prompt is encoded once.
 
     Prompts are compared as they are given: take the rare token out first (`prompts.without_token`).
     """
@@ -44,23 +44,23 @@ def embed(encoders: Encoders, images: Tensor, prompts: Sequence[str] | None = No
     return Embeddings(seen.token, encoders.clip_image(images), text, seen.patches)
 
 
-def dino(pictures: Embeddings, photos: Embeddings) -> Tensor:
-    """N pictures, K photos  ->  (N,): mean cosine of each with the photos, by identity.
+def dino(images: Embeddings, photos: Embeddings) -> Tensor:
+    """N images, K photos  ->  (N,): mean cosine of each with the photos, by identity.
 
-    PRES is the same for pictures of the class prompt: lower is better there, and the frozen base's is the floor.
+    PRES is the same for images of the class prompt: lower is better there, and the frozen base's is the floor.
     """
-    return _mean_cosine(pictures.dino, photos.dino)
+    return _mean_cosine(images.dino, photos.dino)
 
 
-def clip_i(pictures: Embeddings, photos: Embeddings) -> Tensor:
-    """N pictures, K photos  ->  (N,): mean cosine of each with the photos, by content."""
-    return _mean_cosine(pictures.clip, photos.clip)
+def clip_i(images: Embeddings, photos: Embeddings) -> Tensor:
+    """N images, K photos  ->  (N,): mean cosine of each with the photos, by content."""
+    return _mean_cosine(images.clip, photos.clip)
 
 
-def clip_t(pictures: Embeddings, photos: Embeddings | None = None) -> Tensor:
-    """N pictures with prompts  ->  (N,): cosine of each with its own prompt; the photos do not enter."""
-    assert pictures.text is not None, "CLIP-T compares with prompts: embed the pictures with theirs"
-    return (pictures.clip * pictures.text).sum(1)
+def clip_t(images: Embeddings, photos: Embeddings | None = None) -> Tensor:
+    """N images with prompts  ->  (N,): cosine of each with its own prompt; the photos do not enter."""
+    assert images.text is not None, "CLIP-T compares with prompts: embed the images with theirs"
+    return (images.clip * images.text).sum(1)
 
 
 def ceiling(photos: Embeddings) -> dict[str, float | None]:
@@ -76,10 +76,10 @@ def _rows(prompts: Sequence[str]) -> dict[str, int]:
     return {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
 
 
-def _mean_cosine(pictures: Tensor, photos: Tensor) -> Tensor:
+def _mean_cosine(images: Tensor, photos: Tensor) -> Tensor:
     """(N,D), (K,D) -> (N,)."""
     assert len(photos) > 0, "there are no photos to compare with"
-    return (pictures @ photos.T).mean(1)
+    return (images @ photos.T).mean(1)
 
 
 def _among(rows: Tensor) -> float | None:

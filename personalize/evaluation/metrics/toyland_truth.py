@@ -1,6 +1,6 @@
-"""Truth, for Toyland only: what a picture shows, what its prompt asked for, how far its subject is from the one meant.
+"""Truth, for Toyland only: what an image shows, what its prompt asked for, how far its subject is from the one meant.
 
-N pictures, K kinds of a table of `probes.TABLES`. The reader has seen drawn pictures only, never a generated one, so
+N images, K kinds of a table of `probes.TABLES`. The reader has seen drawn images only, never a generated one, so
 that these numbers do not come from the networks that draw, nor from the encoders whose cosines the other metrics take.
 """
 
@@ -25,7 +25,7 @@ from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLOURS, PLACES, PROPORTIONS, Subject, scene
 
 KINDS = ("pattern", "ear", "tail")
-SEEN = 5.0  # px of a picture's 4096 that another word or proportion must change, or nobody could see it
+SEEN = 5.0  # px of an image's 4096 that another word or proportion must change, or nobody could see it
 CONTRAST = (COLOURS["white"], COLOURS["black"])
 PAIRED = 200  # subjects of a class, whose pairs tell how far two at random are apart
 SAID = {  # table -> word -> what a prompt may say for it
@@ -40,7 +40,7 @@ SCORED = ("class", "place", "action", "accessory")  # an accessory is right wher
 
 @dataclass(frozen=True)
 class Reading:
-    """N pictures as the probe reads them, float32 on the CPU.
+    """N images as the probe reads them, float32 on the CPU.
 
     chances  of each table, (N,K): probabilities that sum to 1
     values   body, second, detail (N,3) in opponent axes (`world.opponent`); proportions (N,4) in deviations of the world's own
@@ -86,7 +86,7 @@ def wanted(prompt: str) -> dict[str, str]:
 
 
 def prompt_adherence(reading: Reading, prompts: Sequence[str], class_word: str = "") -> dict[str, Tensor]:
-    """N pictures, N prompts -> (N,) for class, place, action, accessory: 1 right, 0 wrong, NaN where it is not asked.
+    """N images, N prompts -> (N,) for class, place, action, accessory: 1 right, 0 wrong, NaN where it is not asked.
 
     class_word: the class that is asked for where a prompt names none, as "a sks swimming" does.
     """
@@ -113,12 +113,12 @@ def of_photos(reading: Reading) -> Identity:
 
 
 def identity_error(reading: Reading, reference: Identity, class_word: str) -> Tensor:
-    """N pictures -> (N,): mean of `errors`; 0 is the subject itself, 1 another of its class at random."""
+    """N images -> (N,): mean of `errors`; 0 is the subject itself, 1 another of its class at random."""
     return torch.stack(list(errors(reading, reference, class_word).values())).mean(0)
 
 
 def errors(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:
-    """N pictures -> (N,) for each part of an identity that can be seen, over its mean for two at random.
+    """N images -> (N,) for each part of an identity that can be seen, over its mean for two at random.
 
     body, second, detail: distance in opponent axes; proportions: mean difference; pattern, ear, tail: 1 - chance of the
     right one.
@@ -146,7 +146,7 @@ def visible(class_word: str) -> frozenset[str]:
     """What of a subject can be seen for its class; all of it for a class unknown here.
 
     Colours always; the rest where another of its table, or a proportion a deviation above the middle for one below,
-    changes a picture of a subject in black and white by SEEN px on average. A car has no tail; a cat's ears differ by half
+    changes an image of a subject in black and white by SEEN px on average. A car has no tail; a cat's ears differ by half
     a pixel.
     """
     middle = {name: (low + high) / 2 for name, (low, high) in PROPORTIONS.items()}
