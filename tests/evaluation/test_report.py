@@ -11,9 +11,11 @@ import reports
 from PIL import Image
 
 from personalize.common.html import data_uri
-from personalize.evaluation.report.html import VOID, el, interval, number, plain, share
+from personalize.evaluation.report.figures import el
 from personalize.evaluation.report.page import Shown, html, markdown
+from personalize.evaluation.report.tables import interval, number, plain, share
 
+VOID = {"meta", "img", "br"}
 NASTY = """<script>alert("1")</script> 'x' & | `y`"""
 SECTIONS = {  # key of the data: heading
     "scores": "Scores", "checkpoints": "Checkpoints", "prompts": "Prompts", "copying": "Does it copy the photos?",
@@ -244,4 +246,4 @@ def test_numbers_are_written_as_people_read_them():
 
 
 def test_an_element_escapes_children_and_attributes():
-    assert el("p", "<b>", el("i", "&"), None, title='"', hidden=None) == '<p title="&quot;">&lt;b&gt;<i>&amp;</i></p>'
+    assert el("p", "<b>", el("i", "&"), None, title='"', hidden=None) == '<p title="&#34;">&lt;b&gt;<i>&amp;</i></p>'

@@ -1,25 +1,21 @@
-"""Figures of the report as inline SVG, coloured by page.css: marks, range bars, the checkpoint path, a histogram."""
+"""Figures of the report as inline SVG, coloured by page.css: range bars, the checkpoint path, a histogram."""
 
 import math
 
-from personalize.evaluation.report.html import Markup, el, join, number
+from markupsafe import Markup
+
+from personalize.evaluation.report.tables import number
 
 WIDE, HIGH = 440, 300  # px of the checkpoint figure
 LEFT, RIGHT, TOP, BOTTOM = 46, 18, 18, 46  # its margins
 STRIP, BINS = 130, 24  # px height of the histogram, and its bars
-SHAPES = {  # colour and shape both differ: check in a disc, exclamation in a triangle, cross in a square
-    "good": ("good", "M2 10a8 8 0 1 0 16 0a8 8 0 1 0-16 0z", "M6.2 10.3l2.6 2.6l5-5.4"),
-    "warn": ("mixed", "M10 2.2L18.6 17.4H1.4z", "M10 8v4.2M10 14.7v.2"),
-    "bad": ("bad", "M4 2.5h12a1.5 1.5 0 0 1 1.5 1.5v12a1.5 1.5 0 0 1-1.5 1.5H4a1.5 1.5 0 0 1-1.5-1.5V4A1.5 1.5 0 0 1 4 2.5z",
-            "M6.8 6.8l6.4 6.4M13.2 6.8l-6.4 6.4"),
-}  # fmt: skip
 
 
-def mark(level: str) -> Markup:
-    """good, warn or bad: told apart by shape as by colour."""
-    word, shape, sign = SHAPES[level]
-    drawn = (el("path", d=shape, class_="shape"), el("path", d=sign, class_="sign"))
-    return el("svg", *drawn, viewBox="0 0 20 20", class_=f"mark {level}", role="img", aria_label=word)
+def el(tag: str, *children: str | None, **attributes: str | float | None) -> Markup:
+    """One element. None children and attributes are left out; `class_` is class and `stroke_width` stroke-width."""
+    pairs = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
+    inside = Markup().join(child for child in children if child)
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup().join(Markup(' {}="{}"').format(*pair) for pair in pairs), inside)
 
 
 def range_bar(row: dict) -> Markup:
@@ -118,7 +114,7 @@ def _frame(across: _Axis, up: _Axis) -> Markup:
     parts.append(el("line", x1=LEFT, x2=WIDE - RIGHT, y1=foot, y2=foot, class_="axis"))
     parts.append(el("text", "obedience: CLIP-T minus the base →", x=WIDE - RIGHT, y=HIGH - 6, class_="name last"))
     parts.append(el("text", "identity ↑", x=LEFT + 6, y=TOP + 6, class_="name"))
-    return join(*parts)
+    return Markup().join(parts)
 
 
 def _whiskers(rows: list[dict], dots: list[tuple[float, float]], up: _Axis) -> list[Markup]:

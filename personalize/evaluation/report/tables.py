@@ -3,11 +3,35 @@
 import re
 
 from personalize.evaluation.metrics import METRICS
-from personalize.evaluation.report.html import interval, number, plain, share
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 Table = tuple[list[str], list[list[str]]]  # header, rows
+_EXPONENT = re.compile(r"e([+-])0*(\d)")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|&])")
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """0.790, with a true minus sign; a dash for None."""
+    return "–" if value is None else f"{value:{form}}".replace("-", "−")
+
+
+def share(value: float | None) -> str:
+    """81%; a dash for None."""
+    return "–" if value is None else f"{number(100 * value, '.0f')}%"
+
+
+def interval(low: float | None, high: float | None, say=number) -> str:
+    """0.760–0.820; nothing where either end is missing."""
+    return "" if low is None or high is None else f"{say(low)}–{say(high)}".replace("%–", "–")
+
+
+def plain(value) -> str:
+    """A setting as people write it: lists with commas, 1e-4, a dash for None."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value)) or "–"
+    if isinstance(value, float):
+        return _EXPONENT.sub(lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:g}")
+    return "–" if value is None or value == "" else str(value)
 
 
 def origin(evaluation: dict) -> list[str]:
@@ -22,31 +46,37 @@ def score_rows(evaluation: dict) -> list[dict]:
 
 def class_rows(evaluation: dict) -> list[dict]:
     """The class prompt's numbers in the shape of scores: how far it moved to the photos, and whether it still obeys."""
-    found = evaluation.get("class")
-    if not found:
+    drift = evaluation.get("class")
+    if not drift:
         return []
-    moved = {"title": "PRES: class pictures like the photos", "score": found["pres"], "floor": found["base"], "better": "lower",
-             "relative": found.get("share")}  # fmt: skip
-    moved |= {key: found.get(key) for key in ("low", "high", "ceiling")}
-    moved |= {"relative_low": found.get("share_low"), "relative_high": found.get("share_high")}
-    rows = [moved]
-    if found.get("clip_t") is not None:
-        rows.append({"title": "CLIP-T: obeys the class prompt", "score": found["clip_t"], "floor": found.get("base_clip_t")})
-    return rows
+    moved = {key: drift.get(key) for key in ("low", "high", "ceiling")}
+    moved |= {"title": "PRES: class pictures like the photos", "score": drift["pres"], "floor": drift["base"]}
+    moved |= {f"relative{end}": drift.get(f"share{end}") for end in ("", "_low", "_high")} | {"better": "lower"}
+    if drift.get("clip_t") is None:
+        return [moved]
+    return [moved, {"title": "CLIP-T: obeys the class prompt", "score": drift["clip_t"], "floor": drift.get("base_clip_t")}]
 
 
 def truth_rows(evaluation: dict) -> list[dict]:
     """Toyland's read-back in the shape of scores; an error is better low."""
-    found = evaluation.get("truth") or {}
-    rows = []
-    for name, row in found.items():
-        if row:
-            note = f"{row['count']} pictures" if row.get("count") else ""
-            better = next((metric.better for metric in METRICS.values() if metric.title == name), None)
-            rows.append(
-                row | {"title": name.replace("_", " ").capitalize(), "floor": row.get("base"), "better": better, "note": note}
-            )
-    return rows
+    better = {metric.title: metric.better for metric in METRICS.values()}
+    return [
+        row | {"title": name.replace("_", " ").capitalize(), "floor": row.get("base"), "better": better.get(name),
+               "note": f"{row['count']} pictures" if row.get("count") else ""}
+        for name, row in (evaluation.get("truth") or {}).items() if row
+    ]  # fmt: skip
+
+
+def measure_texts(row: dict) -> dict:
+    """A row of scores in words; "" for what only some rows have. small: what stands beside a text."""
+    ceiling, relative = row.get("ceiling"), row.get("relative")
+    spread = interval(row.get("relative_low"), row.get("relative_high"), share)
+    return {
+        "name": row["title"], "note": row.get("note"), "floor": number(row.get("floor")), "score": number(row.get("score")),
+        "ceil": "" if ceiling is None else number(ceiling), "ci": interval(row.get("low"), row.get("high")),
+        "way": "" if relative is None else share(relative),
+        "small": {"name": ARROWS.get(row.get("better"), ""), "way": "" if relative is None else spread},
+    }  # fmt: skip
 
 
 def worst_first(prompts: list[dict]) -> tuple[str, list[dict]]:
@@ -81,6 +111,12 @@ def checkpoint_table(checkpoints: list[dict]) -> Table:
     return ["step", "identity", "95 %", "obedience", "drift", ""], cells
 
 
+def photo_table(photos: list[dict]) -> Table:
+    sides = ["trained" if row.get("trained") else "held out" for row in photos]
+    cells = [[row["file"], side, "; ".join(row.get("notes") or []) or "–"] for row, side in zip(photos, sides)]
+    return ["file", "", "notes"], cells
+
+
 def limits(row: dict) -> str:
     """What a checkpoint's line says of the limits."""
     kept = "within limits" if row["qualifies"] else f"over: {plain(row.get('failed') or ['a limit'])}"
@@ -93,10 +129,9 @@ def by_step(evaluation: dict) -> list[dict]:
 
 def provenance(evaluation: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, (name, value) lines) of everything needed to repeat or doubt the numbers."""
-    groups = [(title, evaluation.get(key)) for title, key in (
-        ("Run", "run"), ("Protocol", "protocol"), ("Encoders", "encoders"), ("Preprocessing", "preprocessing"),
-        ("Versions", "versions"), ("Seconds", "seconds"))]  # fmt: skip
-    return [(title, [(name.replace("_", " "), plain(value)) for name, value in held.items()]) for title, held in groups if held]
+    groups = [(key, evaluation.get(key)) for key in ("run", "protocol", "encoders", "preprocessing", "versions", "seconds")]
+    return [(key.capitalize(), [(name.replace("_", " "), plain(value)) for name, value in values.items()])
+            for key, values in groups if values]  # fmt: skip
 
 
 def markdown(evaluation: dict) -> str:
@@ -121,13 +156,11 @@ def markdown(evaluation: dict) -> str:
 
 
 def _measures(title: str, rows: list[dict]) -> str:
-    def cells(row: dict) -> list[str]:
-        name = f"{row['title']} {ARROWS.get(row.get('better'), '')}".rstrip()
-        numbers = [number(row.get("floor")), number(row.get("score")), interval(row.get("low"), row.get("high"))]
-        return [name, *numbers, number(row.get("ceiling")), share(row.get("relative"))]
-
-    table = (["", "base", "score", "95 %", "photos", "of the way"], [cells(row) for row in rows])
-    return _part(title, table) if rows else ""
+    cells = []
+    for row in map(measure_texts, rows):
+        name = f"{row['name']} {row['small']['name']}".rstrip()
+        cells.append([name, row["floor"], row["score"], row["ci"], row["ceil"] or "–", row["way"] or "–"])
+    return _part(title, (["", "base", "score", "95 %", "photos", "of the way"], cells)) if rows else ""
 
 
 def _part(title: str, table: Table, said: str = "") -> str:
