@@ -8,8 +8,8 @@ import torch
 from engine_cases import StandIn, batch_of, engine_of, ran
 from safetensors.torch import load_file
 
+import personalize
 from personalize import methods, models
-from personalize.commands import train
 from personalize.common import checkpoint, run_folder
 from personalize.common.errors import UserError
 from personalize.common.recipe import load_recipe
@@ -170,18 +170,18 @@ def test_a_checkpoint_of_halves_opens_in_a_float32_model(tiny_sd):
 
 
 def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoint(tiny_sd, photos, tmp_path):
-    settings = [*SPLIT, "class_word=dog", "token=zqv", "prior.count=0", "train.lr=1e-4", "train.steps=3"]
-    recipe, lines = load_recipe(None, [*settings, "train.checkpoint_every=2", "train.engine=graph"]), []
+    settings = [*SPLIT, f"base={tiny_sd}", "device=cpu", "dtype=bfloat16", "class_word=dog", "token=zqv", "prior.count=0"]
+    settings += ["train.lr=1e-4", "train.steps=3", "train.checkpoint_every=2", "train.engine=graph"]
+    lines = []
 
     class Screen(Terminal):
         def say(self, line):
             lines.append(line)
 
     def run(where):
-        model = models.load_model(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
-        return model, train.run(model, [photos], recipe, priors={}, runs=where, screen=Screen(quiet=True)).folder
+        return personalize.train(photos, settings=settings, runs=where, screen=Screen(quiet=True)).folder
 
-    _, folder = run(tmp_path / "once")
+    folder = run(tmp_path / "once")
     assert "steps run eagerly, not as a CUDA graph: the device is cpu" in lines
     saved = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {v.dtype for v in saved.values()} == {torch.float32}
@@ -191,7 +191,7 @@ def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoin
     shutil.rmtree(cut / "model")
     shutil.rmtree(cut / "checkpoints" / "step-000003")
     run_folder.write_manifest(cut, run_folder.read_manifest(cut) | {"status": "interrupted"})
-    assert run(tmp_path / "cut")[1] == cut
+    assert run(tmp_path / "cut") == cut
     again = load_file(cut / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(again[k], v) for k, v in saved.items())
     for at in ("", "last"):
