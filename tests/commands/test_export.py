@@ -456,7 +456,7 @@ def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub)
     folder = run / "export" / "upload-to-hub"
     card = (folder / "README.md").read_text()
     for line in (
-        'instance_prompt: "a <subject> dog"', "| prompt | `a <subject> dog` |", "| `lora.alpha` | `7.5` | `0.0` |",
+        'instance_prompt: a <subject> dog', "| prompt | `a <subject> dog` |", "| `lora.alpha` | `7.5` | `0.0` |",
         "| DINO: same subject | 0.250 | 0.500 | - |", "say `a subject-dog dog` in a prompt", "(samples/4.png)",
         "4 photos, which are not in this repository",
     ):  # fmt: skip
@@ -505,8 +505,8 @@ def test_a_card_of_a_base_on_the_hub_names_it_and_its_licence(run_of):
              files={"pytorch_lora_weights.safetensors": "LoRA"})
     )  # fmt: skip
     for line in (
-        'base_model: "stabilityai/stable-diffusion-xl-base-1.0"', 'base_model_relation: "adapter"', 'license: "openrail++"',
-        'tags: ["text-to-image", "stable-diffusion-xl", "dreambooth", "lora"]', "`\"dog.safetensors\"`",
+        'base_model: stabilityai/stable-diffusion-xl-base-1.0', 'base_model_relation: adapter', 'license: openrail++',
+        'tags:\n- text-to-image\n- stable-diffusion-xl\n- dreambooth\n- lora\n', "`\"dog.safetensors\"`",
         'pipeline.load_lora_weights("me/dog", weight_name="pytorch_lora_weights.safetensors")',
     ):  # fmt: skip
         assert line in card, card

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize.common import recipe as config
 from personalize.common.recipe import Recipe, flat_settings, recipe_from_dict
-from personalize.common.settings import to_toml_value
+from personalize.common.settings import Value, to_toml_value
 from personalize.models.locate import public_name
 
 LICENSES = {  # of the bases on the hub, which what is made from them inherits
@@ -85,7 +84,7 @@ def text(card: Card) -> str:
         ("trained on", f"{count} photos, which are {'in photos.png' if card.photos else 'not in this repository'}"),
     ]  # fmt: skip
     parts = [
-        _header(card, recipe),
+        _header(card),
         f"# {card.repo.rpartition('/')[2]}",
         f"{_base(manifest['base'])}, taught {words} by [DreamBooth](https://arxiv.org/abs/2208.12242). "
         f"Say `{subjects[0]['prompt']}` in a prompt.",
@@ -99,20 +98,24 @@ def text(card: Card) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _header(card: Card, recipe: Recipe) -> str:
-    """The YAML that the hub reads; JSON's texts are YAML's."""
-    base, kinds = card.manifest["base"], card.manifest["methods"]
-    tags = ["text-to-image", FAMILIES[card.family], "dreambooth", *(name.replace("-", "_") for name in kinds)]
-    values: dict[str, object] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
+def _header(card: Card) -> str:
+    """The YAML that the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    base, methods = card.manifest["base"], card.manifest["methods"]
+    origin = {}
     if _is_hub_id(base):
-        whole = "full" in kinds or card.fused
-        values |= {"base_model": base, "base_model_relation": "finetune" if whole else "adapter"}
-        values |= {"license": LICENSES[base]} if base in LICENSES else {}
-    values["instance_prompt"] = card.manifest["subjects"][0]["prompt"]
-    if card.samples:
-        values["widget"] = [{"text": prompt, "output": {"url": path}} for prompt, path in card.samples]
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    return "\n".join(["---", *lines, "---"])
+        relation = "finetune" if "full" in methods or card.fused else "adapter"
+        origin = {"base_model": base, "base_model_relation": relation, "license": LICENSES.get(base)}
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", FAMILIES[card.family], "dreambooth", *(name.replace("-", "_") for name in methods)],
+        instance_prompt=card.manifest["subjects"][0]["prompt"],
+        widget=[{"text": prompt, "output": {"url": path}} for prompt, path in card.samples] or None,
+        **origin,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _is_hub_id(base: str) -> bool:
@@ -170,7 +173,7 @@ def _recipe(recipe: Recipe) -> list[str]:
     return ["## Recipe", said, *([_table(("setting", "here", "default"), rows)] if rows else [])]
 
 
-def _shown(key: str, value: config.Value) -> str:
+def _shown(key: str, value: Value) -> str:
     return _plain(to_toml_value(public_name(value) if key in PLACES and value else value))
 
 
