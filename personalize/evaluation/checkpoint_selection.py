@@ -1,6 +1,6 @@
 """Which checkpoint to keep, by a small dev split: the earliest that is as like the subject as any, within limits.
 
-Identity rises early and stalls while obedience and the class decay (DVAR 2302.04841, OFT 2306.07280); the training loss
+Identity rises early and stalls while prompt adherence and the class decay (DVAR 2302.04841, OFT 2306.07280); the training loss
 says nothing of it. Values are paired: every checkpoint draws the same prompts from the same noise as the base did.
 """
 

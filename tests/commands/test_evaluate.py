@@ -228,7 +228,7 @@ def test_unusable_pictures_are_counted_shown_and_scored(own_runs, result):
     image_cache._write(victim, torch.full((3, 32, 32), torch.nan))
     found = personalize.evaluate(own_runs / "zqv-dog", checkpoint=str(int(place.name[5:11]))).metrics
     assert [row["why"] for row in found["unusable"]] == ["not a number"]
-    assert any("1 picture is unusable" in line for line in found["verdict"])
+    assert any("1 image is unusable" in line for line in found["verdict"])
     assert len(table_of(own_runs / "zqv-dog")) == len(table(result))
 
 

@@ -221,7 +221,7 @@ def test_markdown_tables_have_as_many_cells_in_each_row():
     text = markdown(reports.evaluation())
     columns_agree(text)
     assert text.count("| --- |") == 5 and "81 % of the way" in text and "| 300 | 0.800 | 0.750–0.850 | −0.012 |" in text
-    assert "Unusable pictures: 1; they count." in text
+    assert "Unusable images: 1; they count." in text
 
 
 def test_neither_form_changes_what_it_was_given(pictures):

@@ -20,7 +20,7 @@ def levels(found):
 
 
 @pytest.mark.parametrize(("relative", "level", "words"), [
-    (0.8, GOOD, "same subject: 80%"), (0.4, WARN, "a relative"), (0.1, BAD, "not yet"), (None, WARN, "no more alike"),
+    (0.8, GOOD, "same subject: 80%"), (0.4, WARN, "resembles"), (0.1, BAD, "not yet"), (None, WARN, "no more alike"),
 ])  # fmt: skip
 def test_identity(relative, level, words):
     first = verdict(metrics(relative=relative))[0]
@@ -47,8 +47,8 @@ def test_copies_and_unusable_pictures_are_said_only_where_there_are_some():
     assert len(verdict(metrics(**{"class": None}))) == 2
     some = metrics(copying={"copied": 20, "pictures": 32}, unusable=[{"why": "black"}, {"why": "black"}])
     assert [line for _, line in verdict(some)[3:]] == [
-        "20 of 32 pictures are nearer to a photo than the photos are to each other: look for copies.",
-        "2 pictures are unusable (black); scored as drawn, not left out.",
+        "20 of 32 images are nearer to a photo than the photos are to each other: look for copies.",
+        "2 images are unusable (black); scored as drawn, not left out.",
     ]
     assert levels(verdict(some))[3:] == [BAD, BAD]
 

@@ -75,7 +75,7 @@ METRICS = {
     "clip_i": Metric(
         "CLIP-I: same content", "higher", "", _clip_i, lambda reference: similarity.ceiling(reference.photos)["clip_i"]
     ),
-    "clip_t": Metric("CLIP-T: obeys the prompt", "higher", "", lambda images: similarity.clip_t(images.embedded)),
+    "clip_t": Metric("CLIP-T: follows the prompt", "higher", "", lambda images: similarity.clip_t(images.embedded)),
     "diversity": Metric("DIV: patch distance", "higher", "", _diversity),
     **{
         f"true_{part}": Metric(part, "higher", "probe", partial(_adherence, part=part), truth=True)

@@ -52,12 +52,12 @@ def checkpoint_path(rows: list[dict]) -> Markup:
     dots = [(across.at(x), up.at(y)) for x, y in zip(obeys, heights)]
     path = el("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in dots), class_="path")
     inside = (_frame(across, up), path, *_whiskers(rows, dots, up), *_checkpoints(rows, dots))
-    what = f"identity against obedience for {len(rows)} checkpoints"
+    what = f"identity against adherence for {len(rows)} checkpoints"
     return el("svg", *inside, viewBox=f"0 0 {WIDE} {HIGH}", class_="figure", role="img", aria_label=what)
 
 
 def histogram(nearest: list[float], apart: list[float]) -> Markup:
-    """Pictures by the cosine to their nearest photo, over the range of photos to their nearest other photo."""
+    """Images by the cosine to their nearest photo, over the range of photos to their nearest other photo."""
     axis = _Axis([*nearest, *apart], 8, WIDE - 8, least=0.05)
     base, counts = STRIP - 28, [0] * BINS
     for value in nearest:
@@ -75,7 +75,7 @@ def histogram(nearest: list[float], apart: list[float]) -> Markup:
                             class_=f"bar{over}"))  # fmt: skip
     parts.append(el("line", x1=8, x2=WIDE - 8, y1=base, y2=base, class_="axis"))
     parts += [el("text", number(t, axis.form), x=f"{axis.at(t):.1f}", y=base + 18, class_="tick mid") for t in axis.ticks()]
-    what = f"{len(nearest)} pictures by the cosine to their nearest photo"
+    what = f"{len(nearest)} images by the cosine to their nearest photo"
     return el("svg", *parts, viewBox=f"0 0 {WIDE} {STRIP}", class_="figure", role="img", aria_label=what)
 
 
@@ -99,7 +99,7 @@ class _Axis:
 
 
 def _frame(across: _Axis, up: _Axis) -> Markup:
-    """Grid lines, tick labels and the names of both axes; the base's obedience as a line of its own."""
+    """Grid lines, tick labels and the names of both axes; the base's adherence as a line of its own."""
     foot, parts = HIGH - BOTTOM, []
     for tick in up.ticks():
         y = up.at(tick)
@@ -112,7 +112,7 @@ def _frame(across: _Axis, up: _Axis) -> Markup:
     parts.append(el("line", x1=f"{zero:.1f}", x2=f"{zero:.1f}", y1=TOP, y2=foot, class_="zero"))
     parts.append(el("text", "base", x=f"{zero:.1f}", y=TOP - 4, class_="tick mid"))
     parts.append(el("line", x1=LEFT, x2=WIDE - RIGHT, y1=foot, y2=foot, class_="axis"))
-    parts.append(el("text", "obedience: CLIP-T minus the base →", x=WIDE - RIGHT, y=HIGH - 6, class_="name last"))
+    parts.append(el("text", "adherence: CLIP-T minus the base →", x=WIDE - RIGHT, y=HIGH - 6, class_="name last"))
     parts.append(el("text", "identity ↑", x=LEFT + 6, y=TOP + 6, class_="name"))
     return Markup().join(parts)
 

@@ -45,16 +45,16 @@ def score_rows(evaluation: dict) -> list[dict]:
 
 
 def class_rows(evaluation: dict) -> list[dict]:
-    """The class prompt's numbers in the shape of scores: how far it moved to the photos, and whether it still obeys."""
+    """The class prompt's numbers in the shape of scores: how far it moved to the photos, and whether it still follows."""
     drift = evaluation.get("class")
     if not drift:
         return []
     moved = {key: drift.get(key) for key in ("low", "high", "ceiling")}
-    moved |= {"title": "PRES: class pictures like the photos", "score": drift["pres"], "floor": drift["base"]}
+    moved |= {"title": "PRES: class images like the photos", "score": drift["pres"], "floor": drift["base"]}
     moved |= {f"relative{end}": drift.get(f"share{end}") for end in ("", "_low", "_high")} | {"better": "lower"}
     if drift.get("clip_t") is None:
         return [moved]
-    return [moved, {"title": "CLIP-T: obeys the class prompt", "score": drift["clip_t"], "floor": drift.get("base_clip_t")}]
+    return [moved, {"title": "CLIP-T: follows the class prompt", "score": drift["clip_t"], "floor": drift.get("base_clip_t")}]
 
 
 def truth_rows(evaluation: dict) -> list[dict]:
@@ -62,7 +62,7 @@ def truth_rows(evaluation: dict) -> list[dict]:
     better = {metric.title: metric.better for metric in METRICS.values()}
     return [
         row | {"title": name.replace("_", " ").capitalize(), "floor": row.get("base"), "better": better.get(name),
-               "note": f"{row['count']} pictures" if row.get("count") else ""}
+               "note": f"{row['count']} images" if row.get("count") else ""}
         for name, row in (evaluation.get("truth") or {}).items() if row
     ]  # fmt: skip
 
@@ -99,7 +99,7 @@ def prompt_table(prompts: list[dict]) -> Table:
          number(row.get("diversity")), str(row["count"])]
         for row in prompts
     ]  # fmt: skip
-    return ["prompt", "DINO", "CLIP-T", "vs base", "DIV", "pictures"], cells
+    return ["prompt", "DINO", "CLIP-T", "vs base", "DIV", "images"], cells
 
 
 def checkpoint_table(checkpoints: list[dict]) -> Table:
@@ -108,7 +108,7 @@ def checkpoint_table(checkpoints: list[dict]) -> Table:
          number(row["obeys"] - row["base_obeys"], "+.3f"), number(row.get("drift")), limits(row)]
         for row in checkpoints
     ]  # fmt: skip
-    return ["step", "identity", "95 %", "obedience", "drift", ""], cells
+    return ["step", "identity", "95 %", "adherence", "drift", ""], cells
 
 
 def photo_table(photos: list[dict]) -> Table:
@@ -135,7 +135,7 @@ def provenance(evaluation: dict) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def markdown(evaluation: dict) -> str:
-    """The report without its pictures: short enough for an issue or a model card."""
+    """The report without its images: short enough for an issue or a model card."""
     run, asked = evaluation["run"], (evaluation.get("class") or {}).get("prompt")
     parts = [f"# {_safe(run['prompt'])}", _safe(f"{run['name']}: {' · '.join(origin(evaluation))}")]
     parts.append("\n".join(f"- {_safe(sentence)}" for sentence in evaluation.get("verdict") or []))
@@ -148,7 +148,7 @@ def markdown(evaluation: dict) -> str:
         by, prompts = worst_first(prompts)
         parts.append(_part(f"Prompts, worst {by} first", prompt_table(prompts)))
     lost = len(evaluation.get("unusable") or [])
-    parts.append(f"Unusable pictures: {lost}; they count." if lost else "")
+    parts.append(f"Unusable images: {lost}; they count." if lost else "")
     lines = [f"- {title}: {_safe('; '.join(f'{k} {v}' for k, v in held))}" for title, held in provenance(evaluation)]
     lines += [f"- Command: {_safe(evaluation['command'])}"] if evaluation.get("command") else []
     parts.append("## Provenance\n\n" + "\n".join(lines))

@@ -3,7 +3,7 @@
 GOOD, WARN, BAD = "good", "warn", "bad"
 SAME, RELATIVE = 0.6, 0.3  # of the way from the base to the photos
 LISTENS, HARDLY = 0.05, 0.12  # of the base's CLIP-T that may be lost
-STILL, DRIFTED = 0.25, 0.5  # of the way that class pictures may move to the photos
+STILL, DRIFTED = 0.25, 0.5  # of the way that class images may move to the photos
 
 Line = tuple[str, str]  # level, sentence
 
@@ -11,14 +11,14 @@ Line = tuple[str, str]  # level, sentence
 def verdict(metrics: dict) -> list[Line]:
     """What metrics.json holds -> one sentence for each question, its level first."""
     word = metrics["run"]["class"]
-    lines = [_identity(metrics["scores"]["dino"], word), _obedience(metrics["scores"]["clip_t"])]
+    lines = [_identity(metrics["scores"]["dino"], word), _adherence(metrics["scores"]["clip_t"])]
     if metrics["class"]:
         lines.append(_class(metrics["class"], word))
     if metrics["copying"] and metrics["copying"]["copied"]:
         lines.append(_copies(metrics["copying"]))
     if metrics["unusable"]:
         count, first = len(metrics["unusable"]), metrics["unusable"][0]["why"]
-        is_ = f"{count} picture is" if count == 1 else f"{count} pictures are"
+        is_ = f"{count} image is" if count == 1 else f"{count} images are"
         lines.append((BAD, f"{is_} unusable ({first}); scored as drawn, not left out."))
     return lines
 
@@ -32,13 +32,13 @@ def _identity(dino: dict, word: str) -> Line:
     if share >= SAME:
         level, how = GOOD, "It is the same subject"
     elif share >= RELATIVE:
-        level, how = WARN, "It is a relative"
+        level, how = WARN, "It resembles the subject"
     else:
         level, how = BAD, "It is not yet the subject"
     return level, f"{how}: {share:.0%} of the way from any {word} to the photos."
 
 
-def _obedience(clip_t: dict) -> Line:
+def _adherence(clip_t: dict) -> Line:
     lost = (clip_t["floor"] - clip_t["score"]) / abs(clip_t["floor"]) if clip_t["floor"] else 0.0
     level, how = (GOOD, "It still listens") if lost <= LISTENS else (WARN if lost <= HARDLY else BAD, "It listens less")
     change = round(clip_t["score"] - clip_t["floor"], 3) + 0.0  # no negative zero
@@ -48,14 +48,14 @@ def _obedience(clip_t: dict) -> Line:
 def _class(drift: dict, word: str) -> Line:
     share = drift["share"]
     if share is None:
-        return WARN, f"Whether a {word} is still any {word} cannot be said: the photos are no more alike than class pictures."
+        return WARN, f"Whether a {word} is still any {word} cannot be said: the photos are no more alike than class images."
     level = GOOD if share < STILL else WARN if share < DRIFTED else BAD
     still = f"A {word} is still any {word}" if share < STILL else f"Other {word}s have begun to look like it"
     moved = f"moved {share:.0%} of the way to the photos" if share > 0 else "did not move towards the photos"
-    return level, f"{still}: class pictures {moved}."
+    return level, f"{still}: class images {moved}."
 
 
 def _copies(copying: dict) -> Line:
     copied, count = copying["copied"], copying["pictures"]
     level = BAD if copied > count / 2 else WARN
-    return level, f"{copied} of {count} pictures are nearer to a photo than the photos are to each other: look for copies."
+    return level, f"{copied} of {count} images are nearer to a photo than the photos are to each other: look for copies."
