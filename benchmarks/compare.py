@@ -80,14 +80,14 @@ def prepared(options: argparse.Namespace, work: Path) -> jobs.Job:
     from PIL import Image
 
     from benchmarks import memory
-    from personalize.models import loading, locate
+    from personalize.models import loading, locate_base
     from personalize.models.lazy_imports import quiet_libraries
 
     quiet_libraries()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = options.base or ("sd15" if device == "cuda" else "toyland")
     base = memory.base(base, work) if base in memory.CONFIGS else base
-    folder = locate(base)
+    folder = locate_base(base)
     unet, vae = loading.read_configs(folder, base)
     size = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     (work / "photos").mkdir()

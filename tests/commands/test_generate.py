@@ -15,7 +15,7 @@ from personalize.commands import generate
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
 from personalize.common.recipe import load_recipe
-from personalize.common.terminal import Terminal
+from personalize.common.terminal import SILENT, Terminal
 from personalize.formats import embedding, lora, safetensors_io
 
 FAST = ["draw.steps=2", "device=cpu", "draw.count=2"]
@@ -130,7 +130,7 @@ def test_a_size_the_base_cannot_draw_is_the_users_error(draw, tmp_path):
 
 def test_a_file_where_the_folder_should_be_is_the_users_error(draw, tmp_path):
     (tmp_path / "mine.png").write_text("mine")
-    with pytest.raises(UserError, match="--out .*mine.png is a file, and pictures go into a folder"):
+    with pytest.raises(UserError, match="--out .*mine.png is a file, and images go into a folder"):
         draw(out="mine.png")
 
 
@@ -159,7 +159,7 @@ def test_pictures_of_a_run_and_of_its_checkpoints_do_not_take_each_others_place(
     how, files = load_recipe(None, FAST).draw, []
     for name, at in (("runs/a", "model"), ("runs/a", "step-000200"), ("runs/b", "model")):
         origin = {"run": name, "checkpoint": at}
-        files += generate.run(model, [PROMPT], how, seed=0, out=tmp_path, origin=origin).files
+        files += generate._write_images(model, [PROMPT], how, seed=0, out=tmp_path, origin=origin, screen=SILENT).files
     assert len(set(files)) == 6 and len(rows(tmp_path)) == 6
 
 
@@ -290,14 +290,15 @@ def test_a_row_and_a_picture_name_the_files_with_hash_and_weight(draw, files, tm
     ],
 )
 def test_a_weight_is_a_number_after_the_last_colon(text, path, weight):
-    assert generate.weighted(text) == (Path(path), weight)
+    assert generate._lora_argument(text) == (Path(path), weight)
 
 
 def test_a_file_whose_name_ends_like_a_weight_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "12:30").write_bytes(b"")
-    assert generate.weighted("12:30") == (Path("12:30"), 1) and generate.weighted("12:30:0.5") == (Path("12:30"), 0.5)
-    assert generate.worded("12:30") == (Path("12:30"), "") and generate.worded("12:30:<x>") == (Path("12:30"), "<x>")
+    lora, embedding, file = generate._lora_argument, generate._embedding_argument, Path("12:30")
+    assert lora("12:30") == (file, 1) and lora("12:30:0.5") == (file, 0.5)
+    assert embedding("12:30") == (file, "") and embedding("12:30:<x>") == (file, "<x>")
 
 
 def test_a_file_that_cannot_be_used_is_the_users_error_and_nothing_is_drawn(draw, files, tmp_path):
