@@ -79,8 +79,8 @@ def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Pat
             for row in summary.of_kind(read_rows(folder), kind):
                 values.append(row.get(column))
                 labels.append((name, row["template"]))
-        found = bootstrap.bootstrap_interval(values, labels)
-        means.append("-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
+        interval = bootstrap.bootstrap_interval(values, labels)
+        means.append("-" if interval is None else f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})")
     lines += ["| **mean** (95 %) | " + " | ".join(means) + " |"]
     return _written(out / "dreambench.md", rows, lines)
 
@@ -110,8 +110,8 @@ def _value(name: str, text: str):
 
 
 def _scores(metrics: dict) -> dict:
-    found = {name: metrics["scores"][name]["score"] for name in _always_measured() if name in metrics["scores"]}
-    return found | ({"pres": metrics["class"]["pres"]} if metrics["class"] else {})
+    scores = {name: metrics["scores"][name]["score"] for name in _always_measured() if name in metrics["scores"]}
+    return scores | ({"pres": metrics["class"]["pres"]} if metrics["class"] else {})
 
 
 def _shown(value: float | None) -> str:

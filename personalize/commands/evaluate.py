@@ -169,12 +169,12 @@ def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
 def _about(job: _Job, name: str, *, photos: int) -> dict:
     manifest = job.manifest
     train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
-    at = f"step {chosen}, chosen" if chosen else "the last step"
+    result = f"step {chosen}, chosen" if chosen else "the last step"
     return {
         "name": job.folder.name, "model": name,
         "prompt": job.subject["prompt"], "token": job.subject["token"], "class": job.subject["class"],
         "base": public_name(manifest["base"]), "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"],
-        "checkpoint": f"checkpoint {job.checkpoint}" if job.checkpoint else at, "seed": manifest["seed"], "photos": photos,
+        "checkpoint": f"checkpoint {job.checkpoint}" if job.checkpoint else result, "seed": manifest["seed"], "photos": photos,
     }  # fmt: skip
 
 
@@ -191,30 +191,30 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
     """Those that it was trained on and those that were held out. UserError where one is gone or has changed."""
     sources = [row["path"] for row in subject["photos"]]
     if sources[0].startswith("hf:"):
-        found, _ = load_photos(sources[0].rpartition("[")[0], min_size=1)
+        photos, _ = load_photos(sources[0].rpartition("[")[0], min_size=1)
     else:
         gone = [path for path in sources if not Path(path).exists()]
         if gone:
             raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
-        found, _ = load_photos(sources, min_size=1)
+        photos, _ = load_photos(sources, min_size=1)
     rows = subject["photos"]
-    if len(found) != len(rows):
-        raise UserError(f"{sources[0]} and its like are {len(found)} photos now, and this run knew {len(rows)}.")
-    for photo, row in zip(found, rows, strict=True):
+    if len(photos) != len(rows):
+        raise UserError(f"{sources[0]} and its like are {len(photos)} photos now, and this run knew {len(rows)}.")
+    for photo, row in zip(photos, rows, strict=True):
         if photo.sha256 != row["sha256"]:
             raise UserError(
                 f"photo {photo.path} is not the one this run was trained on: its content has changed. Bring the old one back."
             )
     kept = [row.get("held_out", False) for row in rows]
-    return [p for p, held in zip(found, kept) if not held], [p for p, held in zip(found, kept) if held]
+    return [p for p, held in zip(photos, kept) if not held], [p for p, held in zip(photos, kept) if held]
 
 
 def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    found = photo_checks.examine_photos(photos, size, crop=scoring.fixed_crop(recipe.photos.crop))
+    report = photo_checks.examine_photos(photos, size, crop=scoring.fixed_crop(recipe.photos.crop))
     first_held = len(photos) - held_out
     return [
-        {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in found.each[k]]}
+        {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in report.each[k]]}
         for k, photo in enumerate(photos)
     ]
 

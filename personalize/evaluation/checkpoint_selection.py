@@ -79,11 +79,11 @@ class ScoredCheckpoint:
 
 def read_scored(path: Path) -> list[ScoredCheckpoint]:
     """What `row` gave, a line each; a step that was scored again counts once, as it was last."""
-    found = {}
+    by_step = {}
     for row in read_jsonl(path) if path.exists() else []:
         tables = {k: {tuple(e[:-1]): e[-1] for e in v} for k, v in row.items() if isinstance(v, list)}
-        found[row["step"]] = ScoredCheckpoint(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
-    return [found[step] for step in sorted(found)]
+        by_step[row["step"]] = ScoredCheckpoint(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
+    return [by_step[step] for step in sorted(by_step)]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _share(a: dict[Key, float], b: dict[Key, float], *, room: float) -> tuple[fl
 
 
 def _mean(values: dict[Key, float]) -> float:
-    found = bootstrap.mean(list(values.values()), [key[:-1] for key in values])
-    return math.nan if found is None else found
+    mean = bootstrap.mean(list(values.values()), [key[:-1] for key in values])
+    return math.nan if mean is None else mean
 
 
 def checkpoint_rows(scored: Sequence[ScoredCheckpoint], limits: Choose, chosen: int | None) -> list[dict]:

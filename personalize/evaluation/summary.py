@@ -33,7 +33,7 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
     relative = (score - floor) / (ceiling - floor); change: the Interval of the paired difference to the base.
     """
     run, base = of_kind(rows, "subject"), of_kind(rows, "base")
-    found = {}
+    summary = {}
     for name, metric in METRICS.items():
         if metric.truth:
             continue
@@ -43,11 +43,11 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
         low, top = floor.mean if floor else None, ceilings.get(name)
         relative = (got.mean - low) / (top - low) if top is not None and low is not None and top > low else None
         change = bootstrap.paired_difference(keyed(run, name), keyed(base, name))
-        found[name] = {
+        summary[name] = {
             "title": metric.title, "score": got.mean, "low": got.low, "high": got.high, "floor": low, "ceiling": top,
             "relative": relative, "change": change.row() if change else None, "better": metric.better,
         }  # fmt: skip
-    return found
+    return summary
 
 
 def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
@@ -84,21 +84,21 @@ def memorization(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> 
 def truth_summary(rows: Sequence[Row]) -> dict | None:
     """Toyland: what a probe sees in the images, beside the base's; None where there is no probe."""
     run, base = of_kind(rows, "subject"), of_kind(rows, "base")
-    found = {}
+    summary = {}
     for name, metric in METRICS.items():
         if not metric.truth:
             continue
         got, floor = interval(run, name), interval(base, name)
         if got is not None:
             count = sum(row.get(name) is not None for row in run)
-            found[metric.title] = {
+            summary[metric.title] = {
                 "score": got.mean,
                 "low": got.low,
                 "high": got.high,
                 "base": floor and floor.mean,
                 "count": count,
             }
-    return found or None
+    return summary or None
 
 
 def by_prompt(rows: Sequence[Row]) -> list[dict]:
@@ -107,15 +107,15 @@ def by_prompt(rows: Sequence[Row]) -> list[dict]:
     groups: dict[str, list[Row]] = {}
     for row in of_kind(rows, "subject"):
         groups.setdefault(row["template"], []).append(row)
-    found = []
+    means_of_prompts = []
     for template, run in groups.items():
         plain = [row for row in base if row["template"] == template]
         means = {
             name: bootstrap.mean([row.get(name) for row in run], [()] * len(run)) for name in ("dino", "clip_t", "diversity")
         }
         before = bootstrap.mean([row["clip_t"] for row in plain], [()] * len(plain))
-        found.append({"prompt": run[0]["prompt"], "count": len(run), **means, "base_clip_t": before})
-    return found
+        means_of_prompts.append({"prompt": run[0]["prompt"], "count": len(run), **means, "base_clip_t": before})
+    return means_of_prompts
 
 
 def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
@@ -123,16 +123,16 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
 
     UserError where no image is of the same template and number.
     """
-    found = {}
+    changes = {}
     for kind, names in (("subject", METRICS), ("class", ["dino"])):
         one, other = of_kind(a, kind), of_kind(b, kind)
         for name in names:
             change = bootstrap.paired_difference(keyed(one, name), keyed(other, name))
             if change:
-                found["pres" if kind == "class" else name] = change.row()
-    if not found:
+                changes["pres" if kind == "class" else name] = change.row()
+    if not changes:
         raise UserError("these runs have no image of the same prompt and number: evaluate both by the same protocol.")
-    return found
+    return changes
 
 
 def _plain_mean(rows: Sequence[Row], name: str) -> float | None:

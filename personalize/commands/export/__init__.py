@@ -185,8 +185,8 @@ def _place(job: _Job, manifest: dict) -> tuple[Path, str]:
 
 def _vocabulary_is_there(model: LatentModel, place: Path, product: Product) -> bool:
     """Whether the base's tokenizer lies beside another of its single files already."""
-    there, own = place / product.name, model.folder / "tokenizer"
-    return product.kind == targets.VOCABULARY and there.is_dir() and content_hash(there) == content_hash(own)
+    written, tokenizer = place / product.name, model.folder / "tokenizer"
+    return product.kind == targets.VOCABULARY and written.is_dir() and content_hash(written) == content_hash(tokenizer)
 
 
 def _require_ours(home: Path, path: Path) -> None:
@@ -230,9 +230,9 @@ def _named(home: Path, path: Path) -> str:
 
 
 def _record(home: Path, files: list[Path], job: _Job, check: Check | None) -> None:
-    said = asdict(job.form) | {"checkpoint": job.at, "check": asdict(check) if check else None, "time": time.time()}
+    entry = asdict(job.form) | {"checkpoint": job.at, "check": asdict(check) if check else None, "time": time.time()}
     for file in files:
-        append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | said)
+        append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | entry)
 
 
 def _bytes(model: LatentModel, form: Form, products: list[Product]) -> int:
