@@ -17,7 +17,6 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.generation.sampling import image_generators, sample_latents, sampling_batches, to_pil
 from personalize.models.interface import LatentModel
-from personalize.training import load_run
 
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
@@ -92,6 +91,8 @@ def _opened_run(
     runs: Path,
     screen: Terminal,
 ) -> _Source:
+    from personalize.training import load_run  # methods with it, which a bare base does without
+
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     name, subjects = load_run.load_run(model, folder, manifest, at=checkpoint), manifest["subjects"]
     token, word = subjects[0]["token"], subjects[0]["class"]
