@@ -48,8 +48,14 @@ def test_the_best_identity_wins_within_the_limits():
 
 def test_of_equals_the_earliest_is_kept():
     course = [scored(100, 0.3), scored(200, 0.7), scored(300, 0.701), scored(400, 0.699)]
-    found = choose_checkpoint(course, LIMITS)
-    assert found.step == 200 and ("one standard error" in found.why or "best identity" in found.why)
+    choice = choose_checkpoint(course, LIMITS)
+    assert choice.step == 200
+    assert choice.why == "step 200: the earliest within one standard error of the best identity (step 300) of 4"
+
+
+def test_a_clear_gain_is_not_given_up_for_an_earlier_step():
+    choice = choose_checkpoint([scored(100, 0.3), scored(200, 0.7), scored(300, 0.8)], LIMITS)
+    assert choice.step == 300 and choice.why == "step 300: the best identity of 3"
 
 
 @pytest.mark.parametrize("limit", [{"lost": 0.2}, {"drift": 0.5}, {"copied": 0.5}])

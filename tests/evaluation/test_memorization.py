@@ -43,14 +43,10 @@ def test_a_picture_is_a_copy_if_nearer_to_a_photo_than_any_two_photos_are():
     assert leave_one_out(photos).tolist() == pytest.approx([math.cos(math.radians(d)) for d in (20, 20, 40)], abs=1e-6)
 
 
-def test_photos_are_no_copies_of_the_other_photos():
-    photos = embedded(5)
-    for k in range(5):
-        rest = Embeddings(*(torch.cat([rows[:k], rows[k + 1 :]]) for rows in (photos.dino, photos.clip)))
-        assert (
-            nearest_photo(Embeddings(photos.dino[k : k + 1], photos.clip[k : k + 1]), rest)
-            <= leave_one_out(photos).max() + 1e-6
-        )
+def test_the_limit_of_a_copy_is_the_nearest_pair_of_the_photos():
+    assert is_copy(at(0), at(5, 60, 90)).tolist() == [True]  # 5 degrees from a photo, where photos are 30 apart
+    assert is_copy(at(0), at(5, 8, 90)).tolist() == [False]  # the photos are 3 degrees apart themselves
+    assert is_copy(at(0, 60), at(5, 60, 90)).tolist() == [True, True]
 
 
 def test_authentic_is_its_definition_in_loops():
