@@ -8,7 +8,7 @@ quickstart: $(BIN)/.installed
 	$(BIN)/personalize quickstart
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -q -n $(JOBS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m slow

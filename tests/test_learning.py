@@ -8,7 +8,8 @@ import personalize
 from personalize.common.files import read_json, read_jsonl
 from personalize.common.run_folder import read_manifest
 
-SETTINGS = ["prior.count=20", "draw.steps=16", "choose.steps=10", "choose.class_count=4", "choose.drift=0.5"]
+SETTINGS = ["train.steps=120", "prior.count=16", "draw.steps=10", "draw.count=2", "choose.steps=8", "choose.class_count=4"]
+SETTINGS += ["choose.drift=0.5", "evaluate.count=2", "evaluate.class_count=8"]
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +64,18 @@ def test_the_job_writes_these_files_and_no_others(job):
     run = folder / "runs" / "sks-dog"
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parts[len(run.parts)] != "model"}
     pictures = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
-    assert len(pictures) == 8 * 4
+    assert len(pictures) == 8 * 2
     found = {name for name in found if "/pictures/" not in name and not name.startswith("choosing/")}
     chosen = read_manifest(run)["chosen"]
     assert found == {
         "manifest.json", "recipe.toml", "log.jsonl", "lock.flock", "choosing.jsonl", "photos.png",
-        *(f"checkpoints/step-{step:06d}/state.safetensors" for step in {chosen, 200}),
+        *(f"checkpoints/step-{step:06d}/state.safetensors" for step in {chosen, 120}),
         *(f"evaluation/{name}" for name in ("metrics.json", "per_image.csv", "report.md", "report.html")),
         "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in pictures),
     }  # fmt: skip
     (prior,) = (folder / "priors").iterdir()
     names = {p.name for p in prior.iterdir() if not p.name.startswith("latents-")}
-    assert names == {"lock.flock", "manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(20))}
+    assert names == {"lock.flock", "manifest.json", "metadata.jsonl", *(f"{i:05d}.png" for i in range(16))}
     assert read_manifest(run)["status"] == read_manifest(prior)["status"] == "finished"
     relative = read_json(run / "evaluation" / "metrics.json")["scores"]["dino"]["relative"]
     assert relative == result.metrics["scores"]["dino"]["relative"] >= 0.3, "the file says what the result says"

@@ -55,6 +55,7 @@ def test_no_weight_is_read(planned, monkeypatch):
     assert planned().fits
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_named_when_it_does_not_fit_and_is_enough(planned, free, rehearsed_once):
     whole = planned("train.batch=8", "train.prior_batch=8").peak
     free(int(whole * 0.9))

@@ -39,6 +39,7 @@ def launcher():
             "--main_process_port", str(port), "-m", "personalize"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path):
     settings = [f"base={tiny_sd}", *MORE]
     places = {"runs": tmp_path / "1" / "runs", "priors": tmp_path / "1" / "priors"}

@@ -348,6 +348,7 @@ def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
     assert many.min() == 0 and many.max() == 999 and abs(many.float().mean() - 499.5) < 2
 
 
+@pytest.mark.slow
 def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path, monkeypatch):
     from personalize import models
     from personalize.generation import sampling

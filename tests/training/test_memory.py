@@ -123,7 +123,10 @@ def test_a_fake_network_changes_its_type_and_what_it_takes():
 @pytest.mark.parametrize(
     "settings",
     [
-        ["train.text_encoder=true", "train.gradient_checkpointing=true", "train.batch=2", "train.accumulate=2"],
+        pytest.param(
+            ["train.text_encoder=true", "train.gradient_checkpointing=true", "train.batch=2", "train.accumulate=2"],
+            marks=pytest.mark.slow,
+        ),
         ["train.methods=lora", "train.ema=0.9", "train.quantize=8bit"],
         ["train.methods=textual-inversion", "token=<zqv>", "train.gradient_checkpointing=true"],
         pytest.param(["train.methods=lora", "train.quantize=4bit"], marks=pytest.mark.slow),

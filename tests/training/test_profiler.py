@@ -71,8 +71,14 @@ def bits(folder):
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["train.methods=full", "train.text_encoder=true", "train.accumulate=2", "train.batch=2", "train.ema=0.9"]],
-    ids=["lora", "full, text encoder, parts, average"],
+    [
+        pytest.param([], id="lora"),
+        pytest.param(
+            ["train.methods=full", "train.text_encoder=true", "train.accumulate=2", "train.batch=2", "train.ema=0.9"],
+            id="full, text encoder, parts, average",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_run_is_the_same_bit_for_bit_with_and_without_a_profile(train, more):
     plain, _ = train("plain", *more, profile=False)
@@ -108,6 +114,7 @@ def test_a_profile_is_a_table_and_a_trace_in_the_run_and_the_same_command_withou
     assert said[-1].startswith("nothing was trained, so nothing was profiled")
 
 
+@pytest.mark.slow
 def test_a_compiled_step_has_its_parts_too(train, monkeypatch):
     monkeypatch.setattr(compile, "BACKEND", "eager")
     assert parts_said(train("runs", "train.engine=compiled", "train.steps=32", profile=True)[1]) == PARTS
