@@ -7,6 +7,7 @@ Only the command line is called, so both sides may name their modules as they li
 not committed.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -120,4 +121,6 @@ def digest(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for the tiny bases and the runs")
+    main(parser.parse_args().work.absolute())
