@@ -3,8 +3,7 @@
 from PIL import Image, ImageChops, ImageFilter
 
 from personalize.common.html import LARGEST, render
-from personalize.data.crops import square
-from personalize.data.decode import SUBJECT_FROM
+from personalize.data.crops import binary_mask, square
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, Report
 from personalize.data.photo_stats import PhotoStats
 
@@ -78,6 +77,6 @@ def _outlined(stats: PhotoStats) -> Image.Image:
         return image
     mask = mask.resize(image.size, Image.Resampling.BILINEAR)
     marked = Image.composite(image, Image.blend(image, Image.new("RGB", image.size, INK), 0.55), mask)
-    subject = mask.point([255 * (value >= SUBJECT_FROM) for value in range(256)])
+    subject = binary_mask(mask)
     marked.paste(OUTLINE, (0, 0), ImageChops.subtract(subject.filter(ImageFilter.MaxFilter(5)), subject))
     return marked

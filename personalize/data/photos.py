@@ -14,7 +14,7 @@ from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
-from personalize.data.crops import Photo, largest_box, square
+from personalize.data.crops import Photo, photo_squares
 from personalize.data.decode import SUBJECT_FROM, decode, decode_mask
 from personalize.data.image_grid import grid
 from personalize.data.photo_checks import listed, notices
@@ -95,13 +95,8 @@ def read_photo(path: Path) -> Photo:
 
 
 def preview(photos: Sequence[Photo], size: int, *, crop: str = "center") -> Image.Image:
-    """What training at `size` px sees of the first photos, in a grid, each at most PREVIEW_SIDE px.
-
-    A random crop is shown by its middle.
-    """
-    place = "center" if crop == "random" else crop
-    side = min(size, PREVIEW_SIDE)
-    return grid([square(photo, side, largest_box(photo, place)) for photo in photos[:PREVIEW_MOST]], columns=5)
+    """What training at `size` px sees of the first photos, in a grid, each at most PREVIEW_SIDE px."""
+    return grid(photo_squares(photos[:PREVIEW_MOST], min(size, PREVIEW_SIDE), crop), columns=5)
 
 
 def _named_file(path: str | Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize.data.crops import Photo, largest_box, square, square_mask
+from personalize.data.crops import Photo, fixed_box, photo_squares, square_mask
 from personalize.evaluation import image_cache
 from personalize.evaluation.encoders import Encoders
 from personalize.evaluation.metrics import diversity, foreground, measured, memorization, toyland_truth
@@ -29,7 +29,7 @@ def make_reference(
     photos = list({photo.sha256: photo for photo in photos}.values())
     marks = None
     if any(photo.mask is not None for photo in photos):
-        marks = foreground.marked(encoders, [_mask(photo, size, fixed_crop(crop)) for photo in photos])
+        marks = foreground.marked(encoders, [_mask(photo, size, crop) for photo in photos])
     images = image_cache.load_tensors(photo_squares(photos, size, crop))
     return Reference(
         encoders,
@@ -41,16 +41,6 @@ def make_reference(
         toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None,
         class_word,
     )
-
-
-def photo_squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
-    """Photos as training sees them, px of the side."""
-    return [square(photo, size, largest_box(photo, fixed_crop(crop))) for photo in photos]
-
-
-def fixed_crop(crop: str) -> str:
-    """A random crop is looked at in its middle."""
-    return "center" if crop == "random" else crop
 
 
 def score_images(
@@ -78,9 +68,9 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _mask(photo: Photo, size: int, how: str) -> Tensor | None:
+def _mask(photo: Photo, size: int, crop: str) -> Tensor | None:
     """(1,size,size) in [0,1], cut as the photo is."""
     if photo.mask is None:
         return None
-    mask = square_mask(photo, size, largest_box(photo, how))
+    mask = square_mask(photo, size, fixed_box(photo, crop))
     return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255

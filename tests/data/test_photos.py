@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageFile
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
 from personalize.core.rng import generator
-from personalize.data.crops import crop_box, epoch_order, largest_box, mask_batch, photo_batch, to_tensor
+from personalize.data.crops import crop_box, epoch_order, largest_box, mask_batch, photo_batch
 from personalize.data.decode import MAX_PIXELS
 from personalize.data.photos import find_photos, load_photos, preview
 
@@ -27,6 +27,10 @@ STORED_BY = {
     8: Image.Transpose.ROTATE_270,
 }
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 60), (40, 60, 220), (230, 220, 40)
+
+
+def to_tensor(photo, size, **how):
+    return photo_batch([photo], size, **how)[0]
 
 
 def corners(width=48, height=32):
