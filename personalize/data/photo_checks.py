@@ -135,8 +135,8 @@ def _subject_cut_off(stat: PhotoStats) -> Fault | None:
 def _small_subject(stat: PhotoStats) -> Fault | None:
     if stat.coverage is not None and stat.coverage < SMALL_SUBJECT:
         return WARNING, (
-            f"the subject is only {stat.coverage:.1%} of the crop of {stat.photo.name}: few pixels to learn from. Cut the photo "
-            f"down to it, or take one from nearer."
+            f"the subject is only {stat.coverage:.1%} of the crop of {stat.photo.name}: few pixels to learn from. Cut the "
+            f"photo down to it, or take one from nearer."
         )
 
 

@@ -49,5 +49,5 @@ class Images:
         return toyland_truth.read_images(self.reference.probe, self.pixels)
 
     @cached_property
-    def adherence(self) -> dict[str, Tensor | None]:
+    def adherence(self) -> dict[str, Tensor]:
         return toyland_truth.prompt_adherence(self.reading, self.prompts, self.reference.class_word)
