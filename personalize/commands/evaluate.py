@@ -24,7 +24,7 @@ from personalize.evaluation import checkpoint_selection, encoders, image_cache, 
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
-from personalize.evaluation.report import page
+from personalize.evaluation.report import page, tables
 from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
@@ -242,6 +242,6 @@ def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> E
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / "per_image.csv", table.getvalue())
-    write_text(out / "report.md", page.markdown(metrics))
+    write_text(out / "report.md", tables.markdown(metrics))
     write_text(out / "report.html", page.html(metrics, shown))
     return EvaluateResult(metrics, out / "report.html")

@@ -10,7 +10,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -131,12 +131,10 @@ def _strict_pillow() -> Iterator[None]:
 
 def _formats() -> list[str]:
     """The decoders that are there; HEIF is when pillow-heif is installed."""
-    try:
+    with suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    except ImportError:
-        pass
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -176,8 +174,7 @@ def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    elif image.mode == "P":
+    if image.mode in ("RGBA", "P"):
         image = image.convert("RGB")
     image = _to_srgb(image, profile).convert("RGB")
     if alpha is None or alpha.getextrema()[0] == 255:
