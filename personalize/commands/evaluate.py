@@ -91,8 +91,8 @@ def evaluate(
     drawn = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:
-        loaded, bad = image_cache.load_images(image_set)
-        rows += scoring.score_images(reference, image_set, loaded, bad)
+        loaded, reasons = image_cache.load_images(image_set)
+        rows += scoring.score_images(reference, image_set, loaded, reasons)
         drawings += loaded
     seconds = {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)}
     all_photos = [*trained_on, *held_out]

@@ -1,7 +1,7 @@
 """One photo  ->  a square crop  ->  a tensor, its mask the same way; and the order photos are used in.
 
-Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each call from the generator
-that is passed in, never once at load; a generator in the same state draws the same for images and masks.
+Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each step from the generator
+that is passed in, never once at load, and once for an image and its mask.
 Folders and data sets of photos are in `photos`, their decoding in `decode`.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,18 +61,21 @@ class Photo:
         return None if self.mask is None else binary_mask(self.mask).getbbox()
 
 
+class Crop(NamedTuple):
+    """The part of a photo that training sees; mirrored: left to right."""
+
+    photo: Photo
+    box: Box
+    mirrored: bool = False
+
+
 def binary_mask(mask: Image.Image) -> Image.Image:
     """ "L" in shades  ->  0 and 255, the subject."""
     return mask.point([255 * (value >= SUBJECT_FROM) for value in range(256)])
 
 
 def crop_box(
-    size_wh: tuple[int, int],
-    side: int,
-    crop: str = "center",
-    generator: Generator | None = None,
-    *,
-    subject: Box | None = None,
+    size_wh: tuple[int, int], side: int, crop: str = "center", generator: Generator | None = None, *, subject: Box | None = None
 ) -> Box:
     """(width, height), side of a square in the same pixels  ->  (left, top, right, bottom) inside the image.
 
@@ -119,27 +123,26 @@ def photo_squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.I
     return [square(photo, size, fixed_box(photo, crop)) for photo in photos]
 
 
-def photo_batch(
-    photos: Sequence[Photo], size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
-) -> Tensor:
-    """B photos  ->  (B,3,H,W) float32 in [-1,1] with H = W = size; one generator serves them in turn.
+def draw_crops(
+    photos: Sequence[Photo], crop: str = "center", *, flip: bool = False, generator: Generator | None = None
+) -> list[Crop]:
+    """Where each photo is cut: its largest square, mirrored in half of the cases with `flip`; one generator serves all."""
+    assert generator is not None or not flip, "a flip draws from a generator"
+    crops = []
+    for photo in photos:
+        box = largest_box(photo, crop, generator)
+        crops.append(Crop(photo, box, flip and torch.rand((), generator=generator, dtype=torch.float64).item() < 0.5))
+    return crops
 
-    The largest square of each photo, resized with Lanczos: the same as resizing the short side to `size` and
-    cropping, without the large image between. `flip` mirrors left to right in half of the cases.
-    """
-    pixels = _cut(square, photos, size, crop=crop, flip=flip, generator=generator)
-    return (pixels / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
+
+def image_tensor(crops: Sequence[Crop], size: int) -> Tensor:
+    """B crops  ->  (B,3,H,W) float32 in [-1,1] with H = W = size, resized with Lanczos."""
+    return (_pixels(square, crops, size) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
 
 
-def mask_batch(
-    photos: Sequence[Photo], size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
-) -> Tensor:
-    """B photos  ->  (B,1,H,W) float32 in [0,1], 1 = subject, ones without a mask; pixel for pixel those of `photo_batch`.
-
-    Where crop or flip are random, pass a generator in the state that `photo_batch` got its own in; it is left in the
-    same state afterwards. `size` may be smaller than the images', such as the latents'.
-    """
-    return _cut(square_mask, photos, size, crop=crop, flip=flip, generator=generator)[:, None] / 255.0
+def mask_tensor(crops: Sequence[Crop], size: int) -> Tensor:
+    """B crops  ->  (B,1,H,W) float32 in [0,1], 1 = subject; ones without a mask."""
+    return _pixels(square_mask, crops, size)[:, None] / 255.0
 
 
 def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = "subject") -> list[int]:
@@ -155,15 +158,9 @@ def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = 
     return torch.cat([*permutations])[start : start + batch].tolist()
 
 
-def _cut(cut: Callable, photos: Sequence[Photo], size: int, *, crop: str, flip: bool, generator: Generator | None) -> Tensor:
-    """B photos, `square` or `square_mask`  ->  (B,H,W,3) or (B,H,W) float32 in [0,255].
-
-    All that is random about a photo is drawn here, its place and then its side, so that images and masks agree.
-    """
-    assert generator is not None or not flip, "a flip draws from a generator"
-    cuts = []
-    for photo in photos:
-        pixels = np.asarray(cut(photo, size, largest_box(photo, crop, generator)), dtype=np.float32)
-        mirrored = flip and torch.rand((), generator=generator, dtype=torch.float64).item() < 0.5
-        cuts.append(pixels[:, ::-1] if mirrored else pixels)
-    return torch.from_numpy(np.stack(cuts))
+def _pixels(cut: Callable, crops: Sequence[Crop], size: int) -> Tensor:
+    """B crops, `square` or `square_mask`  ->  (B,H,W,3) or (B,H,W) float32 in [0,255]."""
+    arrays = [
+        np.asarray(cut(photo, size, box), dtype=np.float32)[:, :: -1 if mirrored else 1] for photo, box, mirrored in crops
+    ]
+    return torch.from_numpy(np.stack(arrays))

@@ -53,11 +53,6 @@ class Decoded(NamedTuple):
     size: tuple[int, int]
     orientation: int
 
-    @property
-    def stored(self) -> tuple[int, int]:
-        """(width, height) in pixels of the file as it is stored, before the turn."""
-        return self.size[::-1] if self.orientation in QUARTER_TURNS else self.size
-
 
 def decode(data: bytes, where: str) -> Decoded:
     """Bytes of a file, its name for messages  ->  the image upright, in sRGB, on white where it was transparent.
@@ -86,8 +81,7 @@ def decode(data: bytes, where: str) -> Decoded:
             raise UserError(_unreadable(data, where, error)) from error
     factor = max(1, min(flat.size) // KEEP_SIDE)
     alpha = None if alpha is None else _finish(alpha, factor, orientation)
-    upright = size[::-1] if orientation in QUARTER_TURNS else size
-    return Decoded(_finish(flat, factor, orientation), alpha, upright, orientation)
+    return Decoded(_finish(flat, factor, orientation), alpha, _turned(size, orientation), orientation)
 
 
 def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Image.Image:
@@ -99,17 +93,18 @@ def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Ima
     """
     mask = decode(data, where)
     marks = mask.alpha if mask.alpha is not None else mask.image.convert("L")
-    fits, fits_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, photo.stored)
-    if mask.orientation == 1 and fits_stored and (mask.size == photo.stored or not fits):
+    stored = _turned(photo.size, photo.orientation)
+    fits, fits_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, stored)
+    if mask.orientation == 1 and fits_stored and (mask.size == stored or not fits):
         marks = _finish(marks, 1, photo.orientation)
     elif not fits:
         raise UserError(
             f"{where} is {mask.size[0]}×{mask.size[1]} px, but its photo {photo_name} is {photo.size[0]}×{photo.size[1]} px. "
             f"Make the mask from this very photo, or take it out."
         )
-    if marks.getextrema()[1] < SUBJECT_FROM:
+    if (brightest := marks.getextrema()[1]) < SUBJECT_FROM:
         raise UserError(
-            f"{where}, the mask of {photo_name}, shows no subject: its brightest value is {marks.getextrema()[1]} of 255. "
+            f"{where}, the mask of {photo_name}, shows no subject: its brightest value is {brightest} of 255. "
             f"White marks the subject; make the mask anew, or take it out."
         )
     return marks if marks.size == photo.image.size else marks.resize(photo.image.size, Image.Resampling.BILINEAR)
@@ -160,6 +155,11 @@ def _orientation(image: Image.Image) -> int:
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) in pixels of the file as stored, to that of the upright image, and back."""
+    return size[::-1] if orientation in QUARTER_TURNS else size
 
 
 def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -9,11 +9,7 @@ from personalize.data.photo_stats import PhotoStats
 
 SHOWN = 60  # photos whose images are in the page; of more, only the findings are
 MARKS = {OK: "good", NOTE: "info", WARNING: "warn"}
-CROP_PLACES = {
-    "center": "the middle",
-    "subject": "around the subject",
-    "random": "the middle; training cuts at random places",
-}
+CROP_PLACES = {"center": "the middle", "subject": "around the subject", "random": "the middle; training cuts at random places"}
 INK, OUTLINE = (26, 28, 34), (40, 215, 120)
 
 

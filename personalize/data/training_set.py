@@ -15,7 +15,7 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.core import rng
 from personalize.core.guidance import Cond
-from personalize.data.crops import Photo, epoch_order, mask_batch, photo_batch
+from personalize.data.crops import Photo, draw_crops, epoch_order, image_tensor, mask_tensor
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
 from personalize.models.devices import take_rows, to_device
@@ -163,16 +163,12 @@ def build_training_set(
 
 def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
-    settings, size = recipe.photos, recipe.photos.size or model.size
-
-    def crop(what, size: int) -> Tensor:  # the same crops and flips for images and masks
-        generator = rng.generator(recipe.seed, "crop", step)
-        return what(photos, size, crop=settings.crop, flip=settings.flip, generator=generator)
-
-    mean, std = model.encode_images(crop(photo_batch, size))
+    settings, generator = recipe.photos, rng.generator(recipe.seed, "crop", step)
+    crops = draw_crops(photos, settings.crop, flip=settings.flip, generator=generator)
+    mean, std = model.encode_images(image_tensor(crops, settings.size or model.size))
     if settings.background == 1:
         return mean, std, None
-    subject = crop(mask_batch, mean.shape[-1])
+    subject = mask_tensor(crops, mean.shape[-1])
     return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device)
 
 

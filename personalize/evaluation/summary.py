@@ -50,10 +50,10 @@ def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
     pres, before = interval(run, "dino"), interval(base, "dino").mean
     moved = bootstrap.paired_difference(keyed(run, "dino"), keyed(base, "dino"))
     room = (1.0 if top is None else top) - before
-    share = {k: getattr(moved, k) / room if room > 0 else None for k in ("mean", "low", "high")}
+    distances = {"share": moved.mean, "share_low": moved.low, "share_high": moved.high}
     return {
         "prompt": prompt, "pres": pres.mean, "low": pres.low, "high": pres.high, "base": before, "ceiling": top,
-        "excess": moved.mean, "share": share["mean"], "share_low": share["low"], "share_high": share["high"],
+        "excess": moved.mean, **{name: distance / room if room > 0 else None for name, distance in distances.items()},
         "clip_t": interval(run, "clip_t").mean, "base_clip_t": interval(base, "clip_t").mean,
         "diversity": _mean(run, "diversity"), "base_diversity": _mean(base, "diversity"),
     }  # fmt: skip

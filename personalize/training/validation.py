@@ -119,9 +119,9 @@ class DevSplit:
         image_cache.generate_missing(
             self.model, images, seed=seed, purpose="choose", config=sampler, progress=progress, what="dev split by the base"
         )
-        loaded, bad = image_cache.load_images(images)
+        loaded, reasons = image_cache.load_images(images)
         with torch.autocast(self.model.device.type, enabled=False):  # half precision is for sampling
-            return scoring.score_images(self.references[k], images, loaded, bad)
+            return scoring.score_images(self.references[k], images, loaded, reasons)
 
 
 def _scored(step: int, rows: list[dict], base: list[dict], *, top: float | None, token: str) -> ScoredCheckpoint:
