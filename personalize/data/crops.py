@@ -2,7 +2,6 @@
 
 Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each step from the generator
 that is passed in, never once at load, and once for an image and its mask.
-Folders and data sets of photos are in `photos`, their decoding in `decode`.
 """
 
 from __future__ import annotations
@@ -75,17 +74,17 @@ def binary_mask(mask: Image.Image) -> Image.Image:
 
 
 def crop_box(
-    size_wh: tuple[int, int], side: int, crop: str = "center", generator: Generator | None = None, *, subject: Box | None = None
+    size_wh: tuple[int, int], crop: str = "center", generator: Generator | None = None, *, subject: Box | None = None
 ) -> Box:
-    """(width, height), side of a square in the same pixels  ->  (left, top, right, bottom) inside the image.
+    """(width, height)  ->  (left, top, right, bottom) of the largest square, in the same pixels.
 
     "center" takes the middle. "subject" takes the place whose middle is nearest to that of the box `subject`; without
     such a box, the middle. "random" draws its place from `generator`, always with one number per axis, so that what
     is drawn after it does not depend on the image's size.
     """
     assert crop in CROPS, crop
+    side = min(size_wh)
     room = (size_wh[0] - side, size_wh[1] - side)
-    assert min(room) >= 0, f"a crop of {side} px does not fit in {size_wh}"
     if crop == "random":
         assert generator is not None, "a random crop draws from a generator"
         shares = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
@@ -98,7 +97,7 @@ def crop_box(
 
 def largest_box(photo: Photo, crop: str = "center", generator: Generator | None = None) -> Box:
     """The largest square of a photo, in pixels of its image, at the place that the crop says."""
-    return crop_box(photo.image.size, min(photo.image.size), crop, generator, subject=photo.subject)
+    return crop_box(photo.image.size, crop, generator, subject=photo.subject)
 
 
 def fixed_box(photo: Photo, crop: str) -> Box:

@@ -1,7 +1,6 @@
 """The bytes of an image file  ->  an upright sRGB image without metadata, and its alpha.
 
-A user's file is either read as it looks or refused with its name and a remedy; masks are read the same way. `photos`
-finds the files, `crops` makes squares and tensors of them.
+A user's file is either read as it looks or refused with its name and a remedy; masks are read the same way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What is to be said about photos before anything is trained on them, in plain words.
 
-A finding names the photo, the value and the remedy; where nothing is wrong it states the values. `photo_stats` measures,
-`photo_page` shows a report as a page.
+A finding names the photo, the value and the remedy; where nothing is wrong it states the values.
 """
 
 from __future__ import annotations

@@ -23,9 +23,7 @@ def photo_page(report: Report) -> str:
         has_masks=any(stats.photo.mask is not None for stats in report.stats),
         shown=SHOWN,
         verdict=_verdict(report),
-        rows=[
-            _row(stats, findings, k < SHOWN) for k, (stats, findings) in enumerate(zip(report.stats, report.each, strict=True))
-        ],
+        rows=[_row(*photo, k < SHOWN) for k, photo in enumerate(zip(report.stats, report.each, strict=True))],
     )
 
 

@@ -1,7 +1,4 @@
-"""What is measured of a photo before training: pixels, sharpness, light, what the crop keeps, and likeness to others.
-
-Numbers only; what they mean for a user is in `photo_checks`.
-"""
+"""What is measured of a photo before training: pixels, sharpness, light, what the crop keeps, and likeness to others."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 A file that cannot be used is found here, before any training: a `UserError` names it. What a user should know of a file
 that can be used is a notice, from `photo_checks`. A mask file beside a photo becomes its mask and is never a photo.
-Decoding is in `decode`; cropping, tensors and batches are in `crops`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Images -> rows, one an image with every metric; a value that was not measured is None.
-
-N images, K photos. What rows say together, with intervals, is in `summary`.
-"""
+"""N images -> rows, one an image with every metric; a value that was not measured is None."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +42,7 @@ def score_images(
     """The N images of a set, and why some of them cannot be used -> N rows."""
     pixels = image_cache.load_tensors(loaded)
     embedded = embed(reference.encoders, pixels, image_set.plain)
-    images = Images(reference, pixels, embedded, image_set.kinds, image_set.templates, image_set.plain)
+    images = Images(reference, pixels, embedded, image_set)
     columns = {key: metric.score(images) for key, metric in measured(reference).items()}
     columns["nearest"] = memorization.nearest_photo(embedded, reference.photos)
     columns["copied"] = memorization.is_copy(embedded, reference.photos)

@@ -476,24 +476,24 @@ def test_an_id_is_split_into_name_and_config_and_never_trusts_remote_code(offlin
 
 
 def test_a_center_crop_is_the_middle_and_stays_inside():
-    assert crop_box((300, 200), 200) == (50, 0, 250, 200)
-    assert crop_box((200, 301), 200) == (0, 50, 200, 250)
-    assert crop_box((64, 64), 64) == (0, 0, 64, 64)
+    assert crop_box((300, 200)) == (50, 0, 250, 200)
+    assert crop_box((200, 301)) == (0, 50, 200, 250)
+    assert crop_box((64, 64)) == (0, 0, 64, 64)
 
 
 def test_a_random_crop_reaches_both_ends_and_repeats_for_its_generator():
-    boxes = [crop_box((8, 5), 5, "random", generator(0, "crop", k)) for k in range(100)]
+    boxes = [crop_box((8, 5), "random", generator(0, "crop", k)) for k in range(100)]
     assert {box[0] for box in boxes} == {0, 1, 2, 3} and {box[1] for box in boxes} == {0}
-    assert boxes == [crop_box((8, 5), 5, "random", generator(0, "crop", k)) for k in range(100)]
+    assert boxes == [crop_box((8, 5), "random", generator(0, "crop", k)) for k in range(100)]
 
 
 def test_a_subject_crop_has_the_subject_in_its_middle_and_stays_inside():
-    assert crop_box((300, 200), 200, "subject", subject=(150, 50, 190, 90)) == (70, 0, 270, 200)
-    assert crop_box((300, 200), 200, "subject", subject=(280, 0, 300, 20)) == (100, 0, 300, 200)
-    assert crop_box((300, 200), 200, "subject", subject=(0, 0, 5, 5)) == (0, 0, 200, 200)
-    assert crop_box((200, 300), 200, "subject", subject=(0, 20, 200, 280)) == (0, 50, 200, 250)
-    assert crop_box((300, 200), 200, "subject") == crop_box((300, 200), 200)
-    assert crop_box((300, 200), 200, subject=(280, 0, 300, 20)) == crop_box((300, 200), 200)
+    assert crop_box((300, 200), "subject", subject=(150, 50, 190, 90)) == (70, 0, 270, 200)
+    assert crop_box((300, 200), "subject", subject=(280, 0, 300, 20)) == (100, 0, 300, 200)
+    assert crop_box((300, 200), "subject", subject=(0, 0, 5, 5)) == (0, 0, 200, 200)
+    assert crop_box((200, 300), "subject", subject=(0, 20, 200, 280)) == (0, 50, 200, 250)
+    assert crop_box((300, 200), "subject") == crop_box((300, 200))
+    assert crop_box((300, 200), subject=(280, 0, 300, 20)) == crop_box((300, 200))
 
 
 def test_a_photo_without_a_mask_is_cut_in_the_middle_where_the_subject_is_asked_for(tmp_path):

@@ -31,7 +31,7 @@ class Metric:
 
 
 def _diversity(images: Images) -> Tensor:
-    groups = list(zip(images.kinds, images.templates, strict=True))
+    groups = list(zip(images.wanted.kinds, images.wanted.templates, strict=True))
     if images.reference.lpips:
         return diversity.pairwise(images.reference.lpips, images.pixels, groups)
     return diversity.pairwise(diversity.patch_distance, images.embedded.patches, groups)
