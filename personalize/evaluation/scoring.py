@@ -24,16 +24,9 @@ def make_reference(
     masks = [mask_tensor([Crop(photo, fixed_box(photo, crop))], size)[0] if photo.mask else None for photo in photos]
     marks = foreground.marked(encoders, masks) if any(photo.mask for photo in photos) else None
     images = image_cache.load_tensors(photo_squares(photos, size, crop))
-    return Reference(
-        encoders,
-        embed(encoders, images),
-        embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None,
-        marks,
-        lpips,
-        probe,
-        toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None,
-        class_word,
-    )
+    unseen = embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None
+    identity = toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None
+    return Reference(encoders, embed(encoders, images), unseen, marks, lpips, probe, identity, class_word)
 
 
 def score_images(
