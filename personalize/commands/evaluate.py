@@ -18,13 +18,13 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
-from personalize.data.crops import Photo
+from personalize.data.crops import Photo, photo_squares
 from personalize.data.photos import load_photos
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
-from personalize.evaluation.report import page
+from personalize.evaluation.report import page, tables
 from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
@@ -91,8 +91,8 @@ def evaluate(
     drawn = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:
-        loaded, bad = image_cache.load_images(image_set)
-        rows += scoring.score_images(reference, image_set, loaded, bad)
+        loaded, reasons = image_cache.load_images(image_set)
+        rows += scoring.score_images(reference, image_set, loaded, reasons)
         drawings += loaded
     seconds = {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)}
     all_photos = [*trained_on, *held_out]
@@ -107,7 +107,7 @@ def evaluate(
         "photos": _health(all_photos, recipe, size=model.size, held_out=len(held_out)) if photos else [],
     }
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
-    squares = scoring.photo_squares(all_photos, model.size, recipe.photos.crop) if photos else []
+    squares = photo_squares(all_photos, model.size, recipe.photos.crop) if photos else []
     return _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True))))
 
 
@@ -211,7 +211,7 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
 
 def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    report = photo_checks.examine_photos(photos, size, crop=scoring.fixed_crop(recipe.photos.crop))
+    report = photo_checks.examine_photos(photos, size, crop=recipe.photos.crop)
     first_held = len(photos) - held_out
     return [
         {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in report.each[k]]}
@@ -242,6 +242,6 @@ def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> E
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / "per_image.csv", table.getvalue())
-    write_text(out / "report.md", page.markdown(metrics))
+    write_text(out / "report.md", tables.markdown(metrics))
     write_text(out / "report.html", page.html(metrics, shown))
     return EvaluateResult(metrics, out / "report.html")

@@ -5,8 +5,8 @@ which happens after its file. The key is all that decides what the images look l
 """
 
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -72,46 +72,36 @@ def name(i: int) -> str:
     return f"{i:05d}.png"
 
 
-def generate_missing(model: LatentModel, folder: Path, wanted: dict, count: int, *, batch: int, progress: Callable) -> int:
-    """Generate the images 0…count-1 that are missing; returns how many. Several processes share the work."""
+def complete_set(
+    model: LatentModel, recipe: Recipe, class_word: str, *, root: Path, folder: Path | None, screen: Terminal
+) -> tuple[Path, int]:
+    """The `recipe.prior.count` class images in `folder`, or in the one of `root` that their key names -> (folder, drawn).
+
+    Of several processes each calls it, and they share the work. UserError for an empty class word and for a folder of
+    other images.
+    """
+    if not class_word:
+        raise UserError("which class? Give one, as in: personalize prior dog")
+    wanted, count = class_image_settings(model, recipe, class_word), recipe.prior.count
+    folder = Path(folder) if folder else folder_for(root, wanted)
     check_folder(folder, wanted)
+    sampler = {key: wanted[key] for key in ("sampler", "steps", "guidance", "negative", "size")}
+    config = SamplingConfig(**sampler, batch=recipe.prior.batch)
     rank, world = distributed.rank(), distributed.world_size()
-    config = SamplingConfig(
-        wanted["sampler"],
-        wanted["steps"],
-        wanted["guidance"],
-        negative=wanted["negative"],
-        size=wanted["size"],
-        batch=batch,
-    )
     with lock(folder) if rank == 0 else nullcontext():
         present = present_images(folder)
         if not set(range(count)) <= present.keys():
             _write_manifest(folder, wanted, "running", len(present))
         todo = [[i for i in part if i not in present] for part in sampling.sampling_batches(model, count, config)]
         todo = [part for k, part in enumerate(todo) if k % world == rank and part]
-        with progress("class images", count, done=count - sum(map(len, todo)), unit="images") as advance:
+        drawn = sum(map(len, todo))
+        with screen.progress("class images", count, done=count - drawn, unit="images") as advance:
             for part in todo:
                 _draw_part(model, folder, part, wanted=wanted, config=config)
                 advance(len(part))
         _describe(folder, wanted, count)
-    return sum(map(len, todo))
-
-
-def complete_set(
-    model: LatentModel, recipe: Recipe, class_word: str, *, root: Path, folder: Path | None, screen: Terminal
-) -> tuple[Path, int]:
-    """The `recipe.prior.count` class images in `folder`, or in the one of `root` that their key names -> (folder, drawn).
-
-    Of several processes each calls it. UserError for an empty class word and for a folder of other images.
-    """
-    if not class_word:
-        raise UserError("which class? Give one, as in: personalize prior dog")
-    wanted = class_image_settings(model, recipe, class_word)
-    folder = Path(folder) if folder else folder_for(root, wanted)
-    drawn = generate_missing(model, folder, wanted, recipe.prior.count, batch=recipe.prior.batch, progress=screen.progress)
     if not drawn:
-        screen.say(f"{recipe.prior.count} class images of {wanted['prompt']!r} are there already: {folder}")
+        screen.say(f"{count} class images of {wanted['prompt']!r} are there already: {folder}")
     return folder, drawn
 
 
@@ -146,27 +136,18 @@ def _draw_part(model: LatentModel, folder: Path, part: list[int], *, wanted: dic
     for i, image in zip(part, sampling.to_pil(model.decode_latents(z0)), strict=True):
         with writing(folder / name(i)) as temporary:
             image.save(temporary)
-    for run in _consecutive(part):
-        with writing(folder / f"latents-{run[0]:05d}-{run[-1]:05d}.safetensors") as temporary:
-            save_file({str(i): z0[part.index(i)].cpu().contiguous() for i in run}, temporary)
-
-
-def _consecutive(numbers: list[int]) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return runs
+    for _, consecutive in groupby(enumerate(part), lambda row: row[1] - row[0]):
+        tensors = {i: z0[row].cpu().contiguous() for row, i in consecutive}
+        with writing(folder / f"latents-{min(tensors):05d}-{max(tensors):05d}.safetensors") as temporary:
+            save_file({str(i): latents for i, latents in tensors.items()}, temporary)
 
 
 def _describe(folder: Path, wanted: dict, count: int) -> None:
     """metadata.jsonl and manifest of what is there. Each process looks again after writing, so the last one is right."""
     written = None
     while (numbers := sorted(present_images(folder))) != written:
-        rows = [{"file_name": name(i), "text": wanted["prompt"], "seed": wanted["seed"], "index": i} for i in numbers]
-        text, path = "".join(json.dumps(row) + "\n" for row in rows), folder / "metadata.jsonl"
+        same, path = {"text": wanted["prompt"], "seed": wanted["seed"]}, folder / "metadata.jsonl"
+        text = "".join(json.dumps({"file_name": name(i), **same, "index": i}) + "\n" for i in numbers)
         if not path.exists() or path.read_text() != text:
             write_text(path, text)
         status = "finished" if set(range(count)) <= set(numbers) else "running"

@@ -1,16 +1,16 @@
 """One photo  ->  a square crop  ->  a tensor, its mask the same way; and the order photos are used in.
 
-Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each call from the generator
-that is passed in, never once at load; a generator in the same state draws the same for images and masks.
-Folders and data sets of photos are in `photos`, their decoding in `decode`.
+Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each step from the generator
+that is passed in, never once at load, and once for an image and its mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,28 +57,34 @@ class Photo:
     @cached_property
     def subject(self) -> Box | None:
         """The box around the subject in pixels of `image`; None without a mask."""
-        if self.mask is None:
-            return None
-        return self.mask.point([255 * (value >= SUBJECT_FROM) for value in range(256)]).getbbox()
+        return None if self.mask is None else binary_mask(self.mask).getbbox()
+
+
+class Crop(NamedTuple):
+    """The part of a photo that training sees; mirrored: left to right."""
+
+    photo: Photo
+    box: Box
+    mirrored: bool = False
+
+
+def binary_mask(mask: Image.Image) -> Image.Image:
+    """ "L" in shades  ->  0 and 255, the subject."""
+    return mask.point([255 * (value >= SUBJECT_FROM) for value in range(256)])
 
 
 def crop_box(
-    size_wh: tuple[int, int],
-    side: int,
-    crop: str = "center",
-    generator: Generator | None = None,
-    *,
-    subject: Box | None = None,
+    size_wh: tuple[int, int], crop: str = "center", generator: Generator | None = None, *, subject: Box | None = None
 ) -> Box:
-    """(width, height), side of a square in the same pixels  ->  (left, top, right, bottom) inside the image.
+    """(width, height)  ->  (left, top, right, bottom) of the largest square, in the same pixels.
 
     "center" takes the middle. "subject" takes the place whose middle is nearest to that of the box `subject`; without
     such a box, the middle. "random" draws its place from `generator`, always with one number per axis, so that what
     is drawn after it does not depend on the image's size.
     """
     assert crop in CROPS, crop
+    side = min(size_wh)
     room = (size_wh[0] - side, size_wh[1] - side)
-    assert min(room) >= 0, f"a crop of {side} px does not fit in {size_wh}"
     if crop == "random":
         assert generator is not None, "a random crop draws from a generator"
         shares = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
@@ -91,7 +97,12 @@ def crop_box(
 
 def largest_box(photo: Photo, crop: str = "center", generator: Generator | None = None) -> Box:
     """The largest square of a photo, in pixels of its image, at the place that the crop says."""
-    return crop_box(photo.image.size, min(photo.image.size), crop, generator, subject=photo.subject)
+    return crop_box(photo.image.size, crop, generator, subject=photo.subject)
+
+
+def fixed_box(photo: Photo, crop: str) -> Box:
+    """The largest square where nothing may be random: a random crop is looked at in its middle."""
+    return largest_box(photo, "center" if crop == "random" else crop)
 
 
 def square(photo: Photo, size: int, box: Box) -> Image.Image:
@@ -106,48 +117,31 @@ def square_mask(photo: Photo, size: int, box: Box) -> Image.Image:
     return photo.mask.resize((size, size), Image.Resampling.BILINEAR, box=box)  # Lanczos would ring at the outline
 
 
-def to_tensor(
-    photo: Photo, size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
-) -> Tensor:
-    """A photo  ->  (3,H,W) float32 in [-1,1] with H = W = size.
-
-    The largest square of the photo, resized with Lanczos: the same as resizing the short side to `size` and
-    cropping, without the large image between. `flip` mirrors left to right in half of the calls.
-    """
-    box, mirrored = _drawn(photo, crop, flip=flip, generator=generator)
-    pixels = torch.from_numpy(np.array(square(photo, size, box), dtype=np.float32))
-    image = (pixels / 127.5 - 1.0).permute(2, 0, 1)
-    return (image.flip(-1) if mirrored else image).contiguous()
+def photo_squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
+    """Photos as training sees them, at `size` px; a random crop by its middle."""
+    return [square(photo, size, fixed_box(photo, crop)) for photo in photos]
 
 
-def mask_to_tensor(
-    photo: Photo, size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
-) -> Tensor:
-    """A photo's mask  ->  (1,H,W) float32 in [0,1], 1 = subject; ones without a mask.
-
-    Cut and mirrored as `to_tensor` does with a generator in the same state.
-    """
-    box, mirrored = _drawn(photo, crop, flip=flip, generator=generator)
-    marks = torch.from_numpy(np.array(square_mask(photo, size, box), dtype=np.float32))[None] / 255.0
-    return (marks.flip(-1) if mirrored else marks).contiguous()
-
-
-def photo_batch(
-    photos: Sequence[Photo], size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
-) -> Tensor:
-    """B photos  ->  (B,3,H,W) float32 in [-1,1]; one generator serves them in turn."""
-    return torch.stack([to_tensor(photo, size, crop=crop, flip=flip, generator=generator) for photo in photos])
+def draw_crops(
+    photos: Sequence[Photo], crop: str = "center", *, flip: bool = False, generator: Generator | None = None
+) -> list[Crop]:
+    """Where each photo is cut: its largest square, mirrored in half of the cases with `flip`; one generator serves all."""
+    assert generator is not None or not flip, "a flip draws from a generator"
+    crops = []
+    for photo in photos:
+        box = largest_box(photo, crop, generator)
+        crops.append(Crop(photo, box, flip and torch.rand((), generator=generator, dtype=torch.float64).item() < 0.5))
+    return crops
 
 
-def mask_batch(
-    photos: Sequence[Photo], size: int, *, crop: str = "center", flip: bool = False, generator: Generator | None = None
-) -> Tensor:
-    """B photos  ->  (B,1,H,W) float32 in [0,1], 1 = subject; pixel for pixel those of `photo_batch`.
+def image_tensor(crops: Sequence[Crop], size: int) -> Tensor:
+    """B crops  ->  (B,3,H,W) float32 in [-1,1] with H = W = size, resized with Lanczos."""
+    return (_pixels(square, crops, size) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
 
-    Where crop or flip are random, pass a generator in the state that `photo_batch` got its own in; it is left in the
-    same state afterwards. `size` may be smaller than the images', such as the latents'.
-    """
-    return torch.stack([mask_to_tensor(photo, size, crop=crop, flip=flip, generator=generator) for photo in photos])
+
+def mask_tensor(crops: Sequence[Crop], size: int) -> Tensor:
+    """B crops  ->  (B,1,H,W) float32 in [0,1], 1 = subject; ones without a mask."""
+    return _pixels(square_mask, crops, size)[:, None] / 255.0
 
 
 def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = "subject") -> list[int]:
@@ -157,21 +151,15 @@ def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = 
     permutations, one an epoch: each epoch uses every index exactly once, whatever the batch size, and none is dropped.
     """
     assert count > 0 and batch > 0 and step >= 0, (count, batch, step)
-    first, last = step * batch, (step + 1) * batch
-    epochs = range(first // count, (last - 1) // count + 1)
-    row = [i for epoch in epochs for i in _epoch(count, epoch, seed=seed, purpose=purpose)]
-    start = first - epochs.start * count
-    return row[start : start + batch]
+    epochs = range(step * batch // count, ((step + 1) * batch - 1) // count + 1)
+    permutations = (torch.randperm(count, generator=seeded(seed, f"order/{purpose}", epoch)) for epoch in epochs)
+    start = step * batch - epochs.start * count
+    return torch.cat([*permutations])[start : start + batch].tolist()
 
 
-def _drawn(photo: Photo, crop: str, *, flip: bool, generator: Generator | None) -> tuple[Box, bool]:
-    """Where a photo is cut and whether it is mirrored: all that is random about it, drawn in one order for all."""
-    box = largest_box(photo, crop, generator)
-    if not flip:
-        return box, False
-    assert generator is not None, "a flip draws from a generator"
-    return box, torch.rand((), generator=generator, dtype=torch.float64).item() < 0.5
-
-
-def _epoch(count: int, epoch: int, *, seed: int, purpose: str) -> list[int]:
-    return torch.randperm(count, generator=seeded(seed, f"order/{purpose}", epoch)).tolist()
+def _pixels(cut: Callable, crops: Sequence[Crop], size: int) -> Tensor:
+    """B crops, `square` or `square_mask`  ->  (B,H,W,3) or (B,H,W) float32 in [0,255]."""
+    arrays = [
+        np.asarray(cut(photo, size, box), dtype=np.float32)[:, :: -1 if mirrored else 1] for photo, box, mirrored in crops
+    ]
+    return torch.from_numpy(np.stack(arrays))

@@ -1,7 +1,6 @@
 """The bytes of an image file  ->  an upright sRGB image without metadata, and its alpha.
 
-A user's file is either read as it looks or refused with its name and a remedy; masks are read the same way. `photos`
-finds the files, `crops` makes squares and tensors of them.
+A user's file is either read as it looks or refused with its name and a remedy; masks are read the same way.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -53,11 +52,6 @@ class Decoded(NamedTuple):
     size: tuple[int, int]
     orientation: int
 
-    @property
-    def stored(self) -> tuple[int, int]:
-        """(width, height) in pixels of the file as it is stored, before the turn."""
-        return self.size[::-1] if self.orientation in QUARTER_TURNS else self.size
-
 
 def decode(data: bytes, where: str) -> Decoded:
     """Bytes of a file, its name for messages  ->  the image upright, in sRGB, on white where it was transparent.
@@ -86,8 +80,7 @@ def decode(data: bytes, where: str) -> Decoded:
             raise UserError(_unreadable(data, where, error)) from error
     factor = max(1, min(flat.size) // KEEP_SIDE)
     alpha = None if alpha is None else _finish(alpha, factor, orientation)
-    upright = size[::-1] if orientation in QUARTER_TURNS else size
-    return Decoded(_finish(flat, factor, orientation), alpha, upright, orientation)
+    return Decoded(_finish(flat, factor, orientation), alpha, _turned(size, orientation), orientation)
 
 
 def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Image.Image:
@@ -99,17 +92,18 @@ def decode_mask(data: bytes, where: str, photo: Decoded, photo_name: str) -> Ima
     """
     mask = decode(data, where)
     marks = mask.alpha if mask.alpha is not None else mask.image.convert("L")
-    fits, fits_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, photo.stored)
-    if mask.orientation == 1 and fits_stored and (mask.size == photo.stored or not fits):
+    stored = _turned(photo.size, photo.orientation)
+    fits, fits_stored = _same_shape(mask.size, photo.size), _same_shape(mask.size, stored)
+    if mask.orientation == 1 and fits_stored and (mask.size == stored or not fits):
         marks = _finish(marks, 1, photo.orientation)
     elif not fits:
         raise UserError(
             f"{where} is {mask.size[0]}×{mask.size[1]} px, but its photo {photo_name} is {photo.size[0]}×{photo.size[1]} px. "
             f"Make the mask from this very photo, or take it out."
         )
-    if marks.getextrema()[1] < SUBJECT_FROM:
+    if (brightest := marks.getextrema()[1]) < SUBJECT_FROM:
         raise UserError(
-            f"{where}, the mask of {photo_name}, shows no subject: its brightest value is {marks.getextrema()[1]} of 255. "
+            f"{where}, the mask of {photo_name}, shows no subject: its brightest value is {brightest} of 255. "
             f"White marks the subject; make the mask anew, or take it out."
         )
     return marks if marks.size == photo.image.size else marks.resize(photo.image.size, Image.Resampling.BILINEAR)
@@ -131,12 +125,10 @@ def _strict_pillow() -> Iterator[None]:
 
 def _formats() -> list[str]:
     """The decoders that are there; HEIF is when pillow-heif is installed."""
-    try:
+    with suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    except ImportError:
-        pass
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -164,6 +156,11 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) in pixels of the file as stored, to that of the upright image, and back."""
+    return size[::-1] if orientation in QUARTER_TURNS else size
+
+
 def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= SAME_SHAPE
 
@@ -176,8 +173,7 @@ def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    elif image.mode == "P":
+    if image.mode in ("RGBA", "P"):
         image = image.convert("RGB")
     image = _to_srgb(image, profile).convert("RGB")
     if alpha is None or alpha.getextrema()[0] == 255:

@@ -1,12 +1,11 @@
 """What is to be said about photos before anything is trained on them, in plain words.
 
-A finding names the photo, the value and the remedy; where nothing is wrong it states the values. `stat` measures,
-`photosheet` shows a report as a page.
+A finding names the photo, the value and the remedy; where nothing is wrong it states the values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -37,6 +36,8 @@ EDGE_IS_SUBJECT = 0.8  # of the edge: whoever fills the frame touches three of i
 USUAL = (3, 5)  # photos
 
 NAMES_SHOWN = 4
+
+Fault = tuple[str, str]  # severity and text of a finding about one photo
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ def examine_photos(photos: Sequence[Photo], size: int, *, crop: str = "center", 
     known: findings about all photos that were made before, such as files that could not be used.
     """
     stats = tuple(measure_photo(photo, size, crop) for photo in photos)
-    checks = (_stated, *SIZED, *UNSIZED)
     each = tuple(
-        tuple(finding for finding in (*(check(stat) for check in checks), copy) if finding)
-        for stat, copy in zip(stats, _copies(stats), strict=True)
+        (*(finding for check in (_measured, *SIZED, *UNSIZED) for finding in _check(check, stat)), *_copy(stat, stats[:k]))
+        for k, stat in enumerate(stats)
     )
     return Report(size, crop, stats, each, (_number(stats), *_masks(stats, crop), *_same_place(stats), *known))
 
@@ -82,9 +82,10 @@ def examine_photos(photos: Sequence[Photo], size: int, *, crop: str = "center", 
 def notices(photos: Sequence[Photo]) -> list[str]:
     """The findings that hold at any size and crop of the training, as sentences; of many alike, the first few."""
     stats = [measure_photo(photo, 1, "center") for photo in photos]
-    groups = [[finding for stat in stats if (finding := check(stat))] for check in UNSIZED]
+    groups = [[finding for stat in stats for finding in _check(check, stat)] for check in UNSIZED]
+    copies = [finding for k, stat in enumerate(stats) for finding in _copy(stat, stats[:k])]
     lines = []
-    for findings in [*groups, [copy for copy in _copies(stats) if copy], _same_place(stats)]:
+    for findings in [*groups, copies, _same_place(stats)]:
         lines += [finding.text for finding in findings[:NAMES_SHOWN]]
         if len(findings) > NAMES_SHOWN:
             lines.append(f"{len(findings) - NAMES_SHOWN} more photos like that")
@@ -97,138 +98,123 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _stated(stat: PhotoStats) -> Finding:
+def _measured(stat: PhotoStats) -> Fault:
     photo = stat.photo
     turned = f", turned upright (EXIF orientation {photo.orientation})" if photo.orientation != 1 else ""
-    kept = f"the crop keeps {1 - stat.cut_off:.0%} of it" if stat.cut_off else "kept whole"
+    crop = f"the crop keeps {1 - stat.cut_off:.0%} of it" if stat.cut_off else "kept whole"
     subject = "" if stat.coverage is None else f", the subject is {stat.coverage:.0%} of the crop"
-    return Finding(OK, f"{photo.name}: {_pixels(photo)}{turned}, {kept}{subject}", photo.path)
+    return OK, f"{photo.name}: {_pixels(photo)}{turned}, {crop}{subject}"
 
 
-def _few_pixels(stat: PhotoStats) -> Finding | None:
-    if stat.enlarged <= 1:
-        return None
-    photo, least = stat.photo, min(stat.photo.size)
-    return _warning(
-        photo,
-        f"{photo.name} is {_pixels(photo)}, smaller than the {stat.size} px it is trained at: it is enlarged "
-        f"{stat.enlarged:.2g} times and looks soft. Use a larger photo; training takes this one only with "
-        f"--set photos.min_size={least}.",
-    )
+def _few_pixels(stat: PhotoStats) -> Fault | None:
+    if stat.enlarged > 1:
+        return WARNING, (
+            f"{stat.photo.name} is {_pixels(stat.photo)}, smaller than the {stat.size} px it is trained at: it is enlarged "
+            f"{stat.enlarged:.2g} times and looks soft. Use a larger photo; training takes this one only with "
+            f"--set photos.min_size={min(stat.photo.size)}."
+        )
 
 
-def _much_cut_off(stat: PhotoStats) -> Finding | None:
-    if stat.cut_off <= MUCH_CUT_OFF or stat.lost is not None:
-        return None
-    return Finding(
-        NOTE,
-        f"the crop cuts {stat.cut_off:.0%} off {stat.photo.name}, {_pixels(stat.photo)}. See that the subject is whole; if "
-        f"it is not, cut the photo to a square yourself, or put a mask beside it and use the crop 'subject'.",
-        stat.photo.path,
-    )
+def _much_cut_off(stat: PhotoStats) -> Fault | None:
+    if stat.cut_off > MUCH_CUT_OFF and stat.lost is None:
+        return NOTE, (
+            f"the crop cuts {stat.cut_off:.0%} off {stat.photo.name}, {_pixels(stat.photo)}. See that the subject is whole; if "
+            f"it is not, cut the photo to a square yourself, or put a mask beside it and use the crop 'subject'."
+        )
 
 
-def _subject_cut_off(stat: PhotoStats) -> Finding | None:
-    if stat.lost is None or stat.lost <= SUBJECT_CUT_OFF:
-        return None
-    best = lost(stat.photo, largest_box(stat.photo, "subject"))
-    remedy = "Use a photo with more room around it."
-    if best < stat.lost - 0.01:
-        remedy = f"With --set photos.crop=subject it is {best:.0%}."
-    return _warning(stat.photo, f"the crop cuts {stat.lost:.0%} of the subject off {stat.photo.name}. {remedy}")
+def _subject_cut_off(stat: PhotoStats) -> Fault | None:
+    if stat.lost is not None and stat.lost > SUBJECT_CUT_OFF:
+        best = lost(stat.photo, largest_box(stat.photo, "subject"))
+        better = f"With --set photos.crop=subject it is {best:.0%}."
+        remedy = better if best < stat.lost - 0.01 else "Use a photo with more room around it."
+        return WARNING, f"the crop cuts {stat.lost:.0%} of the subject off {stat.photo.name}. {remedy}"
 
 
-def _small_subject(stat: PhotoStats) -> Finding | None:
-    if stat.coverage is None or stat.coverage >= SMALL_SUBJECT:
-        return None
-    return _warning(
-        stat.photo,
-        f"the subject is only {stat.coverage:.1%} of the crop of {stat.photo.name}: few pixels to learn from. Cut the photo "
-        f"down to it, or take one from nearer.",
-    )
+def _small_subject(stat: PhotoStats) -> Fault | None:
+    if stat.coverage is not None and stat.coverage < SMALL_SUBJECT:
+        return WARNING, (
+            f"the subject is only {stat.coverage:.1%} of the crop of {stat.photo.name}: few pixels to learn from. Cut the "
+            f"photo down to it, or take one from nearer."
+        )
 
 
-def _no_background(stat: PhotoStats) -> Finding | None:
-    if stat.coverage is None or stat.coverage <= ALL_SUBJECT:
-        return None
-    text = f"the mask of {stat.photo.name} marks {stat.coverage:.0%} of the crop as the subject: it sets nothing aside"
-    return Finding(NOTE, text, stat.photo.path)
+def _no_background(stat: PhotoStats) -> Fault | None:
+    if stat.coverage is not None and stat.coverage > ALL_SUBJECT:
+        return (
+            NOTE,
+            f"the mask of {stat.photo.name} marks {stat.coverage:.0%} of the crop as the subject: it sets nothing aside",
+        )
 
 
-def _inverted(stat: PhotoStats) -> Finding | None:
-    if stat.edge is None or stat.edge < EDGE_IS_SUBJECT or stat.coverage > ALL_SUBJECT:
-        return None
-    return _warning(
-        stat.photo,
-        f"the mask of {stat.photo.name} is white along {stat.edge:.0%} of the photo's edge, as if it were inverted. White "
-        f"marks the subject.",
-    )
+def _inverted(stat: PhotoStats) -> Fault | None:
+    if stat.edge is not None and stat.edge >= EDGE_IS_SUBJECT and stat.coverage <= ALL_SUBJECT:
+        return WARNING, (
+            f"the mask of {stat.photo.name} is white along {stat.edge:.0%} of the photo's edge, as if it were inverted. White "
+            f"marks the subject."
+        )
 
 
-def _turned_mask(stat: PhotoStats) -> Finding | None:
+def _turned_mask(stat: PhotoStats) -> Fault | None:
     """Where the size of a mask cannot tell whether it was made of the photo as stored or as it is seen."""
     photo = stat.photo
     sizes_tell = photo.orientation in QUARTER_TURNS and photo.size[0] != photo.size[1]
-    if photo.mask_sha256 is None or photo.orientation == 1 or sizes_tell:
-        return None
-    text = f"{photo.name} and its mask were turned upright by the photo's EXIF orientation: see that the mask lies right"
-    return Finding(NOTE, text, photo.path)
+    if photo.mask_sha256 is not None and photo.orientation != 1 and not sizes_tell:
+        return NOTE, (
+            f"{photo.name} and its mask were turned upright by the photo's EXIF orientation: see that the mask lies right"
+        )
 
 
-def _transparent(stat: PhotoStats) -> Finding | None:
-    photo = stat.photo
-    if photo.mask is None or photo.mask_sha256 is not None:
-        return None
-    text = f"transparent parts of {photo.name} were put on white; what is not transparent is its mask"
-    return Finding(NOTE, text, photo.path)
+def _transparent(stat: PhotoStats) -> Fault | None:
+    if stat.photo.mask is not None and stat.photo.mask_sha256 is None:
+        return NOTE, f"transparent parts of {stat.photo.name} were put on white; what is not transparent is its mask"
 
 
-def _blurred(stat: PhotoStats) -> Finding | None:
-    if stat.sharpness is None or stat.sharpness >= BLURRED:
-        return None
-    return _warning(
-        stat.photo,
-        f"nothing is sharp in {stat.photo.name} (sharpness {stat.sharpness:.0f}; photos in focus have over {BLURRED:.0f}). "
-        f"The model will learn the blur too; leave it out.",
-    )
+def _blurred(stat: PhotoStats) -> Fault | None:
+    if stat.sharpness is not None and stat.sharpness < BLURRED:
+        return WARNING, (
+            f"nothing is sharp in {stat.photo.name} (sharpness {stat.sharpness:.0f}; photos in focus have over {BLURRED:.0f}). "
+            f"The model will learn the blur too; leave it out."
+        )
 
 
-def _dark(stat: PhotoStats) -> Finding | None:
-    if stat.lightest >= DARK:
-        return None
-    text = f"{stat.photo.name} is very dark: 95% of it is below {stat.lightest:.0f} of 255. Lighten it, or use another."
-    return _warning(stat.photo, text)
+def _dark(stat: PhotoStats) -> Fault | None:
+    if stat.lightest < DARK:
+        return WARNING, (
+            f"{stat.photo.name} is very dark: 95% of it is below {stat.lightest:.0f} of 255. Lighten it, or use another."
+        )
 
 
-def _burnt(stat: PhotoStats) -> Finding | None:
+def _burnt(stat: PhotoStats) -> Fault | None:
+    share, name = f"{stat.burnt:.0%}", stat.photo.name
     if stat.burnt <= BURNT:
         return None
-    if stat.photo.mask is not None:
-        return _warning(
-            stat.photo,
-            f"{stat.burnt:.0%} of the subject of {stat.photo.name} is pure white: nothing can be learned there. Use a photo "
-            f"with less light.",
-        )
-    text = f"{stat.burnt:.0%} of the middle of {stat.photo.name} is pure white: if that is the subject, use another photo"
-    return Finding(NOTE, text, stat.photo.path)
+    if stat.photo.mask is None:
+        return NOTE, f"{share} of the middle of {name} is pure white: if that is the subject, use another photo"
+    return (
+        WARNING,
+        f"{share} of the subject of {name} is pure white: nothing can be learned there. Use a photo with less light.",
+    )
 
 
 SIZED = (_few_pixels, _much_cut_off, _subject_cut_off, _small_subject, _no_background, _inverted, _turned_mask)
 UNSIZED = (_transparent, _blurred, _dark, _burnt)  # do not depend on the size and the crop of the training, or hardly
 
 
-def _copies(stats: Sequence[PhotoStats]) -> list[Finding | None]:
-    """For each photo, a warning where it shows what an earlier one does."""
-    return [_copy(stat, stats[:k]) for k, stat in enumerate(stats)]
+def _check(check: Callable[[PhotoStats], Fault | None], stat: PhotoStats) -> list[Finding]:
+    """What one check finds about a photo: nothing or one thing."""
+    fault = check(stat)
+    return [Finding(*fault, stat.photo.path)] if fault else []
 
 
-def _copy(stat: PhotoStats, earlier: Sequence[PhotoStats]) -> Finding | None:
-    same = next((other for other in earlier if _alike(other, stat)), None)
+def _copy(stat: PhotoStats, earlier: Sequence[PhotoStats]) -> list[Finding]:
+    """A warning where a photo shows what an earlier one does."""
+    same = next((other.photo for other in earlier if _alike(other, stat)), None)
     if same is None:
-        return None
-    a, b = same.photo, stat.photo
-    likeness = "the same file" if a.sha256 == b.sha256 else "almost the same image"
-    return _warning(b, f"{a.name} and {b.name} are {likeness}: it counts twice in training. Take one out.")
+        return []
+    likeness = "the same file" if same.sha256 == stat.photo.sha256 else "almost the same image"
+    text = f"{same.name} and {stat.photo.name} are {likeness}: it counts twice in training. Take one out."
+    return [Finding(WARNING, text, stat.photo.path)]
 
 
 def _alike(a: PhotoStats, b: PhotoStats) -> bool:
@@ -240,8 +226,8 @@ def _number(stats: Sequence[PhotoStats]) -> Finding:
     if count < least:
         photos = "1 photo is" if count == 1 else f"{count} photos are"
         return Finding(WARNING, f"{photos} few: take {least} to {most}, from several sides and in several places.")
-    usual = f"{least} to {most} are usual"
-    return Finding(OK, f"{count} photos: {usual}" + (", more are fine" if count > most else ""))
+    more = ", more are fine" if count > most else ""
+    return Finding(OK, f"{count} photos: {least} to {most} are usual{more}")
 
 
 def _masks(stats: Sequence[PhotoStats], crop: str) -> list[Finding]:
@@ -267,10 +253,6 @@ def _same_place(stats: Sequence[PhotoStats]) -> list[Finding]:
     masked = all(stat.photo.mask is not None for stat in stats)
     remedy = "take some elsewhere" + ", or train with --set photos.background=0" * masked
     return [Finding(WARNING, f"{named} have almost the same background: it will be learned with the subject; {remedy}.")]
-
-
-def _warning(photo: Photo, text: str) -> Finding:
-    return Finding(WARNING, text, photo.path)
 
 
 def _pixels(photo: Photo) -> str:

@@ -3,18 +3,13 @@
 from PIL import Image, ImageChops, ImageFilter
 
 from personalize.common.html import LARGEST, render
-from personalize.data.crops import square
-from personalize.data.decode import SUBJECT_FROM
+from personalize.data.crops import binary_mask, square
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, Report
 from personalize.data.photo_stats import PhotoStats
 
 SHOWN = 60  # photos whose images are in the page; of more, only the findings are
 MARKS = {OK: "good", NOTE: "info", WARNING: "warn"}
-CROP_PLACES = {
-    "center": "the middle",
-    "subject": "around the subject",
-    "random": "the middle; training cuts at random places",
-}
+CROP_PLACES = {"center": "the middle", "subject": "around the subject", "random": "the middle; training cuts at random places"}
 INK, OUTLINE = (26, 28, 34), (40, 215, 120)
 
 
@@ -28,9 +23,7 @@ def photo_page(report: Report) -> str:
         has_masks=any(stats.photo.mask is not None for stats in report.stats),
         shown=SHOWN,
         verdict=_verdict(report),
-        rows=[
-            _row(stats, findings, k < SHOWN) for k, (stats, findings) in enumerate(zip(report.stats, report.each, strict=True))
-        ],
+        rows=[_row(*photo, k < SHOWN) for k, photo in enumerate(zip(report.stats, report.each, strict=True))],
     )
 
 
@@ -78,6 +71,6 @@ def _outlined(stats: PhotoStats) -> Image.Image:
         return image
     mask = mask.resize(image.size, Image.Resampling.BILINEAR)
     marked = Image.composite(image, Image.blend(image, Image.new("RGB", image.size, INK), 0.55), mask)
-    subject = mask.point([255 * (value >= SUBJECT_FROM) for value in range(256)])
+    subject = binary_mask(mask)
     marked.paste(OUTLINE, (0, 0), ImageChops.subtract(subject.filter(ImageFilter.MaxFilter(5)), subject))
     return marked

@@ -1,7 +1,4 @@
-"""What is measured of a photo before training: pixels, sharpness, light, what the crop keeps, and likeness to others.
-
-Numbers only; what they mean for a user is in `photo_checks`.
-"""
+"""What is measured of a photo before training: pixels, sharpness, light, what the crop keeps, and likeness to others."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from personalize.data.crops import Box, Photo, largest_box, square, square_mask
+from personalize.data.crops import Box, Photo, fixed_box, square, square_mask
 
 SHARPNESS_SIDE = 512  # px of the long side that sharpness is measured at
 SHARPNESS_LEAST = 256  # px of the short side, below which it is not
@@ -58,7 +55,7 @@ class PhotoStats:
 
 def measure_photo(photo: Photo, size: int, crop: str) -> PhotoStats:
     """A photo, the side in px it is trained at, its crop  ->  PhotoStats. A random crop is measured at its middle."""
-    box = largest_box(photo, "center" if crop == "random" else crop)
+    box = fixed_box(photo, crop)
     pixels = np.asarray(square(photo, LIGHT_SIDE, box))
     marks = None if photo.mask is None else np.asarray(square_mask(photo, LIGHT_SIDE, box)) / 255.0
     judged = pixels.min(2)[~_border(LIGHT_SIDE, 0.25) if marks is None else marks >= 0.5]

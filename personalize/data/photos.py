@@ -2,11 +2,11 @@
 
 A file that cannot be used is found here, before any training: a `UserError` names it. What a user should know of a file
 that can be used is a notice, from `photo_checks`. A mask file beside a photo becomes its mask and is never a photo.
-Decoding is in `decode`; cropping, tensors and batches are in `crops`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
-from personalize.data.crops import Photo, largest_box, square
+from personalize.data.crops import Photo, photo_squares
 from personalize.data.decode import SUBJECT_FROM, decode, decode_mask
 from personalize.data.image_grid import grid
 from personalize.data.photo_checks import listed, notices
 
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
-HEIF_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif"})
-SUFFIXES = JPEG_SUFFIXES | HEIF_SUFFIXES | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif"}
+    | {".tif", ".tiff", ".bmp", ".gif"}
+)
 ACCEPTED = "JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF, and HEIC with pillow-heif"
 
 # Files that belong beside photos, or that systems leave there: skipped without a word.
@@ -31,7 +32,7 @@ SIDECARS = frozenset(
 LEFTOVERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"})
 
 # Beside `a.jpg`, a mask is `a.mask.png`, `a_mask.png` or `masks/a.png`, or an image of another format.
-MASK_ENDINGS = (".mask", "_mask")
+MASK_STEM = re.compile(r"(.+)[._]mask", re.IGNORECASE | re.DOTALL)
 MASK_FOLDER = "masks"
 
 PREVIEW_SIDE, PREVIEW_MOST = 256, 60
@@ -95,13 +96,8 @@ def read_photo(path: Path) -> Photo:
 
 
 def preview(photos: Sequence[Photo], size: int, *, crop: str = "center") -> Image.Image:
-    """What training at `size` px sees of the first photos, in a grid, each at most PREVIEW_SIDE px.
-
-    A random crop is shown by its middle.
-    """
-    place = "center" if crop == "random" else crop
-    side = min(size, PREVIEW_SIDE)
-    return grid([square(photo, side, largest_box(photo, place)) for photo in photos[:PREVIEW_MOST]], columns=5)
+    """What training at `size` px sees of the first photos, in a grid, each at most PREVIEW_SIDE px."""
+    return grid(photo_squares(photos[:PREVIEW_MOST], min(size, PREVIEW_SIDE), crop), columns=5)
 
 
 def _named_file(path: str | Path) -> Path:
@@ -131,8 +127,8 @@ def _nothing_found(folder: Path | None, listed_files: Sequence[Path], foreign: S
 
 def _masked(path: Path) -> str | None:
     """ "a" for `a.mask.png` and `a_mask.png`, the stem of the photo whose mask a file is by its name; None for photos."""
-    ends = [end for end in MASK_ENDINGS if path.stem.lower().endswith(end) and len(path.stem) > len(end)]
-    return path.stem[: -len(ends[0])] if ends else None
+    match = MASK_STEM.fullmatch(path.stem)
+    return match and match[1]
 
 
 def _is_mask(path: Path) -> bool:
@@ -143,8 +139,7 @@ def _is_mask(path: Path) -> bool:
 
 def _masks_in(folder: Path) -> list[Path]:
     """The files of a folder of masks that stands beside photos."""
-    inside = folder / MASK_FOLDER
-    files = sorted(inside.iterdir()) if inside.is_dir() else []
+    files = sorted((folder / MASK_FOLDER).glob("*"))
     return [path for path in files if path.suffix.lower() in SUFFIXES and not _is_leftover(path)]
 
 
@@ -202,8 +197,8 @@ def _load_hf(source: str) -> list[Photo]:
     rows = _open_dataset(source)
     column = next((name for name, kind in rows.features.items() if type(kind).__name__ == "Image"), None)
     if column is None or not len(rows):
-        held = f"columns {listed(list(rows.features))}" if len(rows) else "no rows"
-        raise UserError(f"{source} has no images in its train split ({held}). Name a data set of images.")
+        content = f"columns {listed(list(rows.features))}" if len(rows) else "no rows"
+        raise UserError(f"{source} has no images in its train split ({content}). Name a data set of images.")
     rows = rows.cast_column(column, type(rows.features[column])(decode=False))
     photos = []
     for i, row in enumerate(rows):

@@ -31,15 +31,35 @@ POOL = 500  # rarest candidates that are compared
 COMMON = 16_000  # words, the most common first, that neighbours are looked for among
 NEIGHBOURS = 3
 
-# Rare words of CLIP's vocabulary that stand for something all the same. The list is far from complete.
-KNOWN = {
-    "sks": "a rifle", "lsd": "a drug", "jap": "a slur", "fag": "a slur", "fck": "a curse", "jfc": "a curse",
-    "pox": "a disease", "hpv": "a virus", "ewe": "a sheep", "tux": "a suit", "orc": "a creature of tales",
-    "ysl": "a house of fashion", "hmv": "a record shop", "dbz": "a cartoon series", "scp": "a series of horror tales",
-    "wwx": "a figure in a novel", "lbj": "a basketball player", "nyk": "a basketball team", "dmx": "a rapper",
-    "pvp": "a kind of game", "exe": "a program", "jig": "a dance", "fez": "a hat", "hag": "a witch", "caw": "a crow's voice",
-    "rui": "a name", "yui": "a name", "dav": "a name", "tej": "a name", "yao": "a name", "ulf": "a name", "ibu": "mother",
-}  # fmt: skip
+# Meaning -> rare words of CLIP's vocabulary that have it all the same. The list is far from complete.
+MEANINGS = {
+    "a rifle": "sks",
+    "a drug": "lsd",
+    "a slur": "jap fag",
+    "a curse": "fck jfc",
+    "a disease": "pox",
+    "a virus": "hpv",
+    "a sheep": "ewe",
+    "a suit": "tux",
+    "a creature of tales": "orc",
+    "a house of fashion": "ysl",
+    "a record shop": "hmv",
+    "a cartoon series": "dbz",
+    "a series of horror tales": "scp",
+    "a figure in a novel": "wwx",
+    "a basketball player": "lbj",
+    "a basketball team": "nyk",
+    "a rapper": "dmx",
+    "a kind of game": "pvp",
+    "a program": "exe",
+    "a dance": "jig",
+    "a hat": "fez",
+    "a witch": "hag",
+    "a crow's voice": "caw",
+    "a name": "rui yui dav tej yao ulf",
+    "mother": "ibu",
+}
+KNOWN = {word: meaning for meaning, words in MEANINGS.items() for word in words.split()}
 
 
 @dataclass(frozen=True)
@@ -77,11 +97,12 @@ def choose_tokens(
         )
     for number, word in enumerate(wanted):
         _check_word(word, wanted[:number], classes)
-    if learns:
-        for word in wanted:
-            _check_new(model, word, learns)
-        return wanted, []
-    return wanted, [remark for word in wanted if (remark := _remark(model, word))]
+        if learns and any(len(_ids(tokenizer, word)) == 1 for tokenizer in model.tokenizers.values()):
+            raise UserError(
+                f"token {word!r} is a word that {model.name!r} knows already, and {learns} learns a new one. "
+                f"Give such as '<{word.strip('<>')}>', or none."
+            )
+    return wanted, [] if learns else [remark for word in wanted if (remark := _remark(model, word))]
 
 
 def rank_tokens(model: LatentModel, *, limit: int = 20, longest: int = 3) -> list[RareToken]:
@@ -92,10 +113,8 @@ def rank_tokens(model: LatentModel, *, limit: int = 20, longest: int = 3) -> lis
     words = _candidates(model, longest)
     if not words:
         raise UserError(f"the vocabulary of {model.name!r} has no rare word of {longest} letters. Give one: --token …")
-    measured = []
-    for part, tokenizer in model.tokenizers.items():
-        table = model.text_encoders[part].get_input_embeddings().weight.detach().float()
-        measured.append(_measure(table, tokenizer, words))
+    tables = {part: encoder.get_input_embeddings().weight.detach().float() for part, encoder in model.text_encoders.items()}
+    measured = [_measure(tables[part], tokenizer, words) for part, tokenizer in model.tokenizers.items()]
     priors = torch.stack([prior for _, prior, _ in measured]).amax(0).tolist()
     ids = next(iter(model.tokenizers.values())).get_vocab()
     tokens = []
@@ -167,9 +186,8 @@ def _words(tokenizer) -> list[str]:
     return [word for _, word in sorted(whole) if len(word) > 1]
 
 
-def _pieces(model: LatentModel, word: str) -> int:
-    """How many tokens a word is, in the text encoder where it is most."""
-    return max(len(tokenizer(word, add_special_tokens=False).input_ids) for tokenizer in model.tokenizers.values())
+def _ids(tokenizer, word: str) -> list[int]:
+    return tokenizer(word, add_special_tokens=False).input_ids
 
 
 def _known(model: LatentModel, word: str) -> str:
@@ -189,27 +207,17 @@ def _check_word(word: str, others: tuple[str, ...], classes: tuple[str, ...]) ->
         )
 
 
-def _check_new(model: LatentModel, word: str, method: str) -> None:
-    for tokenizer in model.tokenizers.values():
-        if len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
-            plain = word.strip("<>")
-            raise UserError(
-                f"token {word!r} is a word that {model.name!r} knows already, and {method} learns a new one. "
-                f"Give such as '<{plain}>', or none."
-            )
-
-
 def _remark(model: LatentModel, word: str) -> str:
     """What is wrong with a token that can be trained all the same, or ""."""
-    pieces = _pieces(model, word)
+    pieces = max(len(_ids(tokenizer, word)) for tokenizer in model.tokenizers.values())
     if pieces > 1:
         return f"token {word!r} is {pieces} tokens to {model.name!r}, each with a meaning; a single rare one learns better."
     if meaning := _known(model, word):
         return f"token {word!r} has a meaning of its own in most bases: {meaning}."
     tokenizer = next(iter(model.tokenizers.values()))
-    read = tokenizer.decode(tokenizer(word, add_special_tokens=False).input_ids).strip()
-    if read != word:
-        return f"token {word!r} is read as {read!r} by {model.name!r}."
+    decoded = tokenizer.decode(_ids(tokenizer, word)).strip()
+    if decoded != word:
+        return f"token {word!r} is read as {decoded!r} by {model.name!r}."
     words = _words(tokenizer)
     if word in words[: len(words) // 2]:
         return (

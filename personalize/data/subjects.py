@@ -63,12 +63,12 @@ def list_subjects(source: str) -> dict[str, tuple[str, str]]:
         if source != "hf:google/dreambooth":
             raise UserError(f"{source!r} does not say its subjects' classes; give hf:google/dreambooth or a folder of folders.")
         return {name: (f"{source}/{name}", word) for word, names in DREAMBOOTH.items() for name in names.split()}
-    found = {}
+    subjects = {}
     for path in sorted(Path(source).glob("*/subject.toml")):
         word = read_toml(path).get("class")
         if not isinstance(word, str):
             raise UserError(f'{path} does not say the class, such as: class = "dog"')
-        found[path.parent.name] = str(path.parent), word
-    if not found:
+        subjects[path.parent.name] = str(path.parent), word
+    if not subjects:
         raise UserError(f'{source} holds no folder with a subject.toml that says its class, such as: class = "dog"')
-    return found
+    return subjects

@@ -15,7 +15,7 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.core import rng
 from personalize.core.guidance import Cond
-from personalize.data.crops import Photo, epoch_order, mask_batch, photo_batch
+from personalize.data.crops import Photo, draw_crops, epoch_order, image_tensor, mask_tensor
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
 from personalize.models.devices import take_rows, to_device
@@ -48,10 +48,10 @@ class Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name, on the device of the latents."""
-        found = {"z0": self.z0, "eps": self.eps, "t": self.t, "target": self.target, "mask": self.mask}
-        found["is_prior"] = to_device(self.is_prior, self.z0.device)
-        found |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
-        return {name: value for name, value in found.items() if value is not None}
+        tensors = {"z0": self.z0, "eps": self.eps, "t": self.t, "target": self.target, "mask": self.mask}
+        tensors["is_prior"] = to_device(self.is_prior, self.z0.device)
+        tensors |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
+        return {name: value for name, value in tensors.items() if value is not None}
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], counts: tuple[int, int]) -> "Batch":
@@ -83,7 +83,7 @@ class TrainingSet:
     recipe: Recipe
     photos: list[Photo]
     prompts: list[str]  # of each photo, then of each class
-    seen: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
+    latents: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
     prior: PriorSet | None = None
 
@@ -99,7 +99,7 @@ class TrainingSet:
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
         which = epoch_order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        mean, std, mask = self.look(which, step)
+        mean, std, mask = self.photo_latents(which, step)
         z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
         drawn = epoch_order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
@@ -119,12 +119,12 @@ class TrainingSet:
 
     def release(self) -> None:
         """Frees the networks whose answers are all here."""
-        self.model.release(vae=self.seen is not None, texts=self.texts is not None)
+        self.model.release(vae=self.latents is not None, texts=self.texts is not None)
 
-    def look(self, which: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def photo_latents(self, which: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
-        if self.seen is not None:
-            mean, std, mask = self.seen
+        if self.latents is not None:
+            mean, std, mask = self.latents
             return take_rows(mean, which), take_rows(std, which), None if mask is None else take_rows(mask, which)
         return encode_photos(self.model, self.recipe, [self.photos[i] for i in which], step)
 
@@ -145,13 +145,13 @@ def build_training_set(
     classes = list(dict.fromkeys(subject.class_word for subject in subjects))
     prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
     prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
-    seen = None
+    latents = None
     if recipe.photos.crop != "random" and not recipe.photos.flip:
         means, stds, masks = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
-        seen = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
+        latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
     with torch.no_grad():
         texts = None if text_trains else sampling.encode_texts(model, prompts)
-    data = TrainingSet(model, recipe, photos, prompts, seen, texts)
+    data = TrainingSet(model, recipe, photos, prompts, latents, texts)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
         data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)
@@ -163,16 +163,12 @@ def build_training_set(
 
 def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
-    settings, size = recipe.photos, recipe.photos.size or model.size
-
-    def crop(what, size: int) -> Tensor:  # the same crops and flips for images and masks
-        generator = rng.generator(recipe.seed, "crop", step)
-        return what(photos, size, crop=settings.crop, flip=settings.flip, generator=generator)
-
-    mean, std = model.encode_images(crop(photo_batch, size))
+    settings, generator = recipe.photos, rng.generator(recipe.seed, "crop", step)
+    crops = draw_crops(photos, settings.crop, flip=settings.flip, generator=generator)
+    mean, std = model.encode_images(image_tensor(crops, settings.size or model.size))
     if settings.background == 1:
         return mean, std, None
-    subject = crop(mask_batch, mean.shape[-1])
+    subject = mask_tensor(crops, mean.shape[-1])
     return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device)
 
 
@@ -187,7 +183,7 @@ def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
     for start in range(0, recipe.prior.count, AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, recipe.prior.count))
         which = [i % N for i in numbers]
-        mean, std, _ = data.look(which, start)
+        mean, std, _ = data.photo_latents(which, start)
         g = rng.generator(recipe.seed, "predictions", start)
         noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
         z0, t = mean + std * noise, torch.randint(0, model.schedule.T, (len(which),), generator=g).to(mean.device)

@@ -41,10 +41,10 @@ def bootstrap_interval(values: Sequence[float], clusters: Sequence[Labels], *, s
     tree = _tree(values, clusters)
     if tree is None:
         return None
-    drawn = _resampled(tree, np.random.default_rng(seed), REPLICATES)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    above = (drawn > 0).mean() + 0.5 * (drawn == 0).mean()
-    return Interval(_mean(tree), float(drawn.std()), float(low), float(high), float(above))
+    means = _resampled(tree, np.random.default_rng(seed), REPLICATES)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    above = (means > 0).mean() + 0.5 * (means == 0).mean()
+    return Interval(_mean(tree), float(means.std()), float(low), float(high), float(above))
 
 
 def paired_difference(a: Mapping[Labels, float], b: Mapping[Labels, float], *, seed: int = 0) -> Interval | None:
@@ -59,8 +59,8 @@ def paired_difference(a: Mapping[Labels, float], b: Mapping[Labels, float], *, s
 def _tree(values: Sequence[float], clusters: Sequence[Labels]):
     """Nested dicts of clusters with arrays of values at their ends; None where there is no value."""
     assert len(values) == len(clusters), (len(values), len(clusters))
-    kept = [(float(v), labels) for v, labels in zip(values, clusters, strict=True) if v is not None and v == v]
-    return _grouped(kept) if kept else None
+    rows = [(float(v), labels) for v, labels in zip(values, clusters, strict=True) if v is not None and v == v]
+    return _grouped(rows) if rows else None
 
 
 def _grouped(rows: list[tuple[float, Labels]]):

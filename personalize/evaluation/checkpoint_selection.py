@@ -4,7 +4,6 @@ Identity rises early and stalls while prompt adherence and the class decay (DVAR
 says nothing of it. Values are paired: every checkpoint draws the same prompts from the same noise as the base did.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from personalize.evaluation import bootstrap
 FILE = "choosing.jsonl"  # of a run: a row for each scored checkpoint
 
 Key = tuple  # token, template, number
+TABLES = ("identity", "obeys", "base_obeys", "pres", "base_pres")  # what a checkpoint holds a value of each image of
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class ScoredCheckpoint:
 
     def row(self) -> dict:
         """For a file: every dict of values as a list of [*key, value]."""
-        tables = ("identity", "obeys", "base_obeys", "pres", "base_pres")
-        return {"step": self.step, "ceiling": self.ceiling, "copied": self.copied} | {
-            name: [[*key, value] for key, value in getattr(self, name).items()] for name in tables
-        }
+        row = {"step": self.step, "ceiling": self.ceiling, "copied": self.copied}
+        return row | {name: [[*key, value] for key, value in getattr(self, name).items()] for name in TABLES}
 
 
 def read_scored(path: Path) -> list[ScoredCheckpoint]:
@@ -103,9 +101,8 @@ def choose_checkpoint(scored: Sequence[ScoredCheckpoint], limits: Choose) -> Cho
     if not fit:
         least = min(scored, key=lambda s: (sum(by for by, _ in s.over(limits)), s.step))
         failed = "; ".join(words for _, words in least.over(limits))
-        return Choice(
-            least.step, f"step {least.step}: none of {len(scored)} keeps to the limits, this one is least over ({failed})"
-        )
+        why = f"none of {len(scored)} keeps to the limits, this one is least over ({failed})"
+        return Choice(least.step, f"step {least.step}: {why}")
     best = max(fit, key=lambda s: _mean(s.identity))
     step = next(s.step for s in fit if s is best or _gap(best, s) <= 0)
     among = f"among {len(fit)} of {len(scored)} that keep to the limits" if len(fit) < len(scored) else f"of {len(scored)}"
@@ -137,8 +134,7 @@ def _share(a: dict[Key, float], b: dict[Key, float], *, room: float) -> tuple[fl
 
 
 def _mean(values: dict[Key, float]) -> float:
-    mean = bootstrap.mean(list(values.values()), [key[:-1] for key in values])
-    return math.nan if mean is None else mean
+    return bootstrap.mean(list(values.values()), [key[:-1] for key in values])
 
 
 def checkpoint_rows(scored: Sequence[ScoredCheckpoint], limits: Choose, chosen: int | None) -> list[dict]:

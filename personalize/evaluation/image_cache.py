@@ -63,7 +63,7 @@ def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str,
     kind, class_kind = ("subject", "class") if token else ("base", "base class")
     wanted = [(kind, template, token, protocol.count) for template in protocol.templates]
     wanted.append((class_kind, class_prompt, "", protocol.class_count))
-    rows = [(what, template, (fill(template, named, word), n)) for what, template, named, count in wanted for n in range(count)]
+    rows = [(what, template, (fill(template, name, word), n)) for what, template, name, count in wanted for n in range(count)]
     kinds, templates, jobs = map(list, zip(*rows))
     return ImageSet(kinds, templates, jobs, [without_token(prompt, token) for prompt, _ in jobs], place)
 
@@ -85,23 +85,21 @@ def generate_missing(
             advance(len(part))
 
 
-def load_images(images: ImageSet) -> tuple[list[Image.Image], dict[int, str]]:
-    """The images of an image set, and why some cannot be used, by their place: "not a number" or "black".
+def load_images(images: ImageSet) -> tuple[list[Image.Image], list[str]]:
+    """The images of an image set, and why each cannot be used: "not a number", "black", or "" where it can.
 
     UserError for a damaged file.
     """
-    loaded, bad = [], {}
-    for k, job in enumerate(images.jobs):
+    loaded, reasons = [], []
+    for job in images.jobs:
         path = image_file(images.place, job)
         try:
             with Image.open(path, formats=("PNG",)) as image:
-                why = image.text.get(WHY, "")
+                reasons.append(image.text.get(WHY, ""))
                 loaded.append(image.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise UserError(f"{path} cannot be read: {error}. Delete it, and it is drawn again.") from error
-        if why:
-            bad[k] = why
-    return loaded, bad
+    return loaded, reasons
 
 
 def load_tensors(images: Sequence[Image.Image]) -> Tensor:
@@ -110,13 +108,11 @@ def load_tensors(images: Sequence[Image.Image]) -> Tensor:
 
 
 def _write(path: Path, image: Tensor) -> None:
-    info, why = PngInfo(), ""
-    if not image.isfinite().all():
-        image, why = torch.full_like(image, -1.0), "not a number"
-    (drawn,) = sampling.to_pil(image[None])
-    if not why and np.asarray(drawn).max() < BLACK:
+    info, why = PngInfo(), "" if image.isfinite().all() else "not a number"
+    (picture,) = sampling.to_pil(torch.full_like(image[None], -1.0) if why else image[None])
+    if not why and np.asarray(picture).max() < BLACK:
         why = "black"
     if why:
         info.add_text(WHY, why)
     with writing(path) as temporary:
-        drawn.save(temporary, pnginfo=info)
+        picture.save(temporary, pnginfo=info)

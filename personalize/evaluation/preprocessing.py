@@ -15,24 +15,34 @@ from torch.nn import functional as F
 class Preprocessing:
     """How images are shown to an encoder.
 
-    short      short side in units of `crop`: 256 / 224 leaves a border out, 1 leaves only the longer side's ends out
-    mean, std  of each colour, for pixels in [0,1]
+    short       short side in units of `crop`: 256 / 224 leaves a border out, 1 leaves only the longer side's ends out
+    mean, std   of each colour, for pixels in [0,1]
+    statistics  what mean and std are called
     """
 
     short: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    statistics: str
+
+    def describe(self, crop: int) -> str:
+        return f"short side {round(self.short * crop)} bicubic with antialias, centre crop {crop}, {self.statistics}"
+
+    def square(self, pixels: Tensor, crop: int) -> Tensor:
+        """(B,C,H,W) in [0,1]  ->  (B,C,crop,crop)."""
+        return center_crop(resize(pixels, round(self.short * crop)), crop)
 
 
-IMAGENET = Preprocessing(256 / 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = Preprocessing(1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-PLAIN = Preprocessing(1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = Preprocessing(256 / 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet mean and std")
+OPENAI = Preprocessing(
+    1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "OpenAI CLIP mean and std"
+)
+PLAIN = Preprocessing(1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "mean and std 0.5")
 
 
 def preprocess(images: Tensor, look: Preprocessing, crop: int) -> Tensor:
     """(B,3,H,W) in [-1,1]  ->  (B,3,crop,crop) normalised; float32 on the device of the images."""
-    pixels = (images.float() + 1) / 2
-    pixels = center_crop(resize(pixels, round(look.short * crop)), crop)
+    pixels = look.square((images.float() + 1) / 2, crop)
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (look.mean, look.std))
     return (pixels - mean) / std
 

@@ -45,12 +45,9 @@ def protocol(ask: Evaluate, has_world: bool, class_word: str) -> Protocol:
     listed = prompts.TOYLAND if own else prompts.dreambench(class_word)
     templates = listed[:: len(listed) // 8][:8] if quick else listed
     count, class_count = (2, 8) if quick else (4, 16)
-    return Protocol(
-        "own prompts" if ask.prompts else name,
-        tuple(dict.fromkeys(ask.prompts)) or templates,
-        ask.count or count,
-        class_count if ask.class_count < 0 else ask.class_count,
-    )
+    given = tuple(dict.fromkeys(ask.prompts))
+    class_count = class_count if ask.class_count < 0 else ask.class_count
+    return Protocol("own prompts" if given else name, given or templates, ask.count or count, class_count)
 
 
 def dev_templates(given: tuple[str, ...], has_world: bool) -> tuple[str, ...]:

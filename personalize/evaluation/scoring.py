@@ -1,17 +1,11 @@
-"""Images -> rows, one an image with every metric; a value that was not measured is None.
-
-N images, K photos. What rows say together, with intervals, is in `summary`.
-"""
+"""N images -> rows, one an image with every metric; a value that was not measured is None."""
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from personalize.data.crops import Photo, largest_box, square, square_mask
+from personalize.data.crops import Crop, Photo, fixed_box, mask_tensor, photo_squares
 from personalize.evaluation import image_cache
 from personalize.evaluation.encoders import Encoders
 from personalize.evaluation.metrics import diversity, foreground, measured, memorization, toyland_truth
@@ -27,60 +21,30 @@ def make_reference(
 ) -> Reference:  # fmt: skip
     """Photos as training crops them, at `size` px, seen by the encoders; one that is there twice counts once."""
     photos = list({photo.sha256: photo for photo in photos}.values())
-    marks = None
-    if any(photo.mask is not None for photo in photos):
-        marks = foreground.marked(encoders, [_mask(photo, size, fixed_crop(crop)) for photo in photos])
+    masks = [mask_tensor([Crop(photo, fixed_box(photo, crop))], size)[0] if photo.mask else None for photo in photos]
+    marks = foreground.marked(encoders, masks) if any(photo.mask for photo in photos) else None
     images = image_cache.load_tensors(photo_squares(photos, size, crop))
-    return Reference(
-        encoders,
-        embed(encoders, images),
-        embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None,
-        marks,
-        lpips,
-        probe,
-        toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None,
-        class_word,
-    )
-
-
-def photo_squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
-    """Photos as training sees them, px of the side."""
-    return [square(photo, size, largest_box(photo, fixed_crop(crop))) for photo in photos]
-
-
-def fixed_crop(crop: str) -> str:
-    """A random crop is looked at in its middle."""
-    return "center" if crop == "random" else crop
+    unseen = embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None
+    identity = toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None
+    return Reference(encoders, embed(encoders, images), unseen, marks, lpips, probe, identity, class_word)
 
 
 def score_images(
-    reference: Reference, image_set: image_cache.ImageSet, drawn: Sequence[Image.Image], bad: dict[int, str]
+    reference: Reference, image_set: image_cache.ImageSet, loaded: Sequence[Image.Image], reasons: Sequence[str]
 ) -> list[Row]:
     """The N images of a set, and why some of them cannot be used -> N rows."""
-    pixels = image_cache.load_tensors(drawn)
+    pixels = image_cache.load_tensors(loaded)
     embedded = embed(reference.encoders, pixels, image_set.plain)
-    images = Images(reference, pixels, embedded, image_set.kinds, image_set.templates, image_set.plain)
+    images = Images(reference, pixels, embedded, image_set)
     columns = {key: metric.score(images) for key, metric in measured(reference).items()}
     columns["nearest"] = memorization.nearest_photo(embedded, reference.photos)
     columns["copied"] = memorization.is_copy(embedded, reference.photos)
     columns["photo"] = (embedded.dino @ reference.photos.dino.T).argmax(1)
     columns["authentic"] = memorization.authentic(embedded, reference.photos)
-    values = {name: [_number(v) for v in column.tolist()] for name, column in columns.items() if column is not None}
-    jobs = zip(image_set.kinds, image_set.templates, image_set.jobs, strict=True)
+    values = {name: column.tolist() for name, column in columns.items() if column is not None}
+    images_of_set = zip(image_set.kinds, image_set.templates, image_set.jobs, reasons, strict=True)
     return [
-        {"kind": kind, "template": template, "prompt": prompt, "index": number, "unusable": bad.get(k, "")}
-        | {name: column[k] for name, column in values.items()}
-        for k, (kind, template, (prompt, number)) in enumerate(jobs)
+        {"kind": kind, "template": template, "prompt": prompt, "index": number, "unusable": why}
+        | {name: column[k] if math.isfinite(column[k]) else None for name, column in values.items()}
+        for k, (kind, template, (prompt, number), why) in enumerate(images_of_set)
     ]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _mask(photo: Photo, size: int, how: str) -> Tensor | None:
-    """(1,size,size) in [0,1], cut as the photo is."""
-    if photo.mask is None:
-        return None
-    mask = square_mask(photo, size, largest_box(photo, how))
-    return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255

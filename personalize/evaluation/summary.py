@@ -3,7 +3,7 @@
 Means go photos -> image -> prompt -> run; intervals are of a cluster bootstrap over prompts, then images.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from personalize.common.errors import UserError
 from personalize.evaluation import bootstrap
@@ -32,21 +32,13 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
 
     relative = (score - floor) / (ceiling - floor); change: the Interval of the paired difference to the base.
     """
-    run, base = of_kind(rows, "subject"), of_kind(rows, "base")
     summary = {}
-    for name, metric in METRICS.items():
-        if metric.truth:
-            continue
-        got, floor = interval(run, name), interval(base, name)
-        if got is None:
-            continue
-        low, top = floor.mean if floor else None, ceilings.get(name)
-        relative = (got.mean - low) / (top - low) if top is not None and low is not None and top > low else None
-        change = bootstrap.paired_difference(keyed(run, name), keyed(base, name))
-        summary[name] = {
-            "title": metric.title, "score": got.mean, "low": got.low, "high": got.high, "floor": low, "ceiling": top,
-            "relative": relative, "change": change.row() if change else None, "better": metric.better,
-        }  # fmt: skip
+    for name, score, floor in _scores_and_floors(rows, truth=False):
+        metric, low, top = METRICS[name], floor and floor.mean, ceilings.get(name)
+        relative = (score.mean - low) / (top - low) if top is not None and low is not None and top > low else None
+        change = bootstrap.paired_difference(keyed(of_kind(rows, "subject"), name), keyed(of_kind(rows, "base"), name))
+        summary[name] = {"title": metric.title, **_bounds(score), "floor": low, "ceiling": top, "relative": relative}
+        summary[name] |= {"change": change and change.row(), "better": metric.better}
     return summary
 
 
@@ -55,15 +47,15 @@ def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:
     run, base = of_kind(rows, "class"), of_kind(rows, "base class")
     if not run:
         return None
-    pres, before = interval(run, "dino"), interval(base, "dino")
+    pres, before = interval(run, "dino"), interval(base, "dino").mean
     moved = bootstrap.paired_difference(keyed(run, "dino"), keyed(base, "dino"))
-    room = (1.0 if top is None else top) - before.mean
-    share = {k: getattr(moved, k) / room if room > 0 else None for k in ("mean", "low", "high")}
+    room = (1.0 if top is None else top) - before
+    distances = {"share": moved.mean, "share_low": moved.low, "share_high": moved.high}
     return {
-        "prompt": prompt, "pres": pres.mean, "low": pres.low, "high": pres.high, "base": before.mean, "ceiling": top,
-        "excess": moved.mean, "share": share["mean"], "share_low": share["low"], "share_high": share["high"],
+        "prompt": prompt, "pres": pres.mean, "low": pres.low, "high": pres.high, "base": before, "ceiling": top,
+        "excess": moved.mean, **{name: distance / room if room > 0 else None for name, distance in distances.items()},
         "clip_t": interval(run, "clip_t").mean, "base_clip_t": interval(base, "clip_t").mean,
-        "diversity": _plain_mean(run, "diversity"), "base_diversity": _plain_mean(base, "diversity"),
+        "diversity": _mean(run, "diversity"), "base_diversity": _mean(base, "diversity"),
     }  # fmt: skip
 
 
@@ -83,39 +75,23 @@ def memorization(rows: Sequence[Row], leave_one_out: Sequence[float] | None) -> 
 
 def truth_summary(rows: Sequence[Row]) -> dict | None:
     """Toyland: what a probe sees in the images, beside the base's; None where there is no probe."""
-    run, base = of_kind(rows, "subject"), of_kind(rows, "base")
     summary = {}
-    for name, metric in METRICS.items():
-        if not metric.truth:
-            continue
-        got, floor = interval(run, name), interval(base, name)
-        if got is not None:
-            count = sum(row.get(name) is not None for row in run)
-            summary[metric.title] = {
-                "score": got.mean,
-                "low": got.low,
-                "high": got.high,
-                "base": floor and floor.mean,
-                "count": count,
-            }
+    for name, score, floor in _scores_and_floors(rows, truth=True):
+        count = len(keyed(of_kind(rows, "subject"), name))
+        summary[METRICS[name].title] = {**_bounds(score), "base": floor and floor.mean, "count": count}
     return summary or None
 
 
 def by_prompt(rows: Sequence[Row]) -> list[dict]:
     """Each prompt's means, in their order."""
-    base = of_kind(rows, "base")
-    groups: dict[str, list[Row]] = {}
-    for row in of_kind(rows, "subject"):
-        groups.setdefault(row["template"], []).append(row)
-    means_of_prompts = []
-    for template, run in groups.items():
-        plain = [row for row in base if row["template"] == template]
-        means = {
-            name: bootstrap.mean([row.get(name) for row in run], [()] * len(run)) for name in ("dino", "clip_t", "diversity")
-        }
-        before = bootstrap.mean([row["clip_t"] for row in plain], [()] * len(plain))
-        means_of_prompts.append({"prompt": run[0]["prompt"], "count": len(run), **means, "base_clip_t": before})
-    return means_of_prompts
+    run, base = of_kind(rows, "subject"), of_kind(rows, "base")
+    prompts = []
+    for template in dict.fromkeys(row["template"] for row in run):
+        images, plain = ([row for row in part if row["template"] == template] for part in (run, base))
+        means = {name: _mean(images, name) for name in ("dino", "clip_t", "diversity")}
+        base_clip_t = _mean(plain, "clip_t")
+        prompts.append({"prompt": images[0]["prompt"], "count": len(images), **means, "base_clip_t": base_clip_t})
+    return prompts
 
 
 def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
@@ -135,5 +111,17 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> dict[str, dict]:
     return changes
 
 
-def _plain_mean(rows: Sequence[Row], name: str) -> float | None:
+def _scores_and_floors(rows: Sequence[Row], *, truth: bool) -> Iterator[tuple[str, Interval, Interval | None]]:
+    """The metrics that the run's images have -> name, Interval of the run, Interval of the base."""
+    for name, metric in METRICS.items():
+        if metric.truth == truth and (score := interval(of_kind(rows, "subject"), name)):
+            yield name, score, interval(of_kind(rows, "base"), name)
+
+
+def _bounds(score: Interval) -> dict[str, float]:
+    return {"score": score.mean, "low": score.low, "high": score.high}
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    """Of the images alone, without clusters."""
     return bootstrap.mean([row.get(name) for row in rows], [()] * len(rows))

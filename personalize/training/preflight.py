@@ -8,7 +8,7 @@ import time
 import torch
 
 from personalize.common import distributed
-from personalize.data.crops import Photo, photo_batch
+from personalize.data.crops import Photo, draw_crops, image_tensor
 from personalize.data.training_set import TrainingSet
 from personalize.models.interface import LatentModel
 from personalize.training.engine import Engine
@@ -86,7 +86,7 @@ def psnr(model: LatentModel, photos: list[Photo], size: int) -> float:
     """Mean over photos of 10 log10(4 / MSE) between an image in [-1,1] and its round trip through the VAE, dB."""
     values = []
     for photo in photos:
-        x = photo_batch([photo], size)
+        x = image_tensor(draw_crops([photo]), size)
         mean, _ = model.encode_images(x)
         values.append(10 * math.log10(4 / float((model.decode_latents(mean).cpu() - x).square().mean())))
     return sum(values) / len(values)

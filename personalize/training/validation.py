@@ -119,9 +119,9 @@ class DevSplit:
         image_cache.generate_missing(
             self.model, images, seed=seed, purpose="choose", config=sampler, progress=progress, what="dev split by the base"
         )
-        loaded, bad = image_cache.load_images(images)
+        loaded, reasons = image_cache.load_images(images)
         with torch.autocast(self.model.device.type, enabled=False):  # half precision is for sampling
-            return scoring.score_images(self.references[k], images, loaded, bad)
+            return scoring.score_images(self.references[k], images, loaded, reasons)
 
 
 def _scored(step: int, rows: list[dict], base: list[dict], *, top: float | None, token: str) -> ScoredCheckpoint:
@@ -143,7 +143,7 @@ def _scored(step: int, rows: list[dict], base: list[dict], *, top: float | None,
 
 def _pooled(parts: list[ScoredCheckpoint]) -> ScoredCheckpoint:
     """Several subjects of a run as one: their images together, their ceilings and shares of copies as means."""
-    tables = ("identity", "obeys", "base_obeys", "pres", "base_pres")
+    tables = checkpoint_selection.TABLES
     together = {name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in tables}
     tops = [part.ceiling for part in parts if part.ceiling is not None]
     top = sum(tops) / len(tops) if tops else None

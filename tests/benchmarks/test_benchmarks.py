@@ -17,7 +17,7 @@ from benchmarks.phases import PHASES, phases, ratio, table
 from personalize.cli import import_command
 from personalize.common.recipe import load_recipe
 from personalize.core import schedule
-from personalize.data.crops import photo_batch
+from personalize.data.crops import draw_crops, image_tensor
 from personalize.data.photos import load_photos
 
 STEPS = 4
@@ -237,7 +237,7 @@ def test_photos_of_the_job_are_five_files_at_the_size_of_the_base(tiny_sd, tmp_p
     found = compare.prepared(compare.parsed(["--only", "drawing", "--base", str(tiny_sd)]), tmp_path)
     assert found.size == 32 and found.sampler == "pndm" and len(list(found.photos.iterdir())) == 5
     photos, _ = load_photos(found.photos, min_size=32)
-    assert photo_batch(photos, 32, crop="center", flip=False, generator=torch.Generator()).shape == (5, 3, 32, 32)
+    assert image_tensor(draw_crops(photos), 32).shape == (5, 3, 32, 32)
 
 
 def test_a_module_is_wrapped_when_it_is_imported_and_not_before(tmp_path, monkeypatch):

@@ -426,7 +426,7 @@ def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos
         drawn = epoch_order(4, 2, step, seed=0, purpose="prior")
         assert batch.z0[3:].mean((1, 2, 3)).tolist() == drawn
         rows = epoch_order(5, 3, step, seed=0, purpose="subject")
-        nearest = (batch.z0[:3, None] - data.seen[0][None]).square().mean((2, 3, 4)).argmin(1)
+        nearest = (batch.z0[:3, None] - data.latents[0][None]).square().mean((2, 3, 4)).argmin(1)
         assert nearest.tolist() == rows
         texts = sampling.encode_texts(data.model, [data.prompts[i] for i in rows] + ["a dog"] * 2)["text"]
         assert torch.allclose(batch.cond(slice(0, 5))["text"], texts, atol=1e-5)

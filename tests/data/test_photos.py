@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageFile
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
 from personalize.core.rng import generator
-from personalize.data.crops import crop_box, epoch_order, largest_box, mask_batch, photo_batch, to_tensor
+from personalize.data.crops import crop_box, draw_crops, epoch_order, image_tensor, largest_box, mask_tensor
 from personalize.data.decode import MAX_PIXELS
 from personalize.data.photos import find_photos, load_photos, preview
 
@@ -27,6 +27,10 @@ STORED_BY = {
     8: Image.Transpose.ROTATE_270,
 }
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 60), (40, 60, 220), (230, 220, 40)
+
+
+def to_tensor(photo, size, **how):
+    return image_tensor(draw_crops([photo], **how), size)[0]
 
 
 def corners(width=48, height=32):
@@ -472,24 +476,24 @@ def test_an_id_is_split_into_name_and_config_and_never_trusts_remote_code(offlin
 
 
 def test_a_center_crop_is_the_middle_and_stays_inside():
-    assert crop_box((300, 200), 200) == (50, 0, 250, 200)
-    assert crop_box((200, 301), 200) == (0, 50, 200, 250)
-    assert crop_box((64, 64), 64) == (0, 0, 64, 64)
+    assert crop_box((300, 200)) == (50, 0, 250, 200)
+    assert crop_box((200, 301)) == (0, 50, 200, 250)
+    assert crop_box((64, 64)) == (0, 0, 64, 64)
 
 
 def test_a_random_crop_reaches_both_ends_and_repeats_for_its_generator():
-    boxes = [crop_box((8, 5), 5, "random", generator(0, "crop", k)) for k in range(100)]
+    boxes = [crop_box((8, 5), "random", generator(0, "crop", k)) for k in range(100)]
     assert {box[0] for box in boxes} == {0, 1, 2, 3} and {box[1] for box in boxes} == {0}
-    assert boxes == [crop_box((8, 5), 5, "random", generator(0, "crop", k)) for k in range(100)]
+    assert boxes == [crop_box((8, 5), "random", generator(0, "crop", k)) for k in range(100)]
 
 
 def test_a_subject_crop_has_the_subject_in_its_middle_and_stays_inside():
-    assert crop_box((300, 200), 200, "subject", subject=(150, 50, 190, 90)) == (70, 0, 270, 200)
-    assert crop_box((300, 200), 200, "subject", subject=(280, 0, 300, 20)) == (100, 0, 300, 200)
-    assert crop_box((300, 200), 200, "subject", subject=(0, 0, 5, 5)) == (0, 0, 200, 200)
-    assert crop_box((200, 300), 200, "subject", subject=(0, 20, 200, 280)) == (0, 50, 200, 250)
-    assert crop_box((300, 200), 200, "subject") == crop_box((300, 200), 200)
-    assert crop_box((300, 200), 200, subject=(280, 0, 300, 20)) == crop_box((300, 200), 200)
+    assert crop_box((300, 200), "subject", subject=(150, 50, 190, 90)) == (70, 0, 270, 200)
+    assert crop_box((300, 200), "subject", subject=(280, 0, 300, 20)) == (100, 0, 300, 200)
+    assert crop_box((300, 200), "subject", subject=(0, 0, 5, 5)) == (0, 0, 200, 200)
+    assert crop_box((200, 300), "subject", subject=(0, 20, 200, 280)) == (0, 50, 200, 250)
+    assert crop_box((300, 200), "subject") == crop_box((300, 200))
+    assert crop_box((300, 200), subject=(280, 0, 300, 20)) == crop_box((300, 200))
 
 
 def test_a_photo_without_a_mask_is_cut_in_the_middle_where_the_subject_is_asked_for(tmp_path):
@@ -509,20 +513,17 @@ def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, crop):
         mask.save(tmp_path / f"{k}.mask.png")
         some.append(read(tmp_path / f"{k}.png"))
     for step in range(8):
-        images = photo_batch(some, 64, crop=crop, flip=True, generator=generator(0, "crop", step))
-        marks = mask_batch(some, 64, crop=crop, flip=True, generator=generator(0, "crop", step))
+        crops = draw_crops(some, crop, flip=True, generator=generator(0, "crop", step))
+        images, marks = image_tensor(crops, 64), mask_tensor(crops, 64)
         assert marks.shape == (2, 1, 64, 64) and marks.dtype == torch.float32
         assert torch.equal(marks.expand(-1, 3, -1, -1), (images + 1) / 2)
-    g, h = generator(0, "crop", 0), generator(0, "crop", 0)
-    photo_batch(some, 64, crop=crop, flip=True, generator=g)
-    small = mask_batch(some, 8, crop=crop, flip=True, generator=h)
-    assert torch.equal(g.get_state(), h.get_state()) and small.shape == (2, 1, 8, 8)
-    assert small.min() >= 0 and small.max() <= 1
+    small = mask_tensor(crops, 8)
+    assert small.shape == (2, 1, 8, 8) and small.min() >= 0 and small.max() <= 1
 
 
 def test_a_photo_without_a_mask_is_all_subject(tmp_path):
     photo = photo_of(noise(0), tmp_path)
-    assert torch.equal(mask_batch([photo], 16), torch.ones(1, 1, 16, 16))
+    assert torch.equal(mask_tensor(draw_crops([photo]), 16), torch.ones(1, 1, 16, 16))
 
 
 def photo_of(image, tmp_path, name="a.png"):
@@ -575,7 +576,7 @@ def test_flips_mirror_half_of_the_draws(tmp_path):
 
 def test_a_batch_stacks_photos_of_any_shape_and_draws_for_each(tmp_path):
     some = [photo_of(noise(0, 90, 64), tmp_path), photo_of(noise(1, 64, 80), tmp_path, "b.png")]
-    x = photo_batch(some, 32, crop="random", flip=True, generator=generator(0, "batch", 0))
+    x = image_tensor(draw_crops(some, "random", flip=True, generator=generator(0, "batch", 0)), 32)
     assert x.shape == (2, 3, 32, 32) and x.abs().max() <= 1
     shared = generator(0, "batch", 0)
     assert torch.equal(x, torch.stack([to_tensor(p, 32, crop="random", flip=True, generator=shared) for p in some]))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from personalize.common.html import data_uri
 from personalize.evaluation.report.figures import el
-from personalize.evaluation.report.page import Shown, html, markdown
-from personalize.evaluation.report.tables import interval, number, plain, share
+from personalize.evaluation.report.page import Shown, html
+from personalize.evaluation.report.tables import interval, markdown, number, plain, share
 
 VOID = {"meta", "img", "br"}
 NASTY = """<script>alert("1")</script> 'x' & | `y`"""
@@ -246,4 +246,4 @@ def test_numbers_are_written_as_people_read_them():
 
 
 def test_an_element_escapes_children_and_attributes():
-    assert el("p", "<b>", el("i", "&"), None, title='"', hidden=None) == '<p title="&#34;">&lt;b&gt;<i>&amp;</i></p>'
+    assert el("p", "<b>", el("i", "&"), None, title='"') == '<p title="&#34;">&lt;b&gt;<i>&amp;</i></p>'

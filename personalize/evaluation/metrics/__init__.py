@@ -6,7 +6,6 @@ What tells copies of the photos (`memorization`) is no score of a run and stands
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -31,57 +30,45 @@ class Metric:
     truth: bool = False
 
 
-def _dino(images: Images) -> Tensor:
-    return similarity.dino(images.embedded, images.reference.photos)
-
-
-def _held_out(images: Images) -> Tensor:
-    return similarity.dino(images.embedded, images.reference.held_out)
-
-
-def _foreground(images: Images) -> Tensor | None:
-    return foreground.dino_fg(images.embedded, images.reference.photos, images.reference.foreground)
-
-
-def _clip_i(images: Images) -> Tensor:
-    return similarity.clip_i(images.embedded, images.reference.photos)
-
-
 def _diversity(images: Images) -> Tensor:
-    groups = list(zip(images.kinds, images.templates, strict=True))
+    groups = list(zip(images.wanted.kinds, images.wanted.templates, strict=True))
     if images.reference.lpips:
         return diversity.pairwise(images.reference.lpips, images.pixels, groups)
     return diversity.pairwise(diversity.patch_distance, images.embedded.patches, groups)
 
 
-def _adherence(images: Images, part: str) -> Tensor | None:
-    return images.adherence.get(part)
-
-
-def _identity_error(images: Images) -> Tensor:
-    return toyland_truth.identity_error(images.reading, images.reference.identity, images.reference.class_word)
-
-
 METRICS = {
-    "dino": Metric("DINO: same subject", "higher", "", _dino, lambda reference: similarity.ceiling(reference.photos)["dino"]),
+    "dino": Metric(
+        "DINO: same subject", "higher", "",
+        lambda images: similarity.dino(images.embedded, images.reference.photos),
+        lambda reference: similarity.ceiling(reference.photos.dino),
+    ),
     "held_out": Metric(
-        "DINO on held-out photos", "higher", "held_out", _held_out,
+        "DINO on held-out photos", "higher", "held_out",
+        lambda images: similarity.dino(images.embedded, images.reference.held_out),
         lambda reference: similarity.dino(reference.held_out, reference.photos).mean().item(),
     ),
     "dino_fg": Metric(
-        "DINO-fg: same subject, background apart", "higher", "foreground", _foreground,
+        "DINO-fg: same subject, background apart", "higher", "foreground",
+        lambda images: foreground.dino_fg(images.embedded, images.reference.photos, images.reference.foreground),
         lambda reference: foreground.ceiling(reference.photos, reference.foreground),
     ),
     "clip_i": Metric(
-        "CLIP-I: same content", "higher", "", _clip_i, lambda reference: similarity.ceiling(reference.photos)["clip_i"]
+        "CLIP-I: same content", "higher", "",
+        lambda images: similarity.clip_i(images.embedded, images.reference.photos),
+        lambda reference: similarity.ceiling(reference.photos.clip),
     ),
     "clip_t": Metric("CLIP-T: follows the prompt", "higher", "", lambda images: similarity.clip_t(images.embedded)),
     "diversity": Metric("DIV: patch distance", "higher", "", _diversity),
     **{
-        f"true_{part}": Metric(part, "higher", "probe", partial(_adherence, part=part), truth=True)
+        f"true_{part}": Metric(part, "higher", "probe", lambda images, part=part: images.adherence[part], truth=True)
         for part in toyland_truth.SCORED
     },
-    "identity_error": Metric("identity error", "lower", "probe", _identity_error, truth=True),
+    "identity_error": Metric(
+        "identity error", "lower", "probe",
+        lambda images: toyland_truth.identity_error(images.reading, images.reference.identity, images.reference.class_word),
+        truth=True,
+    ),
 }  # fmt: skip
 
 

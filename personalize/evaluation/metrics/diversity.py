@@ -51,13 +51,13 @@ def pairwise(distance: Distance, images: Tensor, prompts: Sequence[Hashable]) ->
     NaN for the only image of a prompt, which says nothing of variety.
     """
     assert len(images) == len(prompts), (len(images), len(prompts))
-    found = torch.full((len(prompts),), torch.nan)
+    means = torch.full((len(prompts),), torch.nan)
     for prompt, count in Counter(prompts).items():
         if count > 1:
-            at = [i for i, p in enumerate(prompts) if p == prompt]
-            between = distance(images[at])
-            found[at] = (between.sum(1) - between.diagonal()) / (count - 1)
-    return found
+            rows = [i for i, other in enumerate(prompts) if other == prompt]
+            between = distance(images[rows])
+            means[rows] = (between.sum(1) - between.diagonal()) / (count - 1)
+    return means
 
 
 def patch_distance(patches: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def dino_fg(images: Embeddings, photos: Embeddings, foreground: Tensor) -> Tenso
     For each foreground patch of a photo the cosine of the patch of the image that is most like it; the mean over
     the photo's patches, then over the photos.
     """
-    found = _matches(images, photos, foreground)
-    return found.mean(1) if found.shape[1] else None
+    matches = _matches(images, photos, foreground)
+    return matches.mean(1) if matches.shape[1] else None
 
 
 def ceiling(photos: Embeddings, foreground: Tensor) -> float | None:
@@ -48,9 +48,9 @@ def _matches(images: Embeddings, photos: Embeddings, foreground: Tensor) -> Tens
     """(N, photos with foreground): mean over the photo's foreground of the greatest cosine in the image."""
     assert images.patches is not None and photos.patches is not None, "DINO-fg compares patches: embed() gives them"
     assert foreground.shape == photos.patches.shape[:2], (foreground.shape, photos.patches.shape)
-    sought = [patches[mask] for patches, mask in zip(photos.patches, foreground, strict=True) if mask.any()]
-    rows = [torch.zeros(len(images.patches), 0)]
-    for rows_of_photo in sought:
-        parts = [(part @ rows_of_photo.T).amax(1).mean(1) for part in images.patches.split(PART)]
-        rows.append(torch.cat(parts)[:, None])
-    return torch.cat(rows, 1)
+    columns = [torch.zeros(len(images.patches), 0)]
+    for patches, mask in zip(photos.patches, foreground, strict=True):
+        if mask.any():
+            parts = [(part @ patches[mask].T).amax(1).mean(1) for part in images.patches.split(PART)]
+            columns.append(torch.cat(parts)[:, None])
+    return torch.cat(columns, 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 
 from personalize.evaluation.encoders import Encoders
+from personalize.evaluation.image_cache import ImageSet
 from personalize.evaluation.metrics import diversity, toyland_truth
 from personalize.evaluation.metrics.similarity import Embeddings
 
@@ -35,19 +35,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class Images:
-    """N images that are scored together. pixels (N,3,H,W) in [-1,1]; prompts: without the token."""
+    """N images that are scored together. pixels (N,3,H,W) in [-1,1]; wanted: what each should show."""
 
     reference: Reference
     pixels: Tensor
     embedded: Embeddings
-    kinds: Sequence[str]
-    templates: Sequence[str]
-    prompts: Sequence[str]
+    wanted: ImageSet
 
     @cached_property
     def reading(self) -> toyland_truth.Reading:
         return toyland_truth.read_images(self.reference.probe, self.pixels)
 
     @cached_property
-    def adherence(self) -> dict[str, Tensor | None]:
-        return toyland_truth.prompt_adherence(self.reading, self.prompts, self.reference.class_word)
+    def adherence(self) -> dict[str, Tensor]:
+        return toyland_truth.prompt_adherence(self.reading, self.wanted.plain, self.reference.class_word)

@@ -1,7 +1,7 @@
 """Cosines of embeddings: how much images are like the photos, and like their prompts (Ruiz et al. 2208.12242, 4.1).
 
 N images, K photos, D dimensions of an encoder, P patches. Embeddings have length 1, so that a product is a cosine. Scores are
-per image; `intervals` takes their means, of prompts and then of all.
+per image; `bootstrap` takes their means, of prompts and then of all.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def embed(encoders: Encoders, images: Tensor, prompts: Sequence[str] | None = No
     text = None
     if prompts is not None:
         assert len(prompts) == len(images), (len(prompts), len(images))
-        rows = _rows(prompts)
-        text = encoders.clip_text(list(rows))[[rows[prompt] for prompt in prompts]]
-    seen = encoders.dino(images)
-    return Embeddings(seen.token, encoders.clip_image(images), text, seen.patches)
+        distinct = list(dict.fromkeys(prompts))
+        text = encoders.clip_text(distinct)[[distinct.index(prompt) for prompt in prompts]]
+    identity = encoders.dino(images)
+    return Embeddings(identity.token, encoders.clip_image(images), text, identity.patches)
 
 
 def dino(images: Embeddings, photos: Embeddings) -> Tensor:
@@ -57,35 +57,25 @@ def clip_i(images: Embeddings, photos: Embeddings) -> Tensor:
     return _mean_cosine(images.clip, photos.clip)
 
 
-def clip_t(images: Embeddings, photos: Embeddings | None = None) -> Tensor:
-    """N images with prompts  ->  (N,): cosine of each with its own prompt; the photos do not enter."""
+def clip_t(images: Embeddings) -> Tensor:
+    """N images with prompts  ->  (N,): cosine of each with its own prompt."""
     assert images.text is not None, "CLIP-T compares with prompts: embed the images with theirs"
     return (images.clip * images.text).sum(1)
 
 
-def ceiling(photos: Embeddings) -> dict[str, float | None]:
-    """K photos  ->  mean cosine of each with the others, for "dino" and "clip_i"; None for a single photo.
+def ceiling(photos: Tensor) -> float | None:
+    """Embeddings (K,D) of photos  ->  mean cosine of each with the others; None for a single photo.
 
     What a perfect copy of the subject would reach: scores are read against it, not against 1.
     """
-    return {"dino": _among(photos.dino), "clip_i": _among(photos.clip)}
-
-
-def _rows(prompts: Sequence[str]) -> dict[str, int]:
-    """Each distinct prompt -> its number, in order of appearance."""
-    return {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    count = len(photos)
+    if count < 2:
+        return None
+    cosines = (photos @ photos.T).double()
+    return ((cosines.sum() - cosines.trace()) / (count * (count - 1))).item()
 
 
 def _mean_cosine(images: Tensor, photos: Tensor) -> Tensor:
     """(N,D), (K,D) -> (N,)."""
     assert len(photos) > 0, "there are no photos to compare with"
     return (images @ photos.T).mean(1)
-
-
-def _among(rows: Tensor) -> float | None:
-    """(K,D) -> mean of the cosines i != j."""
-    count = len(rows)
-    if count < 2:
-        return None
-    cosines = (rows @ rows.T).double()
-    return ((cosines.sum() - cosines.trace()) / (count * (count - 1))).item()

@@ -78,11 +78,11 @@ def wanted(prompt: str) -> dict[str, str]:
     A prompt that names two of a kind asks for neither.
     """
     text = " ".join(["", *re.findall(r"\w+", prompt.lower()), ""])
-    found = {
+    named = {
         table: [word for word, phrases in said.items() if any(f" {phrase} " in text for phrase in phrases)]
         for table, said in SAID.items()
     }
-    return {table: words[0] for table, words in found.items() if len(words) == 1}
+    return {table: words[0] for table, words in named.items() if len(words) == 1}
 
 
 def prompt_adherence(reading: Reading, prompts: Sequence[str], class_word: str = "") -> dict[str, Tensor]:

@@ -7,9 +7,7 @@ from PIL import Image
 
 from personalize.common.html import render
 from personalize.evaluation.report import figures, tables
-from personalize.evaluation.report.tables import markdown
 
-__all__ = ["Shown", "html", "markdown"]
 HERO_PHOTOS, HERO_IMAGES = 6, 6
 SHEET_COLUMNS = 8  # prompts side by side in the contact sheet
 

@@ -72,7 +72,7 @@ class Rehearsal:
         self.engine = Engine(self.model, replace(self.recipe, train=eager), self.groups)
         if counter is not None:
             counter.watch(self.engine.optimizer, self.engine.params)
-        self.model.release(vae=self.data.seen is not None, texts=self.data.texts is not None)
+        self.data.release()
         if self.recipe.train.ema:
             self.ema = [p.detach().clone() for p in self.engine.params]
 
