@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in child processes: another number of threads gives other bits
@@ -25,6 +26,22 @@ def closed_network(monkeypatch):
 
     connect = socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def terminal(tmp_path, monkeypatch, capsys):
+    """Runs a command line in an empty folder -> exit status, stdout, stderr."""
+    from personalize.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["personalize", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

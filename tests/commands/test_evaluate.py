@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from screens import RecordingScreen
 
 import personalize
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.common.recipe import Evaluate
-from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection, image_cache, protocols
 from personalize.training import load_run
 
@@ -33,15 +33,6 @@ CHOOSE = [
     "choose.obedience=9",
     "choose.copying=9",
 ]
-
-
-class Screen(Terminal):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +339,7 @@ def test_the_best_checkpoint_outlives_newer_ones(photos, settings, tmp_path, mon
 
 def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_selection, "stalled", lambda scored, patience: len(scored) == 2)
-    screen = Screen()
+    screen = RecordingScreen()
     found = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path, screen=screen)
     assert found.steps == 4 and [path.name for path in run_folder.checkpoints(found.folder)][-1] == "step-000004"
     assert any("ended after step 4 of 6" in line for line in screen.lines)

@@ -20,7 +20,6 @@ from safetensors import safe_open
 
 import personalize
 from personalize import models
-from personalize.cli import app
 from personalize.commands.export import model_card, targets, verify
 from personalize.commands.export.model_card import Card
 from personalize.commands.export.targets import Form
@@ -206,20 +205,6 @@ def test_plain_diffusers_draws_the_runs_picture_by_a_folder_that_knows_the_word(
     options = {"num_inference_steps": 4, "guidance_scale": 5.0, "generator": sampling.image_generators(0, range(1))}
     picture = np.asarray(pipeline(prompt_of(run), **options).images[0])
     assert verify.distance(picture, pictures("pivotal", "sd")[1]) <= (verify.SAME_HALF if half else verify.SAME)
-
-
-@pytest.fixture
-def terminal(tmp_path, monkeypatch, capsys):
-    """Runs a command line in an empty folder -> exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["personalize", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
