@@ -58,10 +58,10 @@ class Study:
         folder, photos = self.work / "runs" / f"{name}-{variant}", self.work / "photos" / name
         if (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished":
             return folder
-        who = scenes.subject(FIRST + 1000 * k, word)
+        who = scenes.sample_subject(FIRST + 1000 * k, word)
         photos.mkdir(parents=True, exist_ok=True)
         for j, place in enumerate(PHOTOS):
-            scene = scenes.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
+            scene = scenes.sample_scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
             draw_scene(scene)[0].save(photos / f"{j:02d}.png")
         called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]

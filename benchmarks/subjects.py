@@ -30,7 +30,7 @@ from personalize.common.files import key_of, slug, write_text
 from personalize.evaluation import encoders, image_cache, summary
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import HELD_OUT, scene, subject
+from personalize.toyland.world.scenes import HELD_OUT, sample_scene, sample_subject
 
 FIRST = {"dev": HELD_OUT + 6_000_000, "test": HELD_OUT + 8_000_000}
 CLASSES = {"dev": ("dog", "cat", "duck", "teapot"), "test": scenes.CLASSES}
@@ -47,8 +47,8 @@ def seed_of(which: str, k: int) -> int:
 
 def photographed(seed: int, word: str) -> list[Image.Image]:
     """The five photos of the subject of a seed."""
-    who = subject(seed, word)
-    return [draw_scene(scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
+    who = sample_subject(seed, word)
+    return [draw_scene(sample_scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
             for k, place in enumerate(PHOTOS)]  # fmt: skip
 
 

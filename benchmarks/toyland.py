@@ -35,7 +35,7 @@ from personalize.toyland.world.scenes import (
     Scene,
     accessory_words,
     colour_word,
-    subject,
+    sample_subject,
     with_article,
 )
 
@@ -78,7 +78,7 @@ class Bench:
     pictures: int
 
     def scenes(self, count: int, first: int = 0) -> list[Scene]:
-        return [world.scene(FIRST + first + k) for k in range(count)]
+        return [world.sample_scene(FIRST + first + k) for k in range(count)]
 
     def generated(self, prompts: list[str], *, seed: int) -> Tensor:
         """(N,3,H,W) in [-1,1], with the base's default guidance."""
@@ -191,8 +191,8 @@ def recognised(bench: Bench) -> float:
     """How often the identity encoder finds a subject first among RIVALS of its class, by one other scene; over all classes."""
     found = []
     for c, word in enumerate(CLASSES):
-        who = [subject(FIRST + 1000 * c + k, word) for k in range(RIVALS)]
-        views = [bench.seen.dino(bench.drawn([world.scene(FIRST + 200_000 + 1000 * c + v * RIVALS + k, who=each)
+        who = [sample_subject(FIRST + 1000 * c + k, word) for k in range(RIVALS)]
+        views = [bench.seen.dino(bench.drawn([world.sample_scene(FIRST + 200_000 + 1000 * c + v * RIVALS + k, who=each)
                  for k, each in enumerate(who)])).token for v in range(2)]  # fmt: skip
         found.append(((views[0] @ views[1].T).argmax(1) == torch.arange(RIVALS)).float().mean())
     return torch.stack(found).mean().item()
@@ -215,7 +215,7 @@ def measured(bench: Bench) -> tuple[list[Bar], Tensor, list[Scene], dict[str, fl
     scenes = bench.scenes(bench.pictures)
     images = bench.generated([prompt(scene) for scene in scenes], seed=1)
     right, ceiling = obedience(bench, scenes, images), obedience(bench, scenes, bench.drawn(scenes))
-    dogs = [world.scene(FIRST + 400_000 + k, who=subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
+    dogs = [world.sample_scene(FIRST + 400_000 + k, who=sample_subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
     drawn = spread(bench, bench.drawn(dogs))
     alike = bench.generated(["a dog"] * DOGS, seed=2)
     generated, rebuilt = realism(bench, images, scenes)

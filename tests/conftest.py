@@ -61,7 +61,7 @@ def tiny_sd(tmp_path_factory) -> Path:
     words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog zqv", "a red hat", "a photo of a cat"] * 5)
     text = CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=networks.WORDS, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+        max_position_embeddings=networks.MAX_LENGTH, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(
@@ -102,9 +102,9 @@ def tiny_sdxl(tmp_path_factory) -> Path:
     words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog zqv", "a red hat", "a photo of a cat"] * 5)
     model = json.loads(words.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    padded = CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token="!", model_max_length=networks.WORDS)
+    padded = CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token="!", model_max_length=networks.MAX_LENGTH)
     text = {
-        "vocab_size": len(words), "num_attention_heads": 2, "max_position_embeddings": networks.WORDS, "eos_token_id": 2,
+        "vocab_size": len(words), "num_attention_heads": 2, "max_position_embeddings": networks.MAX_LENGTH, "eos_token_id": 2,
         "num_hidden_layers": 3,
     }  # fmt: skip
     first = CLIPTextConfig(hidden_size=24, intermediate_size=48, hidden_act="quick_gelu", **text)

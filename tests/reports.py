@@ -7,7 +7,7 @@ from PIL import Image
 
 from personalize.evaluation.report.page import Shown
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import HELD_OUT, scene, subject
+from personalize.toyland.world.scenes import HELD_OUT, sample_scene, sample_subject
 
 DOG = Path(__file__).parents[1] / "data_examples" / "dog"
 SEED = HELD_OUT + 1_001_600
@@ -77,7 +77,7 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
 
 
 def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, photos: bool = True) -> Shown:
-    who, prompts = subject(SEED, "dog"), prompts or list(SCENES)
+    who, prompts = sample_subject(SEED, "dog"), prompts or list(SCENES)
     scenes = list(SCENES.values())
     cells = {
         (prompt, k): _scene(500 + k, size, who=who, **({"accessory": None} | scenes[at % len(scenes)]))
@@ -86,11 +86,11 @@ def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, p
     }
     cells[prompts[0], count - 1] = Image.new("RGB", (size, size))
     real = [Image.open(path).convert("RGB") for path in sorted(DOG.glob("*.png"))[:4]] if photos else []
-    plain = [_scene(700 + k, size, who=subject(k, "dog"), accessory=None) for k in range(16)]
-    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else subject(k, "dog"), accessory=None) for k in range(16)]
-    prior = [_scene(900 + k, size, who=subject(50 + k, "dog")) for k in range(12)]
+    plain = [_scene(700 + k, size, who=sample_subject(k, "dog"), accessory=None) for k in range(16)]
+    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else sample_subject(k, "dog"), accessory=None) for k in range(16)]
+    prior = [_scene(900 + k, size, who=sample_subject(50 + k, "dog")) for k in range(12)]
     return Shown(real, prior, cells, plain, moved)
 
 
 def _scene(seed: int, size: int, **fixed) -> Image.Image:
-    return draw_scene(scene(HELD_OUT + seed, **fixed), size)[0]
+    return draw_scene(sample_scene(HELD_OUT + seed, **fixed), size)[0]

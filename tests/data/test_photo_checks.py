@@ -226,11 +226,11 @@ def test_many_copies_do_not_flood_the_user(tmp_path):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_photos_of_one_place_have_the_same_background_and_of_several_have_not(tmp_path, place):
-    who = scenes.subject(HELD_OUT + 7, "cat")
+    who = scenes.sample_subject(HELD_OUT + 7, "cat")
 
     def take(places):
         for k, where in enumerate(places):
-            seen = scenes.scene(HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
+            seen = scenes.sample_scene(HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
             draw_scene(seen)[0].save(tmp_path / f"{k}.png")
         return faults(tmp_path)[0]
 

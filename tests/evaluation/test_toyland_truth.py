@@ -16,7 +16,7 @@ from personalize.toyland import probes
 from personalize.toyland.pretraining import pipeline
 from personalize.toyland.world import scenes as world
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBES, VIEWS, subject
+from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBE_SEED, VIEWS, sample_subject
 
 FIRST = HELD_OUT + 9_000_000
 COUNT = 120
@@ -36,7 +36,7 @@ def probe():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [world.scene(FIRST + k) for k in range(COUNT)]
+    return [world.sample_scene(FIRST + k) for k in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def reading(probe, scenes):
 
 def right(reading, scenes, table: str) -> float:
     goal = probes.scene_truth(scenes)[table]
-    return (reading.chances[table].argmax(1) == goal)[goal != probes.UNSEEN].float().mean().item()
+    return (reading.chances[table].argmax(1) == goal)[goal != probes.IGNORE_INDEX].float().mean().item()
 
 
 def shares(scores: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -96,7 +96,7 @@ def test_a_prompt_asks_for_what_its_words_say(prompt, asked):
 
 def test_captions_ask_for_nothing_that_is_not_there():
     for seed in range(2000):
-        scene = world.scene(seed)
+        scene = world.sample_scene(seed)
         is_so = {"class": scene.subject.class_word, "place": scene.place, "action": scene.action}
         if scene.accessory:
             is_so |= {"accessory": scene.accessory.kind, "accessory_colour": scene.accessory.colour}
@@ -127,8 +127,8 @@ def test_the_class_word_is_asked_where_the_prompt_names_no_class(reading, scenes
 @pytest.mark.parametrize("word", CLASSES)
 def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
     seeds = range(FIRST + 10_000, FIRST + 10_008)
-    who = [subject(seed, word) for seed in seeds]
-    photos = [[world.scene(seed + 100 * k, who=each, action="standing", accessory=None) for k in range(4)]
+    who = [sample_subject(seed, word) for seed in seeds]
+    photos = [[world.sample_scene(seed + 100 * k, who=each, action="standing", accessory=None) for k in range(4)]
               for seed, each in zip(seeds, who)]  # fmt: skip
     own, other, photographed = [], [], []
     for k, each in enumerate(who):
@@ -145,15 +145,15 @@ def test_every_part_of_an_identity_is_scored_for_every_class(scenes):
     reading = toyland_truth.read_images(probes.Probe().eval(), pictures(scenes[:3]))
     parts = {"body", "second", "detail", "proportions", "pattern", "ear", "tail"}
     for word in (*CLASSES, "lion"):
-        assert set(toyland_truth.errors(reading, toyland_truth.parameters(subject(1, "dog")), word)) == parts, word
+        assert set(toyland_truth.errors(reading, toyland_truth.parameters(sample_subject(1, "dog")), word)) == parts, word
 
 
 def test_every_scene_has_a_truth_to_learn_from(scenes):
     goal = probes.scene_truth(scenes)
-    assert {table for table in probes.TABLES if (goal[table] == probes.UNSEEN).any()} == {"accessory_colour"}
-    assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.UNSEEN)).all()
+    assert {table for table in probes.TABLES if (goal[table] == probes.IGNORE_INDEX).any()} == {"accessory_colour"}
+    assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.IGNORE_INDEX)).all()
     model = probes.Probe()
-    assert probes.loss_of(model(pictures(scenes)), goal).isfinite()
+    assert probes.probe_loss(model(pictures(scenes)), goal).isfinite()
 
 
 def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
@@ -174,7 +174,7 @@ def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
 def test_two_subjects_at_random_are_one_apart():
     error = {part: [] for part in toyland_truth.expected("robot")}
     for seed in range(300, 340):
-        a, b = subject(seed, "robot"), toyland_truth.parameters(subject(seed + 1000, "robot"))
+        a, b = sample_subject(seed, "robot"), toyland_truth.parameters(sample_subject(seed + 1000, "robot"))
         values = {k: torch.tensor([v]) for k, v in probes.values(a).items()}
         exact = {k: torch.eye(len(probes.TABLES[k]))[[row]] for k, row in probes.kinds(a).items()}
         for part, off in toyland_truth.errors(toyland_truth.Reading(exact, values), b, "robot").items():
@@ -186,8 +186,8 @@ def test_the_probes_seeds_are_no_other_stages_and_not_held_out():
     """The base and the encoders count up from 0 in `pipeline.run_stages`; what is judged starts at HELD_OUT."""
     s = Pretrain()
     others = max(s.pictures, s.subjects * VIEWS)
-    assert others < PROBES and PROBES + s.probe_pictures <= HELD_OUT
-    assert pipeline._probed(5) == world.scene(PROBES + 5)
+    assert others < PROBE_SEED and PROBE_SEED + s.probe_pictures <= HELD_OUT
+    assert pipeline._probe_scene(5) == world.sample_scene(PROBE_SEED + 5)
 
 
 def test_the_shipped_probe_is_small_half_precision_and_no_pickle():
@@ -220,6 +220,6 @@ def test_probes_of_another_world_or_none_at_all_are_refused(tmp_path, probe):
 
 def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_a_picture(scenes):
     x = pictures(scenes[:16])
-    a, b = (probes.disturbed(x, torch.Generator().manual_seed(3)) for _ in range(2))
+    a, b = (probes.augment(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and a.abs().max() <= 1
     assert 0.005 < (a - x).abs().mean() < 0.25

@@ -9,7 +9,7 @@ SIZE = 64  # px of the shipped base
 LATENT = 16
 VAE_CHANNELS = {64: (16, 32, 96), 128: (16, 32, 64, 128)}  # by size, px
 PATCHES = 8  # a side, of what the two encoders see
-WORDS = 32  # longest prompt, tokens
+MAX_LENGTH = 32  # longest prompt, tokens
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 192
 
@@ -36,7 +36,7 @@ def tokenizer(captions: Iterable[str]):
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges)]
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: k for k, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=WORDS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
 
 
 def vae(size: int = SIZE):
@@ -61,7 +61,7 @@ def clip(words, size: int = SIZE):
 
     text = {
         "vocab_size": len(words), "hidden_size": TEXT_WIDTH, "intermediate_size": 3 * TEXT_WIDTH, "num_hidden_layers": 3,
-        "num_attention_heads": TEXT_WIDTH // 32, "max_position_embeddings": WORDS, "projection_dim": 128,
+        "num_attention_heads": TEXT_WIDTH // 32, "max_position_embeddings": MAX_LENGTH, "projection_dim": 128,
         "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
     }  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=_vision(size), projection_dim=128)

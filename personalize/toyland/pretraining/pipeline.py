@@ -13,7 +13,7 @@ from personalize.common.files import writing
 from personalize.toyland import probes
 from personalize.toyland.pretraining import networks, stages
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import PROBES, VIEWS, scene, subject
+from personalize.toyland.world.scenes import PROBE_SEED, VIEWS, sample_scene, sample_subject
 
 
 def run_stages(work: Path, out: Path, settings, device: torch.device, say: Callable[[str], None]) -> Iterator[str]:
@@ -21,9 +21,9 @@ def run_stages(work: Path, out: Path, settings, device: torch.device, say: Calla
 
     settings: a `commands.pretrain.Pretrain`. Networks draw their first weights from torch's seed in this order.
     """
-    images = _render_all(work / "images.npy", scene, settings.pictures, settings.size, say)
-    pairs = _render_all(work / "pairs.npy", _view, settings.subjects * VIEWS, settings.size, say)
-    probe_images = _render_all(work / "probe_pictures.npy", _probed, settings.probe_pictures, probes.SIZE, say)
+    images = _render_all(work / "images.npy", sample_scene, settings.pictures, settings.size, say)
+    pairs = _render_all(work / "pairs.npy", _view_scene, settings.subjects * VIEWS, settings.size, say)
+    probe_images = _render_all(work / "probe_pictures.npy", _probe_scene, settings.probe_pictures, probes.SIZE, say)
     yield "world"
     vae = stages.vae(work, images, settings, device, say)
     latents, scale = stages.latents(work, images, vae, device, say)
@@ -43,15 +43,15 @@ def run_stages(work: Path, out: Path, settings, device: torch.device, say: Calla
     probes.export(out / "probes", probe)
 
 
-def _probed(k: int):
-    return scene(PROBES + k)
+def _probe_scene(k: int):
+    return sample_scene(PROBE_SEED + k)
 
 
-def _view(k: int):
-    return scene(k, who=subject(k // VIEWS))
+def _view_scene(k: int):
+    return sample_scene(k, who=sample_subject(k // VIEWS))
 
 
-def _pixels(maker: Callable, size: int, k: int) -> bytes:
+def _render_bytes(maker: Callable, size: int, k: int) -> bytes:
     image, mask = draw_scene(maker(k), size, body=stages.BODY)
     image.putalpha(mask)
     return image.tobytes()
@@ -62,7 +62,7 @@ def _render_all(path: Path, maker: Callable, count: int, size: int, say: Callabl
     if not path.exists():
         began = time.time()
         with multiprocessing.Pool() as pool:
-            rows = pool.imap(partial(_pixels, maker, size), range(count), chunksize=200)
+            rows = pool.imap(partial(_render_bytes, maker, size), range(count), chunksize=200)
             array = np.stack([np.frombuffer(row, np.uint8).reshape(size, size, 4) for row in rows])
         with writing(path) as temporary:
             np.save(temporary, array)

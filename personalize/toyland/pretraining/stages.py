@@ -19,7 +19,7 @@ from personalize.core import losses, rng
 from personalize.core.schedule import Schedule
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
-from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, scene, subject
+from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, sample_scene, sample_subject
 
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
 CAPTION_DROPOUT = 0.1
@@ -30,7 +30,7 @@ PART = "14MB"  # larger weights are written in parts
 
 def tokenizer(settings):
     scenes = range(min(settings.pictures, 20_000))
-    return networks.tokenizer([caption(scene(k), k) for k in scenes])
+    return networks.tokenizer([caption(sample_scene(k), k) for k in scenes])
 
 
 def pixels(images: np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
@@ -44,11 +44,11 @@ def masks(images: np.ndarray, rows: Tensor, cells: int) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(shares, cells)
 
 
-def rows_of(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
+def sample_rows(step: int, batch: int, total: int, *, seed: int, purpose: str) -> Tensor:
     return torch.randint(0, total, (batch,), generator=rng.generator(seed, f"{purpose}/rows", step))
 
 
-def spread_timesteps(B: int, T: int, g: torch.Generator) -> Tensor:
+def stratified_timesteps(B: int, T: int, g: torch.Generator) -> Tensor:
     """(B,) uniform in 0..T-1, one in each Bth part of it: less chance in the loss (Kingma et al. 2107.00630, section I.1)."""
     return ((torch.arange(B) + torch.rand(B, generator=g)) * (T / B)).long().clamp(max=T - 1)
 
@@ -58,7 +58,7 @@ def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Cal
     model = networks.vae(settings.size).to(device)
 
     def loss(step: int) -> Tensor:
-        rows = rows_of(step, 16 * settings.times, len(images), seed=settings.seed, purpose="vae")
+        rows = sample_rows(step, 16 * settings.times, len(images), seed=settings.seed, purpose="vae")
         x, weight = pixels(images, rows, device), 1 + settings.subject_weight * masks(images, rows, settings.size).to(device)
         posterior = model.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng.generator(settings.seed, "vae/noise", step))
@@ -67,7 +67,7 @@ def vae(work: Path, images: np.ndarray, settings, device: torch.device, say: Cal
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return losses.denoising_loss(drawn, x, weight).mean() + KL_WEIGHT * kl
 
-    tell, steps = teller("vae", settings.vae_steps, say), settings.vae_steps
+    tell, steps = loss_logger("vae", settings.vae_steps, say), settings.vae_steps
     train_stage(model, loss, work / "vae.safetensors", steps=steps, lr=8e-3, say=tell, weight_decay=0.0, ema=0.995)
     return model.eval()
 
@@ -78,25 +78,25 @@ def clip(work: Path, images: np.ndarray, words, settings, device: torch.device, 
     Two of three batches show one place only, or the backdrop alone would tell most images of a batch apart.
     """
     model = networks.clip(words, settings.size).to(device)
-    places = torch.tensor([list(PLACES).index(scene(k).place) for k in range(len(images))])
+    places = torch.tensor([list(PLACES).index(sample_scene(k).place) for k in range(len(images))])
     place_rows = [(places == place).nonzero()[:, 0] for place in range(len(PLACES))]
 
     def loss(step: int) -> Tensor:
-        rows = rows_of(step, 128 * settings.times, len(images), seed=settings.seed, purpose="clip")
+        rows = sample_rows(step, 128 * settings.times, len(images), seed=settings.seed, purpose="clip")
         if step % 3:
             same_place = place_rows[int(places[rows[0]])]
             rows = same_place[rows % len(same_place)]
-        ids = words_in(words, captions(rows, step), device, padding="longest")
+        ids = tokenize(words, sample_captions(rows, step), device, padding="longest")
         text = model.text_projection(model.text_model(**ids).pooler_output)
         image = model.vision_model(pixel_values=pixels(images, rows, device)).pooler_output
-        return contrastive(model.visual_projection(image), text, model.logit_scale.exp())
+        return contrastive_loss(model.visual_projection(image), text, model.logit_scale.exp())
 
     train_stage(model, loss, work / "clip.safetensors", steps=settings.clip_steps, lr=5e-3, ema=0.995,
-        say=teller("clip", settings.clip_steps, say))  # fmt: skip
+        say=loss_logger("clip", settings.clip_steps, say))  # fmt: skip
     return model.eval()
 
 
-def contrastive(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
+def contrastive_loss(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
     """(B,D), (B,D) -> cross-entropy of finding each row's partner in the other by cosine, both ways, in float32."""
     with torch.autocast(a.device.type, enabled=False):
         logits = scale * nn.functional.normalize(a.float(), dim=1) @ nn.functional.normalize(b.float(), dim=1).T
@@ -109,7 +109,7 @@ def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say:
     model = networks.identity_encoder(settings.size).to(device)
     members = {c: [] for c in CLASSES}
     for k in range(len(pairs) // VIEWS):
-        members[subject(k).class_word].append(k)
+        members[sample_subject(k).class_word].append(k)
 
     def loss(step: int) -> Tensor:
         g = rng.generator(settings.seed, "identity", step)
@@ -118,10 +118,10 @@ def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say:
         first = torch.randint(0, VIEWS, (len(who),), generator=g)
         other = (first + torch.randint(1, VIEWS, (len(who),), generator=g)) % VIEWS
         rows = torch.cat([who * VIEWS + first, who * VIEWS + other])
-        return contrastive(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
+        return contrastive_loss(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
 
     train_stage(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema=0.995,
-        say=teller("identity", settings.identity_steps, say))  # fmt: skip
+        say=loss_logger("identity", settings.identity_steps, say))  # fmt: skip
     return model.eval()
 
 
@@ -158,7 +158,7 @@ def unet(
         rows, z_t, t, target, texts = batch(step)
         z_t, target, steps = z_t.to(device), target.to(device), t.to(device)
         with torch.no_grad():
-            cond = text(**words_in(words, texts, device)).last_hidden_state
+            cond = text(**tokenize(words, texts, device)).last_hidden_state
         out = model(z_t, steps, cond).sample
         if guide:
             with torch.no_grad():
@@ -173,7 +173,7 @@ def unet(
 
     def fit(name: str, first: int, steps: int, guide=None) -> None:
         train_stage(model, lambda step: loss(guide, first + step), work / f"{name}.safetensors", steps=steps, lr=1e-3,
-            muon=False, ema=settings.ema, say=teller(name, steps, say))  # fmt: skip
+            muon=False, ema=settings.ema, say=loss_logger(name, steps, say))  # fmt: skip
 
     guide = None
     if settings.guide_steps:  # the EMA after these guides the rest by its mistakes (`losses.sharpened`)
@@ -185,27 +185,27 @@ def unet(
 
 def _noisy_batch(moments: np.ndarray, scale: float, forward: Schedule, settings, step: int):
     """A step of the U-Net -> rows (B,), z_t (B,4,16,16), t (B,), target (B,4,16,16), captions; all on the CPU."""
-    rows = rows_of(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
+    rows = sample_rows(step, 64 * settings.times, len(moments), seed=settings.seed, purpose="unet")
     g = rng.generator(settings.seed, "unet/noise", step)
     mean, std = torch.from_numpy(moments[rows.numpy()]).float().unbind(1)
     z0 = scale * (mean + std * torch.randn(mean.shape, generator=g))
-    eps, t = torch.randn(mean.shape, generator=g), spread_timesteps(len(rows), forward.T, g)
+    eps, t = torch.randn(mean.shape, generator=g), stratified_timesteps(len(rows), forward.T, g)
     kept = torch.rand(len(rows), generator=g) >= CAPTION_DROPOUT
-    texts = [text if keep else "" for text, keep in zip(captions(rows, step), kept, strict=True)]
+    texts = [text if keep else "" for text, keep in zip(sample_captions(rows, step), kept, strict=True)]
     return rows, forward.add_noise(z0, eps, t), t, forward.target(z0, eps, t), texts
 
 
-def captions(rows: Tensor, step: int) -> list[str]:
+def sample_captions(rows: Tensor, step: int) -> list[str]:
     """Worded anew at every step."""
-    return [caption(scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
+    return [caption(sample_scene(k), (step << 8) + i) for i, k in enumerate(rows.tolist())]
 
 
-def words_in(words, texts: list[str], device: torch.device, padding: str = "max_length") -> dict[str, Tensor]:
-    ids = words(texts, padding=padding, truncation=True, max_length=networks.WORDS, return_tensors="pt")
+def tokenize(words, texts: list[str], device: torch.device, padding: str = "max_length") -> dict[str, Tensor]:
+    ids = words(texts, padding=padding, truncation=True, max_length=networks.MAX_LENGTH, return_tensors="pt")
     return {"input_ids": ids["input_ids"].to(device)}
 
 
-def teller(stage: str, steps: int, say: Callable[[str], None], every: int = 50) -> Callable[[int, float], None]:
+def loss_logger(stage: str, steps: int, say: Callable[[str], None], every: int = 50) -> Callable[[int, float], None]:
     """Tells the mean loss, the seconds a step and the time left every `every` steps."""
     recent: list[float] = []
     began = [time.time()]

@@ -7,16 +7,16 @@ from personalize.toyland.world.faces import (
     NOSE,
     WHITE,
     Anchors,
-    drawn_on,
     ear_pair,
     eyes,
-    far,
+    far_side_colour,
     feet,
+    line_colour,
     smile,
 )
-from personalize.toyland.world.pen import INK, Pen, mixed, shade
+from personalize.toyland.world.pen import INK, Pen, blend, shade
 from personalize.toyland.world.scenes import Subject
-from personalize.toyland.world.shapes import box, curve, ellipse, soft, turned
+from personalize.toyland.world.shapes import box, curve, ellipse, rotate, rounded
 
 
 def tail(pen: Pen, who: Subject, x: float, y: float, *, width: float = 0.045):
@@ -34,7 +34,7 @@ def draw_dog(pen: Pen, who: Subject) -> Anchors:
     cx, cy, r = 0.46, GROUND - leg - 0.85 * ry, 0.125 * who.head
     hx, hy = cx + 0.9 * rx, cy - ry - 0.45 * r
     tail(pen, who, cx - rx, cy - 0.03)
-    feet(pen, (cx - 0.45 * rx, cx + 0.8 * rx), cy, 0.058, colours=(far(who.body), far(who.detail)))
+    feet(pen, (cx - 0.45 * rx, cx + 0.8 * rx), cy, 0.058, colours=(far_side_colour(who.body), far_side_colour(who.detail)))
     feet(pen, (cx - 0.78 * rx, cx + 0.42 * rx), cy, 0.062, colours=(who.body, who.detail))
     pen.patterned(ellipse(cx, cy, rx, ry), who)
     if who.ear != "floppy":
@@ -43,7 +43,7 @@ def draw_dog(pen: Pen, who: Subject) -> Anchors:
     pen.fill(ellipse(hx, hy, r * 1.05, r), who.body, soft=True, edge=True)
     if who.ear == "floppy":
         ear_pair(pen, who, hx, hy, r=r)
-    pen.fill(ellipse(hx + 0.035, hy + 0.5 * r, 0.6 * r, 0.42 * r), mixed(who.body, CREAM, 0.55))
+    pen.fill(ellipse(hx + 0.035, hy + 0.5 * r, 0.6 * r, 0.42 * r), blend(who.body, CREAM, 0.55))
     pen.fill(ellipse(hx + 0.05, hy + 0.26 * r, 0.03, 0.023), INK, rim=False)
     smile(pen, hx + 0.045, hy + 0.5 * r, CREAM, width=0.026)
     eyes(pen, hx + 0.02, hy - 0.2 * r, 0.05, on=who.body)
@@ -66,17 +66,17 @@ def draw_cat(pen: Pen, who: Subject) -> Anchors:
     }  # fmt: skip
     pen.stroke(curve(paths[who.tail]), 0.048, who.body)
     pen.stroke(curve(paths[who.tail])[-5:], 0.048, who.detail, rim=False)
-    body = soft([(cx - 0.55 * rx, cy - ry), (cx + 0.75 * rx, cy - ry), (cx + rx, GROUND), (cx - 1.25 * rx, GROUND)], 0.11)
+    body = rounded([(cx - 0.55 * rx, cy - ry), (cx + 0.75 * rx, cy - ry), (cx + rx, GROUND), (cx - 1.25 * rx, GROUND)], 0.11)
     pen.patterned(body, who)
     for x in (cx + 0.08 * rx, cx + 0.7 * rx):
         pen.stroke([(x, GROUND - 0.115 * who.legs), (x + 0.012, GROUND - 0.03)], 0.056, who.detail)
     for side in (-1, 1):
         ex = hx + side * 0.72 * r
         tip = {"pointed": (side * 0.035, -1.6), "floppy": (side * 0.11, -0.95), "round": (side * 0.02, -1.2)}[who.ear]
-        pen.fill(soft([(ex - 0.065, hy - 0.35 * r), (ex + tip[0], hy + tip[1] * r), (ex + 0.065, hy - 0.35 * r)],
+        pen.fill(rounded([(ex - 0.065, hy - 0.35 * r), (ex + tip[0], hy + tip[1] * r), (ex + 0.065, hy - 0.35 * r)],
                       0.06 if who.ear == "round" else 0.015), who.second)  # fmt: skip
     pen.fill(ellipse(hx, hy, r * 1.15, 0.95 * r), who.body, soft=True, edge=True)
-    whisker = drawn_on(who.body)
+    whisker = line_colour(who.body)
     for side in (-1, 1):
         for dy in (0.2, 0.45):
             pen.stroke([(hx + 0.015 + side * 0.07, hy + 0.36 * r), (hx + 0.015 + side * 0.145, hy + dy * r)], 0.008, whisker,
@@ -115,11 +115,11 @@ def draw_rabbit(pen: Pen, who: Subject) -> Anchors:
 def _long_ears(pen: Pen, who: Subject, x: float, y: float, *, r: float):
     for side in (-1, 1):
         if who.ear == "floppy":
-            pen.fill(turned(ellipse(x + side * 1.15 * r, y + 0.35 * r, 0.04, 0.115), x + side * r, y, -side * 0.25), who.second)
+            pen.fill(rotate(ellipse(x + side * 1.15 * r, y + 0.35 * r, 0.04, 0.115), x + side * r, y, -side * 0.25), who.second)
             continue
         wide, long = (0.046, 0.085) if who.ear == "round" else (0.034, 0.13)
         ear = ellipse(x + side * 0.5 * r, y - 0.8 * r - 0.8 * long, wide, long)
-        pen.fill(turned(ear, x + side * 0.5 * r, y - 0.8 * r, side * 0.2), who.second)
+        pen.fill(rotate(ear, x + side * 0.5 * r, y - 0.8 * r, side * 0.2), who.second)
 
 
 def draw_horse(pen: Pen, who: Subject) -> Anchors:
@@ -130,23 +130,23 @@ def draw_horse(pen: Pen, who: Subject) -> Anchors:
     back = {"up": [(0, -0.02), (-0.08, -0.1), (-0.11, 0.0)], "curled": [(0, 0), (-0.09, 0.0), (-0.08, 0.12), (-0.12, 0.2)],
             "stub": [(0, 0), (-0.05, 0.03), (-0.05, 0.1)]}[who.tail]  # fmt: skip
     pen.stroke(curve([(cx - 0.93 * rx + dx, cy - 0.02 + dy) for dx, dy in back]), 0.055, who.second)
-    feet(pen, (cx - 0.5 * rx, cx + 0.85 * rx), cy, 0.046, colours=(far(who.body), far(who.detail)))
+    feet(pen, (cx - 0.5 * rx, cx + 0.85 * rx), cy, 0.046, colours=(far_side_colour(who.body), far_side_colour(who.detail)))
     feet(pen, (cx - 0.82 * rx, cx + 0.5 * rx), cy, 0.05, colours=(who.body, who.detail))
     neck = [(cx + 0.35 * rx, cy - 0.3 * ry), (hx - 0.075, hy - 0.02), (hx + 0.02, hy), (cx + 1.0 * rx, cy + 0.2 * ry)]
-    pen.fill(soft(neck, 0.04), who.body)
+    pen.fill(rounded(neck, 0.04), who.body)
     pen.patterned(ellipse(cx, cy, rx, ry), who)
     mane = {"floppy": 0.06, "round": 0.045, "pointed": 0.035}[who.ear]
     pen.stroke([(hx - 0.055, hy - 0.02), (cx + 0.4 * rx, cy - 0.75 * ry)], 2 * mane * 0.8, who.second)
     for side in (0.0, 0.06):
-        ear = soft(
+        ear = rounded(
             [(hx - 0.05 + side, hy - 0.5 * r), (hx - 0.045 + side, hy - 1.0 * r - mane * 1.3), (hx + 0.0 + side, hy - 0.5 * r)],
             0.012,
         )
         pen.fill(ear, who.body)
     pen.fill(
-        turned(ellipse(hx + 0.05, hy + 0.055, 0.085 * who.head + 0.05, r), hx + 0.02, hy, 0.7), who.body, soft=True, edge=True
+        rotate(ellipse(hx + 0.05, hy + 0.055, 0.085 * who.head + 0.05, r), hx + 0.02, hy, 0.7), who.body, soft=True, edge=True
     )
-    pen.fill(ellipse(hx + 0.115, hy + 0.135, 0.062, 0.052), mixed(who.body, CREAM, 0.55))
+    pen.fill(ellipse(hx + 0.115, hy + 0.135, 0.062, 0.052), blend(who.body, CREAM, 0.55))
     pen.fill(ellipse(hx + 0.135, hy + 0.12, 0.011, 0.011), INK, rim=False)
     smile(pen, hx + 0.12, hy + 0.145, CREAM, width=0.028)
     eyes(pen, hx + 0.025, hy + 0.02, 0.042, on=who.body, radius=0.031)
@@ -161,7 +161,7 @@ def draw_duck(pen: Pen, who: Subject) -> Anchors:
         pen.stroke([(x, cy + 0.5 * ry), (x, GROUND - 0.012), (x + 0.055, GROUND - 0.012)], 0.028, BEAK)
     lift = {"up": 0.2, "curled": 0.11, "stub": 0.03}[who.tail]
     pen.fill(
-        soft([(cx - rx - 0.08, cy - lift), (cx - 0.3 * rx, cy - 0.9 * ry), (cx - 0.5 * rx, cy + 0.8 * ry)], 0.04), who.detail
+        rounded([(cx - rx - 0.08, cy - lift), (cx - 0.3 * rx, cy - 0.9 * ry), (cx - 0.5 * rx, cy + 0.8 * ry)], 0.04), who.detail
     )
     pen.stroke([(hx - 0.03, cy - 0.02), (hx - 0.01, hy)], 0.12, who.body)
     if who.ear == "pointed":
@@ -174,7 +174,7 @@ def draw_duck(pen: Pen, who: Subject) -> Anchors:
     elif who.ear == "floppy":
         pen.fill(ellipse(hx - r, hy - 0.3 * r, 0.07, 0.04), who.detail)
     pen.patterned(ellipse(cx, cy, rx, ry), who)
-    pen.fill(turned(ellipse(cx - 0.03, cy - 0.01, 0.55 * rx, 0.52 * ry), cx, cy, -0.2), who.second, edge=True)
+    pen.fill(rotate(ellipse(cx - 0.03, cy - 0.01, 0.55 * rx, 0.52 * ry), cx, cy, -0.2), who.second, edge=True)
     pen.fill(ellipse(hx, hy, r * 1.03, r), who.body, soft=True)
     if who.ear == "round":
         pen.stroke([(hx - 0.05, hy + 0.95 * r), (hx + 0.04, hy + 0.98 * r)], 0.035, who.detail)
@@ -196,20 +196,20 @@ def draw_owl(pen: Pen, who: Subject) -> Anchors:
             pen.fill(ellipse(ex, cy - 0.85 * ry, 0.052, 0.052), who.detail)
         elif who.ear == "floppy":
             tuft = ellipse(ex + side * 0.05, cy - 0.7 * ry, 0.075, 0.034)
-            pen.fill(turned(tuft, ex, cy - 0.7 * ry, side * 0.35), who.detail)
+            pen.fill(rotate(tuft, ex, cy - 0.7 * ry, side * 0.35), who.detail)
         else:
             tuft = [(ex - 0.055, cy - 0.66 * ry), (ex + side * 0.045, cy - 1.22 * ry), (ex + 0.055, cy - 0.66 * ry)]
-            pen.fill(soft(tuft, 0.015), who.detail)
+            pen.fill(rounded(tuft, 0.015), who.detail)
     turn = {"up": 1.9, "curled": 0.75, "stub": 0.15}[who.tail]
     for side in (-1, 1):
         wing = ellipse(cx + side * rx, cy + 0.32 * ry, 0.05, 0.11)
-        pen.fill(turned(wing, cx + side * 0.9 * rx, cy, -side * turn), who.detail)
+        pen.fill(rotate(wing, cx + side * 0.9 * rx, cy, -side * turn), who.detail)
     pen.patterned(ellipse(cx, cy, rx, ry), who, top=hy + 0.6 * r)
     for side in (-1, 1):
         pen.fill(ellipse(cx + 0.02 + side * 0.85 * r, hy, r, r), who.second, edge=True)
     eyes(pen, cx + 0.025, hy, 0.85 * r, on=who.second, radius=0.043)
     beak = [(cx - 0.015, hy + 0.4 * r), (cx + 0.045, hy + 0.4 * r), (cx + 0.018, hy + 1.25 * r)]
-    pen.fill(soft(beak, 0.01), BEAK, edge=True)
+    pen.fill(rounded(beak, 0.01), BEAK, edge=True)
     return Anchors(
         (cx, cy - 0.93 * ry), (cx + 0.025, hy), 0.85 * r, (cx, hy + r + 0.03), 0.9 * rx, (cx - 0.8 * rx, cy - 0.2 * ry)
     )

@@ -1,9 +1,9 @@
 """Toyland's things, which have faces too. Each draw_* paints one that stands on GROUND, facing right; returns its anchors."""
 
-from personalize.toyland.world.faces import GROUND, WHITE, Anchors, drawn_on, eyes, smile
-from personalize.toyland.world.pen import INK, Pen, mixed, shade
+from personalize.toyland.world.faces import GROUND, WHITE, Anchors, eyes, line_colour, smile
+from personalize.toyland.world.pen import INK, Pen, blend, shade
 from personalize.toyland.world.scenes import Subject
-from personalize.toyland.world.shapes import box, curve, ellipse, soft
+from personalize.toyland.world.shapes import box, curve, ellipse, rounded
 
 GLASS = (196, 230, 244)
 GREY = (150, 152, 162)
@@ -19,14 +19,14 @@ def draw_teapot(pen: Pen, who: Subject) -> Anchors:
         pen.stroke(ellipse(cx - rx, cy, 0.1, 0.095, start=0.22, end=0.78), 0.04, who.detail)
     else:
         pen.stroke([(cx - 0.8 * rx, cy - 0.02), (cx - rx - 0.1, cy - 0.09)], 0.05, who.detail)
-    pen.fill(soft([(cx + 0.6 * rx, cy + 0.1), (cx + rx + 0.1, cy - 0.14), (cx + rx + 0.17, cy - 0.13),
+    pen.fill(rounded([(cx + 0.6 * rx, cy + 0.1), (cx + rx + 0.1, cy - 0.14), (cx + rx + 0.17, cy - 0.13),
                    (cx + 0.9 * rx, cy - 0.06)], 0.025), who.body)  # fmt: skip
     pen.fill(box(cx - 0.6 * rx, GROUND - foot - 0.03, cx + 0.6 * rx, GROUND, r=0.012), who.detail)
     knob = {"floppy": (0.075, 0.024), "round": (0.045, 0.045), "pointed": (0.022, 0.075)}[who.ear]
     pen.fill(ellipse(cx, top - 0.045 - 0.8 * knob[1], *knob), who.detail)
     pen.patterned(ellipse(cx, cy, rx, ry), who)
     pen.fill(ellipse(cx, top - 0.012, lid, 0.48 * lid), who.second, soft=True, edge=True)
-    pen.stroke(ellipse(cx, cy, 0.72 * rx, 0.7 * ry, start=0.54, end=0.64), 0.018, mixed(who.body, WHITE, 0.55), rim=False)
+    pen.stroke(ellipse(cx, cy, 0.72 * rx, 0.7 * ry, start=0.54, end=0.64), 0.018, blend(who.body, WHITE, 0.55), rim=False)
     eyes(pen, cx + 0.03, cy - 0.02, 0.058, on=who.body, radius=0.034)
     smile(pen, cx + 0.035, cy + 0.035, who.body)
     peak = top - 0.05 - 0.5 * knob[1]
@@ -38,7 +38,7 @@ def draw_car(pen: Pen, who: Subject) -> Anchors:
     low = GROUND - 0.75 * wheel
     waist, roof = low - tall, low - tall - 0.15 * who.head
     if who.tail == "up":
-        pen.fill(soft([(0.5 - half, waist + 0.03), (0.5 - 1.16 * half, waist - 0.11), (0.5 - 0.7 * half, waist - 0.05),
+        pen.fill(rounded([(0.5 - half, waist + 0.03), (0.5 - 1.16 * half, waist - 0.11), (0.5 - 0.7 * half, waist - 0.05),
                        (0.5 - 0.7 * half, waist + 0.03)], 0.012), who.detail)  # fmt: skip
     elif who.tail == "curled":
         pen.fill(ellipse(0.5 - half - 0.02, waist + 0.3 * tall, 0.05, 0.07), who.detail)
@@ -46,9 +46,9 @@ def draw_car(pen: Pen, who: Subject) -> Anchors:
     cabin = [(0.5 - 0.78 * half, waist + 0.03), (0.5 - 0.74 * half + lean[1], roof), (0.5 + 0.55 * half - lean[0], roof),
              (0.5 + 0.6 * half, waist + 0.03)]  # fmt: skip
     round_by = 0.09 if who.ear == "round" else 0.03
-    pen.fill(soft(cabin, round_by), who.body)
+    pen.fill(rounded(cabin, round_by), who.body)
     mid = 0.5 - 0.09 * half
-    pen.fill(soft([(mid + 0.84 * (x - mid), roof + 0.03 + 0.78 * (y - roof)) for x, y in cabin], round_by), GLASS, rim=False)
+    pen.fill(rounded([(mid + 0.84 * (x - mid), roof + 0.03 + 0.78 * (y - roof)) for x, y in cabin], round_by), GLASS, rim=False)
     hull = [
         (0.5 - half, low),
         (0.5 - half, waist),
@@ -56,7 +56,7 @@ def draw_car(pen: Pen, who: Subject) -> Anchors:
         (0.5 + half, waist + 0.35 * tall),
         (0.5 + half, low),
     ]
-    pen.patterned(soft(hull, 0.035), who)
+    pen.patterned(rounded(hull, 0.035), who)
     pen.fill(box(0.5 - 1.03 * half, low - 0.016, 0.5 + 1.03 * half, low + 0.02, r=0.015), who.detail, edge=True)
     pen.fill(ellipse(0.5 + 0.9 * half, waist + 0.5 * tall, 0.026, 0.028), (255, 240, 150))
     for x in (-0.58, 0.58):
@@ -85,13 +85,13 @@ def draw_boat(pen: Pen, who: Subject) -> Anchors:
         (x + 0.25 * half, GROUND),
         (x - 0.25 * half, GROUND),
     ]
-    pen.fill(soft(keel_shape, 0.01), shade(who.detail, 0.8))
+    pen.fill(rounded(keel_shape, 0.01), shade(who.detail, 0.8))
     pen.stroke([(x, deck + 0.03), (x, mast)], 0.022, (120, 82, 52))
     _sails(pen, who, (x, mast), (0.72 * half, deck - 0.03))
     stern = -0.09 if who.tail == "up" else 0.0
     back, front = (0.5 - half, deck + stern), (0.5 + 1.12 * half, deck - 0.02)
     step = (0.5 - 0.6 * half, deck + 0.25 * stern)
-    pen.patterned(soft([back, step, front, (0.5 + 0.68 * half, low), (0.5 - 0.78 * half, low)], 0.03), who)
+    pen.patterned(rounded([back, step, front, (0.5 + 0.68 * half, low), (0.5 - 0.78 * half, low)], 0.03), who)
     rail = [(back[0] + 0.06 * half, back[1] + 0.012), (step[0], step[1] + 0.012), (front[0] - 0.08 * half, deck)]
     pen.stroke(rail, 0.028, who.detail, rim=False)
     if who.tail == "curled":
@@ -109,10 +109,10 @@ def _sails(pen: Pen, who: Subject, top: tuple[float, float], foot: tuple[float, 
         pen.fill(box(x - 0.75 * wide, y + 0.02, x + wide * 0.85, low - 0.005, r=0.02), who.second, soft=True)
     elif who.ear == "round":
         sail = [(x + 0.012, y + 0.015), (x + 1.5 * wide, y + 0.6 * (low - y)), (x + wide, low), (x + 0.012, low)]
-        pen.fill(soft(sail, 0.1), who.second, soft=True)
+        pen.fill(rounded(sail, 0.1), who.second, soft=True)
     else:
-        pen.fill(soft([(x + 0.015, y + 0.01), (x + 1.15 * wide, low), (x + 0.015, low)], 0.012), who.second, soft=True)
-        pen.fill(soft([(x - 0.015, y + 0.06), (x - 0.015, low), (x - 0.8 * wide, low)], 0.012), who.detail, soft=True)
+        pen.fill(rounded([(x + 0.015, y + 0.01), (x + 1.15 * wide, low), (x + 0.015, low)], 0.012), who.second, soft=True)
+        pen.fill(rounded([(x - 0.015, y + 0.06), (x - 0.015, low), (x - 0.8 * wide, low)], 0.012), who.detail, soft=True)
 
 
 def draw_robot(pen: Pen, who: Subject) -> Anchors:
@@ -139,11 +139,11 @@ def draw_robot(pen: Pen, who: Subject) -> Anchors:
     pen.fill(shape, who.body, soft=True, edge=True)
     pen.fill(
         box(0.5 - 0.85 * head + 0.012, middle - 0.6 * head, 0.5 + 0.85 * head + 0.012, middle + 0.5 * head, r=0.03),
-        mixed(who.second, WHITE, 0.25),
+        blend(who.second, WHITE, 0.25),
         rim=False,
     )
-    eyes(pen, 0.515, middle - 0.1 * head, 0.045, on=mixed(who.second, WHITE, 0.25), radius=0.034)
-    smile(pen, 0.515, middle + 0.2 * head, mixed(who.second, WHITE, 0.25), width=0.022)
+    eyes(pen, 0.515, middle - 0.1 * head, 0.045, on=blend(who.second, WHITE, 0.25), radius=0.034)
+    smile(pen, 0.515, middle + 0.2 * head, blend(who.second, WHITE, 0.25), width=0.022)
     return Anchors(
         (0.5, middle - 0.95 * head),
         (0.515, middle - 0.1 * head),
@@ -186,7 +186,7 @@ def draw_backpack(pen: Pen, who: Subject) -> Anchors:
         pen.fill(ellipse(0.5 - half, GROUND - 0.09, 0.055, 0.075), who.detail, soft=True)
     pen.patterned(box(0.5 - half, top, 0.5 + half, GROUND, r=0.1), who)
     edge = top + flap * tall
-    pen.fill(soft([(0.5 - half, top + 0.06), (0.5 - 0.6 * half, top), (0.5 + 0.6 * half, top), (0.5 + half, top + 0.06),
+    pen.fill(rounded([(0.5 - half, top + 0.06), (0.5 - 0.6 * half, top), (0.5 + 0.6 * half, top), (0.5 + half, top + 0.06),
                    (0.5 + half, edge), (0.5 - half, edge)], 0.06), who.second, soft=True, edge=True)  # fmt: skip
     pen.fill(box(0.5 - 0.68 * half, GROUND - pocket * tall, 0.5 + 0.68 * half, GROUND - 0.02, r=0.03), who.detail, edge=True)
     ex, ey = 0.515, edge + 0.045
@@ -206,14 +206,14 @@ def draw_clock(pen: Pen, who: Subject) -> Anchors:
             pen.fill(ellipse(x, y, bell, 0.85 * bell), who.detail, soft=True)
         elif who.ear == "pointed":
             pen.fill(
-                soft([(x - bell, y + 0.7 * bell), (x + side * 0.04, y - 1.3 * bell), (x + bell, y + 0.7 * bell)], 0.015),
+                rounded([(x - bell, y + 0.7 * bell), (x + side * 0.04, y - 1.3 * bell), (x + bell, y + 0.7 * bell)], 0.015),
                 who.detail,
             )
         else:
             pen.fill(ellipse(x + side * 0.03, y + 0.03, bell, 0.6 * bell), who.detail, soft=True)
     pen.fill(ellipse(0.5, cy, rx, ry), who.second, soft=True)
     pen.patterned(ellipse(0.5, cy, 0.83 * rx, 0.83 * ry), who)
-    x, y, ink = 0.5, cy - 0.26 * ry, drawn_on(who.body)
+    x, y, ink = 0.5, cy - 0.26 * ry, line_colour(who.body)
     short, long = {
         "up": ((0.22, -0.3), (0.0, -0.46)),
         "curled": ((-0.36, 0.0), (0.0, -0.46)),

@@ -11,8 +11,8 @@ from personalize.toyland.world.shapes import Shape, box, ellipse
 INK = (38, 34, 46)
 CENTRE = (0.5, 0.62)  # about which a subject is turned and scaled
 RIM = 0.013  # width of the dark line around a subject
-COARSE = 11  # px of a line from which on its corners would show, and are rounded; at 64 and 128 px they need not
-LIT, SHADED = 1.14, 0.82  # brightness at the top and at the bottom of a round part
+MIN_JOINT_WIDTH = 11  # px of a line from which on its corners would show, and are rounded; at 64 and 128 px they need not
+TOP_BRIGHTNESS, BOTTOM_BRIGHTNESS = 1.14, 0.82  # brightness at the top and at the bottom of a round part
 
 
 @dataclass(frozen=True)
@@ -73,53 +73,53 @@ class Pen:
         if rim:
             for mark in marks:
                 if mark.rim:
-                    _outline(image, mark, wide, rim)
+                    _draw_outline(image, mark, wide, rim)
         for mark in marks:
             if mark.edge and rim:
-                _outline(image, mark, 0.9 * wide, mixed(rim, mark.colour, 0.25))
+                _draw_outline(image, mark, 0.9 * wide, blend(rim, mark.colour, 0.25))
             if mark.soft:
-                _softly(image, mark)
+                _fill_shaded(image, mark)
             else:
-                _flat(image, mark, mark.colour)
+                _fill_flat(image, mark, mark.colour)
         if mask:
             for mark in marks:
                 if mark.rim and rim:
-                    _outline(mask, mark, wide, level)
+                    _draw_outline(mask, mark, wide, level)
                 if not mark.within:
-                    _flat(mask, mark, level)
+                    _fill_flat(mask, mark, level)
 
 
-def _flat(image: Image.Image, mark: Mark, colour):
+def _fill_flat(image: Image.Image, mark: Mark, colour):
     draw = ImageDraw.Draw(image)
     if mark.width:
-        _line(draw, mark.path, mark.width, colour)
+        _draw_line(draw, mark.path, mark.width, colour)
     else:
         draw.polygon(mark.path, fill=colour)
 
 
-def _line(draw: ImageDraw.ImageDraw, path: Shape, width: float, colour):
+def _draw_line(draw: ImageDraw.ImageDraw, path: Shape, width: float, colour):
     width = max(1, width)
     draw.line(path, fill=colour, width=round(width))
     if width > 3:
-        _joints(draw, path, width / 2, colour)
+        _draw_joints(draw, path, width / 2, colour)
 
 
-def _joints(draw: ImageDraw.ImageDraw, path: Shape, half: float, colour):
+def _draw_joints(draw: ImageDraw.ImageDraw, path: Shape, half: float, colour):
     for x, y in path:
         draw.ellipse((x - half, y - half, x + half, y + half), fill=colour)
 
 
-def _outline(image: Image.Image, mark: Mark, wide: float, colour):
+def _draw_outline(image: Image.Image, mark: Mark, wide: float, colour):
     draw = ImageDraw.Draw(image)
     if mark.width:
-        _line(draw, mark.path, mark.width + wide, colour)
+        _draw_line(draw, mark.path, mark.width + wide, colour)
         return
     draw.line([*mark.path, *mark.path[:2]], fill=colour, width=round(wide))
-    if wide > COARSE:
-        _joints(draw, mark.path, wide / 2, colour)
+    if wide > MIN_JOINT_WIDTH:
+        _draw_joints(draw, mark.path, wide / 2, colour)
 
 
-def _softly(image: Image.Image, mark: Mark):
+def _fill_shaded(image: Image.Image, mark: Mark):
     """Fills an outline with its colour, light above and darker below; clipped to `within`, whose light it takes."""
     lit = mark.within or mark.path
     xs, ys = [p[0] for p in mark.path], [p[1] for p in mark.path]
@@ -128,14 +128,14 @@ def _softly(image: Image.Image, mark: Mark):
     w, h = min(image.width, int(max(xs)) + 1) - x0, min(image.height, int(max(ys)) + 1) - y0
     if w <= 0 or h <= 0:
         return
-    stencil = _stencil(mark.path, x0, y0, (w, h))
+    stencil = _polygon_mask(mark.path, x0, y0, (w, h))
     if mark.within:
-        stencil = ImageChops.darker(stencil, _stencil(mark.within, x0, y0, (w, h)))
-    at = [LIT + (SHADED - LIT) * (y - top) / max(1.0, bottom - top) for y in (y0, y0 + h)]
-    image.paste(gradient((w, h), *(tinted(mark.colour, factor) for factor in at)), (x0, y0), stencil)
+        stencil = ImageChops.darker(stencil, _polygon_mask(mark.within, x0, y0, (w, h)))
+    at = [TOP_BRIGHTNESS + (BOTTOM_BRIGHTNESS - TOP_BRIGHTNESS) * (y - top) / max(1.0, bottom - top) for y in (y0, y0 + h)]
+    image.paste(gradient((w, h), *(tint(mark.colour, factor) for factor in at)), (x0, y0), stencil)
 
 
-def _stencil(path, x0: int, y0: int, size: tuple[int, int]) -> Image.Image:
+def _polygon_mask(path, x0: int, y0: int, size: tuple[int, int]) -> Image.Image:
     stencil = Image.new("L", size)
     ImageDraw.Draw(stencil).polygon([(x - x0, y - y0) for x, y in path], fill=255)
     return stencil
@@ -162,26 +162,26 @@ def shade(colour: Colour, factor: float) -> Colour:
     return tuple(max(0, min(255, round(c * factor))) for c in colour)
 
 
-def tinted(colour: Colour, factor: float) -> Colour:
+def tint(colour: Colour, factor: float) -> Colour:
     """`shade`, except that what is lighter goes towards white, so that black has a light side too."""
     if factor <= 1:
         return shade(colour, factor)
     return tuple(round(c + (factor - 1) * (255 - c)) for c in colour)
 
 
-def mixed(a: Colour, b: Colour, share: float) -> Colour:
+def blend(a: Colour, b: Colour, share: float) -> Colour:
     """From a (share 0) to b (share 1)."""
     return tuple(round(x + share * (y - x)) for x, y in zip(a, b))
 
 
-def light(colour: Colour) -> float:
+def lightness(colour: Colour) -> float:
     """Lightness, 0 to 1."""
     return (0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]) / 255
 
 
-def rim_of(colour: Colour) -> Colour:
+def rim_colour(colour: Colour) -> Colour:
     """The line around something of that colour: dark, bluish; lighter than it around what is very dark itself."""
-    return mixed(colour, (120, 120, 140), 0.75) if light(colour) < 0.22 else mixed(shade(colour, 0.42), INK, 0.45)
+    return blend(colour, (120, 120, 140), 0.75) if lightness(colour) < 0.22 else blend(shade(colour, 0.42), INK, 0.45)
 
 
 def gradient(size: tuple[int, int], top: Colour, bottom: Colour) -> Image.Image:

@@ -2,36 +2,36 @@
 
 from personalize.toyland.world.backdrops import cloud
 from personalize.toyland.world.faces import GROUND, WHITE, Anchors
-from personalize.toyland.world.pen import INK, Pen, light, mixed, shade
+from personalize.toyland.world.pen import INK, Pen, blend, lightness, shade
 from personalize.toyland.world.scenes import COLOURS, Accessory, Colour
-from personalize.toyland.world.shapes import box, curve, ellipse, soft, turned
+from personalize.toyland.world.shapes import box, curve, ellipse, rotate, rounded
 
-HIGHEST = 0.2  # y of a balloon or a flag
+MIN_Y = 0.2  # y of a balloon or a flag
 BLANKET = 0.725  # y of its upper edge
 
 
-def behind(pen: Pen, worn: Accessory | None, at: Anchors):
+def draw_back_accessory(pen: Pen, worn: Accessory | None, at: Anchors):
     """What stands behind the subject: a flag or a balloon, tied to its back."""
     if worn is None or worn.kind not in ("flag", "balloon"):
         return
     colour, (x, y) = COLOURS[worn.colour], at.back
     if worn.kind == "flag":
-        top = max(HIGHEST - 0.04, y - 0.36)
+        top = max(MIN_Y - 0.04, y - 0.36)
         pen.stroke([(x, y + 0.08), (x - 0.03, top)], 0.02, (150, 110, 75))
         wave = curve([(x - 0.03, top), (x - 0.12, top - 0.02), (x - 0.21, top + 0.015)])
         pen.fill([*wave, *[(u + 0.005, v + 0.125) for u, v in reversed(wave)]], colour)
     else:
-        u, v = x - 0.075, max(HIGHEST, y - 0.32)
+        u, v = x - 0.075, max(MIN_Y, y - 0.32)
         pen.stroke(curve([(x, y + 0.05), (x - 0.02, 0.5 * (y + v)), (u, v + 0.1)]), 0.014, (250, 250, 250))
         pen.fill([(u, v + 0.09), (u - 0.022, v + 0.125), (u + 0.022, v + 0.125)], shade(colour, 0.85))
         pen.fill(ellipse(u, v, 0.088, 0.102), colour, soft=True)
-        pen.fill(ellipse(u - 0.032, v - 0.035, 0.02, 0.028), mixed(colour, WHITE, 0.65), rim=False)
+        pen.fill(ellipse(u - 0.032, v - 0.035, 0.02, 0.028), blend(colour, WHITE, 0.65), rim=False)
 
 
-def worn(pen: Pen, what: Accessory | None, at: Anchors):
+def draw_worn_accessory(pen: Pen, what: Accessory | None, at: Anchors):
     """What is on the subject: hat, crown, glasses or scarf."""
-    if what and what.kind in WORN:
-        WORN[what.kind](pen, at, COLOURS[what.colour])
+    if what and what.kind in WORN_ACCESSORIES:
+        WORN_ACCESSORIES[what.kind](pen, at, COLOURS[what.colour])
 
 
 def hat(pen: Pen, at: Anchors, colour: Colour):
@@ -75,15 +75,15 @@ def scarf(pen: Pen, at: Anchors, colour: Colour):
         (x - 0.55 * half + 0.02, y + 0.15),
         (x - 0.55 * half - 0.06, y + 0.145),
     ]
-    pen.fill(soft(end, 0.012), shade(colour, 0.88))
+    pen.fill(rounded(end, 0.012), shade(colour, 0.88))
     pen.stroke(curve([(x - half, y - 0.012), (x, y + 0.018), (x + half, y - 0.012)]), 0.062, colour)
 
 
-WORN = {"hat": hat, "crown": crown, "glasses": glasses, "scarf": scarf}
+WORN_ACCESSORIES = {"hat": hat, "crown": crown, "glasses": glasses, "scarf": scarf}
 
 
 def band(colour: Colour) -> Colour:
-    return shade(colour, 0.6) if light(colour) > 0.3 else mixed(colour, WHITE, 0.45)
+    return shade(colour, 0.6) if lightness(colour) > 0.3 else blend(colour, WHITE, 0.45)
 
 
 def wings(pen: Pen, at: Anchors):
@@ -99,7 +99,7 @@ def wings(pen: Pen, at: Anchors):
 
 def wing(pen: Pen, x: float, y: float, side: int, *, lift: float):
     for k, (length, turn) in enumerate(((0.14, -0.5), (0.18, 0.0), (0.21, 0.5))):
-        feather = turned(ellipse(x - length, y, length, 0.052), x, y, lift + 0.8 * turn)
+        feather = rotate(ellipse(x - length, y, length, 0.052), x, y, lift + 0.8 * turn)
         pen.fill([(x + side * (x - u), v) if side > 0 else (u, v) for u, v in feather], (232 + 10 * k, 238 + 7 * k, 250))
 
 

@@ -9,10 +9,10 @@ from PIL import Image, ImageChops, ImageDraw
 
 from personalize.toyland.world import animals, objects
 from personalize.toyland.world import props as extras
-from personalize.toyland.world.backdrops import DARK, HORIZON, backdrop
+from personalize.toyland.world.backdrops import HORIZON, WATER_BRIGHTNESS, backdrop
 from personalize.toyland.world.faces import Anchors
-from personalize.toyland.world.pen import CENTRE, INK, Pen, gradient, rim_of, shade
-from personalize.toyland.world.props import BLANKET, bed, behind, blanket, hops, letters, puffs, skateboard
+from personalize.toyland.world.pen import CENTRE, INK, Pen, gradient, rim_colour, shade
+from personalize.toyland.world.props import BLANKET, bed, blanket, draw_back_accessory, hops, letters, puffs, skateboard
 from personalize.toyland.world.scenes import COLOURS, Scene
 
 LARGE = 128  # px from which on 3x is enough
@@ -59,20 +59,20 @@ def draw_scene(of: Scene, size: int = 64, body: int = 255) -> tuple[Image.Image,
     times = 3 if size >= LARGE else 4
     side = times * size
     image, mask = backdrop(of, side), Image.new("L", (side, side))
-    parts, at = _subject(of)
-    shift = _fit(of, parts, at)
-    props, over = _things(of, at, shift)
+    parts, at = _draw_subject(of)
+    shift = _subject_shift(of, parts, at)
+    props, over = _action_props(of, at, shift)
     if of.action == "swimming":
-        _lake(image, of)
+        _draw_lake(image, of)
     else:
-        _shadow(image, of, _ground(of, shift))
+        _draw_shadow(image, of, _ground_shift(of, shift))
     props.ink(image, rim=PROP_RIM)
-    own = rim_of(COLOURS[of.accessory.colour]) if of.accessory else INK
-    for pen, rim in zip(parts, (WING_RIM, own, rim_of(of.subject.body), own)):
+    own = rim_colour(COLOURS[of.accessory.colour]) if of.accessory else INK
+    for pen, rim in zip(parts, (WING_RIM, own, rim_colour(of.subject.body), own)):
         pen.shift = shift
         pen.ink(image, None if pen is parts.wings else mask, rim, body if pen is parts.body else 255)
     if of.action == "swimming":
-        mask = _water(image, mask, of)
+        mask = _draw_water(image, mask, of)
     if over.marks:
         covered = Image.new("L", (side, side))
         over.ink(image, covered, rim=OVER_RIM)
@@ -80,31 +80,31 @@ def draw_scene(of: Scene, size: int = 64, body: int = 255) -> tuple[Image.Image,
     return image.reduce(times), mask.reduce(times)
 
 
-def _subject(of: Scene) -> tuple[Parts, Anchors]:
+def _draw_subject(of: Scene) -> tuple[Parts, Anchors]:
     how = {"scale": of.scale, "mirror": of.facing == "left", "asleep": of.action == "sleeping"}
     parts = Parts(*(Pen(**how, angle=TURN.get(of.action, 0.0)) for _ in range(4)))
     at = DRAW[of.subject.class_word](parts.body, of.subject)
-    behind(parts.back, of.accessory, at)
+    draw_back_accessory(parts.back, of.accessory, at)
     if of.action == "flying":
         extras.wings(parts.wings, at)
-    extras.worn(parts.worn, of.accessory, at)
+    extras.draw_worn_accessory(parts.worn, of.accessory, at)
     return parts, at
 
 
-def _fit(of: Scene, parts: Parts, at: Anchors) -> tuple[float, float]:
+def _subject_shift(of: Scene, parts: Parts, at: Anchors) -> tuple[float, float]:
     """Where the subject is shifted: as the scene and the action ask, as far as nothing is cut off at the top or the sides."""
     if of.action in ("swimming", "sleeping"):
         level = WATER if of.action == "swimming" else BLANKET
-        dy = level - CENTRE[1] - of.scale * (_line(of, parts.body, at) - CENTRE[1])
+        dy = level - CENTRE[1] - of.scale * (_cover_line(of, parts.body, at) - CENTRE[1])
     else:
         dy = of.y + RISE.get(of.action, 0.0)
-    (left, right), top = _extent(parts)
+    (left, right), top = _bounds(parts)
     if right - left > 1:  # a wing may be cut off
-        (left, right), _ = _extent([parts.back, parts.body, parts.worn])
+        (left, right), _ = _bounds([parts.back, parts.body, parts.worn])
     return max(-left, min(1 - right, of.x)), max(dy, -top)
 
 
-def _extent(pens: Iterable[Pen]) -> tuple[tuple[float, float], float]:
+def _bounds(pens: Iterable[Pen]) -> tuple[tuple[float, float], float]:
     """From where to where in x, and from where in y, EDGE included."""
     marks = [mark for pen in pens for mark in pen.placed(1)]
     left = min(x - mark.width / 2 for mark in marks for x, _ in mark.path) - EDGE
@@ -112,22 +112,22 @@ def _extent(pens: Iterable[Pen]) -> tuple[tuple[float, float], float]:
     return (left, right), min(y - mark.width / 2 for mark in marks for _, y in mark.path) - EDGE
 
 
-def _ground(of: Scene, shift: tuple[float, float]) -> tuple[float, float]:
+def _ground_shift(of: Scene, shift: tuple[float, float]) -> tuple[float, float]:
     """How far what it stands on is shifted."""
     return shift[0], shift[1] - RISE.get(of.action, 0.0) if of.action in ("standing", "riding") else of.y
 
 
-def _line(of: Scene, body: Pen, at: Anchors) -> float:
+def _cover_line(of: Scene, body: Pen, at: Anchors) -> float:
     """Below that y a swimmer or a sleeper is covered, but never its face nor its scarf."""
     ys = [y for mark in body.marks for _, y in mark.path]
     scarf = of.accessory and of.accessory.kind == "scarf"
     return max(max(ys) - UNDER * (max(ys) - min(ys)), at.eyes[1] + 0.075, at.neck[1] + 0.035 if scarf else 0.0)
 
 
-def _things(of: Scene, at: Anchors, shift: tuple[float, float]) -> tuple[Pen, Pen]:
+def _action_props(of: Scene, at: Anchors, shift: tuple[float, float]) -> tuple[Pen, Pen]:
     """What belongs to the action, behind the subject and before it."""
     left = of.facing == "left"
-    props, over = (Pen(scale=of.scale, mirror=left, shift=_ground(of, shift)) for _ in range(2))
+    props, over = (Pen(scale=of.scale, mirror=left, shift=_ground_shift(of, shift)) for _ in range(2))
     if of.action == "sleeping":
         props, over = (Pen(mirror=left, shift=(0.3 * shift[0], 0.0)) for _ in range(2))
         bed(props)
@@ -145,29 +145,29 @@ def _things(of: Scene, at: Anchors, shift: tuple[float, float]) -> tuple[Pen, Pe
 
 
 @cache
-def _spot() -> Image.Image:
+def _shadow_image() -> Image.Image:
     """A soft round shadow, L."""
     return Image.radial_gradient("L").point([max(0, min(110, round(1.3 * (225 - 1.25 * v)))) for v in range(256)])
 
 
-def _shadow(image: Image.Image, of: Scene, shift: tuple[float, float]):
+def _draw_shadow(image: Image.Image, of: Scene, shift: tuple[float, float]):
     side, rx = image.width, of.scale * DEPTH[of.action]
     ry = 0.16 * rx + 0.01
     x, y = CENTRE[0] + shift[0], CENTRE[1] + shift[1] + of.scale * (FLOOR - CENTRE[1]) + (0.05, -0.02)[of.action == "standing"]
-    spot = _spot().resize((round(2 * rx * side), round(2 * ry * side)))
+    spot = _shadow_image().resize((round(2 * rx * side), round(2 * ry * side)))
     image.paste((30, 24, 44), (round((x - rx) * side), round((y - ry) * side)), spot)
 
 
-def _lake(image: Image.Image, of: Scene):
-    side, dark = image.width, DARK.get(of.place, 1.0)
+def _draw_lake(image: Image.Image, of: Scene):
+    side, dark = image.width, WATER_BRIGHTNESS.get(of.place, 1.0)
     top, bottom = (shade(c, dark) for c in ((110, 190, 238), (40, 118, 205)))
     level = round(HORIZON * side)
     image.paste(gradient((side, side - level), top, bottom), (0, level))
 
 
-def _water(image: Image.Image, mask: Image.Image, of: Scene) -> Image.Image:
+def _draw_water(image: Image.Image, mask: Image.Image, of: Scene) -> Image.Image:
     """Covers what is under the water line; returns the mask of what still shows."""
-    side, dark = image.width, DARK.get(of.place, 1.0)
+    side, dark = image.width, WATER_BRIGHTNESS.get(of.place, 1.0)
     wave = [(x / 40, WATER + 0.012 * math.sin(x * 1.6)) for x in range(41)]
     under = Image.new("L", (side, side))
     ImageDraw.Draw(under).polygon([(side * x, side * y) for x, y in [*wave, (1, 1.01), (0, 1.01)]], fill=255)

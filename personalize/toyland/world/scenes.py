@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 HELD_OUT = 1 << 32
-PROBES = 1 << 31  # the first seed of the truth probes; the base and its encoders learn from seeds that count up from 0
-LIVE = ("dog", "cat", "rabbit", "horse", "duck", "owl")
-CLASSES = (*LIVE, "teapot", "car", "boat", "robot", "backpack", "clock")
+PROBE_SEED = 1 << 31  # the first seed of the truth probes; the base and its encoders learn from seeds that count up from 0
+ANIMALS = ("dog", "cat", "rabbit", "horse", "duck", "owl")
+CLASSES = (*ANIMALS, "teapot", "car", "boat", "robot", "backpack", "clock")
 PLACES = {
     "beach": "on the beach",
     "snow": "in the snow",
@@ -64,16 +64,16 @@ VIEWS = 3  # scenes of each subject that the identity encoder learns from
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
 ACCESSORY_SHARE = 0.6
 RIGHT_SHARE = 0.85  # of scenes that face right: free facing costs a small model sharpness
-APART = 0.16  # least distance of a subject's three colours
+MIN_COLOUR_DISTANCE = 0.16  # least distance of a subject's three colours
 
 EMPTY_SHARE = 0.05  # of captions
 SHORT_SHARE = 0.04  # no more than what it is
 COLOUR_SHARE = 0.5
 RARE_SHARE = 0.01
-ACCESSORY_TOLD = 0.99  # of the longer ones, so that it is 0.9 of all
-ACTION_TOLD = 0.99
-STANDING_TOLD = 0.15
-PLACE_TOLD = 0.85
+ACCESSORY_MENTION = 0.99  # of the longer ones, so that it is 0.9 of all
+ACTION_MENTION = 0.99
+STANDING_MENTION = 0.15
+PLACE_MENTION = 0.85
 INVERTED_SHARE = 0.15  # "on the moon, a sleeping robot"
 
 Colour = tuple[int, int, int]
@@ -117,14 +117,14 @@ class Scene:
     detail: int
 
 
-def subject(seed: int, class_word: str | None = None) -> Subject:
+def sample_subject(seed: int, class_word: str | None = None) -> Subject:
     """The individual of this seed; `class_word` fixes its class."""
     r = random.Random(f"subject/{seed}")
     drawn_class = r.choice(CLASSES)
     colours: list[Colour] = []
     while len(colours) < 3:
-        colour = _colour(r)
-        if all(distance(colour, other) >= APART for other in colours):
+        colour = _sample_colour(r)
+        if all(distance(colour, other) >= MIN_COLOUR_DISTANCE for other in colours):
             colours.append(colour)
     return Subject(
         class_word or drawn_class,
@@ -136,7 +136,7 @@ def subject(seed: int, class_word: str | None = None) -> Subject:
     )
 
 
-def scene(
+def sample_scene(
     seed: int,
     *,
     who: Subject | None = None,
@@ -150,7 +150,7 @@ def scene(
     others = (1 - STANDING_SHARE) / (len(ACTIONS) - 1)
     worn = Accessory(r.choice(tuple(ACCESSORIES)), r.choice(tuple(COLOURS)))
     drawn = Scene(
-        subject=subject(seed),
+        subject=sample_subject(seed),
         place=r.choice(tuple(PLACES)),
         action=r.choices(tuple(ACTIONS), [STANDING_SHARE if a == "standing" else others for a in ACTIONS])[0],
         accessory=worn if r.random() < ACCESSORY_SHARE else None,
@@ -185,14 +185,14 @@ def caption(of: Scene, seed: int) -> str:
     opening = r.choices(("", "a photo of ", "a picture of "), (4, 1, 1))[0]
     if length < EMPTY_SHARE + SHORT_SHARE:
         return opening + with_article(noun)
-    return _told(of, noun, opening, r)
+    return _long_caption(of, noun, opening, r)
 
 
-def _told(of: Scene, noun: str, opening: str, r: random.Random) -> str:
+def _long_caption(of: Scene, noun: str, opening: str, r: random.Random) -> str:
     inverted = r.random() < INVERTED_SHARE
-    worn = accessory_words(of.accessory) if of.accessory and r.random() < ACCESSORY_TOLD else ""
-    action = ACTIONS[of.action] if r.random() < (STANDING_TOLD if of.action == "standing" else ACTION_TOLD) else ""
-    place = PLACES[of.place] if r.random() < PLACE_TOLD else ""
+    worn = accessory_words(of.accessory) if of.accessory and r.random() < ACCESSORY_MENTION else ""
+    action = ACTIONS[of.action] if r.random() < (STANDING_MENTION if of.action == "standing" else ACTION_MENTION) else ""
+    place = PLACES[of.place] if r.random() < PLACE_MENTION else ""
     if inverted and place:
         if action and action == of.action and r.random() < 0.5:
             noun, action = f"{action} {noun}", ""
@@ -228,7 +228,7 @@ def opponent(c: Colour) -> tuple[float, float, float]:
     return (0.6 * (red + green + blue) / 3, 0.8 * (red - green), 0.5 * (0.5 * (red + green) - blue))
 
 
-def _colour(r: random.Random) -> Colour:
+def _sample_colour(r: random.Random) -> Colour:
     if r.random() < 0.35:
         base = COLOURS[r.choice(("white", "black", "brown", "orange"))]
         return tuple(max(0, min(255, c + r.randint(-22, 22))) for c in base)
