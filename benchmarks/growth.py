@@ -151,7 +151,7 @@ def photograph(folder: Path, count: int) -> None:
     seed = scenes.HELD_OUT + PEOPLE
     who = scenes.sample_subject(seed, "dog")
     for k in range(count):
-        draw_scene(scenes.sample_scene(seed + k, who=who), FRAME)[0].save(folder / f"{k:03d}.png")
+        draw_scene(scenes.sample_scene(seed + k, subject=who), FRAME)[0].save(folder / f"{k:03d}.png")
 
 
 def prior(work: str, folder: str, count: int) -> dict:

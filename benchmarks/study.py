@@ -61,7 +61,7 @@ class Study:
         who = scenes.sample_subject(FIRST + 1000 * k, word)
         photos.mkdir(parents=True, exist_ok=True)
         for j, place in enumerate(PHOTOS):
-            scene = scenes.sample_scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
+            scene = scenes.sample_scene(FIRST + 1000 * k + j, subject=who, place=place, action="standing", accessory=None)
             draw_scene(scene)[0].save(photos / f"{j:02d}.png")
         called = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]

@@ -48,7 +48,7 @@ def seed_of(which: str, k: int) -> int:
 def photographed(seed: int, word: str) -> list[Image.Image]:
     """The five photos of the subject of a seed."""
     who = sample_subject(seed, word)
-    return [draw_scene(sample_scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
+    return [draw_scene(sample_scene(seed + k, subject=who, place=place, action="standing", accessory=None))[0]
             for k, place in enumerate(PHOTOS)]  # fmt: skip
 
 

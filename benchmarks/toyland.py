@@ -192,7 +192,7 @@ def recognised(bench: Bench) -> float:
     found = []
     for c, word in enumerate(CLASSES):
         who = [sample_subject(FIRST + 1000 * c + k, word) for k in range(RIVALS)]
-        views = [bench.seen.dino(bench.drawn([world.sample_scene(FIRST + 200_000 + 1000 * c + v * RIVALS + k, who=each)
+        views = [bench.seen.dino(bench.drawn([world.sample_scene(FIRST + 200_000 + 1000 * c + v * RIVALS + k, subject=each)
                  for k, each in enumerate(who)])).token for v in range(2)]  # fmt: skip
         found.append(((views[0] @ views[1].T).argmax(1) == torch.arange(RIVALS)).float().mean())
     return torch.stack(found).mean().item()
@@ -215,7 +215,7 @@ def measured(bench: Bench) -> tuple[list[Bar], Tensor, list[Scene], dict[str, fl
     scenes = bench.scenes(bench.pictures)
     images = bench.generated([prompt(scene) for scene in scenes], seed=1)
     right, ceiling = obedience(bench, scenes, images), obedience(bench, scenes, bench.drawn(scenes))
-    dogs = [world.sample_scene(FIRST + 400_000 + k, who=sample_subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
+    dogs = [world.sample_scene(FIRST + 400_000 + k, subject=sample_subject(FIRST + 400_000 + k, "dog")) for k in range(DOGS)]
     drawn = spread(bench, bench.drawn(dogs))
     alike = bench.generated(["a dog"] * DOGS, seed=2)
     generated, rebuilt = realism(bench, images, scenes)

@@ -80,15 +80,15 @@ def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, p
     who, prompts = sample_subject(SEED, "dog"), prompts or list(SCENES)
     scenes = list(SCENES.values())
     cells = {
-        (prompt, k): _scene(500 + k, size, who=who, **({"accessory": None} | scenes[at % len(scenes)]))
+        (prompt, k): _scene(500 + k, size, subject=who, **({"accessory": None} | scenes[at % len(scenes)]))
         for at, prompt in enumerate(prompts)
         for k in range(count)
     }
     cells[prompts[0], count - 1] = Image.new("RGB", (size, size))
     real = [Image.open(path).convert("RGB") for path in sorted(DOG.glob("*.png"))[:4]] if photos else []
-    plain = [_scene(700 + k, size, who=sample_subject(k, "dog"), accessory=None) for k in range(16)]
-    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else sample_subject(k, "dog"), accessory=None) for k in range(16)]
-    prior = [_scene(900 + k, size, who=sample_subject(50 + k, "dog")) for k in range(12)]
+    plain = [_scene(700 + k, size, subject=sample_subject(k, "dog"), accessory=None) for k in range(16)]
+    moved = [_scene(700 + k, size, subject=who if k % 4 == 1 else sample_subject(k, "dog"), accessory=None) for k in range(16)]
+    prior = [_scene(900 + k, size, subject=sample_subject(50 + k, "dog")) for k in range(12)]
     return Shown(real, prior, cells, plain, moved)
 
 

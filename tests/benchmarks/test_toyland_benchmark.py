@@ -32,8 +32,8 @@ def test_drawn_pictures_are_obedient_and_not_to_the_prompts_of_others(bench):
 
 
 def test_one_dog_many_times_has_no_spread(bench):
-    dogs = [world.sample_scene(toyland.FIRST + k, who=sample_subject(toyland.FIRST + k, "dog")) for k in range(24)]
-    same = [world.sample_scene(toyland.FIRST + k, who=dogs[0].subject) for k in range(24)]
+    dogs = [world.sample_scene(toyland.FIRST + k, subject=sample_subject(toyland.FIRST + k, "dog")) for k in range(24)]
+    same = [world.sample_scene(toyland.FIRST + k, subject=dogs[0].subject) for k in range(24)]
     assert toyland.spread(bench, bench.drawn(dogs)) > 1.5 * toyland.spread(bench, bench.drawn(same))
 
 

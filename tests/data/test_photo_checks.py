@@ -230,7 +230,7 @@ def test_photos_of_one_place_have_the_same_background_and_of_several_have_not(tm
 
     def take(places):
         for k, where in enumerate(places):
-            seen = scenes.sample_scene(HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
+            seen = scenes.sample_scene(HELD_OUT + 70 + k, subject=who, place=where, action="standing", accessory=None)
             draw_scene(seen)[0].save(tmp_path / f"{k}.png")
         return faults(tmp_path)[0]
 

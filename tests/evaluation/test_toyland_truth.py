@@ -128,7 +128,7 @@ def test_the_class_word_is_asked_where_the_prompt_names_no_class(reading, scenes
 def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
     seeds = range(FIRST + 10_000, FIRST + 10_008)
     who = [sample_subject(seed, word) for seed in seeds]
-    photos = [[world.sample_scene(seed + 100 * k, who=each, action="standing", accessory=None) for k in range(4)]
+    photos = [[world.sample_scene(seed + 100 * k, subject=each, action="standing", accessory=None) for k in range(4)]
               for seed, each in zip(seeds, who)]  # fmt: skip
     own, other, photographed = [], [], []
     for k, each in enumerate(who):

@@ -78,7 +78,7 @@ def pixels(scene: Scene) -> np.ndarray:
 
 
 def standing(who: Subject) -> np.ndarray:
-    return pixels(scenes.sample_scene(0, who=who, place="meadow", action="standing", accessory=None, facing="right"))
+    return pixels(scenes.sample_scene(0, subject=who, place="meadow", action="standing", accessory=None, facing="right"))
 
 
 def test_a_picture_is_a_function_of_its_seed_in_any_process():
@@ -96,7 +96,7 @@ def test_the_mask_is_where_the_subject_is(word, action):
     """Another subject changes what is inside, and nothing outside but what its own shape uncovers."""
     who = replace(sample_subject(5, word), **COLOURS, pattern="plain")
     fixed = {"action": action, "accessory": ("hat", "red"), "place": "snow", "facing": "right"}
-    scene = scenes.sample_scene(3, who=who, **fixed)
+    scene = scenes.sample_scene(3, subject=who, **fixed)
     other = replace(scene, subject=replace(who, **dict.fromkeys(COLOURS, OTHER)), accessory=Accessory("hat", "blue"))
     inside = np.asarray(draw_scene(scene)[1]) / 255
     changed = np.abs(pixels(scene) - pixels(other)).sum(2) > 0.1
@@ -128,20 +128,22 @@ def test_a_picture_is_the_same_at_any_size(size):
 def test_every_class_and_place_is_drawn():
     assert set(DRAW) == set(CLASSES) and set(PLACE) == set(SKY) == set(PLACES)
     who = sample_subject(1, "robot")
-    places = [pixels(scenes.sample_scene(1, who=who, place=p, action="standing", accessory=None)) for p in PLACES]
+    places = [pixels(scenes.sample_scene(1, subject=who, place=p, action="standing", accessory=None)) for p in PLACES]
     assert min(np.abs(a - b).mean() for a, b in combinations(places, 2)) > 0.04
 
 
 @pytest.mark.parametrize("word", CLASSES)
 def test_every_action_and_accessory_and_either_facing_is_seen_on_every_class(word):
     who = sample_subject(2, word)
-    actions = [pixels(scenes.sample_scene(1, who=who, place="meadow", action=a, accessory=None)) for a in ACTIONS]
+    actions = [pixels(scenes.sample_scene(1, subject=who, place="meadow", action=a, accessory=None)) for a in ACTIONS]
     assert min(np.abs(a - b).mean(2).sum() for a, b in combinations(actions, 2)) > 100
     worn = [None, *((kind, "red") for kind in ACCESSORIES), *((kind, "blue") for kind in ACCESSORIES)]
     for action in ACTIONS:
-        dressed = [pixels(scenes.sample_scene(1, who=who, place="meadow", action=action, accessory=each)) for each in worn]
+        dressed = [pixels(scenes.sample_scene(1, subject=who, place="meadow", action=action, accessory=each)) for each in worn]
         assert min(np.abs(a - b).mean(2).sum() for a, b in combinations(dressed, 2)) > 12, action
-    left, right = (pixels(scenes.sample_scene(1, who=who, place="meadow", accessory=None, facing=f)) for f in ("left", "right"))
+    left, right = (
+        pixels(scenes.sample_scene(1, subject=who, place="meadow", accessory=None, facing=f)) for f in ("left", "right")
+    )
     assert np.abs(left - right).mean(2).sum() > SEEN
 
 

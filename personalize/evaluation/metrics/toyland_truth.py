@@ -165,7 +165,7 @@ def visible(class_word: str) -> frozenset[str]:
 
 def _standing(who: Subject) -> np.ndarray:
     """(64,64,3) in [0,1]."""
-    return np.asarray(draw_scene(sample_scene(0, who=who, place="meadow", action="standing", accessory=None))[0]) / 255
+    return np.asarray(draw_scene(sample_scene(0, subject=who, place="meadow", action="standing", accessory=None))[0]) / 255
 
 
 def _apart(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:

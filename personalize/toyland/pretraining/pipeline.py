@@ -48,7 +48,7 @@ def _probe_scene(k: int):
 
 
 def _view_scene(k: int):
-    return sample_scene(k, who=sample_subject(k // VIEWS))
+    return sample_scene(k, subject=sample_subject(k // VIEWS))
 
 
 def _render_bytes(maker: Callable, size: int, k: int) -> bytes:

@@ -27,11 +27,11 @@ WATER_BRIGHTNESS = {"city": 0.6, "moon": 0.55, "cave": 0.6}  # brightness of wat
 STARS = ((0.08, 0.1), (0.24, 0.28), (0.36, 0.08), (0.55, 0.2), (0.7, 0.06), (0.92, 0.34), (0.12, 0.44), (0.8, 0.46))
 
 
-def backdrop(of: Scene, side: int) -> Image.Image:
+def backdrop(scene: Scene, side: int) -> Image.Image:
     """(side, side) RGB."""
-    image = gradient((side, side), *(shade(c, of.light) for c in SKY[of.place]))
-    pen = Pen(light=of.light)
-    PLACE[of.place](pen, random.Random(of.detail))
+    image = gradient((side, side), *(shade(c, scene.light) for c in SKY[scene.place]))
+    pen = Pen(light=scene.light)
+    PLACE[scene.place](pen, random.Random(scene.detail))
     pen.ink(image)
     return image
 

@@ -1,4 +1,4 @@
-"""A pen for Toyland. Shapes in unit coordinates (x right, y down, 0 to 1) are collected, then inked on a large picture."""
+"""A pen for Toyland. Shapes in unit coordinates (x right, y down, 0 to 1) are collected, then inked on a large image."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Mark:
     soft: bool = False
     rim: bool = True
     edge: bool = False  # a thin line around it, also where it lies on other parts
-    within: Shape = ()  # the outline that it is clipped to
+    clip: Shape = ()  # the outline that it is clipped to
 
 
 class Pen:
@@ -40,23 +40,23 @@ class Pen:
         self.marks.append(Mark(shape, shade(colour, self.light), 0.0, soft, rim, edge))
 
     def stroke(self, shape: Shape, width: float, colour: Colour, *, rim=True):
-        """A line with round ends; width in units of the picture."""
+        """A line with round ends; width in units of the image."""
         self.marks.append(Mark(shape, shade(colour, self.light), width, False, rim))
 
-    def clipped(self, parts: list[Shape], shape: Shape, colour: Colour):
+    def fill_clipped(self, parts: list[Shape], shape: Shape, colour: Colour):
         """Fills the parts as far as they lie within the shape."""
-        self.marks.extend(Mark(part, colour, soft=True, rim=False, within=shape) for part in parts)
+        self.marks.extend(Mark(part, colour, soft=True, rim=False, clip=shape) for part in parts)
 
-    def patterned(self, shape: Shape, who: Subject, *, top: float | None = None):
+    def fill_pattern(self, shape: Shape, subject: Subject, *, top: float | None = None):
         """A body part in the body colour, with the subject's pattern; `top`: from that y on, where a face is above it."""
-        self.fill(shape, who.body, soft=True)
-        if who.pattern != "plain":
+        self.fill(shape, subject.body, soft=True)
+        if subject.pattern != "plain":
             xs, ys = [p[0] for p in shape], [p[1] for p in shape]
             high = min(ys) if top is None else top
-            self.clipped(pattern(who.pattern, (min(xs), high), (max(xs), max(ys))), shape, who.second)
+            self.fill_clipped(pattern(subject.pattern, (min(xs), high), (max(xs), max(ys))), shape, subject.second)
 
-    def placed(self, side: int) -> list[Mark]:
-        """The marks in pixels of a picture of that side."""
+    def to_pixels(self, side: int) -> list[Mark]:
+        """The marks in pixels of an image of that side."""
         (cx, cy), flip = CENTRE, -1 if self.mirror else 1
         a, b = side * self.scale * math.cos(self.angle), side * self.scale * math.sin(self.angle)
         x0, y0 = (cx + self.shift[0]) * side, (cy + self.shift[1]) * side
@@ -65,18 +65,18 @@ class Pen:
             return [(x0 + flip * (a * (x - cx) - b * (y - cy)), y0 + b * (x - cx) + a * (y - cy)) for x, y in shape]
 
         thick = side * self.scale
-        return [Mark(points(m.path), m.colour, m.width * thick, m.soft, m.rim, m.edge, points(m.within)) for m in self.marks]
+        return [Mark(points(m.path), m.colour, m.width * thick, m.soft, m.rim, m.edge, points(m.clip)) for m in self.marks]
 
     def ink(self, image: Image.Image, mask: Image.Image | None = None, rim: Colour | None = None, level: int = 255):
-        """Draws the marks on an RGB picture, their silhouette as `level` on an L mask; with a rim around them."""
-        marks, wide = self.placed(image.width), 2 * RIM * image.width
+        """Draws the marks on an RGB image, their silhouette as `level` on an L mask; with a rim around them."""
+        marks, rim_width = self.to_pixels(image.width), 2 * RIM * image.width
         if rim:
             for mark in marks:
                 if mark.rim:
-                    _draw_outline(image, mark, wide, rim)
+                    _draw_outline(image, mark, rim_width, rim)
         for mark in marks:
             if mark.edge and rim:
-                _draw_outline(image, mark, 0.9 * wide, blend(rim, mark.colour, 0.25))
+                _draw_outline(image, mark, 0.9 * rim_width, blend(rim, mark.colour, 0.25))
             if mark.soft:
                 _fill_shaded(image, mark)
             else:
@@ -84,8 +84,8 @@ class Pen:
         if mask:
             for mark in marks:
                 if mark.rim and rim:
-                    _draw_outline(mask, mark, wide, level)
-                if not mark.within:
+                    _draw_outline(mask, mark, rim_width, level)
+                if not mark.clip:
                     _fill_flat(mask, mark, level)
 
 
@@ -109,30 +109,30 @@ def _draw_joints(draw: ImageDraw.ImageDraw, path: Shape, half: float, colour):
         draw.ellipse((x - half, y - half, x + half, y + half), fill=colour)
 
 
-def _draw_outline(image: Image.Image, mark: Mark, wide: float, colour):
+def _draw_outline(image: Image.Image, mark: Mark, rim_width: float, colour):
     draw = ImageDraw.Draw(image)
     if mark.width:
-        _draw_line(draw, mark.path, mark.width + wide, colour)
+        _draw_line(draw, mark.path, mark.width + rim_width, colour)
         return
-    draw.line([*mark.path, *mark.path[:2]], fill=colour, width=round(wide))
-    if wide > MIN_JOINT_WIDTH:
-        _draw_joints(draw, mark.path, wide / 2, colour)
+    draw.line([*mark.path, *mark.path[:2]], fill=colour, width=round(rim_width))
+    if rim_width > MIN_JOINT_WIDTH:
+        _draw_joints(draw, mark.path, rim_width / 2, colour)
 
 
 def _fill_shaded(image: Image.Image, mark: Mark):
     """Fills an outline with its colour, light above and darker below; clipped to `within`, whose light it takes."""
-    lit = mark.within or mark.path
+    light_path = mark.clip or mark.path
     xs, ys = [p[0] for p in mark.path], [p[1] for p in mark.path]
-    top, bottom = min(p[1] for p in lit), max(p[1] for p in lit)
+    top, bottom = min(p[1] for p in light_path), max(p[1] for p in light_path)
     x0, y0 = max(0, int(min(xs))), max(0, int(min(ys)))
     w, h = min(image.width, int(max(xs)) + 1) - x0, min(image.height, int(max(ys)) + 1) - y0
     if w <= 0 or h <= 0:
         return
     stencil = _polygon_mask(mark.path, x0, y0, (w, h))
-    if mark.within:
-        stencil = ImageChops.darker(stencil, _polygon_mask(mark.within, x0, y0, (w, h)))
-    at = [TOP_BRIGHTNESS + (BOTTOM_BRIGHTNESS - TOP_BRIGHTNESS) * (y - top) / max(1.0, bottom - top) for y in (y0, y0 + h)]
-    image.paste(gradient((w, h), *(tint(mark.colour, factor) for factor in at)), (x0, y0), stencil)
+    if mark.clip:
+        stencil = ImageChops.darker(stencil, _polygon_mask(mark.clip, x0, y0, (w, h)))
+    factors = [TOP_BRIGHTNESS + (BOTTOM_BRIGHTNESS - TOP_BRIGHTNESS) * (y - top) / max(1.0, bottom - top) for y in (y0, y0 + h)]
+    image.paste(gradient((w, h), *(tint(mark.colour, factor) for factor in factors)), (x0, y0), stencil)
 
 
 def _polygon_mask(path, x0: int, y0: int, size: tuple[int, int]) -> Image.Image:
@@ -146,8 +146,8 @@ def pattern(kind: str, low: tuple[float, float], high: tuple[float, float]) -> l
     (x0, y0), (x1, y1) = low, high
     w, h = x1 - x0, y1 - y0
     if kind == "spots":
-        places = ((0.18, 0.3), (0.5, 0.2), (0.82, 0.34), (0.33, 0.68), (0.68, 0.72))
-        return [ellipse(x0 + u * w, y0 + v * h, 0.042, 0.042) for u, v in places]
+        positions = ((0.18, 0.3), (0.5, 0.2), (0.82, 0.34), (0.33, 0.68), (0.68, 0.72))
+        return [ellipse(x0 + u * w, y0 + v * h, 0.042, 0.042) for u, v in positions]
     if kind == "stripes":
         return [box(x0 + u * w, y0, x0 + (u + 0.13) * w, y1) for u in (0.08, 0.34, 0.6, 0.86)]
     if kind == "saddle":

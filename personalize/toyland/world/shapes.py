@@ -38,13 +38,13 @@ def _step_towards(p, q, r: float):
 def curve(points: Shape, steps: int = 6) -> Shape:
     """A smooth line through the points (Catmull-Rom)."""
     p, out = [points[0], *points, points[-1]], []
-    for four in zip(p, p[1:], p[2:], p[3:]):
-        out.extend(tuple(_catmull_rom(axis, i / steps) for axis in zip(*four)) for i in range(steps))
+    for window in zip(p, p[1:], p[2:], p[3:]):
+        out.extend(tuple(_catmull_rom(axis, i / steps) for axis in zip(*window)) for i in range(steps))
     return [*out, points[-1]]
 
 
-def _catmull_rom(four: tuple[float, ...], t: float) -> float:
-    a, b, c, d = four
+def _catmull_rom(window: tuple[float, ...], t: float) -> float:
+    a, b, c, d = window
     return 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
 
 
