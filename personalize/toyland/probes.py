@@ -90,15 +90,17 @@ class Probe(nn.Module):
         return out | {name: COLOUR_UNIT * out[name] for name in COLOUR_FIELDS}
 
 
-def kinds(of: Subject) -> dict[str, int]:
+def kinds(subject: Subject) -> dict[str, int]:
     """The row of the subject's pattern, ear and tail in their tables."""
-    return {name: TABLES[name].index(getattr(of, name)) for name in ("pattern", "ear", "tail")}
+    return {name: TABLES[name].index(getattr(subject, name)) for name in ("pattern", "ear", "tail")}
 
 
-def values(of: Subject) -> dict[str, list[float]]:
+def values(subject: Subject) -> dict[str, list[float]]:
     """The three colours (3,) in opponent axes, and the proportions (4,) less their mean over their deviation."""
-    standard = [(getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) for name, (low, high) in PROPORTIONS.items()]
-    return {name: list(opponent(getattr(of, name))) for name in COLOUR_FIELDS} | {"proportions": standard}
+    standardized = [
+        (getattr(subject, name) - (low + high) / 2) / ((high - low) / 12**0.5) for name, (low, high) in PROPORTIONS.items()
+    ]
+    return {name: list(opponent(getattr(subject, name))) for name in COLOUR_FIELDS} | {"proportions": standardized}
 
 
 def scene_truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
@@ -142,16 +144,16 @@ def augment(x: Tensor, g: torch.Generator) -> Tensor:
     return x.clamp(-1, 1)
 
 
-def _shift(x: Tensor, g: torch.Generator, most: int = 3) -> Tensor:
-    dx, dy = torch.randint(0, 2 * most + 1, (2,), generator=g).tolist()
-    return F.pad(x, (most,) * 4, mode="replicate")[..., dy : dy + x.shape[-2], dx : dx + x.shape[-1]]
+def _shift(x: Tensor, g: torch.Generator, max_shift: int = 3) -> Tensor:
+    dx, dy = torch.randint(0, 2 * max_shift + 1, (2,), generator=g).tolist()
+    return F.pad(x, (max_shift,) * 4, mode="replicate")[..., dy : dy + x.shape[-2], dx : dx + x.shape[-1]]
 
 
-def _downscale(x: Tensor, lost: Tensor) -> Tensor:
-    """Made `lost` px smaller and brought back; as it is where that is not positive."""
-    if lost <= 0:
+def _downscale(x: Tensor, reduction: Tensor) -> Tensor:
+    """Made `reduction` px smaller and brought back; as it is where that is not positive."""
+    if reduction <= 0:
         return x
-    small = F.interpolate(x, x.shape[-1] - int(lost), mode="bilinear", antialias=True)
+    small = F.interpolate(x, x.shape[-1] - int(reduction), mode="bilinear", antialias=True)
     return F.interpolate(small, x.shape[-1], mode="bicubic")
 
 
@@ -175,10 +177,10 @@ def train_probe(work: Path, images: np.ndarray, settings, device: torch.device, 
         rows = sample_rows(step, BATCH, len(images), seed=settings.seed, purpose="probes")
         with torch.autocast(device.type, enabled=False):
             x = augment(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
-        return probe_loss(model(x.to(device)), {name: of[rows].to(device) for name, of in truth.items()})
+        return probe_loss(model(x.to(device)), {name: value[rows].to(device) for name, value in truth.items()})
 
-    train_stage(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema=0.998, weight_decay=0.02,
-        say=loss_logger("probes", settings.probe_steps, say))  # fmt: skip
+    train_stage(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema_decay=0.998,
+        weight_decay=0.02, say=loss_logger("probes", settings.probe_steps, say))  # fmt: skip
     return model.eval()
 
 

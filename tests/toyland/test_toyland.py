@@ -303,7 +303,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path):
                 return (model(x) - x).square().mean()
 
             try:
-                train_stage(model, loss, state, steps=12, lr=1e-2, say=lambda *_: None, ema=0.9, save_seconds=0.0)
+                train_stage(model, loss, state, steps=12, lr=1e-2, say=lambda *_: None, ema_decay=0.9, save_seconds=0.0)
             except KeyboardInterrupt:
                 continue
         return model.weight.detach()

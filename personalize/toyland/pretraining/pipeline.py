@@ -29,17 +29,17 @@ def run_stages(work: Path, out: Path, settings, device: torch.device, say: Calla
     latents, scale = stages.latents(work, images, vae, device, say)
     vae.register_to_config(scaling_factor=scale)
     yield "vae"
-    words = stages.tokenizer(settings)
-    clip = stages.clip(work, images, words, settings, device, say)
+    tokenizer = stages.tokenizer(settings)
+    clip = stages.clip(work, images, tokenizer, settings, device, say)
     text = networks.text_encoder(clip)
     yield "clip"
     identity = stages.identity(work, pairs, settings, device, say)
     yield "identity"
-    unet = stages.unet(work, images, latents, words, text, settings, device, say)
+    unet = stages.unet(work, images, latents, tokenizer, text, settings, device, say)
     yield "unet"
     probe = probes.train_probe(work, probe_images, settings, device, say)
     yield "probes"
-    stages.export(out, settings, words, vae, text, unet, clip, identity)
+    stages.export(out, settings, tokenizer, vae, text, unet, clip, identity)
     probes.export(out / "probes", probe)
 
 
@@ -51,20 +51,20 @@ def _view_scene(k: int):
     return sample_scene(k, subject=sample_subject(k // VIEWS))
 
 
-def _render_bytes(maker: Callable, size: int, k: int) -> bytes:
-    image, mask = draw_scene(maker(k), size, body=stages.BODY)
+def _render_bytes(scene_of: Callable, size: int, k: int) -> bytes:
+    image, mask = draw_scene(scene_of(k), size, body=stages.BODY)
     image.putalpha(mask)
     return image.tobytes()
 
 
-def _render_all(path: Path, maker: Callable, count: int, size: int, say: Callable[[str], None]):
+def _render_all(path: Path, scene_of: Callable, count: int, size: int, say: Callable[[str], None]):
     """(count,size,size,4) uint8, colours and the subject's mask (`stages.masks`), drawn by all cores, kept in `path`."""
     if not path.exists():
-        began = time.time()
+        start = time.time()
         with multiprocessing.Pool() as pool:
-            rows = pool.imap(partial(_render_bytes, maker, size), range(count), chunksize=200)
+            rows = pool.imap(partial(_render_bytes, scene_of, size), range(count), chunksize=200)
             array = np.stack([np.frombuffer(row, np.uint8).reshape(size, size, 4) for row in rows])
         with writing(path) as temporary:
             np.save(temporary, array)
-        say(f"world: drew {count} images in {time.time() - began:.0f} s")
+        say(f"world: drew {count} images in {time.time() - start:.0f} s")
     return np.load(path, mmap_mode="r")
