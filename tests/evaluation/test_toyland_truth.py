@@ -14,9 +14,8 @@ from personalize.evaluation.metrics import toyland_truth
 from personalize.models import fingerprint
 from personalize.toyland import probes
 from personalize.toyland.pretraining import pipeline
-from personalize.toyland.world import scenes as world
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBE_SEED, VIEWS, sample_subject
+from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBE_SEED, VIEWS, caption, sample_scene, sample_subject
 
 FIRST = HELD_OUT + 9_000_000
 COUNT = 120
@@ -36,7 +35,7 @@ def probe():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [world.sample_scene(FIRST + k) for k in range(COUNT)]
+    return [sample_scene(FIRST + k) for k in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +95,20 @@ def test_a_prompt_asks_for_what_its_words_say(prompt, asked):
 
 def test_captions_ask_for_nothing_that_is_not_there():
     for seed in range(2000):
-        scene = world.sample_scene(seed)
+        scene = sample_scene(seed)
         is_so = {"class": scene.subject.class_word, "place": scene.place, "action": scene.action}
         if scene.accessory:
             is_so |= {"accessory": scene.accessory.kind, "accessory_colour": scene.accessory.colour}
-        caption = world.caption(scene, seed)
-        asked = toyland_truth.wanted(caption)
-        assert asked.items() <= is_so.items() and ("class" in asked) == bool(caption)
+        text = caption(scene, seed)
+        asked = toyland_truth.wanted(text)
+        assert asked.items() <= is_so.items() and ("class" in asked) == bool(text)
 
 
 def test_drawn_pictures_obey_their_captions_and_not_those_of_others(reading, scenes):
-    captions = [world.caption(scene, k) for k, scene in enumerate(scenes)]
+    captions = [caption(scene, k) for k, scene in enumerate(scenes)]
     own = toyland_truth.prompt_adherence(reading, captions)
-    for k, caption in enumerate(captions):
-        asked = toyland_truth.wanted(caption)
+    for k, text in enumerate(captions):
+        asked = toyland_truth.wanted(text)
         assert {table for table, score in own.items() if not score[k].isnan()} == set(asked) & set(toyland_truth.SCORED)
     assert min(shares(own).values()) > 0.9
     assert max(shares(toyland_truth.prompt_adherence(reading, captions[1:] + captions[:1])).values()) < 0.6
@@ -128,7 +127,7 @@ def test_the_class_word_is_asked_where_the_prompt_names_no_class(reading, scenes
 def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
     seeds = range(FIRST + 10_000, FIRST + 10_008)
     who = [sample_subject(seed, word) for seed in seeds]
-    photos = [[world.sample_scene(seed + 100 * k, subject=each, action="standing", accessory=None) for k in range(4)]
+    photos = [[sample_scene(seed + 100 * k, subject=each, action="standing", accessory=None) for k in range(4)]
               for seed, each in zip(seeds, who)]  # fmt: skip
     own, other, photographed = [], [], []
     for k, each in enumerate(who):
@@ -187,7 +186,7 @@ def test_the_probes_seeds_are_no_other_stages_and_not_held_out():
     s = Pretrain()
     others = max(s.pictures, s.subjects * VIEWS)
     assert others < PROBE_SEED and PROBE_SEED + s.probe_pictures <= HELD_OUT
-    assert pipeline._probe_scene(5) == world.sample_scene(PROBE_SEED + 5)
+    assert pipeline._probe_scene(5) == sample_scene(PROBE_SEED + 5)
 
 
 def test_the_shipped_probe_is_small_half_precision_and_no_pickle():
