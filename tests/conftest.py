@@ -153,5 +153,5 @@ def eyes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def photos() -> Path:
-    """Five ordinary picture files of one dog, 64 px."""
+    """Five ordinary image files of one dog, 64 px."""
     return EXAMPLES / "dog"

@@ -1,4 +1,4 @@
-"""What `evaluate` hands to the report, for one Toyland dog: numbers as they come, pictures drawn without a model."""
+"""What `evaluate` hands to the report, for one Toyland dog: numbers as they come, images drawn without a model."""
 
 import random
 from pathlib import Path

@@ -26,7 +26,7 @@ STEPS = 4
 def finished_run(
     *, launch=100.0, draws=((103.0, 110.0), (110.0, 123.0)), first=0.5, step=0.1, steps=24, save=2.0
 ) -> jobs.FinishedRun:
-    """Class pictures from 3 s to 23 s, steps from 24 s on; the first step is slower."""
+    """Class images from 3 s to 23 s, steps from 24 s on; the first step is slower."""
     start = (draws[-1][1] if draws else launch + 3) + 1
     ends = [start + first + step * k for k in range(steps)]
     events = {"begin": [start], "step": ends, "draw": [list(d) for d in draws], "peak": 2_000_000_000}
@@ -275,7 +275,7 @@ def test_a_program_that_fails_is_quoted_without_paths(tmp_path):
         jobs.spawn([sys.executable, "-c", broken], tmp_path / "log.txt")
 
 
-def test_pictures_that_differ_by_one_of_255_are_48_db_apart():
+def test_images_that_differ_by_one_of_255_are_48_db_apart():
     a = np.full((2, 4, 4, 3), 100, np.uint8)
     assert drawing.difference(a, a) == drawing.Difference(0, math.inf)
     found = drawing.difference(a, a + 1)

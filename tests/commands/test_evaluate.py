@@ -122,7 +122,7 @@ def test_an_evaluation_is_these_files(result, runs):
     assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
 
 
-def test_every_picture_is_a_row_by_the_run_and_by_the_base(result):
+def test_every_image_is_a_row_by_the_run_and_by_the_base(result):
     rows = table(result)
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("subject", "base", "class", "base class")}
     assert counts == {"subject": 4, "base": 4, "class": 3, "base class": 3}
@@ -167,7 +167,7 @@ def test_a_second_evaluation_draws_only_what_is_missing(result, own_runs, monkey
     assert len(drawn) == 2 * 2 and {number for _, number in drawn} == {2}
 
 
-def test_another_checkpoint_is_scored_by_its_own_pictures(result, own_runs):
+def test_another_checkpoint_is_scored_by_its_own_images(result, own_runs):
     other = "2" if run_folder.read_manifest(own_runs / "zqv-dog")["chosen"] != 2 else "4"
     first = personalize.evaluate(own_runs / "zqv-dog", checkpoint=other).metrics
     assert first["scores"]["dino"]["floor"] == result.metrics["scores"]["dino"]["floor"]
@@ -210,7 +210,7 @@ def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, mo
         personalize.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
 
 
-def test_unusable_pictures_are_counted_shown_and_scored(own_runs, result):
+def test_unusable_images_are_counted_shown_and_scored(own_runs, result):
     (place,) = (own_runs / "zqv-dog" / "evaluation" / "pictures").iterdir()
     victim = sorted(place.iterdir())[0]
     victim.unlink()
@@ -231,7 +231,7 @@ def table_of(run):
 # --- comparing ---
 
 
-def test_runs_are_compared_picture_by_picture(runs):
+def test_runs_are_compared_image_by_image(runs):
     found = personalize.compare([runs / "zqv-dog", runs / "zqv-dog-2"])
     (row,) = found.rows
     one, two = (read_json(runs / name / "evaluation" / "metrics.json") for name in ("zqv-dog", "zqv-dog-2"))
@@ -379,7 +379,7 @@ def test_one_photo_is_enough_to_choose_and_to_evaluate(photos, settings, tmp_pat
     assert metrics["copying"] is None and "one photo only" in metrics["verdict"][0]
 
 
-def test_what_choosing_needs_is_checked_before_any_class_picture_is_drawn(photos, settings, tmp_path, monkeypatch):
+def test_what_choosing_needs_is_checked_before_any_class_image_is_drawn(photos, settings, tmp_path, monkeypatch):
     monkeypatch.setattr("personalize.data.class_images.complete_set", lambda *args, **options: pytest.fail("drawn"))
     asked = [*settings, *CHOOSE, "prior.count=3"]
     for wrong, words in (('choose.prompts="a {colour}"', "unknown placeholder"), ("evaluate.dino=/no/such", "no such folder")):

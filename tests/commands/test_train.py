@@ -39,7 +39,7 @@ def crash():
 
 @pytest.fixture(scope="module")
 def prior(tiny_sd, tmp_path_factory):
-    """Three class pictures."""
+    """Three class images."""
     settings = [f"base={tiny_sd}", *COMMON]
     return personalize.prior("dog", settings=settings, root=tmp_path_factory.mktemp("priors")).folder
 
@@ -344,7 +344,7 @@ def test_an_unknown_tracker_is_named_before_any_folder_is_made(tiny_sd, photos, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_plan_says_pictures_passes_parameters_and_the_vaes_quality(tiny_sd, photos, prior, tmp_path):
+def test_the_plan_says_images_passes_parameters_and_the_vaes_quality(tiny_sd, photos, prior, tmp_path):
     screen = RecordingScreen()
     run(tiny_sd, photos, tmp_path, *LORA, "train.steps=10", "train.batch=2", "token=zqv", prior=prior, screen=screen)
     said = "\n".join(screen.lines)
@@ -384,7 +384,7 @@ def test_captions_beside_photos_are_their_prompts(tiny_sd, photos, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["false", "true"])
-def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos, tmp_path, text):
+def test_each_row_of_a_batch_has_its_own_image_prompt_and_kind(tiny_sd, photos, tmp_path, text):
     captioned = copies(photos, tmp_path / "captioned")
     for i in range(5):
         (captioned / f"0{i}.txt").write_text(["a red hat", "a cat", "a dog in the snow", "a photo", "a {token}"][i])
@@ -406,7 +406,7 @@ def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos
         assert torch.allclose(batch.cond(slice(2, 4))["text"], texts[2:4], atol=1e-5)
 
 
-def test_every_photo_and_class_picture_is_used_equally_often(tiny_sd, photos):
+def test_every_photo_and_class_image_is_used_equally_often(tiny_sd, photos):
     used = [i for step in range(10) for i in epoch_order(5, 2, step, seed=0, purpose="subject")]
     assert all(used.count(i) == 4 for i in range(5))
 

@@ -1,4 +1,4 @@
-"""The truth probes: what they read of drawn pictures they never saw, what prompts ask, how far a subject is off."""
+"""The truth probes: what they read of drawn images they never saw, what prompts ask, how far a subject is off."""
 
 import json
 
@@ -22,7 +22,7 @@ COUNT = 120
 RED_HAT = {"accessory": "hat", "accessory_colour": "red"}
 
 
-def pictures(scenes) -> torch.Tensor:
+def images(scenes) -> torch.Tensor:
     """N scenes -> (N,3,64,64) in [-1,1]."""
     array = np.stack([np.asarray(draw_scene(scene)[0]) for scene in scenes])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -40,7 +40,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def reading(probe, scenes):
-    return toyland_truth.read_images(probe, pictures(scenes))
+    return toyland_truth.read_images(probe, images(scenes))
 
 
 def right(reading, scenes, table: str) -> float:
@@ -52,7 +52,7 @@ def shares(scores: dict[str, torch.Tensor]) -> dict[str, float]:
     return {table: score.nanmean().item() for table, score in scores.items()}
 
 
-def test_the_probe_reads_pictures_it_never_saw(reading, scenes):
+def test_the_probe_reads_images_it_never_saw(reading, scenes):
     floors = {"class": 0.98, "place": 0.98, "action": 0.95, "accessory": 0.95, "accessory_colour": 0.85}
     assert {table: got for table, least in floors.items() if (got := right(reading, scenes, table)) < least} == {}
     for table, chances in reading.chances.items():
@@ -60,10 +60,10 @@ def test_the_probe_reads_pictures_it_never_saw(reading, scenes):
         torch.testing.assert_close(chances.sum(1), torch.ones(COUNT))
 
 
-def test_a_picture_reads_the_same_alone_and_nearly_the_same_at_another_size(probe, reading, scenes):
-    alone = toyland_truth.read_images(probe, pictures(scenes[:1]))
+def test_an_image_reads_the_same_alone_and_nearly_the_same_at_another_size(probe, reading, scenes):
+    alone = toyland_truth.read_images(probe, images(scenes[:1]))
     torch.testing.assert_close(alone.values["body"], reading.values["body"][:1], rtol=1e-4, atol=1e-4)
-    larger = torch.nn.functional.interpolate(pictures(scenes), (128, 144), mode="bicubic")
+    larger = torch.nn.functional.interpolate(images(scenes), (128, 144), mode="bicubic")
     assert right(toyland_truth.read_images(probe, larger[..., 8:136]), scenes, "class") > 0.95
 
 
@@ -104,7 +104,7 @@ def test_captions_ask_for_nothing_that_is_not_there():
         assert asked.items() <= is_so.items() and ("class" in asked) == bool(text)
 
 
-def test_drawn_pictures_obey_their_captions_and_not_those_of_others(reading, scenes):
+def test_drawn_images_obey_their_captions_and_not_those_of_others(reading, scenes):
     captions = [caption(scene, k) for k, scene in enumerate(scenes)]
     own = toyland_truth.prompt_adherence(reading, captions)
     for k, text in enumerate(captions):
@@ -131,7 +131,7 @@ def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
               for seed, each in zip(seeds, who)]  # fmt: skip
     own, other, photographed = [], [], []
     for k, each in enumerate(who):
-        seen = toyland_truth.read_images(probe, pictures(photos[k]))
+        seen = toyland_truth.read_images(probe, images(photos[k]))
         own.append(toyland_truth.identity_error(seen, toyland_truth.parameters(each), word).mean())
         other.append(toyland_truth.identity_error(seen, toyland_truth.parameters(who[k - 1]), word).mean())
         photographed.append(toyland_truth.identity_error(seen, toyland_truth.of_photos(seen), word).mean())
@@ -141,7 +141,7 @@ def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
 
 
 def test_every_part_of_an_identity_is_scored_for_every_class(scenes):
-    reading = toyland_truth.read_images(probes.Probe().eval(), pictures(scenes[:3]))
+    reading = toyland_truth.read_images(probes.Probe().eval(), images(scenes[:3]))
     parts = {"body", "second", "detail", "proportions", "pattern", "ear", "tail"}
     for word in (*CLASSES, "lion"):
         assert set(toyland_truth.errors(reading, toyland_truth.parameters(sample_subject(1, "dog")), word)) == parts, word
@@ -152,11 +152,11 @@ def test_every_scene_has_a_truth_to_learn_from(scenes):
     assert {table for table in probes.TABLES if (goal[table] == probes.IGNORE_INDEX).any()} == {"accessory_colour"}
     assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.IGNORE_INDEX)).all()
     model = probes.Probe()
-    assert probes.probe_loss(model(pictures(scenes)), goal).isfinite()
+    assert probes.probe_loss(model(images(scenes)), goal).isfinite()
 
 
 def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
-    """Three pictures: a red hat, a blue hat, a red scarf."""
+    """Three images: a red hat, a blue hat, a red scarf."""
 
     def certain(table: str, words: list[str]) -> torch.Tensor:
         return torch.eye(len(toyland_truth.TABLES[table]))[[toyland_truth.TABLES[table].index(word) for word in words]]
@@ -217,8 +217,8 @@ def test_probes_of_another_world_or_none_at_all_are_refused(tmp_path, probe):
         toyland_truth.load_probe(tmp_path)
 
 
-def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_a_picture(scenes):
-    x = pictures(scenes[:16])
+def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_an_image(scenes):
+    x = images(scenes[:16])
     a, b = (probes.augment(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and a.abs().max() <= 1
     assert 0.005 < (a - x).abs().mean() < 0.25

@@ -70,7 +70,7 @@ PROMPTS = [
     "a red teapot wearing a yellow crown, riding a skateboard on the beach",
 ]
 FLOORS = {"class": 0.9, "place": 0.9, "action": 0.8, "accessory": 0.75}
-SEEN = 5.0  # px of a picture's 4096 that change, or nobody could see it
+SEEN = 5.0  # px of an image's 4096 that change, or nobody could see it
 
 
 def pixels(scene: Scene) -> np.ndarray:
@@ -81,7 +81,7 @@ def standing(who: Subject) -> np.ndarray:
     return pixels(scenes.sample_scene(0, subject=who, place="meadow", action="standing", accessory=None, facing="right"))
 
 
-def test_a_picture_is_a_function_of_its_seed_in_any_process():
+def test_an_image_is_a_function_of_its_seed_in_any_process():
     code = "import sys; from personalize.toyland.world import scenes, render; \
 sys.stdout.buffer.write(b''.join(part.tobytes() for k in range(7, 27) for part in render.draw_scene(scenes.sample_scene(k))))"
     here = b"".join(part.tobytes() for k in range(7, 27) for part in draw_scene(scenes.sample_scene(k)))
@@ -107,7 +107,7 @@ def test_the_mask_is_where_the_subject_is(word, action):
 
 @pytest.mark.parametrize("kind", ACCESSORIES)
 def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
-    """It is where another colour of it changes the picture."""
+    """It is where another colour of it changes the image."""
     scene = scenes.sample_scene(3, action="standing", accessory=(kind, "red"))
     mask, levels = (np.asarray(draw_scene(scene, body=body)[1]).astype(int) for body in (255, 60))
     assert ((mask == 0) == (levels == 0)).all() and ((mask == 255) <= (levels >= 60)).all()
@@ -117,11 +117,11 @@ def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
 
 
 @pytest.mark.parametrize("size", [64, 128, 200])
-def test_a_picture_is_the_same_at_any_size(size):
+def test_an_image_is_the_same_at_any_size(size):
     for seed in range(4):
-        picture, mask = draw_scene(scenes.sample_scene(seed), size)
-        assert picture.size == mask.size == (size, size) and (picture.mode, mask.mode) == ("RGB", "L")
-        small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(float) / 255
+        image, mask = draw_scene(scenes.sample_scene(seed), size)
+        assert image.size == mask.size == (size, size) and (image.mode, mask.mode) == ("RGB", "L")
+        small = np.asarray(image.resize((64, 64), Image.Resampling.BOX)).astype(float) / 255
         assert np.abs(small - pixels(scenes.sample_scene(seed))).mean() < 0.02
 
 
@@ -148,7 +148,7 @@ def test_every_action_and_accessory_and_either_facing_is_seen_on_every_class(wor
 
 
 @pytest.mark.parametrize("word", CLASSES)
-def test_each_identity_parameter_changes_the_picture(word):
+def test_each_identity_parameter_changes_the_image(word):
     middle = {name: (low + high) / 2 for name, (low, high) in PROPORTIONS.items()}
     who = replace(sample_subject(0, word), **COLOURS, **middle)
     choices = {name: (m - (high - low) / 4, m + (high - low) / 4) for m, (name, (low, high)) in
@@ -264,7 +264,7 @@ def test_the_weights_say_what_they_came_from():
 
 
 def test_plain_diffusers_draws_what_the_prompts_ask_for():
-    """By probes that have seen drawn pictures only. The floors are well below what `benchmarks.toyland` measures."""
+    """By probes that have seen drawn images only. The floors are well below what `benchmarks.toyland` measures."""
     from personalize.models.lazy_imports import lazy_imports
 
     with lazy_imports():
@@ -277,10 +277,10 @@ def test_plain_diffusers_draws_what_the_prompts_ask_for():
     pipeline = StableDiffusionPipeline.from_pretrained(TOYLAND, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(k) for k in range(len(PROMPTS))]
-    pictures = pipeline(PROMPTS, num_inference_steps=20, guidance_scale=4.0, generator=generators).images
-    assert {p.size for p in pictures} == {(64, 64)}
+    images = pipeline(PROMPTS, num_inference_steps=20, guidance_scale=4.0, generator=generators).images
+    assert {p.size for p in images} == {(64, 64)}
     found = toyland_truth.prompt_adherence(
-        toyland_truth.read_images(toyland_truth.load_probe(), image_cache.load_tensors(pictures)), PROMPTS
+        toyland_truth.read_images(toyland_truth.load_probe(), image_cache.load_tensors(images)), PROMPTS
     )
     shares = {name: right.nanmean().item() for name, right in found.items()}
     assert all(shares[name] >= floor for name, floor in FLOORS.items()), shares
@@ -328,15 +328,15 @@ def test_a_cell_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():
 
     from personalize.toyland.pretraining import stages
 
-    pictures = np.zeros((2, 64, 64, 4), np.uint8)
-    pictures[1, 8:12, 4:6, 3] = stages.BODY  # the left half of one cell
-    pictures[1, 12:14, 4:8, 3] = 255
-    pictures[..., :3] = 255
-    shares = stages.masks(pictures, torch.tensor([1, 0, 1]), cells=16)
+    images = np.zeros((2, 64, 64, 4), np.uint8)
+    images[1, 8:12, 4:6, 3] = stages.BODY  # the left half of one cell
+    images[1, 12:14, 4:8, 3] = 255
+    images[..., :3] = 255
+    shares = stages.masks(images, torch.tensor([1, 0, 1]), cells=16)
     assert shares.shape == (3, 1, 16, 16) and shares[0, 0, 2:4, 1].tolist() == [0.5, 1.5]
     assert shares.sum(dim=(1, 2, 3)).tolist() == [2.0, 0.0, 2.0]
-    assert stages.masks(pictures, torch.tensor([1]), cells=64)[0, 0, 12, 3:6].tolist() == [0.0, 3.0, 3.0]
-    assert stages.pixels(pictures, torch.tensor([1]), torch.device("cpu")).eq(1).all()
+    assert stages.masks(images, torch.tensor([1]), cells=64)[0, 0, 12, 3:6].tolist() == [0.0, 3.0, 3.0]
+    assert stages.pixels(images, torch.tensor([1]), torch.device("cpu")).eq(1).all()
 
 
 def test_timesteps_of_a_batch_are_spread_over_the_whole_range():

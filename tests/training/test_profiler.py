@@ -114,7 +114,7 @@ def test_a_rest_too_short_to_profile_is_said(train):
     assert "not profiled: 2 steps are left, and it takes 4 at least" in said and not (folder / "profile").exists()
 
 
-def test_too_few_steps_are_refused_before_a_class_picture_is_drawn(tiny_sd, photos, tmp_path):
+def test_too_few_steps_are_refused_before_a_class_image_is_drawn(tiny_sd, photos, tmp_path):
     settings = [*COMMON, f"base={tiny_sd}", "prior.count=2", "train.steps=3"]
     with pytest.raises(UserError, match="train.steps = 3 is too few to profile, which takes 4 at least"):
         personalize.train(photos, settings=settings, runs=tmp_path / "runs", priors=tmp_path / "priors", profile=True)
