@@ -20,7 +20,7 @@ from pathlib import Path
 PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
 
 
-class Watch:
+class ImportHook:
     """A finder that calls `then[name](module)` as soon as the module of that name was imported."""
 
     def __init__(self, then: dict[str, Callable]):
@@ -52,14 +52,14 @@ class Events:
         def wrap(function: Callable) -> Callable:
             @functools.wraps(function)
             def timed(*args, **named):
-                began = time.monotonic()
+                start = time.monotonic()
                 if begin is not None:
-                    begin.append(began)
+                    begin.append(start)
                 result = function(*args, **named)
                 if end is not None:
                     end.append(time.monotonic())
                 if span is not None:
-                    span.append([began, time.monotonic()])
+                    span.append([start, time.monotonic()])
                 return result
 
             return timed
@@ -73,16 +73,16 @@ class Events:
             "torch.optim.optimizer": lambda module: module.register_optimizer_step_post_hook(
                 lambda *_: self.step.append(time.monotonic())
             ),
-            "accelerate.accelerator": lambda module: wrapped(module.Accelerator, "accumulate", begun),
-            PIPELINE: lambda module: wrapped(module.StableDiffusionPipeline, "__call__", drawn),
+            "accelerate.accelerator": lambda module: wrap_function(module.Accelerator, "accumulate", begun),
+            PIPELINE: lambda module: wrap_function(module.StableDiffusionPipeline, "__call__", drawn),
         }
 
     def of_ours(self) -> dict[str, Callable]:
         """The same moments in `personalize`, whose optimizer need not be one of torch's."""
         stepped, drawn = self.around(begin=self.begin, end=self.step), self.around(span=self.draw)
         return {
-            "personalize.training.engine": lambda module: wrapped(module.Engine, "step", stepped),
-            "personalize.data.class_images": lambda module: wrapped(module, "complete_set", drawn),
+            "personalize.training.engine": lambda module: wrap_function(module.Engine, "step", stepped),
+            "personalize.data.class_images": lambda module: wrap_function(module, "complete_set", drawn),
         }
 
     def write(self, path: Path) -> None:
@@ -103,9 +103,11 @@ class Record:
 
     def modules(self) -> dict[str, Callable]:
         return {
-            "diffusers.schedulers.scheduling_ddpm": lambda module: wrapped(module.DDPMScheduler, "add_noise", self._batch),
-            "diffusers.loaders.peft": lambda module: wrapped(module.PeftAdapterMixin, "add_adapter", self._adapter),
-            "accelerate.accelerator": lambda module: wrapped(module.Accelerator, "backward", self._loss),
+            "diffusers.schedulers.scheduling_ddpm": lambda module: wrap_function(
+                module.DDPMScheduler, "add_noise", self._batch
+            ),
+            "diffusers.loaders.peft": lambda module: wrap_function(module.PeftAdapterMixin, "add_adapter", self._adapter),
+            "accelerate.accelerator": lambda module: wrap_function(module.Accelerator, "backward", self._loss),
         }
 
     def write(self, path: Path) -> None:
@@ -127,8 +129,8 @@ class Record:
             from peft import get_peft_model_state_dict
 
             add_adapter(network, *args, **named)
-            found = get_peft_model_state_dict(network)
-            self.tensors |= {f"adapter.{k}": v.detach().cpu().float().clone() for k, v in found.items()}
+            adapter = get_peft_model_state_dict(network)
+            self.tensors |= {f"adapter.{k}": v.detach().cpu().float().clone() for k, v in adapter.items()}
 
         return recorded
 
@@ -140,7 +142,7 @@ class Record:
         return recorded
 
 
-def wrapped(owner, name: str, wrap: Callable) -> None:
+def wrap_function(owner, name: str, wrap: Callable) -> None:
     setattr(owner, name, wrap(getattr(owner, name)))
 
 
@@ -182,7 +184,7 @@ def main() -> None:
         record = Record()
         atexit.register(record.write, options.record)
         then = both(then, record.modules())
-    sys.meta_path.insert(0, Watch(then))
+    sys.meta_path.insert(0, ImportHook(then))
     sys.argv = [program, *arguments]
     if ours:
         runpy.run_module("personalize", run_name="__main__", alter_sys=True)

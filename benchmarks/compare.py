@@ -31,21 +31,21 @@ FEW = 8  # class pictures of a LoRA job: drawing them is the same work in both m
 
 
 def main() -> None:
-    options = parsed(sys.argv[1:])
-    require(options.peer)
+    options = parse_options(sys.argv[1:])
+    require_scripts(options.peer)
     lines = [*header(sys.argv[1:], options.peer), ""]
     with tempfile.TemporaryDirectory(prefix="compare-") as name:
         work = Path(name)
-        job = prepared(options, work)
-        good, told = compare(job, options, work)
-    lines += told
+        job = prepare_job(options, work)
+        good, report_lines = compare(job, options, work)
+    lines += report_lines
     print("\n".join(lines))
     if options.write:
         write(options.write, lines)
     sys.exit(0 if good else 1)
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, action="append", default=[], help="a training script; may be given again")
     parser.add_argument("--transforms", type=Path, help="folder with a torchvision whose transforms are all that is used")
@@ -65,7 +65,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def require(peers: list[Path]) -> None:
+def require_scripts(peers: list[Path]) -> None:
     """SystemExit for a script that is not there, or whose flags nobody has told us."""
     for script in peers:
         if script.name not in jobs.METHODS:
@@ -74,7 +74,7 @@ def require(peers: list[Path]) -> None:
             sys.exit(f"--peer {script} is not there. Give the path of your copy of {script.name}.")
 
 
-def prepared(options: argparse.Namespace, work: Path) -> jobs.Job:
+def prepare_job(options: argparse.Namespace, work: Path) -> jobs.Job:
     """The job on this machine's device; photos at the size of the base, so that nobody has to enlarge them."""
     import torch
     from PIL import Image
@@ -103,22 +103,22 @@ def prepared(options: argparse.Namespace, work: Path) -> jobs.Job:
 def compare(job: jobs.Job, options: argparse.Namespace, work: Path) -> tuple[bool, list[str]]:
     """Everything that was asked for -> whether nothing is missed, and the report's lines."""
     lines, measured = [], {}
-    asked = options.only or PARTS
-    if "gate" in asked:
+    parts = options.only or PARTS
+    if "gate" in parts:
         passed, lines = _gate(job, options, work)
         if not passed:
             return False, [*lines, "", "The gate failed: nothing is measured."]
     for script in options.peer:
-        if jobs.METHODS.get(script.name, "") in asked:
+        if jobs.METHODS.get(script.name, "") in parts:
             lines += ["", *_training(job, script, options, work=work, measured=measured)]
-    if "drawing" in asked:
+    if "drawing" in parts:
         lines += ["", *_drawing(job, options, work, measured)]
-    if "picture" in asked:
+    if "picture" in parts:
         theirs, ours = drawing.one(job, _fresh(work / "one"), rounds=options.picture_rounds, steps=25)
-        measured["one picture cold, ratio"] = (found := ratio(theirs, ours)).value
-        lines += ["", "### One picture, from the start of a process to a PNG", "", *_pair(theirs, ours, found)]
-    told, met = demands.judge(demands.DEMANDS[job.device], measured, whole=not options.only)
-    lines += ["", "### Demanded", "", *(f"- {line}" for line in told)]
+        measured["one picture cold, ratio"] = (cold_ratio := ratio(theirs, ours)).value
+        lines += ["", "### One picture, from the start of a process to a PNG", "", *_pair(theirs, ours, cold_ratio)]
+    verdicts, met = demands.judge(demands.DEMANDS[job.device], measured, whole=not options.only)
+    lines += ["", "### Demanded", "", *(f"- {line}" for line in verdicts)]
     return met or not options.demand, lines
 
 
@@ -139,8 +139,8 @@ def _training(
 ) -> Iterator[str]:
     """The table of one script beside ours; what is demanded of it goes into `measured`."""
     method = jobs.METHODS[script.name]
-    job = replace(job, class_pictures=min(job.class_pictures, FEW)) if method == "lora" else job
-    work_done = f"{job.batch} + {job.batch} pictures a step, {job.steps} steps, {job.class_pictures} class pictures"
+    job = replace(job, class_images=min(job.class_images, FEW)) if method == "lora" else job
+    work_done = f"{job.batch} + {job.batch} pictures a step, {job.steps} steps, {job.class_images} class pictures"
     yield from (f"### {script.name}: {method}, {work_done}", "")
     try:
         sides = _rounds(job, script, options, work)
@@ -151,7 +151,7 @@ def _training(
         return
     yield from table(sides)
     step = STEP[job.device]
-    yield from ("", ceiling.words(job, method, {side: median([r[step] for r in found]) for side, found in sides.items()}))
+    yield from ("", ceiling.words(job, method, {side: median([r[step] for r in rounds]) for side, rounds in sides.items()}))
     if script.name in gate.SCRIPTS:
         measured |= _measured(sides, method, job.device)
 
@@ -166,14 +166,14 @@ def _rounds(job: jobs.Job, script: Path, options: argparse.Namespace, work: Path
     }
     if script.name in gate.SCRIPTS and method == "full":
         commands[OWN] = lambda: jobs.ours(job, method, fresh, own_drawing=True)
-    found: dict[str, list[dict]] = {side: [] for side in commands}
+    rounds: dict[str, list[dict]] = {side: [] for side in commands}
     for k in range(options.rounds):
         for side in list(commands)[:: 1 if k % 2 == 0 else -1]:
             _fresh(fresh)
-            ran = jobs.run(commands[side](), fresh, transforms=options.transforms)
-            found[side].append(phases(ran))
-            _say(f"{script.name}, round {k + 1}: {side} {ran.ended - ran.began:.1f} s")
-    return found
+            run = jobs.run(commands[side](), fresh, transforms=options.transforms)
+            rounds[side].append(phases(run))
+            _say(f"{script.name}, round {k + 1}: {side} {run.end - run.start:.1f} s")
+    return rounds
 
 
 def _measured(sides: dict[str, list[dict]], method: str, device: str) -> dict[str, float]:
@@ -184,30 +184,30 @@ def _measured(sides: dict[str, list[dict]], method: str, device: str) -> dict[st
     def of(phase: str, side: list[dict]) -> Ratio | None:
         return ratio([r[phase] for r in theirs], [r[phase] for r in side])
 
-    found = {f"{method} step, ratio": of(step, mine), f"{method} step": median([r[step] for r in mine])}
+    numbers = {f"{method} step, ratio": of(step, mine), f"{method} step": median([r[step] for r in mine])}
     if method == "full":
-        found["cold job, same sampler and steps, ratio"] = of("cold job", mine)
-        found["cold job, same sampler and steps"] = median([r["cold job"] for r in mine])
-        found["class pictures, same steps, ratio"] = of("prior", mine)
-        found["cold job, own defaults, ratio"] = of("cold job", others[1])
-        found["class pictures, own defaults"] = median([r["prior"] for r in others[1]])
-    return {k: v.value if isinstance(v, Ratio) else v for k, v in found.items() if v is not None}
+        numbers["cold job, same sampler and steps, ratio"] = of("cold job", mine)
+        numbers["cold job, same sampler and steps"] = median([r["cold job"] for r in mine])
+        numbers["class pictures, same steps, ratio"] = of("prior", mine)
+        numbers["cold job, own defaults, ratio"] = of("cold job", others[1])
+        numbers["class pictures, own defaults"] = median([r["prior"] for r in others[1]])
+    return {k: v.value if isinstance(v, Ratio) else v for k, v in numbers.items() if v is not None}
 
 
 def _drawing(job: jobs.Job, options: argparse.Namespace, work: Path, measured: dict[str, float]) -> Iterator[str]:
     _say("drawing")
-    drawn = drawing.many(job, _fresh(work / "many"), rounds=options.rounds, count=options.pictures, steps=25)
-    measured[f"drawing {options.pictures} pictures, ratio"] = drawn.ratio("ours").value
+    timings = drawing.many(job, _fresh(work / "many"), rounds=options.rounds, count=options.pictures, steps=25)
+    measured[f"drawing {options.pictures} pictures, ratio"] = timings.ratio("ours").value
     yield from (f"### Drawing {options.pictures} pictures, 25 steps, guidance {drawing.GUIDANCE}, {job.sampler}", "")
-    yield from drawn.rows()
+    yield from timings.rows()
     if job.device == "cuda":
         theirs, ours = drawing.single(job, rounds=options.rounds, steps=50)
         measured["one picture, 50 steps"] = median(ours)
         yield from ("", "### One picture, 50 steps, by a running program", "", *_pair(theirs, ours, ratio(theirs, ours)))
 
 
-def _pair(theirs: list[float], ours: list[float], found: Ratio) -> list[str]:
-    rows = [f"| StableDiffusionPipeline | {median(theirs):.2f} | |", f"| personalize | {median(ours):.2f} | {found} |"]
+def _pair(theirs: list[float], ours: list[float], row_ratio: Ratio) -> list[str]:
+    rows = [f"| StableDiffusionPipeline | {median(theirs):.2f} | |", f"| personalize | {median(ours):.2f} | {row_ratio} |"]
     return ["| | s | ratio |", "|---|---|---|", *rows]
 
 
@@ -217,8 +217,8 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def write(page: Path, lines: list[str]) -> None:

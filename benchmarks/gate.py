@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks import jobs
 
-STEPS, CLASS_PICTURES, LR = 20, 4, 1e-4
+STEPS, CLASS_IMAGES, LR = 20, 4, 1e-4
 SLACK = 1.5  # times the peer's own deviation
 FLOORS = {"loss": 1e-5, "weights": 1e-5}  # below them nothing is gained by being nearer
 LORA = {"r": 4, "lora_alpha": 4, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
@@ -24,7 +24,7 @@ UNET, ADAPTER = "unet/diffusion_pytorch_model.safetensors", "pytorch_lora_weight
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """Loss of each step, and the weights that were trained as they were saved."""
 
     losses: list[float]
@@ -61,15 +61,15 @@ class Verdict:
         ] + [f"| {self.method} | | {'passed' if self.passed else 'FAILED'} |"]
 
 
-def deviation(found: Trained, reference: Trained, start: dict[str, Tensor]) -> Deviation:
+def deviation(result: TrainingResult, reference: TrainingResult, start: dict[str, Tensor]) -> Deviation:
     """AssertionError where the two did not train the same weights."""
-    assert found.weights.keys() == reference.weights.keys() <= start.keys(), found.weights.keys() ^ reference.weights.keys()
-    assert len(found.losses) == len(reference.losses), (len(found.losses), len(reference.losses))
-    loss = max(abs(a - b) / abs(b) for a, b in zip(found.losses, reference.losses))
-    moved = sum((reference.weights[k] - start[k].double()).square().sum().item() for k in reference.weights)
-    apart = sum((found.weights[k].double() - reference.weights[k]).square().sum().item() for k in reference.weights)
-    numbers = all(map(math.isfinite, (*found.losses, apart)))
-    return Deviation(loss, math.sqrt(apart / moved)) if numbers else Deviation(math.inf, math.inf)
+    assert result.weights.keys() == reference.weights.keys() <= start.keys(), result.weights.keys() ^ reference.weights.keys()
+    assert len(result.losses) == len(reference.losses), (len(result.losses), len(reference.losses))
+    loss = max(abs(a - b) / abs(b) for a, b in zip(result.losses, reference.losses))
+    change = sum((reference.weights[k] - start[k].double()).square().sum().item() for k in reference.weights)
+    error = sum((result.weights[k].double() - reference.weights[k]).square().sum().item() for k in reference.weights)
+    finite = all(map(math.isfinite, (*result.losses, error)))
+    return Deviation(loss, math.sqrt(error / change)) if finite else Deviation(math.inf, math.inf)
 
 
 def run(job: jobs.Job, script: Path, work: Path, *, transforms: Path | None) -> Verdict:
@@ -77,33 +77,33 @@ def run(job: jobs.Job, script: Path, work: Path, *, transforms: Path | None) -> 
     from safetensors.torch import load_file
 
     method = jobs.METHODS[script.name]
-    job = dataclasses.replace(job, steps=STEPS, class_pictures=CLASS_PICTURES, lr=LR)
+    job = dataclasses.replace(job, steps=STEPS, class_images=CLASS_IMAGES, lr=LR)
     record = work / "record.safetensors"
     jobs.run(jobs.theirs(job, script, work), work, transforms=transforms, record=record)
-    heard = load_file(record)
-    adapter = {k.removeprefix("adapter."): v for k, v in heard.items() if k.startswith("adapter.")}
-    peer = Trained(heard["loss"].tolist(), saved(work / "out", method))
-    batches = [tuple(heard[f"{name}.{step}"] for name in ("z0", "eps", "t")) for step in range(STEPS)]
+    recorded = load_file(record)
+    adapter = {k.removeprefix("adapter."): v for k, v in recorded.items() if k.startswith("adapter.")}
+    peer = TrainingResult(recorded["loss"].tolist(), load_saved(work / "out", method))
+    batches = [tuple(recorded[f"{name}.{step}"] for name in ("z0", "eps", "t")) for step in range(STEPS)]
     start = adapter or load_file(job.folder / UNET)
     exact = reference(job, batches, adapter)
     mine = ours(job, method, batches, adapter=adapter, out=work / "ours")
     return Verdict(method, deviation(peer, exact, start), deviation(mine, exact, start))
 
 
-def saved(folder: Path, method: str) -> dict[str, Tensor]:
+def load_saved(folder: Path, method: str) -> dict[str, Tensor]:
     """What a program saved: a whole U-Net, or an adapter by the names that PEFT gives its tensors."""
     from safetensors.torch import load_file
 
     if method == "full":
         return load_file(folder / UNET)
     names = {"lora.down": "lora_A", "lora.up": "lora_B"}
-    found = {k.removeprefix("unet."): v for k, v in load_file(folder / ADAPTER).items()}
+    tensors = {k.removeprefix("unet."): v for k, v in load_file(folder / ADAPTER).items()}
     for old, new in names.items():
-        found = {k.replace(old, new): v for k, v in found.items()}
-    return found
+        tensors = {k.replace(old, new): v for k, v in tensors.items()}
+    return tensors
 
 
-def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor], out: Path) -> Trained:
+def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor], out: Path) -> TrainingResult:
     """The batches through `personalize.training.engine`, and what `personalize` saves then."""
     import personalize
     from personalize import methods, models
@@ -126,10 +126,10 @@ def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor
         batch = Batch(z0, eps, t, is_prior, lambda rows: {k: v[rows] for k, v in cond.items()})
         losses.append(float(engine.step(batch, scale=1.0)["loss"]))
     methods.save(model, out, recipe)
-    return Trained(losses, saved(out, method))
+    return TrainingResult(losses, load_saved(out, method))
 
 
-def reference(job: jobs.Job, batches: list, adapter: dict[str, Tensor]) -> Trained:
+def reference(job: jobs.Job, batches: list, adapter: dict[str, Tensor]) -> TrainingResult:
     """The same steps in float64 with diffusers' U-Net and torch's plain AdamW: as the papers say it, nothing clever."""
     from diffusers import UNet2DConditionModel
 
@@ -137,25 +137,25 @@ def reference(job: jobs.Job, batches: list, adapter: dict[str, Tensor]) -> Train
     if adapter:
         _adapt(unet, adapter)
     unet = unet.double().to(job.device).train()
-    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
-        trained.values(), lr=job.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, foreach=False, fused=False
+        parameters.values(), lr=job.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, foreach=False, fused=False
     )
     cond, config = encoded(job), json.loads((job.folder / "scheduler" / "scheduler_config.json").read_text())
     table, losses = abar(config).to(job.device), []
     for z0, eps, t in batches:
         z0, eps, t = z0.double().to(job.device), eps.double().to(job.device), t.to(job.device)
         alpha, sigma = (x[t].sqrt().view(-1, 1, 1, 1) for x in (table, 1 - table))
-        goal = alpha * eps - sigma * z0 if config.get("prediction_type") == "v_prediction" else eps
-        error = (unet(alpha * z0 + sigma * eps, t, cond, return_dict=False)[0] - goal).square()
+        target = alpha * eps - sigma * z0 if config.get("prediction_type") == "v_prediction" else eps
+        error = (unet(alpha * z0 + sigma * eps, t, cond, return_dict=False)[0] - target).square()
         loss = error[: job.batch].mean() + error[job.batch :].mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    short = {name.replace(".default.", "."): p.detach().cpu() for name, p in trained.items()}
-    return Trained(losses, short)
+    short = {name.replace(".default.", "."): p.detach().cpu() for name, p in parameters.items()}
+    return TrainingResult(losses, short)
 
 
 def prompts(job: jobs.Job) -> list[str]:

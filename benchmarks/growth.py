@@ -39,37 +39,37 @@ FRAME = 128  # px, edge of the photos
 
 
 @dataclass(frozen=True)
-class Ask:
+class RunConfig:
     """One training. batch: photos in a step, and as many class pictures; twice the photos where there are none."""
 
     steps: int = 50
     photos: int = 5
-    pictures: int = 100
+    class_images: int = 100
     size: int = 64
     batch: int = 1
 
 
 @dataclass(frozen=True)
-class Found:
-    """start: seconds from the start of the process to the first step; step: median seconds; held: bytes after the last
+class Measurement:
+    """start: seconds from the start of the process to the first step; step: median seconds; end_memory: bytes after the last
     step, where what leaks has gathered; peak: bytes at most, which may be of another phase.
     """
 
     start: float
     step: float
-    held: float
+    end_memory: float
     peak: float
 
 
-SERIES: dict[str, tuple[str, Sequence[int], Ask]] = {  # what grows: (its field, values, the rest)
-    "steps": ("steps", (50, 100, 200, 400), Ask()),
-    "photos": ("photos", (3, 5, 20, 80), Ask()),
-    "class images": ("pictures", (0, 25, 100), Ask()),
-    "edge, px": ("size", (64, 96, 128), Ask(pictures=0)),
-    "photos a step": ("batch", (1, 2, 4, 8), Ask()),
+SERIES: dict[str, tuple[str, Sequence[int], RunConfig]] = {  # what grows: (its field, values, the rest)
+    "steps": ("steps", (50, 100, 200, 400), RunConfig()),
+    "photos": ("photos", (3, 5, 20, 80), RunConfig()),
+    "class images": ("class_images", (0, 25, 100), RunConfig()),
+    "edge, px": ("size", (64, 96, 128), RunConfig(class_images=0)),
+    "photos a step": ("batch", (1, 2, 4, 8), RunConfig()),
 }
 CONSTANT = ("steps", "photos", "class images")  # where a step's time and the memory must stay
-DRAWN = {"pictures": [(1, 20), (4, 20), (16, 20), (64, 20)], "sampling steps": [(16, 10), (16, 20), (16, 50)]}
+DRAWN = {"images": [(1, 20), (4, 20), (16, 20), (64, 20)], "sampling steps": [(16, 10), (16, 20), (16, 50)]}
 
 
 class Clock(Terminal):
@@ -78,15 +78,15 @@ class Clock(Terminal):
     def __init__(self):
         super().__init__(quiet=True)
         self.times: dict[str, list[float]] = {}
-        self.held = 0
+        self.end_memory = 0
 
     @contextmanager
-    def progress(self, what: str, total: int, *, done: int = 0, unit: str = "") -> Iterator[Callable[..., None]]:
-        times = self.times[what] = [time.monotonic()]
+    def progress(self, title: str, total: int, *, done: int = 0, unit: str = "") -> Iterator[Callable[..., None]]:
+        times = self.times[title] = [time.monotonic()]
 
         def advance(n: int = 1, note: str = "") -> None:
             times.append(time.monotonic())
-            self.held = status("VmRSS")
+            self.end_memory = status("VmRSS")
 
         yield advance
 
@@ -97,49 +97,53 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        job, asked = options.child
-        print(json.dumps(JOBS[job](**json.loads(asked))))
+        job, arguments = options.child
+        print(json.dumps(JOBS[job](**json.loads(arguments))))
         return
     with tempfile.TemporaryDirectory(prefix="growth-") as name:
-        good, lines = measured(Path(name))
+        good, lines = measure(Path(name))
     print("\n".join(lines))
     if options.write:
         write(options.write, lines)
     sys.exit(0 if good else 1)
 
 
-def measured(work: Path) -> tuple[bool, list[str]]:
+def measure(work: Path) -> tuple[bool, list[str]]:
     """Whether nothing grows that must not, and the section's lines."""
     from benchmarks.machine import machine
 
     lines = [f"`python -m benchmarks.growth`, {time.strftime('%Y-%m-%d')}, {machine()}. Full U-Net of Toyland, float32;"]
     lines += ["what is not named is 50 steps of 1 + 1 pictures, 5 photos, 100 class pictures, 64 px."]
-    asked = {
+    configs = {
         name: [dataclasses.replace(rest, **{field: value}) for value in values]
         for name, (field, values, rest) in SERIES.items()
     }
-    photograph(work / "photos", max(ask.photos for asks in asked.values() for ask in asks))
-    count = max(ask.pictures for asks in asked.values() for ask in asks)
-    drawn = child("prior", {"folder": str(work / "prior"), "count": count}, work)
-    lines += ["", f"Class pictures: {count} in {drawn['seconds']:.1f} s, {count / drawn['seconds']:.1f} a second."]
-    known: dict[Ask, Found] = {}  # the point where the series meet is measured once
+    photograph(work / "photos", max(config.photos for series in configs.values() for config in series))
+    count = max(config.class_images for series in configs.values() for config in series)
+    prior_result = child("prior", {"folder": str(work / "prior"), "count": count}, work)
+    lines += [
+        "",
+        f"Class pictures: {count} in {prior_result['seconds']:.1f} s, {count / prior_result['seconds']:.1f} a second.",
+    ]
+    measurements: dict[RunConfig, Measurement] = {}  # the point where the series meet is measured once
     good = True
-    for name, asks in asked.items():
-        for ask in asks:
-            if ask not in known:
-                known[ask] = Found(**child("train", {"ask": dataclasses.asdict(ask), "spawned": time.monotonic()}, work))
-                print(f"{name}: {ask} {known[ask]}", file=sys.stderr, flush=True)
-        held, told = section(name, SERIES[name][1], [known[ask] for ask in asks])
-        lines += ["", *told]
-        good = good and held
+    for name, series in configs.items():
+        for config in series:
+            if config not in measurements:
+                arguments = {"config": dataclasses.asdict(config), "start": time.monotonic()}
+                measurements[config] = Measurement(**child("train", arguments, work))
+                print(f"{name}: {config} {measurements[config]}", file=sys.stderr, flush=True)
+        passed, section_lines = section(name, SERIES[name][1], [measurements[config] for config in series])
+        lines += ["", *section_lines]
+        good = good and passed
     return good, [*lines, "", *drawing(child("draw", {"jobs": sum(DRAWN.values(), [])}, work)["seconds"])]
 
 
-def child(job: str, asked: dict, work: Path) -> dict:
+def child(job: str, arguments: dict, work: Path) -> dict:
     """`job` in a process of its own, which finds photos and class pictures in `work`."""
-    command = [sys.executable, "-m", "benchmarks.growth", "--child", job, json.dumps({**asked, "work": str(work)})]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks.growth", "--child", job, json.dumps({**arguments, "work": str(work)})]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def photograph(folder: Path, count: int) -> None:
@@ -149,9 +153,9 @@ def photograph(folder: Path, count: int) -> None:
 
     folder.mkdir()
     seed = scenes.HELD_OUT + PEOPLE
-    who = scenes.subject(seed, "dog")
+    subject = scenes.sample_subject(seed, "dog")
     for k in range(count):
-        draw_scene(scenes.scene(seed + k, who=who), FRAME)[0].save(folder / f"{k:03d}.png")
+        draw_scene(scenes.sample_scene(seed + k, subject=subject), FRAME)[0].save(folder / f"{k:03d}.png")
 
 
 def prior(work: str, folder: str, count: int) -> dict:
@@ -163,15 +167,17 @@ def prior(work: str, folder: str, count: int) -> dict:
     return {"seconds": times[-1] - times[0]}
 
 
-def train(work: str, ask: dict, spawned: float) -> dict:
+def train(work: str, config: dict, start: float) -> dict:
     import personalize
 
-    asked, screen = Ask(**ask), Clock()
-    photos = sorted(Path(work, "photos").glob("*.png"))[: asked.photos]
-    batch = asked.batch if asked.pictures else 2 * asked.batch  # as many pictures in a step as with class pictures
+    run_config, screen = RunConfig(**config), Clock()
+    photos = sorted(Path(work, "photos").glob("*.png"))[: run_config.photos]
+    batch = (
+        run_config.batch if run_config.class_images else 2 * run_config.batch
+    )  # as many images in a step as with class images
     settings = [
-        *SETTINGS, f"train.steps={asked.steps}", f"train.batch={batch}", f"prior.count={asked.pictures}",
-        f"photos.size={asked.size}",
+        *SETTINGS, f"train.steps={run_config.steps}", f"train.batch={batch}", f"prior.count={run_config.class_images}",
+        f"photos.size={run_config.size}",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=work) as runs:
         personalize.train(
@@ -180,8 +186,8 @@ def train(work: str, ask: dict, spawned: float) -> dict:
         )  # fmt: skip
     times = screen.times["training"]
     steps = [end - begin for begin, end in zip(times, times[1:])]
-    found = Found(times[0] - spawned, statistics.median(steps[SKIP:]), screen.held, status("VmHWM"))
-    return dataclasses.asdict(found)
+    measurement = Measurement(times[0] - start, statistics.median(steps[SKIP:]), screen.end_memory, status("VmHWM"))
+    return dataclasses.asdict(measurement)
 
 
 def draw(work: str, jobs: list[tuple[int, int]]) -> dict:
@@ -193,37 +199,39 @@ def draw(work: str, jobs: list[tuple[int, int]]) -> dict:
     models.load_model, seconds = lambda base, **options: model, []
     for count, steps in [(1, 2), *jobs]:  # the first one warms up
         settings = [*SETTINGS, f"draw.count={count}", f"draw.steps={steps}"]
-        began = time.monotonic()
+        start = time.monotonic()
         personalize.generate(["a dog"], base="toyland", settings=settings, out=Path(work, "images"))
-        seconds.append(time.monotonic() - began)
+        seconds.append(time.monotonic() - start)
     return {"seconds": seconds[1:]}
 
 
 JOBS = {"prior": prior, "train": train, "draw": draw}
 
 
-def section(name: str, values: Sequence[int], found: Sequence[Found]) -> tuple[bool, list[str]]:
+def section(name: str, values: Sequence[int], measurements: Sequence[Measurement]) -> tuple[bool, list[str]]:
     """Whether all that is demanded of a series holds; its table, slopes, and what it is checked for."""
     titles = (name, "to the first step, s", "ms/step", "after the last step, MB", "peak, MB")
     lines = [f"**{name.capitalize()}**", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for x, f in zip(values, found, strict=True):
-        lines.append(f"| {x} | {f.start:.2f} | {1e3 * f.step:.1f} | {f.held / 1e6:.0f} | {f.peak / 1e6:.0f} |")
-    where = [x * x / 1e3 for x in values] if name == "edge, px" else values
-    start, step, peak = (slope(where, [getattr(f, part) for f in found]) for part in ("start", "step", "peak"))
-    each = {"edge, px": "1000 pixels", "photos a step": "photo a step"}.get(name, name.removesuffix("s"))
+    for x, f in zip(values, measurements, strict=True):
+        lines.append(f"| {x} | {f.start:.2f} | {1e3 * f.step:.1f} | {f.end_memory / 1e6:.0f} | {f.peak / 1e6:.0f} |")
+    causes = [x * x / 1e3 for x in values] if name == "edge, px" else values
+    start, step, peak = (slope(causes, [getattr(f, part) for f in measurements]) for part in ("start", "step", "peak"))
+    unit = {"edge, px": "1000 pixels", "photos a step": "photo a step"}.get(name, name.removesuffix("s"))
     if name == "photos a step":
-        each += " and its class picture"
-    lines += ["", f"For each {each}: start {1e3 * start:+.2f} ms, step {1e3 * step:+.3f} ms, peak {peak / 1e6:+.3f} MB."]
-    steps, held, peaks, starts = ([getattr(f, part) for f in found] for part in ("step", "held", "peak", "start"))
+        unit += " and its class picture"
+    lines += ["", f"For each {unit}: start {1e3 * start:+.2f} ms, step {1e3 * step:+.3f} ms, peak {peak / 1e6:+.3f} MB."]
+    steps, end_memory, peaks, starts = (
+        [getattr(f, part) for f in measurements] for part in ("step", "end_memory", "peak", "start")
+    )
     if name in CONSTANT:
         checks = [
             grown("ms/step", steps, STEP_MORE, gate=True),
-            grown("memory after the last step", held, MEMORY_MORE, gate=name == "steps"),
+            grown("memory after the last step", end_memory, MEMORY_MORE, gate=name == "steps"),
             grown("peak memory", peaks, MEMORY_MORE, gate=name == "steps"),
-            ("start: linear or better", bends(where, starts, START_NOISE) <= 1.5, False),
+            ("start: linear or better", bends(causes, starts, START_NOISE) <= 1.5, False),
         ]
     else:
-        checks = [line("ms/step", where, steps), line("peak memory", where, peaks)]
+        checks = [line("ms/step", causes, steps), line("peak memory", causes, peaks)]
     lines += [f"- {text}: {'yes' if holds else '**no**'}" for text, holds, _ in checks]
     return all(holds for _, holds, gate in checks if gate), lines
 
@@ -232,22 +240,22 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def grown(what: str, y: Sequence[float], most: float, *, gate: bool) -> tuple[str, bool, bool]:
+def grown(name: str, y: Sequence[float], limit: float, *, gate: bool) -> tuple[str, bool, bool]:
     """(what must be, whether it holds, whether it is demanded) of a measure that must stay."""
-    more = y[-1] / y[0] - 1
-    return f"{what} stays within {most:.0%}, from first to last {more:+.1%}", more <= most, gate
+    growth = y[-1] / y[0] - 1
+    return f"{name} stays within {limit:.0%}, from first to last {growth:+.1%}", growth <= limit, gate
 
 
-def line(what: str, x: Sequence[float], y: Sequence[float]) -> tuple[str, bool, bool]:
+def line(name: str, x: Sequence[float], y: Sequence[float]) -> tuple[str, bool, bool]:
     """The same of a measure that may grow as its cause does."""
-    text = f"{what} grows linearly or less: × {y[-1] / y[0]:.2f} for × {x[-1] / x[0]:.2f}"
+    text = f"{name} grows linearly or less: × {y[-1] / y[0]:.2f} for × {x[-1] / x[0]:.2f}"
     return text, y[-1] / y[0] <= LINEAR_MORE * x[-1] / x[0], False
 
 
 def bends(x: Sequence[float], y: Sequence[float], noise: float) -> float:
     """The rise to the last point over what the points before it foretell; what is below the noise counts as noise."""
-    foretold = max(y[-2] - y[0], noise) * max(1.0, (x[-1] - x[0]) / (x[-2] - x[0]))
-    return (y[-1] - y[0]) / foretold
+    predicted = max(y[-2] - y[0], noise) * max(1.0, (x[-1] - x[0]) / (x[-2] - x[0]))
+    return (y[-1] - y[0]) / predicted
 
 
 def drawing(seconds: Sequence[float]) -> list[str]:
@@ -256,8 +264,8 @@ def drawing(seconds: Sequence[float]) -> list[str]:
     lines += ["| pictures | sampling steps | s | ms a picture and step |", "|---|---|---|---|"]
     for jobs in DRAWN.values():
         for count, steps in jobs:
-            taken = seconds.pop(0)
-            lines.append(f"| {count} | {steps} | {taken:.2f} | {1e3 * taken / count / steps:.1f} |")
+            duration = seconds.pop(0)
+            lines.append(f"| {count} | {steps} | {duration:.2f} | {1e3 * duration / count / steps:.1f} |")
     return lines
 
 

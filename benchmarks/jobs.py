@@ -24,7 +24,7 @@ class Job:
     size: int  # px
     device: str = "cpu"
     steps: int = 300
-    class_pictures: int = 100
+    class_images: int = 100
     batch: int = 1  # photos in a step, and class pictures
     lr: float = 5e-6
     sampler: str = "ddim"  # the one that the base's scheduler config names, as ours is called
@@ -39,11 +39,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ran:
+class FinishedRun:
     """A program that ran: when it was started and when it had ended, s, and the events of `arm`."""
 
-    began: float
-    ended: float
+    start: float
+    end: float
     events: dict
 
 
@@ -54,7 +54,7 @@ class Failed(Exception):
 def ours(job: Job, method: str, work: Path, *, own_drawing: bool = False) -> list[str]:
     """`personalize train` that does what `theirs` does; with own_drawing class pictures are drawn as its recipe says."""
     settings = [
-        f"dtype={job.dtype}", f"device={job.device}", "seed=0", "photos.hold_out=0", f"prior.count={job.class_pictures}",
+        f"dtype={job.dtype}", f"device={job.device}", "seed=0", "photos.hold_out=0", f"prior.count={job.class_images}",
         f"train.steps={job.steps}", f"train.batch={job.batch}", f"train.lr={job.lr}", "train.text_encoder=false",
         "train.snr_gamma=0", "train.clip=1", "train.lr_schedule=constant", "train.warmup=0", "train.checkpoint_every=0",
         "train.sample_every=0", "choose.every=0", f"train.engine={'graph' if job.device == 'cuda' else 'eager'}",
@@ -80,7 +80,7 @@ def theirs(job: Job, script: Path, work: Path) -> list[str]:
         str(script), f"--pretrained_model_name_or_path={job.folder}", f"--instance_data_dir={job.photos}",
         f"--class_data_dir={work / 'class'}", f"--output_dir={work / 'out'}", f"--instance_prompt={job.prompts[0]}",
         f"--class_prompt={job.prompts[1]}", "--with_prior_preservation", "--prior_loss_weight=1", f"--resolution={job.size}",
-        f"--num_class_images={job.class_pictures}", "--center_crop", f"--train_batch_size={job.batch}",
+        f"--num_class_images={job.class_images}", "--center_crop", f"--train_batch_size={job.batch}",
         f"--max_train_steps={job.steps}", f"--learning_rate={job.lr}", "--lr_scheduler=constant", "--lr_warmup_steps=0",
         "--max_grad_norm=1", "--seed=0", f"--mixed_precision={'bf16' if job.device == 'cuda' else 'no'}",
         f"--checkpointing_steps={job.steps + 1}",
@@ -106,25 +106,28 @@ def _kohya(job: Job, work: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run(command: list[str], work: Path, *, transforms: Path | None = None, record: Path | None = None) -> Ran:
+def run(command: list[str], work: Path, *, transforms: Path | None = None, record: Path | None = None) -> FinishedRun:
     """A command of `ours` or `theirs` through `arm`. Failed with the program's last words."""
     work.mkdir(parents=True, exist_ok=True)
     events = work / "events.json"
     options = [*(["--transforms", str(transforms)] if transforms and command[0] != "personalize" else [])]
     options += ["--record", str(record)] if record else []
     arm = [sys.executable, "-m", "benchmarks.arm", str(events), *options, "--", *command]
-    began, ended = spawn(arm, work / "log.txt")
-    return Ran(began, ended, json.loads(events.read_text()))
+    start, end = spawn(arm, work / "log.txt")
+    return FinishedRun(start, end, json.loads(events.read_text()))
 
 
 def spawn(command: list[str], log: Path) -> tuple[float, float]:
     """A process -> when it was started and when it had ended. Failed if it did not end well."""
     with log.open("w") as out:
-        began = time.monotonic()
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-        ended = time.monotonic()
-    if done.returncode:
+        start = time.monotonic()
+        process = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
+        end = time.monotonic()
+    if process.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
-        said = re.sub(r" ?\(?/[^\s)]+\)?", "", lines[-1])  # it may be published, and paths of this machine tell nobody anything
-        raise Failed(f"exit status {done.returncode}: {said}")
-    return began, ended
+        # The message may be published, and paths of this machine tell nobody anything.
+        message = re.sub(r" ?\(?/[^\s)]+\)?", "", lines[-1])
+        raise Failed(f"exit status {process.returncode}: {message}")
+    return start, end

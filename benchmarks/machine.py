@@ -20,7 +20,7 @@ def header(arguments: Sequence[str], peers: Sequence[Path]) -> list[str]:
         f"- `python -m benchmarks.compare {named}`, {time.strftime('%Y-%m-%d')}",
         f"- {machine()}; load average before: {os.getloadavg()[0]:.2f}",
         "- " + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
-        *(f"- {script.name}, which asks for diffusers {asked(script)} or newer" for script in peers),
+        *(f"- {script.name}, which asks for diffusers {required_version(script)} or newer" for script in peers),
     ]
 
 
@@ -38,7 +38,7 @@ def machine() -> str:
     return ", ".join(words)
 
 
-def asked(script: Path) -> str:
+def required_version(script: Path) -> str:
     """The version in a script's `check_min_version`."""
-    found = re.search(r'check_min_version\("([^"]+)"\)', script.read_text())
-    return found[1] if found else "(not said)"
+    match = re.search(r'check_min_version\("([^"]+)"\)', script.read_text())
+    return match[1] if match else "(not said)"

@@ -66,9 +66,9 @@ def base(kind: str, folder: Path) -> str:
         ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
         blocks = len(configs["vae"]["block_out_channels"])
         types = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
-        filled(lambda: AutoencoderKL(latent_channels=4, **types, **configs["vae"])).save_pretrained(place / "vae")
-        filled(lambda: CLIPTextModel(CLIPTextConfig(**ids, **configs["text"]))).save_pretrained(place / "text_encoder")
-        filled(lambda: UNet2DConditionModel(**configs["unet"])).save_pretrained(place / "unet")
+        random_network(lambda: AutoencoderKL(latent_channels=4, **types, **configs["vae"])).save_pretrained(place / "vae")
+        random_network(lambda: CLIPTextModel(CLIPTextConfig(**ids, **configs["text"]))).save_pretrained(place / "text_encoder")
+        random_network(lambda: UNet2DConditionModel(**configs["unet"])).save_pretrained(place / "unet")
         words.save_pretrained(place / "tokenizer")
         stages.tokenizer_files(place / "tokenizer", words)
         PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1).save_pretrained(place / "scheduler")
@@ -76,7 +76,7 @@ def base(kind: str, folder: Path) -> str:
     return str(place)
 
 
-def filled(make: Callable):
+def random_network(make: Callable):
     """A network with small random weights, without the minutes that its own initialization takes."""
     import torch
 
@@ -105,10 +105,10 @@ def case(base: str, settings: list[str]):
     big = "sd15" in base
     common = [f"base={base}", "class_word=dog", "token=sks", "device=cpu", "dtype=float32"]
     recipe = personalize.resolve(None, [*common, *([] if base == "toyland" else ["prior.count=0"]), *settings])
-    found = photos.load_photos(PHOTOS, min_size=64)[0][: 2 if big else 4]
+    subject_photos = photos.load_photos(PHOTOS, min_size=64)[0][: 2 if big else 4]
     if big:
-        found = [Photo(p.path, p.image.resize((512, 512)), p.sha256, p.caption, (512, 512)) for p in found]
-    return recipe, [Subject("sks", "dog", found)]
+        subject_photos = [Photo(p.path, p.image.resize((512, 512)), p.sha256, p.caption, (512, 512)) for p in subject_photos]
+    return recipe, [Subject("sks", "dog", subject_photos)]
 
 
 def measure(base: str, settings: list[str]) -> dict[str, int]:
@@ -128,10 +128,10 @@ def measure(base: str, settings: list[str]) -> dict[str, int]:
     on_gpu, before, peaks = run.recipe.device == "cuda", status("VmRSS"), {}
     for name, phase in run.phases().items():
         restart(on_gpu)
-        began = time.monotonic()
+        start = time.monotonic()
         phase(None)
         peaks[name] = torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM") - before
-        print(f"  {name} {peaks[name] / 1e9:.2f} GB, {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        print(f"  {name} {peaks[name] / 1e9:.2f} GB, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
     return peaks
 
 
@@ -151,15 +151,15 @@ def status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def child(what: str, base: str, settings: list[str]) -> dict[str, int]:
+def child(task: str, base: str, settings: list[str]) -> dict[str, int]:
     """`what` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", what, base, *settings]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", task, base, *settings]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def in_child(what: str, base: str, settings: list[str]) -> dict[str, int]:
-    if what == "measure":
+def in_child(task: str, base: str, settings: list[str]) -> dict[str, int]:
+    if task == "measure":
         peaks = measure(base, settings)
         return {**peaks, "peak": max(peaks.values())}
     from personalize.training.memory.rehearsal import rehearse
@@ -176,15 +176,15 @@ def main() -> None:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        what, name, *settings = options.child
-        print(json.dumps(in_child(what, name, settings)))
+        task, name, *settings = options.child
+        print(json.dumps(in_child(task, name, settings)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         print("| run | estimated, GB | measured, GB | ratio |\n|---|---|---|---|")
         for name, (kind, settings) in CASES.items():
             if (options.all or kind != "sd15") and options.only in name:
                 where = base(kind, options.folder or Path(temporary))
-                estimated, measured = (child(what, where, settings)["peak"] for what in ("estimate", "measure"))
+                estimated, measured = (child(task, where, settings)["peak"] for task in ("estimate", "measure"))
                 print(f"| {name} | {estimated / 1e9:.2f} | {measured / 1e9:.2f} | {estimated / measured:.2f} |", flush=True)
 
 

@@ -57,16 +57,16 @@ CLAIMS = (
 )
 
 
-def measured(study: Study) -> dict[str, dict[str, dict]]:
+def measure(study: Study) -> dict[str, dict[str, dict]]:
     """Row -> column -> (subject, template, number) -> value."""
-    found = {}
+    measurements = {}
     for name, (variant, step) in ROWS.items():
         bare = tuple(t.replace(" {class}", "") for t in prompts.TOYLAND) if variant == "none" else ()
         rows = {
             subject: study.rows(run, str(step), templates=bare)
             for subject, run in zip(study.names(), study.train(variant), strict=True)
         }
-        found[name] = {
+        measurements[name] = {
             column: {k: v for subject, r in rows.items() for k, v in values(r, kind, metric, subject).items()}
             for column, (kind, metric) in COLUMNS.items()
             if not (
@@ -74,7 +74,7 @@ def measured(study: Study) -> dict[str, dict[str, dict]]:
             )  # the probe would read the parts of the wrong class
         }
         print(f"{name}: measured", flush=True)
-    return found
+    return measurements
 
 
 def ceilings(study: Study) -> dict[str, dict[str, float]]:
@@ -82,42 +82,44 @@ def ceilings(study: Study) -> dict[str, dict[str, float]]:
     runs = dict(zip(study.names(), study.train("long"), strict=True))
     scores = {subject: read_json(run / "evaluation" / "metrics.json")["scores"] for subject, run in runs.items()}
     return {
-        column: {subject: found[name]["ceiling"] for subject, found in scores.items()}
+        column: {subject: metrics[name]["ceiling"] for subject, metrics in scores.items()}
         for column, name in (("DINO", "dino"), ("CLIP-I", "clip_i"))
     }
 
 
 def main(work: Path) -> None:
     study = Study(work)
-    found, tops = measured(study), ceilings(study)
+    measurements, ceiling_scores = measure(study), ceilings(study)
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    photos = {column: bootstrap.bootstrap_interval(list(top.values()), [()] * len(top)) for column, top in tops.items()}
+    photos = {
+        column: bootstrap.bootstrap_interval(list(top.values()), [()] * len(top)) for column, top in ceiling_scores.items()
+    }
     lines.append("| photos | " + " | ".join(_cell(photos.get(column)) for column in COLUMNS) + " |")
-    for name, columns in found.items():
-        found_in = [columns.get(column, {}) for column in COLUMNS]
-        cells = [bootstrap.bootstrap_interval(list(c.values()), [key[:-1] for key in c]) for c in found_in]
+    for name, columns in measurements.items():
+        values_by_column = [columns.get(column, {}) for column in COLUMNS]
+        cells = [bootstrap.bootstrap_interval(list(c.values()), [key[:-1] for key in c]) for c in values_by_column]
         lines.append(f"| {name} | " + " | ".join(map(_cell, cells)) + " |")
     signs = ["| claim | paper | here (95 %) | P | sign |", "|---|---|---|---|---|"]
     for claim, high, low, column, paper in CLAIMS:
-        signs.append(_sign(claim, bootstrap.paired_difference(found[high][column], found[low][column]), paper))
+        signs.append(_sign(claim, bootstrap.paired_difference(measurements[high][column], measurements[low][column]), paper))
     for column, paper in (("DINO", (0.774, 0.668)), ("CLIP-I", (0.885, 0.803))):
-        mine = found["DreamBooth"][column]
-        above = {key: tops[column][key[0]] for key in mine}
-        signs.append(_sign(f"(d) photos above DreamBooth, {column}", bootstrap.paired_difference(above, mine), paper))
+        dreambooth = measurements["DreamBooth"][column]
+        above = {key: ceiling_scores[column][key[0]] for key in dreambooth}
+        signs.append(_sign(f"(d) photos above DreamBooth, {column}", bootstrap.paired_difference(above, dreambooth), paper))
     text = "\n".join([*signs, "", *lines]) + "\n"
     write_text(work / "paper_tables.md", text)
     print(text)
 
 
-def _cell(found: bootstrap.Interval | None) -> str:
-    return "-" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+def _cell(interval: bootstrap.Interval | None) -> str:
+    return "-" if interval is None else f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def _sign(claim: str, change: bootstrap.Interval, paper: tuple[float, float]) -> str:
-    sure = "yes" if change.low > 0 else "no" if change.high < 0 else "not sure"
+    sign = "yes" if change.low > 0 else "no" if change.high < 0 else "not sure"
     theirs = f"{paper[0]:.3f} - {paper[1]:.3f} = {paper[0] - paper[1]:+.3f}"
     return (
-        f"| {claim} | {theirs} | {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) | {change.above:.2f} | {sure} |"
+        f"| {claim} | {theirs} | {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) | {change.above:.2f} | {sign} |"
     )
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.jobs import Ran
+from benchmarks.jobs import FinishedRun
 
 SKIP = 5  # steps at the start that say nothing of the later ones; our fourth records a CUDA graph
 PHASES = {  # name: unit
@@ -21,7 +21,7 @@ PHASES = {  # name: unit
 }
 
 
-def phases(ran: Ran) -> dict[str, float | None]:
+def phases(run: FinishedRun) -> dict[str, float | None]:
     """What one run spent, in the units of PHASES; None for what it did not do. ValueError where it took too few steps.
 
     start and load     process start to the first class picture, or to the first step
@@ -30,23 +30,23 @@ def phases(ran: Ran) -> dict[str, float | None]:
     capture, compile   what the first steps took over a usual one
     save               end of the last step to the end of the process
     """
-    draws, begun, ends = ran.events["draw"], ran.events["begin"], ran.events["step"]
-    if not begun or len(ends) <= SKIP + 1:
+    draws, begins, ends = run.events["draw"], run.events["begin"], run.events["step"]
+    if not begins or len(ends) <= SKIP + 1:
         raise ValueError(f"{len(ends)} steps were seen, more than {SKIP + 1} are needed")
-    durations = [end - before for before, end in zip([begun[0], *ends], ends)]
+    durations = [end - before for before, end in zip([begins[0], *ends], ends)]
     steady = durations[SKIP:]
     usual = statistics.median(steady)
     return {
-        "start and load": (draws[0][0] if draws else begun[0]) - ran.began,
+        "start and load": (draws[0][0] if draws else begins[0]) - run.start,
         "prior": draws[-1][1] - draws[0][0] if draws else None,
-        "second load, cache": begun[0] - draws[-1][1] if draws else None,
+        "second load, cache": begins[0] - draws[-1][1] if draws else None,
         "capture, compile": sum(max(0.0, d - usual) for d in durations[:SKIP]),
         "step, median": 1e3 * usual,
         "step, p95": 1e3 * statistics.quantiles(steady, n=20, method="inclusive")[-1],
         "step, mean": 1e3 * statistics.fmean(steady),
-        "save": ran.ended - ends[-1],
-        "peak memory": ran.events["peak"] / 1e9,
-        "cold job": ran.ended - ran.began,
+        "save": run.end - ends[-1],
+        "peak memory": run.events["peak"] / 1e9,
+        "cold job": run.end - run.start,
     }
 
 
@@ -72,8 +72,10 @@ def ratio(theirs: Sequence[float | None], ours: Sequence[float | None]) -> Ratio
     pairs = [(t, o) for t, o in zip(theirs, ours, strict=True) if t is not None and o]
     if not pairs:
         return None
-    each = [t / o for t, o in pairs]
-    return Ratio(statistics.median(t for t, _ in pairs) / statistics.median(o for _, o in pairs), min(each), max(each))
+    round_ratios = [t / o for t, o in pairs]
+    return Ratio(
+        statistics.median(t for t, _ in pairs) / statistics.median(o for _, o in pairs), min(round_ratios), max(round_ratios)
+    )
 
 
 def table(sides: Mapping[str, Sequence[dict]]) -> list[str]:
@@ -82,7 +84,7 @@ def table(sides: Mapping[str, Sequence[dict]]) -> list[str]:
     lines = ["| | " + " | ".join([*sides, *(f"{first} / {other}" for other in others)]) + " |"]
     lines.append("|---" * (2 * len(sides)) + "|")
     for name, unit in PHASES.items():
-        measured = {side: [found[name] for found in rounds] for side, rounds in sides.items()}
+        measured = {side: [phases_of_round[name] for phases_of_round in rounds] for side, rounds in sides.items()}
         cells = [number(median(values), unit) for values in measured.values()]
         cells += [str(ratio(measured[first], measured[other]) or "") for other in others]
         lines.append(f"| {name}, {unit} | " + " | ".join(cells) + " |")

@@ -19,12 +19,12 @@ PHOTOS = Path(__file__).parents[1] / "data_examples" / "dog"
 
 def seconds(*command: str, folder: Path, times: int = 1) -> float:
     """Median wall seconds of `personalize COMMAND` in `folder`."""
-    taken = []
+    durations = []
     for _ in range(times):
-        began = time.monotonic()
+        start = time.monotonic()
         subprocess.run([sys.executable, "-m", "personalize", *command], cwd=folder, check=True, capture_output=True)
-        taken.append(time.monotonic() - began)
-    return statistics.median(taken)
+        durations.append(time.monotonic() - start)
+    return statistics.median(durations)
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def main() -> None:
         rows.append(("generate: one picture", seconds(*one, folder=folder, times=3)))
         rows.append(("evaluate", seconds("evaluate", folder=folder)))
     print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n\n| command | seconds |\n|---|---|")
-    for what, taken in rows:
-        print(f"| {what} | {taken:.1f} |")
+    for command, duration in rows:
+        print(f"| {command} | {duration:.1f} |")
 
 
 if __name__ == "__main__":

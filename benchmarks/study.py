@@ -48,28 +48,28 @@ class Study:
         """The runs of a variant, one a subject; those that are finished are not trained again."""
         return [self._run(k, variant) for k in range(self.subjects)]
 
-    def rows(self, run: Path, at: str = "", *, templates: tuple[str, ...] = ()) -> list[dict]:
+    def rows(self, run: Path, checkpoint: str = "", *, templates: tuple[str, ...] = ()) -> list[dict]:
         """The rows of an evaluation by Toyland's prompts; templates for those without a class word."""
-        asked = [f"evaluate.prompts={list(templates)}".replace("'", '"')] if templates else []
-        return read_rows(personalize.evaluate(run, checkpoint=at, settings=asked).report.parent)
+        settings = [f"evaluate.prompts={list(templates)}".replace("'", '"')] if templates else []
+        return read_rows(personalize.evaluate(run, checkpoint=checkpoint, settings=settings).report.parent)
 
     def _run(self, k: int, variant: str) -> Path:
         name, word = self.names()[k], CLASSES[k]
         folder, photos = self.work / "runs" / f"{name}-{variant}", self.work / "photos" / name
         if (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished":
             return folder
-        who = scenes.subject(FIRST + 1000 * k, word)
+        subject = scenes.sample_subject(FIRST + 1000 * k, word)
         photos.mkdir(parents=True, exist_ok=True)
         for j, place in enumerate(PHOTOS):
-            scene = scenes.scene(FIRST + 1000 * k + j, who=who, place=place, action="standing", accessory=None)
+            scene = scenes.sample_scene(FIRST + 1000 * k + j, subject=subject, place=place, action="standing", accessory=None)
             draw_scene(scene)[0].save(photos / f"{j:02d}.png")
-        called = WRONG[word] if variant.startswith("wrong") else word
+        class_word = WRONG[word] if variant.startswith("wrong") else word
         settings = [*EVERY, *VARIANTS[variant]]
-        made = personalize.train(
-            photos, class_word=called, settings=settings, runs=self.work / "new", priors=self.work / "priors"
+        trained = personalize.train(
+            photos, class_word=class_word, settings=settings, runs=self.work / "new", priors=self.work / "priors"
         ).folder
         folder.parent.mkdir(exist_ok=True)
-        shutil.move(made, folder)
+        shutil.move(trained, folder)
         print(f"trained {folder.name}", flush=True)
         return folder
 
@@ -80,5 +80,5 @@ def recipe_of(run: Path) -> Recipe:
 
 def values(rows: list[dict], kind: str, name: str, subject: str) -> dict:
     """(subject, template without class word, number) -> value: what variants are paired by."""
-    found = summary.keyed(summary.of_kind(rows, kind), name)
-    return {(subject, template.replace(" {class}", ""), number): value for (template, number), value in found.items()}
+    scores = summary.keyed(summary.of_kind(rows, kind), name)
+    return {(subject, template.replace(" {class}", ""), number): value for (template, number), value in scores.items()}

@@ -7,7 +7,7 @@ and evaluated on Toyland's test prompts with fresh noise:
 identity   (DINO - floor) / (ceiling - floor): 0 is the base's own class pictures, 1 the photos among each other
 first      pictures that are nearer to the subject's photos than to those of any of 100 look-alikes of its class, by DINO
 error      of the identity parameters as the probe reads them; 1 is another subject of the class at random
-obedience  pictures with what their prompt asks for (place, action, accessory), over the base's
+adherence  images with what their prompt asks for (place, action, accessory), over the base's
 drift      (PRES - base PRES) / (ceiling - base PRES) of class pictures
 seconds    of training, with choosing the checkpoint
 
@@ -30,91 +30,91 @@ from personalize.common.files import key_of, slug, write_text
 from personalize.evaluation import encoders, image_cache, summary
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import HELD_OUT, scene, subject
+from personalize.toyland.world.scenes import HELD_OUT, sample_scene, sample_subject
 
 FIRST = {"dev": HELD_OUT + 6_000_000, "test": HELD_OUT + 8_000_000}
 CLASSES = {"dev": ("dog", "cat", "duck", "teapot"), "test": scenes.CLASSES}
 PHOTOS = ("meadow", "beach", "room", "mountains", "snow")  # the places of the five photos
 LOOK_ALIKES = 100
-BARS = {"identity": (0.6, True), "first": (0.5, True), "error": (0.5, False), "obedience": (0.85, True),
+BARS = {"identity": (0.6, True), "first": (0.5, True), "error": (0.5, False), "adherence": (0.85, True),
         "drift": (0.15, False), "seconds": (90, False)}  # fmt: skip
-ASKED = ("true_place", "true_action", "true_accessory")
+ADHERENCE = ("true_place", "true_action", "true_accessory")
 
 
-def seed_of(which: str, k: int) -> int:
-    return FIRST[which] + 10 * k
+def seed_of(split: str, k: int) -> int:
+    return FIRST[split] + 10 * k
 
 
-def photographed(seed: int, word: str) -> list[Image.Image]:
+def render_photos(seed: int, word: str) -> list[Image.Image]:
     """The five photos of the subject of a seed."""
-    who = subject(seed, word)
-    return [draw_scene(scene(seed + k, who=who, place=place, action="standing", accessory=None))[0]
+    individual = sample_subject(seed, word)
+    return [draw_scene(sample_scene(seed + k, subject=individual, place=place, action="standing", accessory=None))[0]
             for k, place in enumerate(PHOTOS)]  # fmt: skip
 
 
-def trained(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path, float]:
+def train(work: Path, seed: int, word: str, settings: list[str]) -> tuple[Path, float]:
     """The run of a subject and the seconds of its training; kept for the same settings."""
     name = f"{word}-{seed - HELD_OUT}"
     run, photos = work / f"runs-{key_of({'settings': settings})[:8]}" / name, work / "photos" / name
-    told = run.with_suffix(".seconds")
-    if not told.exists():
+    seconds_file = run.with_suffix(".seconds")
+    if not seconds_file.exists():
         photos.mkdir(parents=True, exist_ok=True)
-        for k, photo in enumerate(photographed(seed, word)):
+        for k, photo in enumerate(render_photos(seed, word)):
             photo.save(photos / f"{k:02d}.png")
         shutil.rmtree(run, ignore_errors=True)
-        made = personalize.train(
+        result = personalize.train(
             photos, class_word=word, settings=settings, runs=run.parent / f"{name}.new", priors=work / "priors"
         )
-        shutil.move(made.folder, run)
-        write_text(told, f"{made.seconds:.1f}")
-    return run, float(told.read_text())
+        shutil.move(result.folder, run)
+        write_text(seconds_file, f"{result.seconds:.1f}")
+    return run, float(seconds_file.read_text())
 
 
 def first(run: Path, seed: int, word: str, token: str) -> float:
     """The share of the evaluation's pictures of the subject that DINO holds nearer to its photos than to any look-alike's."""
-    seen = encoders.load_encoders(TOYLAND, "cpu")
+    encoder = encoders.load_encoders(TOYLAND, "cpu")
     paths = sorted((run / "evaluation" / "pictures").glob(f"*/*-{slug(token)}-*.png"))
-    pictures = seen.dino(image_cache.load_tensors([Image.open(path).convert("RGB") for path in paths])).token
+    images = encoder.dino(image_cache.load_tensors([Image.open(path).convert("RGB") for path in paths])).token
     others = [seed + 1000 * k for k in range(LOOK_ALIKES + 1)]  # the subject itself is the first
-    albums = torch.stack([seen.dino(image_cache.load_tensors(photographed(each, word))).token for each in others])
-    nearness = torch.einsum("nd,skd->nsk", pictures, albums).mean(2)
+    albums = torch.stack([encoder.dino(image_cache.load_tensors(render_photos(each, word))).token for each in others])
+    nearness = torch.einsum("nd,skd->nsk", images, albums).mean(2)
     return (nearness.argmax(1) == 0).float().mean().item()
 
 
 def row(work: Path, seed: int, word: str, settings: list[str]) -> dict[str, float]:
-    run, seconds = trained(work, seed, word, settings)
-    scored = personalize.evaluate(run)
-    rows, scores = read_rows(scored.report.parent), scored.metrics["scores"]
-    right = {kind: [r[name] for r in summary.of_kind(rows, kind) for name in ASKED if r[name] is not None]
+    run, seconds = train(work, seed, word, settings)
+    evaluation = personalize.evaluate(run)
+    rows, scores = read_rows(evaluation.report.parent), evaluation.metrics["scores"]
+    adherence = {kind: [r[name] for r in summary.of_kind(rows, kind) for name in ADHERENCE if r[name] is not None]
              for kind in ("subject", "base")}  # fmt: skip
-    share = {kind: sum(values) / len(values) for kind, values in right.items()}
+    share = {kind: sum(values) / len(values) for kind, values in adherence.items()}
     token = run_folder.read_manifest(run)["subjects"][0]["token"]
     return {
         "identity": scores["dino"]["relative"],
         "first": first(run, seed, word, token),
         "error": summary.interval(summary.of_kind(rows, "subject"), "identity_error").mean,
-        "obedience": share["subject"] / share["base"],
-        "drift": scored.metrics["class"]["share"],
+        "adherence": share["subject"] / share["base"],
+        "drift": evaluation.metrics["class"]["share"],
         "seconds": seconds,
     }
 
 
-def main(work: Path, which: str = "dev", *settings: str) -> int:
+def main(work: Path, split: str = "dev", *settings: str) -> int:
     lines = ["| subject | " + " | ".join(BARS) + " |", "|---|" + "---|" * len(BARS)]
-    found, began = [], time.time()
-    for k, word in enumerate(CLASSES[which]):
-        found.append(row(work, seed_of(which, k), word, list(settings)))
-        lines.append(f"| {word} | " + " | ".join(f"{found[-1][name]:.2f}" for name in BARS) + " |")
+    rows, start = [], time.time()
+    for k, word in enumerate(CLASSES[split]):
+        rows.append(row(work, seed_of(split, k), word, list(settings)))
+        lines.append(f"| {word} | " + " | ".join(f"{rows[-1][name]:.2f}" for name in BARS) + " |")
         print(lines[-1], flush=True)
-    means = {name: sum(r[name] for r in found) / len(found) for name in BARS}
+    means = {name: sum(r[name] for r in rows) / len(rows) for name in BARS}
     lines.append("| **mean** | " + " | ".join(f"{means[name]:.2f}" for name in BARS) + " |")
     lines.append("| bar | " + " | ".join(f"{'≥' if more else '≤'} {bar:g}" for bar, more in BARS.values()) + " |")
     text = "\n".join(
-        [f"`python -m benchmarks.subjects WORK {' '.join([which, *settings])}`, {time.time() - began:.0f} s", "", *lines]
+        [f"`python -m benchmarks.subjects WORK {' '.join([split, *settings])}`, {time.time() - start:.0f} s", "", *lines]
     )
-    write_text(work / f"{which}-{key_of({'settings': settings})[:8]}.md", text + "\n")
+    write_text(work / f"{split}-{key_of({'settings': settings})[:8]}.md", text + "\n")
     print(text)
-    return which == "test" and not all((means[n] >= bar) if more else (means[n] <= bar) for n, (bar, more) in BARS.items())
+    return split == "test" and not all((means[n] >= bar) if more else (means[n] <= bar) for n, (bar, more) in BARS.items())
 
 
 if __name__ == "__main__":

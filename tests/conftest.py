@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in child processes: another number of threads gives other bits
@@ -27,6 +28,22 @@ def closed_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture
+def terminal(tmp_path, monkeypatch, capsys):
+    """Runs a command line in an empty folder -> exit status, stdout, stderr."""
+    from personalize.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["personalize", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory) -> Path:
     """A diffusers folder of the Stable Diffusion 1.x layout, random, 32 px, epsilon prediction, PNDM config."""
@@ -44,7 +61,7 @@ def tiny_sd(tmp_path_factory) -> Path:
     words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog zqv", "a red hat", "a photo of a cat"] * 5)
     text = CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=networks.WORDS, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+        max_position_embeddings=networks.MAX_LENGTH, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(
@@ -85,9 +102,9 @@ def tiny_sdxl(tmp_path_factory) -> Path:
     words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog zqv", "a red hat", "a photo of a cat"] * 5)
     model = json.loads(words.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    padded = CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token="!", model_max_length=networks.WORDS)
+    padded = CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token="!", model_max_length=networks.MAX_LENGTH)
     text = {
-        "vocab_size": len(words), "num_attention_heads": 2, "max_position_embeddings": networks.WORDS, "eos_token_id": 2,
+        "vocab_size": len(words), "num_attention_heads": 2, "max_position_embeddings": networks.MAX_LENGTH, "eos_token_id": 2,
         "num_hidden_layers": 3,
     }  # fmt: skip
     first = CLIPTextConfig(hidden_size=24, intermediate_size=48, hidden_act="quick_gelu", **text)
@@ -136,5 +153,5 @@ def eyes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def photos() -> Path:
-    """Five ordinary picture files of one dog, 64 px."""
+    """Five ordinary image files of one dog, 64 px."""
     return EXAMPLES / "dog"

@@ -26,7 +26,7 @@ def engine_of(folder, *more, dtype="float32", said=None):
 
 
 def batch_of(engine, step, *, subjects=2, extras=False):
-    """Photos and two class pictures, other ones at each step."""
+    """Photos and two class images, other ones at each step."""
     g = rng.generator(step, "test")
     n, texts = subjects + 2, sampling.encode_texts(engine.model, PROMPTS[:subjects] + PROMPTS[2:])
     texts = {name: value.detach() for name, value in texts.items()}

@@ -9,7 +9,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def inputs(shape, dtype, seed=0):
-    """A picture far from mean 0, its weight and bias, and a gradient from above."""
+    """An image far from mean 0, its weight and bias, and a gradient from above."""
     B, C, h, w, _ = shape
     g = torch.Generator().manual_seed(seed)
     x = (3 + 2 * torch.randn(B, C, h, w, generator=g)).to(dtype).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What `evaluate` hands to the report, for one Toyland dog: numbers as they come, pictures drawn without a model."""
+"""What `evaluate` hands to the report, for one Toyland dog: numbers as they come, images drawn without a model."""
 
 import random
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 from personalize.evaluation.report.page import Shown
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import HELD_OUT, scene, subject
+from personalize.toyland.world.scenes import HELD_OUT, sample_scene, sample_subject
 
 DOG = Path(__file__).parents[1] / "data_examples" / "dog"
 SEED = HELD_OUT + 1_001_600
@@ -77,20 +77,20 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
 
 
 def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, photos: bool = True) -> Shown:
-    who, prompts = subject(SEED, "dog"), prompts or list(SCENES)
+    who, prompts = sample_subject(SEED, "dog"), prompts or list(SCENES)
     scenes = list(SCENES.values())
     cells = {
-        (prompt, k): _scene(500 + k, size, who=who, **({"accessory": None} | scenes[at % len(scenes)]))
+        (prompt, k): _scene(500 + k, size, subject=who, **({"accessory": None} | scenes[at % len(scenes)]))
         for at, prompt in enumerate(prompts)
         for k in range(count)
     }
     cells[prompts[0], count - 1] = Image.new("RGB", (size, size))
     real = [Image.open(path).convert("RGB") for path in sorted(DOG.glob("*.png"))[:4]] if photos else []
-    plain = [_scene(700 + k, size, who=subject(k, "dog"), accessory=None) for k in range(16)]
-    moved = [_scene(700 + k, size, who=who if k % 4 == 1 else subject(k, "dog"), accessory=None) for k in range(16)]
-    prior = [_scene(900 + k, size, who=subject(50 + k, "dog")) for k in range(12)]
+    plain = [_scene(700 + k, size, subject=sample_subject(k, "dog"), accessory=None) for k in range(16)]
+    moved = [_scene(700 + k, size, subject=who if k % 4 == 1 else sample_subject(k, "dog"), accessory=None) for k in range(16)]
+    prior = [_scene(900 + k, size, subject=sample_subject(50 + k, "dog")) for k in range(12)]
     return Shown(real, prior, cells, plain, moved)
 
 
 def _scene(seed: int, size: int, **fixed) -> Image.Image:
-    return draw_scene(scene(HELD_OUT + seed, **fixed), size)[0]
+    return draw_scene(sample_scene(HELD_OUT + seed, **fixed), size)[0]

@@ -29,14 +29,14 @@ def test_it_becomes_the_same_subject(job):
 
 
 def test_it_still_listens(job):
-    """This run loses nothing of CLIP-T, and every picture has its action."""
+    """This run loses nothing of CLIP-T, and every image has its action."""
     _, result = job
     assert result.metrics["scores"]["clip_t"]["score"] > 0.9 * result.metrics["scores"]["clip_t"]["floor"]
     assert result.metrics["truth"]["action"]["score"] > 0.7
 
 
 def test_a_dog_is_still_any_dog(job):
-    """Class pictures stay far from the photos: less than half of the way there."""
+    """Class images stay far from the photos: less than half of the way there."""
     _, result = job
     assert result.metrics["class"]["share"] < 0.5
 
@@ -50,8 +50,8 @@ def test_truth_agrees(job):
 
 
 @pytest.mark.slow
-def test_without_class_pictures_the_class_drifts_further(job, tmp_path, photos):
-    """The prior term is what keeps a dog any dog: the same run without it moves class pictures further."""
+def test_without_class_images_the_class_drifts_further(job, tmp_path, photos):
+    """The prior term is what keeps a dog any dog: the same run without it moves class images further."""
     _, result = job
     settings = [*SETTINGS, "prior.count=0"]
     run = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path / "runs").folder
@@ -63,15 +63,15 @@ def test_the_job_writes_these_files_and_no_others(job):
     folder, result = job
     run = folder / "runs" / "sks-dog"
     found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parts[len(run.parts)] != "model"}
-    pictures = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
-    assert len(pictures) == 8 * 2
+    images = {row["file"] for row in read_jsonl(run / "images" / "images.jsonl")}
+    assert len(images) == 8 * 2
     found = {name for name in found if "/pictures/" not in name and not name.startswith("choosing/")}
     chosen = read_manifest(run)["chosen"]
     assert found == {
         "manifest.json", "recipe.toml", "log.jsonl", "lock.flock", "choosing.jsonl", "photos.png",
         *(f"checkpoints/step-{step:06d}/state.safetensors" for step in {chosen, 120}),
         *(f"evaluation/{name}" for name in ("metrics.json", "per_image.csv", "report.md", "report.html")),
-        "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in pictures),
+        "images/images.jsonl", "images/grid.png", *(f"images/{name}" for name in images),
     }  # fmt: skip
     (prior,) = (folder / "priors").iterdir()
     names = {p.name for p in prior.iterdir() if not p.name.startswith("latents-")}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, write_json, writing
 from personalize.core import rng
-from personalize.toyland.pretraining.stages import pixels, rows_of, teller
+from personalize.toyland.pretraining.stages import loss_logger, pixels, sample_rows
 from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.scenes import (
     ACCESSORIES,
@@ -25,14 +25,14 @@ from personalize.toyland.world.scenes import (
     EARS,
     PATTERNS,
     PLACES,
-    PROBES,
+    PROBE_SEED,
     PROPORTIONS,
     TAILS,
     Scene,
     Subject,
     colour_word,
     opponent,
-    scene,
+    sample_scene,
 )
 
 SIZE = 64  # px of what is read
@@ -48,12 +48,12 @@ TABLES = {
     "ear": EARS,
     "tail": TAILS,
 }
-COLOURED = ("body", "second", "detail")
-VALUES = {name: 3 for name in COLOURED} | {"proportions": len(PROPORTIONS)}
+COLOUR_FIELDS = ("body", "second", "detail")
+VALUES = {name: 3 for name in COLOUR_FIELDS} | {"proportions": len(PROPORTIONS)}
 CHANNELS = (32, 64, 128, 160)  # at 32, 16, 8 and 4 px
 BATCH = 64
 COLOUR_UNIT = 0.2  # of the opponent axes, so that colours weigh like the rest
-UNSEEN = -100  # the colour of no accessory; cross_entropy leaves it out
+IGNORE_INDEX = -100  # the colour of no accessory; cross_entropy leaves it out
 # No config.json: a base's fingerprint takes in every one of its folders', and the base is the same with or without this.
 SIZES = "probes.json"
 
@@ -87,18 +87,20 @@ class Probe(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         parts = self.tell(self.see(x)).float().split(list(self.sizes.values()), dim=1)
         out = dict(zip(self.sizes, parts, strict=True))
-        return out | {name: COLOUR_UNIT * out[name] for name in COLOURED}
+        return out | {name: COLOUR_UNIT * out[name] for name in COLOUR_FIELDS}
 
 
-def kinds(of: Subject) -> dict[str, int]:
+def kinds(subject: Subject) -> dict[str, int]:
     """The row of the subject's pattern, ear and tail in their tables."""
-    return {name: TABLES[name].index(getattr(of, name)) for name in ("pattern", "ear", "tail")}
+    return {name: TABLES[name].index(getattr(subject, name)) for name in ("pattern", "ear", "tail")}
 
 
-def values(of: Subject) -> dict[str, list[float]]:
+def values(subject: Subject) -> dict[str, list[float]]:
     """The three colours (3,) in opponent axes, and the proportions (4,) less their mean over their deviation."""
-    standard = [(getattr(of, name) - (low + high) / 2) / ((high - low) / 12**0.5) for name, (low, high) in PROPORTIONS.items()]
-    return {name: list(opponent(getattr(of, name))) for name in COLOURED} | {"proportions": standard}
+    standardized = [
+        (getattr(subject, name) - (low + high) / 2) / ((high - low) / 12**0.5) for name, (low, high) in PROPORTIONS.items()
+    ]
+    return {name: list(opponent(getattr(subject, name))) for name in COLOUR_FIELDS} | {"proportions": standardized}
 
 
 def scene_truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
@@ -111,20 +113,20 @@ def scene_truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
         if s.accessory:
             words["accessory_colour"] = s.accessory.colour
         indices = {name: TABLES[name].index(word) for name, word in words.items()}
-        rows.append({"accessory_colour": UNSEEN} | indices | kinds(s.subject) | values(s.subject))
+        rows.append({"accessory_colour": IGNORE_INDEX} | indices | kinds(s.subject) | values(s.subject))
     return {name: torch.tensor([row[name] for row in rows]) for name in (*TABLES, *VALUES)}
 
 
-def loss_of(out: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
+def probe_loss(out: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of every table, the colour of no accessory left out, plus the squared error of every value."""
-    total = sum(F.cross_entropy(out[name], target[name], ignore_index=UNSEEN) for name in TABLES)
+    total = sum(F.cross_entropy(out[name], target[name], ignore_index=IGNORE_INDEX) for name in TABLES)
     for name in VALUES:
         unit = 1.0 if name == "proportions" else COLOUR_UNIT
         total = total + ((out[name] - target[name]) / unit).flatten().square().mean()
     return total
 
 
-def disturbed(x: Tensor, g: torch.Generator) -> Tensor:
+def augment(x: Tensor, g: torch.Generator) -> Tensor:
     """(B,3,64,64) -> the same as a generator might have made it: shifted, coarse, blurred, noisy, its colours a little off.
 
     Shift, coarseness and blur are drawn for quarters of the batch, the rest for each image.
@@ -133,7 +135,7 @@ def disturbed(x: Tensor, g: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(shape or (1,), generator=g)
 
-    x = torch.cat([_blurred(_coarse(_moved(part, g), uniform(-24, 24)), uniform(-1, 1)) for part in x.chunk(4)])
+    x = torch.cat([_blur(_downscale(_shift(part, g), uniform(-24, 24)), uniform(-1, 1)) for part in x.chunk(4)])
     count = len(x)
     x = x * uniform(0.92, 1.06, count, 1, 1, 1) + uniform(-0.06, 0.06, count, 1, 1, 1) + uniform(-0.03, 0.03, count, 3, 1, 1)
     patches = F.interpolate(torch.randn((count, 3, 16, 16), generator=g), x.shape[-1], mode="bilinear")
@@ -142,20 +144,20 @@ def disturbed(x: Tensor, g: torch.Generator) -> Tensor:
     return x.clamp(-1, 1)
 
 
-def _moved(x: Tensor, g: torch.Generator, most: int = 3) -> Tensor:
-    dx, dy = torch.randint(0, 2 * most + 1, (2,), generator=g).tolist()
-    return F.pad(x, (most,) * 4, mode="replicate")[..., dy : dy + x.shape[-2], dx : dx + x.shape[-1]]
+def _shift(x: Tensor, g: torch.Generator, max_shift: int = 3) -> Tensor:
+    dx, dy = torch.randint(0, 2 * max_shift + 1, (2,), generator=g).tolist()
+    return F.pad(x, (max_shift,) * 4, mode="replicate")[..., dy : dy + x.shape[-2], dx : dx + x.shape[-1]]
 
 
-def _coarse(x: Tensor, lost: Tensor) -> Tensor:
-    """Made `lost` px smaller and brought back; as it is where that is not positive."""
-    if lost <= 0:
+def _downscale(x: Tensor, reduction: Tensor) -> Tensor:
+    """Made `reduction` px smaller and brought back; as it is where that is not positive."""
+    if reduction <= 0:
         return x
-    small = F.interpolate(x, x.shape[-1] - int(lost), mode="bilinear", antialias=True)
+    small = F.interpolate(x, x.shape[-1] - int(reduction), mode="bilinear", antialias=True)
     return F.interpolate(small, x.shape[-1], mode="bicubic")
 
 
-def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
+def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     """A Gaussian of that many px; as it is where that is not positive."""
     if sigma <= 0:
         return x
@@ -169,16 +171,16 @@ def train_probe(work: Path, images: np.ndarray, settings, device: torch.device, 
     """The stage: `images` (N,64,64,3) uint8 are the drawn scenes of the seeds from PROBES on."""
     torch.manual_seed(settings.seed)
     model = Probe().to(device)
-    truth = scene_truth([scene(PROBES + k) for k in range(len(images))])
+    truth = scene_truth([sample_scene(PROBE_SEED + k) for k in range(len(images))])
 
     def loss(step: int) -> Tensor:
-        rows = rows_of(step, BATCH, len(images), seed=settings.seed, purpose="probes")
+        rows = sample_rows(step, BATCH, len(images), seed=settings.seed, purpose="probes")
         with torch.autocast(device.type, enabled=False):
-            x = disturbed(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
-        return loss_of(model(x.to(device)), {name: of[rows].to(device) for name, of in truth.items()})
+            x = augment(pixels(images, rows, torch.device("cpu")), rng.generator(settings.seed, "probes", step))
+        return probe_loss(model(x.to(device)), {name: value[rows].to(device) for name, value in truth.items()})
 
-    train_stage(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema=0.998, weight_decay=0.02,
-        say=teller("probes", settings.probe_steps, say))  # fmt: skip
+    train_stage(model, loss, work / "probes.safetensors", steps=settings.probe_steps, lr=6e-3, ema_decay=0.998,
+        weight_decay=0.02, say=loss_logger("probes", settings.probe_steps, say))  # fmt: skip
     return model.eval()
 
 

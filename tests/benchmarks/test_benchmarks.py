@@ -23,12 +23,14 @@ from personalize.data.photos import load_photos
 STEPS = 4
 
 
-def ran(*, began=100.0, draws=((103.0, 110.0), (110.0, 123.0)), first=0.5, step=0.1, steps=24, save=2.0) -> jobs.Ran:
-    """Class pictures from 3 s to 23 s, steps from 24 s on; the first step is slower."""
-    start = (draws[-1][1] if draws else began + 3) + 1
+def finished_run(
+    *, launch=100.0, draws=((103.0, 110.0), (110.0, 123.0)), first=0.5, step=0.1, steps=24, save=2.0
+) -> jobs.FinishedRun:
+    """Class images from 3 s to 23 s, steps from 24 s on; the first step is slower."""
+    start = (draws[-1][1] if draws else launch + 3) + 1
     ends = [start + first + step * k for k in range(steps)]
     events = {"begin": [start], "step": ends, "draw": [list(d) for d in draws], "peak": 2_000_000_000}
-    return jobs.Ran(began, ends[-1] + save, events)
+    return jobs.FinishedRun(launch, ends[-1] + save, events)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def job(tiny_sd, tmp_path) -> jobs.Job:
 
 
 def test_phases_of_a_run_add_up_to_its_wall_time():
-    found = phases(ran())
+    found = phases(finished_run())
     assert found["start and load"] == pytest.approx(3) and found["prior"] == pytest.approx(20)
     assert found["second load, cache"] == pytest.approx(1) and found["capture, compile"] == pytest.approx(0.4)
     assert found["step, median"] == pytest.approx(100) and found["step, p95"] == pytest.approx(100)
@@ -48,10 +50,10 @@ def test_phases_of_a_run_add_up_to_its_wall_time():
 
 
 def test_what_did_not_happen_is_not_measured_and_too_few_steps_are_refused():
-    found = phases(ran(draws=()))
+    found = phases(finished_run(draws=()))
     assert found["prior"] is None and found["second load, cache"] is None and found["start and load"] == pytest.approx(4)
     with pytest.raises(ValueError, match="6 steps"):
-        phases(ran(steps=6))
+        phases(finished_run(steps=6))
 
 
 def test_a_ratio_is_of_medians_and_its_range_is_of_rounds():
@@ -61,8 +63,10 @@ def test_a_ratio_is_of_medians_and_its_range_is_of_rounds():
 
 
 def test_the_table_has_every_phase_and_both_ratios():
-    rounds = [phases(ran()), phases(ran(step=0.2))]
-    lines = table({"script.py": rounds, "ours": [phases(ran(step=0.05))] * 2, "own": [phases(ran(draws=()))] * 2})
+    rounds = [phases(finished_run()), phases(finished_run(step=0.2))]
+    lines = table(
+        {"script.py": rounds, "ours": [phases(finished_run(step=0.05))] * 2, "own": [phases(finished_run(draws=()))] * 2}
+    )
     assert len(lines) == 2 + len(PHASES) and all(line.count("|") == 7 for line in lines)
     (median,) = [line for line in lines if line.startswith("| step, median, ms")]
     assert "| 150.0 | 50.0 | 100.0 | 3.00× (2.00–4.00) |" in median
@@ -100,7 +104,7 @@ def test_bars_are_met_or_missed_and_what_was_not_measured_is_said():
 
 
 def test_every_demand_of_the_cpu_is_measured_by_some_part(job):
-    side = [phases(ran())] * 2
+    side = [phases(finished_run())] * 2
     names = compare._measured({"theirs": side, "ours": side, "own": side}, "full", "cpu")
     names |= compare._measured({"theirs": side, "ours": side}, "lora", "cpu")
     names |= {"drawing 64 pictures, ratio": 1, "one picture cold, ratio": 1}
@@ -113,8 +117,8 @@ def test_the_work_of_a_step_is_counted_and_an_adapters_is_less(job):
     assert 0 < ceiling.work(job, "lora") < full and twice == pytest.approx(2 * full, rel=0.02)
 
 
-def trained(losses, *weights) -> gate.Trained:
-    return gate.Trained(losses, {"w": torch.tensor(weights, dtype=torch.float64)})
+def trained(losses, *weights) -> gate.TrainingResult:
+    return gate.TrainingResult(losses, {"w": torch.tensor(weights, dtype=torch.float64)})
 
 
 def test_deviations_are_relative_to_the_loss_and_to_the_whole_change():
@@ -124,7 +128,7 @@ def test_deviations_are_relative_to_the_loss_and_to_the_whole_change():
     assert found.loss == pytest.approx(0.04) and found.weights == pytest.approx(0.1)
     assert gate.deviation(trained([0.5, math.nan], 3, 4), exact, start).loss == math.inf
     with pytest.raises(AssertionError):
-        gate.deviation(gate.Trained([0.5, 0.25], {"v": torch.zeros(2)}), exact, start)
+        gate.deviation(gate.TrainingResult([0.5, 0.25], {"v": torch.zeros(2)}), exact, start)
 
 
 def test_the_gate_lets_through_what_is_as_near_as_the_peer_and_nothing_further():
@@ -181,7 +185,7 @@ def verdict(weights: float) -> gate.Verdict:
 def test_nothing_is_measured_where_the_gate_fails(job, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "run", lambda *_, **__: verdict(1.0))
     monkeypatch.setattr(jobs, "run", lambda *_, **__: pytest.fail("it was measured"))
-    options = compare.parsed(["--peer", "train_dreambooth.py"])
+    options = compare.parse_options(["--peer", "train_dreambooth.py"])
     good, lines = compare.compare(job, options, tmp_path)
     assert not good and "| full | | FAILED |" in lines
 
@@ -189,13 +193,15 @@ def test_nothing_is_measured_where_the_gate_fails(job, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("faster", "demand", "good"), [(2.0, True, True), (1.1, True, False), (1.1, False, True)])
 def test_a_missed_bar_is_an_error_unless_nothing_is_demanded(job, tmp_path, monkeypatch, faster, demand, good):
     def run(command, work, **_):
-        return ran() if command[0] != "personalize" else ran(step=0.1 / faster, draws=((103, 103 + 4 / faster),))
+        return (
+            finished_run() if command[0] != "personalize" else finished_run(step=0.1 / faster, draws=((103, 103 + 4 / faster),))
+        )
 
     monkeypatch.setattr(gate, "run", lambda *_, **__: verdict(1e-3))
     monkeypatch.setattr(jobs, "run", run)
     monkeypatch.setattr(ceiling, "SECONDS", 0.01)
     flags = ["--peer", "train_dreambooth.py", "--only", "gate", "--only", "full", "--demand" if demand else "--no-demand"]
-    found, lines = compare.compare(job, compare.parsed(flags), tmp_path)
+    found, lines = compare.compare(job, compare.parse_options(flags), tmp_path)
     assert found == good and "| full | | passed |" in lines
     assert any(line.startswith("- full step, ratio: ") and ("MISSED" in line) == (faster < 1.3) for line in lines)
 
@@ -205,12 +211,12 @@ def test_a_peer_that_does_not_run_is_said_with_its_own_words(job, tmp_path, monk
         raise jobs.Failed("exit status 1: ImportError: no toml")
 
     monkeypatch.setattr(jobs, "run", run)
-    kohya = compare.parsed(["--peer", "train_db.py", "--only", "full"])
+    kohya = compare.parse_options(["--peer", "train_db.py", "--only", "full"])
     job.photos.joinpath("a.png").write_bytes(b"")
     _, lines = compare.compare(job, kohya, tmp_path)
     assert "It does not run here: exit status 1: ImportError: no toml." in lines
     with pytest.raises(jobs.Failed):
-        compare.compare(job, compare.parsed(["--peer", "train_dreambooth.py", "--only", "full"]), tmp_path)
+        compare.compare(job, compare.parse_options(["--peer", "train_dreambooth.py", "--only", "full"]), tmp_path)
 
 
 def test_the_command_ends_as_the_comparison_did_and_writes_between_the_marks(tmp_path, monkeypatch, capsys):
@@ -230,11 +236,11 @@ def test_the_command_ends_as_the_comparison_did_and_writes_between_the_marks(tmp
     with pytest.raises(SystemExit, match="no place for tables"):
         compare.write(page, [])
     with pytest.raises(SystemExit):
-        compare.parsed(["--only", "gate"])
+        compare.parse_options(["--only", "gate"])
 
 
 def test_photos_of_the_job_are_five_files_at_the_size_of_the_base(tiny_sd, tmp_path):
-    found = compare.prepared(compare.parsed(["--only", "drawing", "--base", str(tiny_sd)]), tmp_path)
+    found = compare.prepare_job(compare.parse_options(["--only", "drawing", "--base", str(tiny_sd)]), tmp_path)
     assert found.size == 32 and found.sampler == "pndm" and len(list(found.photos.iterdir())) == 5
     photos, _ = load_photos(found.photos, min_size=32)
     assert image_tensor(draw_crops(photos), 32).shape == (5, 3, 32, 32)
@@ -244,8 +250,8 @@ def test_a_module_is_wrapped_when_it_is_imported_and_not_before(tmp_path, monkey
     (tmp_path / "drawn_upon.py").write_text("def draw():\n    return 7\n")
     monkeypatch.syspath_prepend(tmp_path)
     events = arm.Events()
-    then = {"drawn_upon": lambda module: arm.wrapped(module, "draw", events.around(span=events.draw))}
-    monkeypatch.setattr(sys, "meta_path", [arm.Watch(then), *sys.meta_path])
+    then = {"drawn_upon": lambda module: arm.wrap_function(module, "draw", events.around(span=events.draw))}
+    monkeypatch.setattr(sys, "meta_path", [arm.ImportHook(then), *sys.meta_path])
     assert "drawn_upon" not in sys.modules
     import drawn_upon
 
@@ -269,9 +275,9 @@ def test_a_program_that_fails_is_quoted_without_paths(tmp_path):
         jobs.spawn([sys.executable, "-c", broken], tmp_path / "log.txt")
 
 
-def test_pictures_that_differ_by_one_of_255_are_48_db_apart():
+def test_images_that_differ_by_one_of_255_are_48_db_apart():
     a = np.full((2, 4, 4, 3), 100, np.uint8)
-    assert drawing.difference(a, a) == drawing.Apart(0, math.inf)
+    assert drawing.difference(a, a) == drawing.Difference(0, math.inf)
     found = drawing.difference(a, a + 1)
     assert found.mean == 1 and found.psnr == pytest.approx(48.13, abs=0.01)
 
@@ -279,4 +285,4 @@ def test_pictures_that_differ_by_one_of_255_are_48_db_apart():
 @pytest.mark.parametrize("name, said", [("train_dreambooth.py", "is not there"), ("mine.py", "its flags are not known")])
 def test_a_peer_that_cannot_be_run_is_named_before_anything_runs(name, said):
     with pytest.raises(SystemExit, match=f"nowhere/{name} .*{said}|nowhere/{name} {said}"):
-        compare.require([Path("nowhere") / name])
+        compare.require_scripts([Path("nowhere") / name])

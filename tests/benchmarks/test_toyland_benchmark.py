@@ -1,4 +1,4 @@
-"""What `benchmarks.toyland` and `benchmarks.subjects` count is what they say, shown on drawn pictures."""
+"""What `benchmarks.toyland` and `benchmarks.subjects` count is what they say, shown on rendered images."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,7 @@ import torch
 
 from benchmarks import subjects, toyland
 from personalize.evaluation.metrics import toyland_truth
-from personalize.toyland.world import scenes as world
-from personalize.toyland.world.scenes import subject
+from personalize.toyland.world.scenes import sample_scene, sample_subject
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +22,18 @@ def test_a_prompt_says_all_of_its_scene(bench):
         assert (asked.get("accessory"), asked.get("accessory_colour")) == (scene.accessory or (None, None))
 
 
-def test_drawn_pictures_are_obedient_and_not_to_the_prompts_of_others(bench):
+def test_rendered_images_follow_their_prompts_and_not_those_of_others(bench):
     scenes = bench.scenes(100)
-    drawn = bench.drawn(scenes)
-    right, wrong = toyland.obedience(bench, scenes, drawn), toyland.obedience(bench, scenes[::-1], drawn)
+    drawn = bench.render(scenes)
+    right, wrong = toyland.prompt_adherence(bench, scenes, drawn), toyland.prompt_adherence(bench, scenes[::-1], drawn)
     assert min(right.values()) > 0.65, right
     assert max(wrong.values()) < 0.5, wrong
 
 
 def test_one_dog_many_times_has_no_spread(bench):
-    dogs = [world.scene(toyland.FIRST + k, who=subject(toyland.FIRST + k, "dog")) for k in range(24)]
-    same = [world.scene(toyland.FIRST + k, who=dogs[0].subject) for k in range(24)]
-    assert toyland.spread(bench, bench.drawn(dogs)) > 1.5 * toyland.spread(bench, bench.drawn(same))
+    dogs = [sample_scene(toyland.FIRST + k, subject=sample_subject(toyland.FIRST + k, "dog")) for k in range(24)]
+    same = [sample_scene(toyland.FIRST + k, subject=dogs[0].subject) for k in range(24)]
+    assert toyland.spread(bench, bench.render(dogs)) > 1.5 * toyland.spread(bench, bench.render(same))
 
 
 def test_kid_is_nothing_for_one_distribution_and_grows_with_the_difference():
@@ -59,8 +58,8 @@ def test_the_excess_of_kid_sees_a_difference_that_chance_would_hide_and_a_multip
 
 def test_a_bar_is_met_from_its_side():
     assert toyland.Bar("x", 0.9, 0.9, 1).met() and not toyland.Bar("x", 0.89, 0.9, 1).met()
-    assert toyland.Bar("x", 6, 6, 2, most=True).met() and not toyland.Bar("x", 6.1, 6, 2, most=True).met()
-    assert "**missed**" in toyland.Bar("x", 0.89, 0.9, 1).row() and "≤ 6" in toyland.Bar("x", 1, 6, 2, most=True).row()
+    assert toyland.Bar("x", 6, 6, 2, at_most=True).met() and not toyland.Bar("x", 6.1, 6, 2, at_most=True).met()
+    assert "**missed**" in toyland.Bar("x", 0.89, 0.9, 1).row() and "≤ 6" in toyland.Bar("x", 1, 6, 2, at_most=True).row()
 
 
 def test_no_two_parts_of_the_benchmarks_share_a_seed():

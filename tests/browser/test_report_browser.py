@@ -1,4 +1,4 @@
-"""In a real browser the report fits phone and desktop, loads all its pictures, asks for nothing, and has a dark side."""
+"""In a real browser the report fits phone and desktop, loads all its images, asks for nothing, and has a dark side."""
 
 import html as entities
 import json
@@ -56,7 +56,7 @@ def browse(folder: Path, page: str, *flags: str) -> str:
 
 @pytest.mark.parametrize("width", [375, 768, 1280])
 @pytest.mark.parametrize("prompts,size", [(None, 64), (MANY, 160)], ids=["toyland", "25 prompts"])
-def test_the_page_fits_and_every_picture_is_decoded(tmp_path, width, prompts, size):
+def test_the_page_fits_and_every_image_is_decoded(tmp_path, width, prompts, size):
     shown = reports.shown(prompts, 2, size=size)
     page = html(reports.evaluation(prompts, 2), shown)
     framed = FRAME.format(width=width, page=entities.escape(page))
@@ -74,8 +74,8 @@ def test_the_dark_page_is_dark_and_the_light_one_light(tmp_path):
         browse(
             tmp_path, page, f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,900", f"--screenshot={file}"
         )
-        with Image.open(file) as picture:
-            corners[scheme] = picture.convert("RGB").getpixel((3, 3))
+        with Image.open(file) as image:
+            corners[scheme] = image.convert("RGB").getpixel((3, 3))
     assert corners == {DARK: (0x15, 0x17, 0x1B), LIGHT: (0xFD, 0xFD, 0xFC)}
 
 

@@ -27,20 +27,6 @@ def model(tiny_sd):
     return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
 
 
-@pytest.fixture
-def terminal(tmp_path, monkeypatch, capsys):
-    """Runs a command line here, in an empty folder -> exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["personalize", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "--class", "dog", "--dry-run"]])
 def test_help_and_a_dry_run_wait_for_no_heavy_library(tmp_path, words):
     code = f"""if True:

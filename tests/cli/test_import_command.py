@@ -442,7 +442,7 @@ def test_epochs_are_steps_where_photos_are_at_hand_and_told_where_they_are_not(t
     assert not any(text.startswith("train.steps") for text in away.settings)
 
 
-def test_checkpoints_and_pictures_on_the_way():
+def test_checkpoints_and_images_on_the_way():
     imported = import_command.recipe_from(
         least(
             "train_dreambooth.py",

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from screens import RecordingScreen
 
 import personalize
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.common.recipe import Evaluate
-from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection, image_cache, protocols
 from personalize.training import load_run
 
@@ -33,15 +33,6 @@ CHOOSE = [
     "choose.obedience=9",
     "choose.copying=9",
 ]
-
-
-class Screen(Terminal):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +122,7 @@ def test_an_evaluation_is_these_files(result, runs):
     assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
 
 
-def test_every_picture_is_a_row_by_the_run_and_by_the_base(result):
+def test_every_image_is_a_row_by_the_run_and_by_the_base(result):
     rows = table(result)
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("subject", "base", "class", "base class")}
     assert counts == {"subject": 4, "base": 4, "class": 3, "base class": 3}
@@ -176,7 +167,7 @@ def test_a_second_evaluation_draws_only_what_is_missing(result, own_runs, monkey
     assert len(drawn) == 2 * 2 and {number for _, number in drawn} == {2}
 
 
-def test_another_checkpoint_is_scored_by_its_own_pictures(result, own_runs):
+def test_another_checkpoint_is_scored_by_its_own_images(result, own_runs):
     other = "2" if run_folder.read_manifest(own_runs / "zqv-dog")["chosen"] != 2 else "4"
     first = personalize.evaluate(own_runs / "zqv-dog", checkpoint=other).metrics
     assert first["scores"]["dino"]["floor"] == result.metrics["scores"]["dino"]["floor"]
@@ -219,7 +210,7 @@ def test_an_encoder_that_is_not_there_is_named_before_anything_is_drawn(runs, mo
         personalize.evaluate(runs / "zqv-dog", settings=["evaluate.dino=/no/such/folder"])
 
 
-def test_unusable_pictures_are_counted_shown_and_scored(own_runs, result):
+def test_unusable_images_are_counted_shown_and_scored(own_runs, result):
     (place,) = (own_runs / "zqv-dog" / "evaluation" / "pictures").iterdir()
     victim = sorted(place.iterdir())[0]
     victim.unlink()
@@ -240,7 +231,7 @@ def table_of(run):
 # --- comparing ---
 
 
-def test_runs_are_compared_picture_by_picture(runs):
+def test_runs_are_compared_image_by_image(runs):
     found = personalize.compare([runs / "zqv-dog", runs / "zqv-dog-2"])
     (row,) = found.rows
     one, two = (read_json(runs / name / "evaluation" / "metrics.json") for name in ("zqv-dog", "zqv-dog-2"))
@@ -348,7 +339,7 @@ def test_the_best_checkpoint_outlives_newer_ones(photos, settings, tmp_path, mon
 
 def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_selection, "stalled", lambda scored, patience: len(scored) == 2)
-    screen = Screen()
+    screen = RecordingScreen()
     found = personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=tmp_path, screen=screen)
     assert found.steps == 4 and [path.name for path in run_folder.checkpoints(found.folder)][-1] == "step-000004"
     assert any("ended after step 4 of 6" in line for line in screen.lines)
@@ -388,7 +379,7 @@ def test_one_photo_is_enough_to_choose_and_to_evaluate(photos, settings, tmp_pat
     assert metrics["copying"] is None and "one photo only" in metrics["verdict"][0]
 
 
-def test_what_choosing_needs_is_checked_before_any_class_picture_is_drawn(photos, settings, tmp_path, monkeypatch):
+def test_what_choosing_needs_is_checked_before_any_class_image_is_drawn(photos, settings, tmp_path, monkeypatch):
     monkeypatch.setattr("personalize.data.class_images.complete_set", lambda *args, **options: pytest.fail("drawn"))
     asked = [*settings, *CHOOSE, "prior.count=3"]
     for wrong, words in (('choose.prompts="a {colour}"', "unknown placeholder"), ("evaluate.dino=/no/such", "no such folder")):

@@ -1,6 +1,6 @@
-"""What `export` writes is what was trained, to whoever reads it: a fresh process draws the run's picture with it.
+"""What `export` writes is what was trained, to whoever reads it: a fresh process draws the run's image with it.
 
-B is the bare base's picture, R the run's own, X that of the exported files alone: X is R, and R is not B.
+B is the bare base's image, R the run's own, X that of the exported files alone: X is R, and R is not B.
 """
 
 import copy
@@ -20,7 +20,6 @@ from safetensors import safe_open
 
 import personalize
 from personalize import models
-from personalize.cli import app
 from personalize.commands.export import model_card, targets, verify
 from personalize.commands.export.model_card import Card
 from personalize.commands.export.targets import Form
@@ -107,9 +106,9 @@ def run_of(bases, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(run_of, bases, tmp_path_factory):
+def images(run_of, bases, tmp_path_factory):
     """{(method, base): (B, R)}"""
-    made, root = {}, tmp_path_factory.mktemp("pictures")
+    made, root = {}, tmp_path_factory.mktemp("images")
 
     def get(method, base):
         if (method, base) not in made:
@@ -183,9 +182,9 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_fresh_process_draws_the_runs_picture_with_the_files_alone(case, drawn, pictures):
+def test_a_fresh_process_draws_the_runs_image_with_the_files_alone(case, drawn, images):
     method, base, *_, last = case.split()
-    bare, own = pictures(method, base)
+    bare, own = images(method, base)
     allowed = verify.SAME_HALF if last == "half" else verify.SAME
     print(case, verify.distance(drawn[case], own), verify.distance(own, bare))
     assert verify.distance(drawn[case], own) <= allowed
@@ -193,7 +192,7 @@ def test_a_fresh_process_draws_the_runs_picture_with_the_files_alone(case, drawn
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_plain_diffusers_draws_the_runs_picture_by_a_folder_that_knows_the_word(run_of, pictures, tmp_path, half):
+def test_plain_diffusers_draws_the_runs_image_by_a_folder_that_knows_the_word(run_of, images, tmp_path, half):
     """A LoRA and a word of two vectors, baked in. That it reads our LoRA and embedding files is tested with those."""
     with lazy_imports():
         from diffusers import DDIMScheduler, DiffusionPipeline
@@ -204,30 +203,16 @@ def test_plain_diffusers_draws_the_runs_picture_by_a_folder_that_knows_the_word(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     options = {"num_inference_steps": 4, "guidance_scale": 5.0, "generator": sampling.image_generators(0, range(1))}
-    picture = np.asarray(pipeline(prompt_of(run), **options).images[0])
-    assert verify.distance(picture, pictures("pivotal", "sd")[1]) <= (verify.SAME_HALF if half else verify.SAME)
+    image = np.asarray(pipeline(prompt_of(run), **options).images[0])
+    assert verify.distance(image, images("pivotal", "sd")[1]) <= (verify.SAME_HALF if half else verify.SAME)
 
 
 @pytest.fixture
-def terminal(tmp_path, monkeypatch, capsys):
-    """Runs a command line in an empty folder -> exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
+def no_process(monkeypatch, images):
+    """Instead of a fresh process: hands over the run's image, or one that is told."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["personalize", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def no_process(monkeypatch, pictures):
-    """Instead of a fresh process: hands over the run's picture, or one that is told."""
-
-    def patch(method="lora", *, picture=None):
-        own = pictures(method, "sd")[1] if picture is None else picture
+    def patch(method="lora", *, image=None):
+        own = images(method, "sd")[1] if image is None else image
         monkeypatch.setattr(verify, "draw_in_fresh_process", lambda *args, **options: own)
 
     return patch
@@ -253,11 +238,11 @@ def test_the_commands_own_check_says_how_near_and_how_far(run_of, terminal):
     }
 
 
-def test_an_export_that_draws_another_picture_is_not_kept_and_an_older_one_is(run_of, pictures, no_process):
+def test_an_export_that_draws_another_image_is_not_kept_and_an_older_one_is(run_of, images, no_process):
     run = run_of("lora")
     good = personalize.export(run, to="kohya", settings=DRAW, check=False).files[0]
     before, rows = good.read_bytes(), (run / "export" / "exports.jsonl").read_text()
-    no_process(picture=pictures("lora", "sd")[0])  # as if the file did nothing
+    no_process(image=images("lora", "sd")[0])  # as if the file did nothing
     with pytest.raises(
         UserError, match=r"does not draw the run's image, so it is not kept: .* \d+\.\d\d of 255 .* and 0\.0 from"
     ):
@@ -376,14 +361,14 @@ def test_files_go_into_a_folder_that_is_there_under_their_own_names(run_of, tmp_
     assert [path.name for path in more] == ["x.safetensors"], "the vocabulary of the same base lies there already"
 
 
-def test_a_lora_on_top_of_a_run_adds_to_it(run_of, pictures, tmp_path):
+def test_a_lora_on_top_of_a_run_adds_to_it(run_of, images, tmp_path):
     """The run less itself is the base."""
     run = run_of("lora")
     file = personalize.export(run, to="kohya", out=tmp_path / "dog.safetensors", check=False).files[0]
     undone = personalize.generate(
         [prompt_of(run)], run=run, loras=[f"{file}:-1"], settings=DRAW, out=tmp_path / "undone"
     ).files[0]
-    assert verify.distance(pixels(undone), pictures("lora", "sd")[0]) < 0.01
+    assert verify.distance(pixels(undone), images("lora", "sd")[0]) < 0.01
 
 
 def test_a_checkpoint_is_exported_as_it_was(run_of, tmp_path):
@@ -466,7 +451,7 @@ def test_a_push_is_private_and_has_a_card_and_samples_and_no_photos(run_of, hub)
     assert str(run.parents[1]).encode() not in everything, "no path of this machine"
 
 
-def test_samples_are_the_runs_own_pictures_where_there_are_some_less_what_their_files_say(run_of, hub):
+def test_samples_are_the_runs_own_images_where_there_are_some_less_what_their_files_say(run_of, hub):
     run = run_of("lora")
     personalize.generate(["a zqv dog asleep"], run=run, settings=DRAW)
     pushed(run)

@@ -1,4 +1,4 @@
-"""`generate`: what lies on disk, what the files say, that a seed is a picture, and LoRA and embedding files on a base."""
+"""`generate`: what lies on disk, what the files say, that a seed is an image, and LoRA and embedding files on a base."""
 
 import copy
 import json
@@ -61,7 +61,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
 
 
-def test_it_writes_the_pictures_the_grid_and_a_row_each_and_nothing_else(draw, tmp_path):
+def test_it_writes_the_images_the_grid_and_a_row_each_and_nothing_else(draw, tmp_path):
     result = draw([PROMPT, "a red hat"])
     assert len(result.files) == 4 and result.grid == tmp_path / "out" / "grid.png"
     names = {path.name for path in result.files}
@@ -70,7 +70,7 @@ def test_it_writes_the_pictures_the_grid_and_a_row_each_and_nothing_else(draw, t
     assert {Image.open(path).size for path in result.files} == {(32, 32)}
 
 
-def test_a_row_says_all_that_decides_the_picture(draw, tmp_path, tiny_sd, model):
+def test_a_row_says_all_that_decides_the_image(draw, tmp_path, tiny_sd, model):
     draw([PROMPT], "seed=3", "draw.negative=a red hat", "draw.guidance=4")
     row = rows(tmp_path / "out")[1]
     assert row | {"file": ""} == {
@@ -80,7 +80,7 @@ def test_a_row_says_all_that_decides_the_picture(draw, tmp_path, tiny_sd, model)
     }  # fmt: skip
 
 
-def test_a_picture_carries_its_parameters_as_automatic1111_writes_them(draw, tiny_sd):
+def test_an_image_carries_its_parameters_as_automatic1111_writes_them(draw, tiny_sd):
     file = draw([PROMPT], "seed=3", "draw.negative=a red hat", "draw.guidance=4.5").files[1]
     lines = Image.open(file).text["parameters"].split("\n")
     assert lines[:2] == [PROMPT, "Negative prompt: a red hat"]
@@ -101,19 +101,19 @@ def test_the_same_seed_gives_the_same_bytes_and_no_second_row(draw, tmp_path):
     assert first == again and len(rows(tmp_path / "out")) == 2
 
 
-def test_the_pictures_of_a_seed_differ_and_another_seed_gives_others(draw):
+def test_the_images_of_a_seed_differ_and_another_seed_gives_others(draw):
     seen = [pixels(path) for seed in (0, 1) for path in draw([PROMPT], f"seed={seed}").files]
     assert len(set(seen)) == 4
 
 
-def test_asking_for_more_pictures_keeps_the_first_ones(draw):
+def test_asking_for_more_images_keeps_the_first_ones(draw):
     one, three = draw([PROMPT], "draw.count=1", out="one").files, draw([PROMPT], "draw.count=3", out="three").files
     assert pixels(one[0]) == pixels(three[0])
     assert one[0].name == three[0].name, "the name does not depend on how many were asked for"
 
 
 @pytest.mark.parametrize("setting", ["draw.negative=a red hat", "draw.guidance=1", "draw.sampler=ddim", "draw.steps=3"])
-def test_a_setting_that_changes_the_picture_changes_its_name_too(draw, setting):
+def test_a_setting_that_changes_the_image_changes_its_name_too(draw, setting):
     plain, changed = draw().files[0], draw([PROMPT], setting).files[0]
     assert pixels(plain) != pixels(changed) and plain.name != changed.name
 
@@ -155,7 +155,7 @@ def test_without_a_run_it_says_how_to_make_one(tmp_path):
         personalize.generate([PROMPT], runs=tmp_path)
 
 
-def test_pictures_of_a_run_and_of_its_checkpoints_do_not_take_each_others_place(model, tmp_path):
+def test_images_of_a_run_and_of_its_checkpoints_do_not_take_each_others_place(model, tmp_path):
     how, files = load_recipe(None, FAST).draw, []
     for name, at in (("runs/a", "model"), ("runs/a", "step-000200"), ("runs/b", "model")):
         origin = {"run": name, "checkpoint": at}
@@ -168,7 +168,7 @@ def test_two_prompts_that_make_the_same_name_make_two_files(draw):
     assert len(set(files)) == 4 and all(path.exists() for path in files)
 
 
-def test_an_interrupted_write_leaves_no_half_picture(draw, tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_half_image(draw, tmp_path, monkeypatch):
     def broken(self, *args, **options):
         raise OSError("no more")
 
@@ -187,7 +187,7 @@ RANK, ALPHA = 2, 5.0
 
 
 def adapter(seed=0):
-    """A LoRA of some layers of the U-Net that changes the picture."""
+    """A LoRA of some layers of the U-Net that changes the image."""
     g = torch.Generator().manual_seed(seed)
     made = {}
     for layer, (inputs, outputs) in LAYERS.items():
@@ -217,12 +217,12 @@ def files(tmp_path, model, monkeypatch):
 
 
 def apart(a, b):
-    """The mean difference of two picture files, of 255."""
+    """The mean difference of two image files, of 255."""
     first, second = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (a, b))
     return np.abs(first - second).mean()
 
 
-def test_a_lora_of_any_program_draws_the_same_and_not_the_bases_picture(draw, files):
+def test_a_lora_of_any_program_draws_the_same_and_not_the_bases_image(draw, files):
     base = draw(out="base").files[0]
     names = ("diffusers.safetensors", "kohya.safetensors", "peft")
     drawn = [draw(loras=[str(files / name)], out=f"by {name}").files[0] for name in names]
@@ -262,17 +262,17 @@ def test_an_embedding_whose_word_nobody_says_is_told(draw, files):
     assert screen.lines == ["no prompt says 'rex-dog', the word of rex-dog.safetensors, which does nothing then."]
 
 
-def test_a_row_and_a_picture_name_the_files_with_hash_and_weight(draw, files, tmp_path):
+def test_a_row_and_an_image_name_the_files_with_hash_and_weight(draw, files, tmp_path):
     path, word = files / "kohya.safetensors", files / "learned.safetensors"
-    picture = draw(["a <rex> dog"], loras=[f"{path}:0.75"], embeddings=[str(word)]).files[0]
+    image = draw(["a <rex> dog"], loras=[f"{path}:0.75"], embeddings=[str(word)]).files[0]
     row = rows(tmp_path / "out")[0]
     assert row["loras"] == [{"file": "kohya.safetensors", "sha256": sha256(path), "weight": 0.75}]
     assert row["embeddings"] == [{"file": "learned.safetensors", "sha256": sha256(word), "token": "<rex>"}]
-    last = Image.open(picture).text["parameters"].split("\n")[-1]
+    last = Image.open(image).text["parameters"].split("\n")[-1]
     assert f'Lora hashes: "kohya: {sha256(path)[:12]}", Lora weights: "kohya: 0.75"' in last
     assert last.endswith(f'TI hashes: "<rex>: {sha256(word)[:12]}"')
     again = draw(["a <rex> dog"], loras=[f"{path}:0.5"], embeddings=[str(word)]).files[0]
-    assert again.name != picture.name and "loras" not in rows(draw(out="bare").grid.parent)[0]
+    assert again.name != image.name and "loras" not in rows(draw(out="bare").grid.parent)[0]
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,12 @@ another processor rounds otherwise: images may differ by 1 of 255 in the mean (t
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-
-from personalize.cli import app
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old_run"
 RUN = "zqv-dog"
@@ -35,16 +32,12 @@ def home(tmp_path, photos):
 
 
 @pytest.fixture
-def personalize(home, monkeypatch, capsys):
+def personalize(home, terminal):
     """Runs a command line in `home` -> what it printed; status 0 is asserted."""
-    monkeypatch.chdir(home)
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["personalize", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        out, err = capsys.readouterr()
-        assert not stop.value.code, err
+        status, out, err = terminal(*words)
+        assert not status, err
         return out + err
 
     return call

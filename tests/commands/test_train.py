@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
+from screens import RecordingScreen, terminate
 
 import personalize
 from personalize import models
@@ -22,7 +22,6 @@ from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import read_jsonl, remove_folder, sha256
 from personalize.common.recipe import load_recipe, recipe_from_dict
-from personalize.common.terminal import Terminal
 from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
 from personalize.training import load_run, preflight
@@ -34,40 +33,13 @@ LORA = ["train.methods=lora", "train.lr=1e-2"]
 FULL = ["train.methods=full", "train.lr=1e-3"]
 
 
-class Screen(Terminal):
-    """Keeps what is said, and does something at a step."""
-
-    def __init__(self, at=0, what=lambda: None):
-        super().__init__(quiet=True)
-        self.lines, self.at, self.what = [], at, what
-
-    def say(self, line):
-        self.lines.append(line)
-
-    @contextmanager
-    def progress(self, what, total, *, done=0, unit=""):
-        step = done
-
-        def advance(n=1, note=""):
-            nonlocal step
-            step += n
-            if step == self.at:
-                self.what()
-
-        yield advance
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def crash():
     raise RuntimeError("the power went")
 
 
 @pytest.fixture(scope="module")
 def prior(tiny_sd, tmp_path_factory):
-    """Three class pictures."""
+    """Three class images."""
     settings = [f"base={tiny_sd}", *COMMON]
     return personalize.prior("dog", settings=settings, root=tmp_path_factory.mktemp("priors")).folder
 
@@ -92,7 +64,8 @@ def recipe_of(*more):
 def run(folder, photos, runs, *more, prior=None, screen=None):
     """A run's folder."""
     settings = [f"base={folder}", *COMMON, *([] if prior else ["prior.count=0"]), *more]
-    return personalize.train(photos, settings=settings, runs=runs, prior_folder=prior, screen=screen or Screen()).folder
+    screen = screen or RecordingScreen()
+    return personalize.train(photos, settings=settings, runs=runs, prior_folder=prior, screen=screen).folder
 
 
 def files(folder):
@@ -146,7 +119,7 @@ def test_a_finished_run_is_these_files_and_the_same_command_changes_none(tiny_sd
     assert list(files(folder)) == sorted(expected)
     assert status(folder) == "finished"
     before = {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(folder).items()}
-    screen = Screen()
+    screen = RecordingScreen()
     assert run(tiny_sd, photos, tmp_path, *method, "train.steps=2", prior=prior, screen=screen) == folder
     assert f"this run is finished: {folder}" in screen.lines
     assert before == {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(folder).items()}
@@ -178,12 +151,12 @@ RESUMED = {
 def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, prior, tmp_path, name):
     settings = [*RESUMED[name], "train.steps=5", "train.checkpoint_every=2", "train.keep=9"]
     once = run(tiny_sd, tall, tmp_path / "once", *settings, prior=prior)
-    folder, screen = tmp_path / "cut" / once.name, Screen()
+    folder, screen = tmp_path / "cut" / once.name, RecordingScreen()
     with pytest.raises(RuntimeError, match="power"):
-        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, crash))
+        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=RecordingScreen(3, crash))
     assert status(folder) == "running" and steps_of(folder) == [2] and logged(folder) == [1, 2, 3]
     with pytest.raises(Interrupted, match="stopped at step 3 of 5"):
-        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=Screen(3, terminate))
+        run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=RecordingScreen(3, terminate))
     assert status(folder) == "interrupted" and steps_of(folder) == [2, 3] and logged(folder) == [1, 2, 3]
     assert run(tiny_sd, tall, tmp_path / "cut", *settings, prior=prior, screen=screen) == folder
     assert any(f"resuming {folder} after step 3" in line for line in screen.lines)
@@ -241,7 +214,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, twenty, tmp_p
     process.communicate()
     assert status(folder) == "running" and (folder / "lock").exists()
     assert 5 <= steps_of(folder)[-1] < 20
-    screen = Screen()
+    screen = RecordingScreen()
     assert run(tiny_sd, photos, tmp_path, *LONG, f"base={tiny_sd}", screen=screen) == folder
     assert any("resuming" in line for line in screen.lines)
     assert bits(folder) == bits(twenty)
@@ -371,8 +344,8 @@ def test_an_unknown_tracker_is_named_before_any_folder_is_made(tiny_sd, photos, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_plan_says_pictures_passes_parameters_and_the_vaes_quality(tiny_sd, photos, prior, tmp_path):
-    screen = Screen()
+def test_the_plan_says_images_passes_parameters_and_the_vaes_quality(tiny_sd, photos, prior, tmp_path):
+    screen = RecordingScreen()
     run(tiny_sd, photos, tmp_path, *LORA, "train.steps=10", "train.batch=2", "token=zqv", prior=prior, screen=screen)
     said = "\n".join(screen.lines)
     assert "5 photos, prompt 'a zqv dog'; 3 class images, prompt 'a dog'" in said
@@ -411,7 +384,7 @@ def test_captions_beside_photos_are_their_prompts(tiny_sd, photos, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["false", "true"])
-def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos, tmp_path, text):
+def test_each_row_of_a_batch_has_its_own_image_prompt_and_kind(tiny_sd, photos, tmp_path, text):
     captioned = copies(photos, tmp_path / "captioned")
     for i in range(5):
         (captioned / f"0{i}.txt").write_text(["a red hat", "a cat", "a dog in the snow", "a photo", "a {token}"][i])
@@ -433,7 +406,7 @@ def test_each_row_of_a_batch_has_its_own_picture_prompt_and_kind(tiny_sd, photos
         assert torch.allclose(batch.cond(slice(2, 4))["text"], texts[2:4], atol=1e-5)
 
 
-def test_every_photo_and_class_picture_is_used_equally_often(tiny_sd, photos):
+def test_every_photo_and_class_image_is_used_equally_often(tiny_sd, photos):
     used = [i for step in range(10) for i in epoch_order(5, 2, step, seed=0, purpose="subject")]
     assert all(used.count(i) == 4 for i in range(5))
 
@@ -450,7 +423,7 @@ def test_a_step_is_the_same_batch_whenever_it_is_asked_for(tiny_sd, tall):
 def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tiny_sd, photos, tmp_path):
     settings = [*LORA, "train.steps=3", "train.checkpoint_every=1", "train.keep=3"]
     with pytest.raises(Interrupted):
-        run(tiny_sd, photos, tmp_path, *settings, screen=Screen(2, terminate))
+        run(tiny_sd, photos, tmp_path, *settings, screen=RecordingScreen(2, terminate))
     (folder,) = tmp_path.iterdir()
     path = run_folder.checkpoints(folder)[-1] / load_run.STATE
     path.write_bytes(path.read_bytes()[:-100])

@@ -113,7 +113,7 @@ def test_second_order_is_nearer_than_first():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_picture_does_not_depend_on_its_neighbours(name):
+def test_an_image_does_not_depend_on_its_neighbours(name):
     schedule = S.from_betas(PLAIN)
     three, both = (draw(SAMPLERS[name], schedule, 7, count=count, dtype=torch.float32) for count in (3, 2))
     assert three.dtype == torch.float32
@@ -136,13 +136,13 @@ def test_a_stochastic_sampler_without_generators_is_refused(sampler, options):
 
 def test_ddpm_equals_ddim_with_eta_one():
     schedule = S.from_betas(PLAIN)
-    pictures = []
+    images = []
     for sampler, options in ((ddpm, {}), (ddim, {"eta": 1.0})):
         generators = streams(2)
         noise = normal(generators, SHAPE).double()
         guided = exact(schedule, 0.5, 0.6)
-        pictures.append(sampler(guided, noise, schedule, 30, generators=generators, **options))
-    torch.testing.assert_close(*pictures)
+        images.append(sampler(guided, noise, schedule, 30, generators=generators, **options))
+    torch.testing.assert_close(*images)
 
 
 def test_ddim_without_final_alpha_one_stops_at_the_first_noise_level():

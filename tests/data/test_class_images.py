@@ -1,4 +1,4 @@
-"""Class pictures: each is itself whatever is drawn with it, a stopped set goes on, and a set is never used wrongly."""
+"""Class images: each is itself whatever is drawn with it, a stopped set goes on, and a set is never used wrongly."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def draw(model, folder, count=6, *more):
 
 @pytest.fixture(scope="module")
 def six(model, tmp_path_factory):
-    """Six pictures, drawn at once."""
+    """Six images, drawn at once."""
     return draw(model, tmp_path_factory.mktemp("six") / "set")
 
 
@@ -88,34 +88,34 @@ def test_a_set_holds_these_files(six):
     assert manifest["settings"]["prompt"] == "a dog"
 
 
-def test_the_pictures_of_a_set_differ(six):
+def test_the_images_of_a_set_differ(six):
     assert len(set(pngs(six).values())) == 6
     z0 = class_images.class_latents(six, 6)
     assert all((z0[i] - z0[j]).abs().max() > 0.1 for i in range(6) for j in range(i))
 
 
-def test_a_picture_is_the_decoded_latent_of_its_number(model, six):
+def test_an_image_is_the_decoded_latent_of_its_number(model, six):
     from personalize.generation import sampling
 
     redrawn = sampling.to_pil(model.decode_latents(class_images.class_latents(six, 6)))
-    for again, picture in zip(redrawn, class_images.load_class_images(six, 6), strict=True):
-        difference = torch.tensor(list(again.tobytes())) - torch.tensor(list(picture.tobytes()))
+    for again, image in zip(redrawn, class_images.load_class_images(six, 6), strict=True):
+        difference = torch.tensor(list(again.tobytes())) - torch.tensor(list(image.tobytes()))
         assert difference.abs().max() <= 1
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_picture_depends_on_its_number_alone_whatever_the_batch(model, six, tmp_path, batch):
+def test_an_image_depends_on_its_number_alone_whatever_the_batch(model, six, tmp_path, batch):
     other = draw(model, tmp_path / "set", 5, f"prior.batch={batch}")
     assert (class_images.class_latents(other, 5) - class_images.class_latents(six, 5)).abs().max() < 1e-4
 
 
-def test_two_then_six_pictures_are_six_at_once(model, six, tmp_path):
+def test_two_then_six_images_are_six_at_once(model, six, tmp_path):
     folder = draw(model, tmp_path / "set", 2)
     assert len(pngs(folder)) == 2
     assert_same(draw(model, folder), six)
 
 
-def test_three_then_six_pictures_are_six_at_once(model, tmp_path):
+def test_three_then_six_images_are_six_at_once(model, tmp_path):
     folder = draw(model, tmp_path / "parts", 3, "prior.batch=3")
     assert_same(draw(model, folder, 6, "prior.batch=3"), draw(model, tmp_path / "once", 6, "prior.batch=3"))
 
@@ -150,15 +150,15 @@ def test_a_set_killed_before_its_manifest_is_not_foreign(model, six, tmp_path):
     assert_same(draw(model, folder), six)
 
 
-def test_a_picture_without_its_latents_is_drawn_anew(model, six, tmp_path):
+def test_an_image_without_its_latents_is_drawn_anew(model, six, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(six, folder)
     (folder / "latents-00002-00003.safetensors").unlink()
-    (folder / "00003.png").write_bytes(b"half a picture")
+    (folder / "00003.png").write_bytes(b"half an image")
     assert_same(draw(model, folder), six)
 
 
-def test_a_deleted_picture_is_drawn_again_and_the_others_are_not(model, six, tmp_path):
+def test_a_deleted_image_is_drawn_again_and_the_others_are_not(model, six, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(six, folder)
     kept = (folder / "00000.png").stat().st_mtime_ns
@@ -171,7 +171,7 @@ def test_a_deleted_picture_is_drawn_again_and_the_others_are_not(model, six, tmp
 
 
 @pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
-def test_two_processes_draw_each_picture_once(model, six, tmp_path, monkeypatch, ranks):
+def test_two_processes_draw_each_image_once(model, six, tmp_path, monkeypatch, ranks):
     folder, drawn = tmp_path / "set", []
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ranks:
@@ -190,7 +190,7 @@ def test_two_processes_at_once_draw_the_set_of_one(six, tiny_sd, tmp_path):
     assert_same(folder, six)
 
 
-def test_datasets_reads_a_set_as_pictures_with_text(six, tmp_path, monkeypatch):
+def test_datasets_reads_a_set_as_images_with_text(six, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
@@ -208,7 +208,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_key_changes_with_what_decides_the_pictures(model, tmp_path, change):
+def test_the_key_changes_with_what_decides_the_images(model, tmp_path, change):
     same, other = (settings_of(model, recipe_of(6, *more)) for more in ([], [change]))
     assert class_images.folder_for(tmp_path, same) != class_images.folder_for(tmp_path, other)
 
@@ -263,7 +263,7 @@ def test_a_folder_with_files_of_others_is_refused_and_left_alone(model, tmp_path
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["holiday.png"]
 
 
-def test_too_few_class_pictures_are_counted_and_the_remedy_named(six):
+def test_too_few_class_images_are_counted_and_the_remedy_named(six):
     with pytest.raises(UserError, match=r"lacks 2 of 8 class images, such as 00006.png. .*personalize prior"):
         class_images.class_latents(six, 8)
 

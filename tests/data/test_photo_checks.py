@@ -34,7 +34,7 @@ def noise(seed, width=64, height=64):
 
 
 def scene(seed, width=320, height=320):
-    """Sharp blocks of colours, another picture for each seed."""
+    """Sharp blocks of colours, another image for each seed."""
     return noise(seed, 8, 8).resize((width, height), Image.Resampling.NEAREST)
 
 
@@ -117,7 +117,7 @@ def test_what_a_long_photo_loses_is_noted_and_a_wide_screen_one_is_in_order(fold
     assert "50% off long.png" in notes and "mask" in notes
 
 
-def test_blur_is_noticed_but_not_in_small_pictures_nor_for_a_soft_background(tmp_path):
+def test_blur_is_noticed_but_not_in_small_images_nor_for_a_soft_background(tmp_path):
     sharp, soft = scene(0, 512, 512), scene(1, 512, 512).filter(ImageFilter.GaussianBlur(6))
     portrait = scene(2, 512, 512).filter(ImageFilter.GaussianBlur(12))
     portrait.paste(noise(3, 100, 100), (200, 200))
@@ -204,7 +204,7 @@ def test_a_mask_that_may_have_been_turned_wrongly_is_noted(folder):
 # Between photos
 
 
-def test_copies_are_noticed_and_different_pictures_are_not(tmp_path):
+def test_copies_are_noticed_and_different_images_are_not(tmp_path):
     for i in range(4):
         scene(i).save(tmp_path / f"{i}.png")
     assert load_photos(tmp_path, min_size=64)[1] == []
@@ -226,11 +226,11 @@ def test_many_copies_do_not_flood_the_user(tmp_path):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_photos_of_one_place_have_the_same_background_and_of_several_have_not(tmp_path, place):
-    who = scenes.subject(HELD_OUT + 7, "cat")
+    who = scenes.sample_subject(HELD_OUT + 7, "cat")
 
     def take(places):
         for k, where in enumerate(places):
-            seen = scenes.scene(HELD_OUT + 70 + k, who=who, place=where, action="standing", accessory=None)
+            seen = scenes.sample_scene(HELD_OUT + 70 + k, subject=who, place=where, action="standing", accessory=None)
             draw_scene(seen)[0].save(tmp_path / f"{k}.png")
         return faults(tmp_path)[0]
 

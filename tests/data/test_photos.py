@@ -34,7 +34,7 @@ def to_tensor(photo, size, **how):
 
 
 def corners(width=48, height=32):
-    """An asymmetric picture: four quarters of four colours, wider than high."""
+    """An asymmetric image: four quarters of four colours, wider than high."""
     image = Image.new("RGB", (width, height))
     for i, colour in enumerate((RED, GREEN, BLUE, YELLOW)):
         image.paste(colour, (i % 2 * width // 2, i // 2 * height // 2, (i % 2 + 1) * width // 2, (i // 2 + 1) * height // 2))
@@ -47,7 +47,7 @@ def noise(seed, width=64, height=64):
 
 
 def scene(seed, width=320, height=320):
-    """Sharp blocks of colours, another picture for each seed."""
+    """Sharp blocks of colours, another image for each seed."""
     return noise(seed, 8, 8).resize((width, height), Image.Resampling.NEAREST)
 
 
@@ -119,7 +119,7 @@ def test_sources_without_photos_say_what_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
-def test_every_mode_becomes_the_same_rgb_picture(tmp_path, mode):
+def test_every_mode_becomes_the_same_rgb_image(tmp_path, mode):
     gray = Image.new("L", (40, 30), 0)
     gray.paste(255, (20, 0, 40, 30))
     wide = {"I;16": (np.uint16, 257), "I": (np.int32, 257), "F": (np.float32, 1 / 255)}
@@ -137,7 +137,7 @@ def test_every_mode_becomes_the_same_rgb_picture(tmp_path, mode):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_all_exif_orientations_give_the_same_upright_picture(tmp_path, orientation):
+def test_all_exif_orientations_give_the_same_upright_image(tmp_path, orientation):
     undo = STORED_BY.get(orientation)
     upright = corners()
     stored = upright if undo is None else upright.transpose(undo)
@@ -504,8 +504,8 @@ def test_a_photo_without_a_mask_is_cut_in_the_middle_where_the_subject_is_asked_
 
 
 @pytest.mark.parametrize("crop", ["center", "random", "subject"])
-def test_masks_are_cut_and_mirrored_as_their_pictures(tmp_path, crop):
-    """The picture is its own mask, so that each must stay what the other is."""
+def test_masks_are_cut_and_mirrored_as_their_images(tmp_path, crop):
+    """The image is its own mask, so that each must stay what the other is."""
     some = []
     for k, size in enumerate([(96, 64), (64, 80)]):
         mask = scene(k, *size).convert("L").point([255 * (v > 128) for v in range(256)])
@@ -551,7 +551,7 @@ def test_cropping_before_resizing_equals_resizing_before_cropping(tmp_path, size
     assert np.abs(got - expected).mean() < 3
 
 
-def test_a_very_long_picture_costs_no_large_one_between(tmp_path):
+def test_a_very_long_image_costs_no_large_one_between(tmp_path):
     assert to_tensor(photo_of(Image.new("RGB", (20000, 2), RED), tmp_path), 512).shape == (3, 512, 512)
 
 

@@ -32,11 +32,11 @@ def made(base, sources, *more, words=("dog",), tokens=("zqv",), priors=None):
 def masked(photos, tmp_path):
     """Two photos whose left half is the subject, by an alpha channel."""
     for path in sorted(photos.glob("*.png"))[:2]:
-        picture = Image.open(path).convert("RGB").resize((64, 64))
+        image = Image.open(path).convert("RGB").resize((64, 64))
         alpha = np.zeros((64, 64), dtype=np.uint8)
         alpha[:, :32] = 255
-        picture.putalpha(Image.fromarray(alpha))
-        picture.save(tmp_path / path.name)
+        image.putalpha(Image.fromarray(alpha))
+        image.save(tmp_path / path.name)
     return tmp_path
 
 
@@ -55,7 +55,7 @@ def test_masks_are_not_used_unless_asked_for(tiny_sd, masked):
     assert made(tiny_sd, [masked])[0].at(0).mask is None
 
 
-def test_class_pictures_have_no_background_to_leave_out(tiny_sd, masked):
+def test_class_images_have_no_background_to_leave_out(tiny_sd, masked):
     data, _ = made(tiny_sd, [masked], "photos.background=0", priors={"dog": torch.randn(3, 4, 16, 16)})
     batch = data.at(0)
     assert batch.is_prior.tolist() == [False, False, True, True]
@@ -98,7 +98,7 @@ def test_predictions_hold_the_class_where_it_is(tiny_sd, photos):
     assert moved(10.0) < 0.5 * moved(0.0)
 
 
-def test_two_subjects_have_their_own_words_photos_and_class_pictures(tiny_sd, photos, tmp_path):
+def test_two_subjects_have_their_own_words_photos_and_class_images(tiny_sd, photos, tmp_path):
     others = tmp_path / "cat"
     others.mkdir()
     shutil.copy(next(photos.glob("*.png")), others / "a.png")

@@ -6,15 +6,15 @@ import pytest
 from personalize.evaluation.bootstrap import bootstrap_interval, mean, paired_difference
 
 
-def drawn(prompts, pictures, *, between, within, seed=0):
-    """Values and labels: prompts differ by `between`, pictures of a prompt by `within`."""
+def drawn(prompts, images, *, between, within, seed=0):
+    """Values and labels: prompts differ by `between`, images of a prompt by `within`."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(0, between, prompts)
-    values = [c + rng.normal(0, within) for c in centres for _ in range(pictures)]
-    return values, [(p,) for p in range(prompts) for _ in range(pictures)]
+    values = [c + rng.normal(0, within) for c in centres for _ in range(images)]
+    return values, [(p,) for p in range(prompts) for _ in range(images)]
 
 
-def test_clusters_weigh_the_same_however_many_pictures_they_have():
+def test_clusters_weigh_the_same_however_many_images_they_have():
     assert mean([1, 0, 1, 1], [("a",), ("b",), ("a",), ("a",)]) == 0.5
     assert mean([1, 0, 0, 1], [("s", "a"), ("s", "b"), ("s", "b"), ("t", "a")]) == 0.75
 
@@ -30,7 +30,7 @@ def test_the_standard_error_of_one_cluster_is_the_textbooks():
 
 
 def test_it_is_the_prompts_that_limit_what_is_known():
-    """Ten times the pictures of the same ten prompts: hardly surer. A bootstrap over pictures would claim three times."""
+    """Ten times the images of the same ten prompts: hardly surer. A bootstrap over images would claim three times."""
     few, many = (drawn(10, n, between=1, within=0.2) for n in (4, 40))
     assert bootstrap_interval(*many).se > 0.8 * bootstrap_interval(*few).se
     pooled = bootstrap_interval(many[0], [()] * len(many[0]))
@@ -64,7 +64,7 @@ def test_pairs_see_a_small_gain_that_prompts_hide():
     assert bootstrap_interval(values, labels).se > 0.2
 
 
-def test_only_pictures_of_both_are_compared():
+def test_only_images_of_both_are_compared():
     assert paired_difference({("a", 0): 1.0, ("b", 0): 9.0}, {("a", 0): 0.5, ("c", 0): 0.0}).mean == 0.5
 
 

@@ -69,13 +69,13 @@ def test_where_none_keeps_to_the_limits_the_least_over_is_kept_and_the_limit_nam
 
 
 def test_a_limit_is_broken_only_where_that_is_clear():
-    """Few class pictures say little of drift: 40 % ± 25 % is no reason to throw a checkpoint away."""
+    """Few class images say little of drift: 40 % ± 25 % is no reason to throw a checkpoint away."""
     sure = scored(100, 0.5, drift=0.4)
     vague = dataclasses.replace(sure, pres={("sks", "a dog", n): 0.2 + 0.28 * (4 * (n == 0)) for n in range(4)})
     assert vague.drift == pytest.approx(sure.drift) and sure.over(LIMITS) and not vague.over(LIMITS)
 
 
-def test_without_class_pictures_drift_is_no_limit():
+def test_without_class_images_drift_is_no_limit():
     one = ScoredCheckpoint(100, {KEYS[0]: 0.5}, {KEYS[0]: 0.6}, {KEYS[0]: 0.6})
     assert one.drift == 0 and choose_checkpoint([one], LIMITS).step == 100
 

@@ -1,4 +1,4 @@
-"""DIV is the mean distance among the pictures of one prompt, and LPIPS is the published one, weight for weight."""
+"""DIV is the mean distance among the images of one prompt, and LPIPS is the published one, weight for weight."""
 
 import math
 
@@ -35,9 +35,9 @@ def weights():
 # --- pairs ---
 
 
-def test_pairwise_is_the_mean_over_the_other_pictures_of_the_prompt():
+def test_pairwise_is_the_mean_over_the_other_images_of_the_prompt():
     points, prompts = torch.tensor([0.0, 5.0, 1.0, 4.0, 9.0]), ["a", "b", "a", "a", "c"]
-    got = pairwise(lambda x: (x[:, None] - x).abs() + torch.eye(len(x)), points, prompts)  # never a picture with itself
+    got = pairwise(lambda x: (x[:, None] - x).abs() + torch.eye(len(x)), points, prompts)  # never an image with itself
     assert got[[0, 2, 3]].tolist() == [2.5, 2, 3.5] and got[[1, 4]].isnan().all()
 
 
@@ -77,7 +77,7 @@ def pooled(x):
 
 
 def brute_force(a, b, weights):
-    """LPIPS of two pictures (3,H,W), step by step as the paper has it."""
+    """LPIPS of two images (3,H,W), step by step as the paper has it."""
     w = {name: value.double().numpy() for name, value in weights.items()}
     shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
     a, b = ((x.double().numpy() - shift[:, None, None]) / scale[:, None, None] for x in (a, b))
@@ -102,7 +102,7 @@ def test_lpips_is_its_definition_in_loops(weights):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_lpips_is_symmetric_zero_for_equal_pictures_and_the_same_in_any_batch(weights, monkeypatch):
+def test_lpips_is_symmetric_zero_for_equal_images_and_the_same_in_any_batch(weights, monkeypatch):
     lpips, five = Lpips(weights), images(5, size=64)
     five[3] = five[1]
     got = lpips(five)
@@ -124,7 +124,7 @@ def test_lpips_of_weights_made_by_hand_is_known():
     assert got[0].tolist() == pytest.approx([0, 0.75, 0.375, 0], abs=1e-6)
 
 
-def test_pictures_of_one_prompt_through_lpips_give_div(weights):
+def test_images_of_one_prompt_through_lpips_give_div(weights):
     four = images(4)
     got = pairwise(Lpips(weights), four, ["a", "a", "a", "b"])
     want = [(brute_force(four[0], four[k], weights)) for k in (1, 2)]

@@ -34,28 +34,28 @@ FIRST_TWO = mask([True, True, False, False])
 
 def test_the_subject_is_found_anywhere_and_a_copied_background_is_no_gain():
     photo = embedded(torch.cat([SUBJECT, PLACE]))
-    pictures = embedded(
+    images = embedded(
         torch.cat([SNOW, SUBJECT.flip(0)]),  # the subject elsewhere
         torch.cat([PLACE, SUBJECT]),  # and the place with it
         torch.cat([PLACE, SNOW]),  # the place alone
         torch.cat([SUBJECT[:1], PLACE, SNOW[:1]]),  # half of the subject
     )
-    assert dino_fg(pictures, photo, FIRST_TWO).tolist() == [1, 1, 0, 0.5]
+    assert dino_fg(images, photo, FIRST_TWO).tolist() == [1, 1, 0, 0.5]
 
 
 def test_dino_fg_is_its_definition_in_loops(monkeypatch):
     monkeypatch.setattr(foreground, "PART", 2)
-    pictures, photos = drawn(5), drawn(3, k=1)
+    images, photos = drawn(5), drawn(3, k=1)
     marks = mask([True, False, True, True], [False] * 4, [False, True, False, False])
     want = []
-    for picture in pictures.patches:
+    for image in images.patches:
         of_photos = []
         for photo, marked_here in zip(photos.patches, marks, strict=True):
-            best = [max(float(p @ q) for p in picture) for q, yes in zip(photo, marked_here, strict=True) if yes]
+            best = [max(float(p @ q) for p in image) for q, yes in zip(photo, marked_here, strict=True) if yes]
             if best:
                 of_photos.append(sum(best) / len(best))
         want.append(sum(of_photos) / len(of_photos))
-    assert dino_fg(pictures, photos, marks).tolist() == pytest.approx(want, abs=1e-6)
+    assert dino_fg(images, photos, marks).tolist() == pytest.approx(want, abs=1e-6)
 
 
 def test_the_ceiling_is_the_mean_of_the_pairs_of_different_photos():

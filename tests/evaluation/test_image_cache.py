@@ -1,4 +1,4 @@
-"""A picture is drawn once, is the same whoever else is drawn, and one that shows nothing is said to."""
+"""An image is drawn once, is the same whoever else is drawn, and one that shows nothing is said to."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_only_what_is_missing_is_drawn_and_nothing_changes(model, tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in before} == before and len(before) == 3
 
 
-def test_a_picture_does_not_depend_on_the_others(model, tmp_path):
+def test_an_image_does_not_depend_on_the_others(model, tmp_path):
     jobs = [("a dog", 0), ("a dog", 1), ("a cat in the snow", 0)]
     draw(model, tmp_path / "all", jobs)
     draw(model, tmp_path / "one", jobs[2:])
@@ -56,8 +56,8 @@ def test_a_picture_does_not_depend_on_the_others(model, tmp_path):
 def test_what_is_loaded_is_what_was_drawn_to_eight_bits(model, tmp_path):
     draw(model, tmp_path, [("a dog", 0)])
     z0 = sampling.sample_latents(model, ["a dog"], sampling.image_generators(0, [0], "evaluate"), HOW)
-    pictures, bad = image_cache.load_images(sat(tmp_path, [("a dog", 0)]))
-    assert (image_cache.load_tensors(pictures) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == [""]
+    images, bad = image_cache.load_images(sat(tmp_path, [("a dog", 0)]))
+    assert (image_cache.load_tensors(images) - model.decode_latents(z0)).abs().max() <= 1.01 / 255 and bad == [""]
 
 
 def test_a_sitting_is_each_prompt_and_the_class_prompt_by_number():
@@ -69,7 +69,7 @@ def test_a_sitting_is_each_prompt_and_the_class_prompt_by_number():
     assert run.kinds == ["subject"] * 4 + ["class"] * 3 and base.kinds == ["base"] * 4 + ["base class"] * 3
 
 
-def test_pictures_of_other_settings_have_another_folder(model, tiny_sd, tmp_path):
+def test_images_of_other_settings_have_another_folder(model, tiny_sd, tmp_path):
     def at(by=model, **change):
         return image_cache.cache_folder(
             tmp_path, "step-000100", by, **({"seed": 0, "purpose": "evaluate", "config": HOW} | change)
@@ -82,16 +82,16 @@ def test_pictures_of_other_settings_have_another_folder(model, tiny_sd, tmp_path
     assert len({at(), *others}) == 5
 
 
-def test_black_pictures_and_those_that_are_no_numbers_are_kept_and_named(model, tmp_path, monkeypatch):
-    images = torch.stack([torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), torch.nan), torch.zeros(3, 32, 32)])
-    monkeypatch.setattr(model, "decode_latents", lambda z0: images)
+def test_black_images_and_those_that_are_no_numbers_are_kept_and_named(model, tmp_path, monkeypatch):
+    decoded = torch.stack([torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), torch.nan), torch.zeros(3, 32, 32)])
+    monkeypatch.setattr(model, "decode_latents", lambda z0: decoded)
     jobs = [("a dog", n) for n in range(3)]
     draw(model, tmp_path, jobs)
-    pictures, bad = image_cache.load_images(sat(tmp_path, jobs))
-    assert len(pictures) == 3 and bad == ["black", "not a number", ""]
+    images, bad = image_cache.load_images(sat(tmp_path, jobs))
+    assert len(images) == 3 and bad == ["black", "not a number", ""]
 
 
-def test_a_damaged_picture_is_named_with_the_remedy(model, tmp_path):
+def test_a_damaged_image_is_named_with_the_remedy(model, tmp_path):
     draw(model, tmp_path, [("a dog", 0)])
     path = image_cache.image_file(tmp_path, ("a dog", 0))
     path.write_bytes(path.read_bytes()[:100])

@@ -1,4 +1,4 @@
-"""A copy is found, and a new picture of the subject is not called one."""
+"""A copy is found, and a new image of the subject is not called one."""
 
 import math
 
@@ -16,7 +16,7 @@ def embedded(n, k=0):
 
 
 def at(*degrees):
-    """Pictures on a circle: their cosines are those of the angles between them."""
+    """Images on a circle: their cosines are those of the angles between them."""
     rows = torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
     return Embeddings(rows, rows)
 
@@ -30,14 +30,14 @@ def distance(a, b):
 
 
 def test_nearest_and_leave_one_out_are_their_definitions_in_loops():
-    pictures, photos = embedded(7), embedded(4, k=1)
-    want = [max(dot(row, photo) for photo in photos.dino) for row in pictures.dino]
-    assert nearest_photo(pictures, photos).tolist() == pytest.approx(want, abs=1e-6)
+    images, photos = embedded(7), embedded(4, k=1)
+    want = [max(dot(row, photo) for photo in photos.dino) for row in images.dino]
+    assert nearest_photo(images, photos).tolist() == pytest.approx(want, abs=1e-6)
     among = [max(dot(photos.dino[i], photos.dino[j]) for j in range(4) if j != i) for i in range(4)]
     assert leave_one_out(photos).tolist() == pytest.approx(among, abs=1e-6)
 
 
-def test_a_picture_is_a_copy_if_nearer_to_a_photo_than_any_two_photos_are():
+def test_an_image_is_a_copy_if_nearer_to_a_photo_than_any_two_photos_are():
     photos = at(0, 20, 60)
     assert is_copy(at(0, 61, 75, 85, 180), photos).tolist() == [True, True, True, False, False]
     assert leave_one_out(photos).tolist() == pytest.approx([math.cos(math.radians(d)) for d in (20, 20, 40)], abs=1e-6)
@@ -50,18 +50,18 @@ def test_the_limit_of_a_copy_is_the_nearest_pair_of_the_photos():
 
 
 def test_authentic_is_its_definition_in_loops():
-    pictures, photos = embedded(40), embedded(6, k=1)
+    images, photos = embedded(40), embedded(6, k=1)
     expected = []
-    for row in pictures.dino:
+    for row in images.dino:
         far = [distance(row, photo) for photo in photos.dino]
         photo = far.index(min(far))
         own = min(distance(photos.dino[photo], photos.dino[j]) for j in range(6) if j != photo)
         expected.append(far[photo] > own)
     assert 0 < sum(expected) < 40
-    assert authentic(pictures, photos).tolist() == expected
+    assert authentic(images, photos).tolist() == expected
 
 
-def test_a_picture_is_measured_by_its_own_nearest_photo():
+def test_an_image_is_measured_by_its_own_nearest_photo():
     photos = at(0, 20, 100)  # nearest others: 20, 20 and 80 degrees away
     assert not authentic(at(0, 20, 100), photos).any()
     assert authentic(at(-30, 250), photos).all()

@@ -32,37 +32,37 @@ def cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
 
 
-def brute_force(name, pictures, photos):
+def brute_force(name, images, photos):
     if name == "clip_t":
-        return [cosine(c, t) for c, t in zip(pictures.clip, pictures.text, strict=True)]
+        return [cosine(c, t) for c, t in zip(images.clip, images.text, strict=True)]
     part = {"dino": "dino", "clip_i": "clip"}[name]
-    rows, others = getattr(pictures, part), getattr(photos, part)
+    rows, others = getattr(images, part), getattr(photos, part)
     return [sum(cosine(row, other) for other in others) / len(others) for row in rows]
 
 
 # --- the metrics ---
 
 
-def score_of(metric, pictures, photos):
-    return metric(pictures) if metric is clip_t else metric(pictures, photos)
+def score_of(metric, images, photos):
+    return metric(images) if metric is clip_t else metric(images, photos)
 
 
 @pytest.mark.parametrize("metric", [dino, clip_i, clip_t])
 def test_every_metric_is_its_definition_in_loops(metric):
-    pictures, photos = embedded(6, text=True), embedded(4, k=10)
-    scores = score_of(metric, pictures, photos)
+    images, photos = embedded(6, text=True), embedded(4, k=10)
+    scores = score_of(metric, images, photos)
     assert scores.shape == (6,) and scores.dtype == torch.float32
-    assert scores.tolist() == pytest.approx(brute_force(metric.__name__, pictures, photos), abs=1e-6)
+    assert scores.tolist() == pytest.approx(brute_force(metric.__name__, images, photos), abs=1e-6)
 
 
 @pytest.mark.parametrize("metric", [dino, clip_i, clip_t])
-def test_a_score_does_not_depend_on_the_other_pictures(metric):
-    pictures, photos = embedded(6, text=True), embedded(4, k=10)
-    alone = Embeddings(pictures.dino[2:3], pictures.clip[2:3], pictures.text[2:3])
-    torch.testing.assert_close(score_of(metric, alone, photos), score_of(metric, pictures, photos)[2:3])
+def test_a_score_does_not_depend_on_the_other_images(metric):
+    images, photos = embedded(6, text=True), embedded(4, k=10)
+    alone = Embeddings(images.dino[2:3], images.clip[2:3], images.text[2:3])
+    torch.testing.assert_close(score_of(metric, alone, photos), score_of(metric, images, photos)[2:3])
 
 
-def test_copies_score_one_and_orthogonal_pictures_zero():
+def test_copies_score_one_and_orthogonal_images_zero():
     eye = torch.eye(4)
     same = Embeddings(eye[:1].repeat(3, 1), eye[:1].repeat(3, 1), eye[:1].repeat(3, 1))
     other = Embeddings(eye[1:3], eye[1:3])
@@ -100,7 +100,7 @@ def test_ceiling_leaves_each_photo_itself_out():
 # --- embedding once ---
 
 
-def test_each_distinct_prompt_is_encoded_once_and_each_picture_keeps_its_own():
+def test_each_distinct_prompt_is_encoded_once_and_each_image_keeps_its_own():
     read, seen = [], []
     table = {"a dog": torch.tensor([1.0, 0.0]), "a cat": torch.tensor([0.0, 1.0])}
 
@@ -126,7 +126,7 @@ def test_each_distinct_prompt_is_encoded_once_and_each_picture_keeps_its_own():
 # --- preprocessing ---
 
 
-def picture(width, height):
+def random_image(width, height):
     noise = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -138,7 +138,7 @@ def tensor(image):
 @pytest.mark.parametrize("size", [(64, 64), (300, 200), (200, 600), (512, 512), (256, 256)])
 @pytest.mark.parametrize("look,short", [(preprocessing.IMAGENET, 256), (preprocessing.OPENAI, 224)])
 def test_preprocessing_is_pillows_bicubic_then_the_middle_then_mean_and_deviation(size, look, short):
-    image = picture(*size)
+    image = random_image(*size)
     scale = short / min(size)
     resized = image.resize((max(short, int(size[0] * scale)), max(short, int(size[1] * scale))), Image.Resampling.BICUBIC)
     left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
@@ -150,7 +150,7 @@ def test_preprocessing_is_pillows_bicubic_then_the_middle_then_mean_and_deviatio
     assert got.shape == (224, 224, 3) and difference.max() < 2.1 / 255 / 0.22 and difference.mean() < 0.5 / 255 / 0.22
 
 
-def test_pictures_of_the_encoders_own_size_are_shown_as_they_are():
+def test_images_of_the_encoders_own_size_are_shown_as_they_are():
     images = torch.rand(2, 3, 64, 64, generator=generator(0, "shown", 0)) * 2 - 1
     torch.testing.assert_close(preprocessing.preprocess(images, preprocessing.PLAIN, 64), images)
 

@@ -55,13 +55,13 @@ def read(page: str) -> Reader:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Shown:
+def images() -> Shown:
     return reports.shown()
 
 
 @pytest.fixture(scope="module")
-def page(pictures) -> str:
-    return html(reports.evaluation(), pictures)
+def page(images) -> str:
+    return html(reports.evaluation(), images)
 
 
 def test_every_tag_is_closed_and_every_section_is_there(page):
@@ -82,13 +82,13 @@ def test_nothing_is_asked_of_the_network(page):
 
 @pytest.mark.parametrize("key", [*SECTIONS, "class"])
 @pytest.mark.parametrize("nothing", ["none", "missing", "empty"])
-def test_a_section_without_data_leaves_no_hole(page, pictures, key, nothing):
+def test_a_section_without_data_leaves_no_hole(page, images, key, nothing):
     data = reports.evaluation()
     data[key] = {"none": None, "missing": None, "empty": type(data[key])()}[nothing]
     if nothing == "missing":
         del data[key]
-    bare = Shown(pictures.photos, [], pictures.cells, [], [])
-    found = read(html(data, bare if key == "class" else pictures))
+    bare = Shown(images.photos, [], images.cells, [], [])
+    found = read(html(data, bare if key == "class" else images))
     gone = SECTIONS.get(key, "Is a dog still a dog?")
     assert found.headings == [title for title in read(page).headings if title != gone]
     assert gone not in markdown(data)
@@ -122,24 +122,24 @@ def test_strings_from_outside_stay_strings():
     columns_agree(text)
 
 
-def test_photos_are_in_the_page_only_where_they_are_meant_to_be(page, pictures):
-    without = html(reports.evaluation() | {"photos_included": False}, pictures)
-    for photo in pictures.photos:
+def test_photos_are_in_the_page_only_where_they_are_meant_to_be(page, images):
+    without = html(reports.evaluation() | {"photos_included": False}, images)
+    for photo in images.photos:
         assert data_uri(photo) in page and data_uri(photo) not in without
     assert "--no-photos leaves them out" in page and "--no-photos" not in without
 
 
-def test_each_picture_is_in_the_page_once(page, pictures):
-    for picture in (*pictures.photos, *pictures.prior, *pictures.cells.values(), *pictures.base_class):
-        same = [p for p in (*pictures.cells.values(), *pictures.base_class, *pictures.tuned_class) if p == picture]
-        assert page.count(data_uri(picture)) == max(1, len(same))
+def test_each_image_is_in_the_page_once(page, images):
+    for image in (*images.photos, *images.prior, *images.cells.values(), *images.base_class):
+        same = [p for p in (*images.cells.values(), *images.base_class, *images.tuned_class) if p == image]
+        assert page.count(data_uri(image)) == max(1, len(same))
 
 
-def test_small_pictures_are_lossless_large_ones_shrunk_and_metadata_gone(tmp_path):
-    picture = Image.new("RGB", (900, 600), "teal")
+def test_small_images_are_lossless_large_ones_shrunk_and_metadata_gone(tmp_path):
+    image = Image.new("RGB", (900, 600), "teal")
     exif = Image.Exif()
     exif[0x010E] = "my garden"
-    picture.save(tmp_path / "a.jpg", exif=exif, comment="my street")
+    image.save(tmp_path / "a.jpg", exif=exif, comment="my street")
     with Image.open(tmp_path / "a.jpg") as read_back:
         assert read_back.info["comment"] == b"my street"
         kept = data_uri(read_back)
@@ -155,33 +155,33 @@ def test_the_chosen_checkpoint_is_marked_and_a_disqualified_one_hollow(page):
     assert "over: obedience" in page
 
 
-def test_a_chosen_checkpoint_that_breaks_a_limit_is_not_passed_off_as_good(pictures):
+def test_a_chosen_checkpoint_that_breaks_a_limit_is_not_passed_off_as_good(images):
     row = reports.checkpoint(400, 0.8, 0.5, chosen=True, qualifies=False, failed=["obedience"])
     data = reports.evaluation() | {"checkpoints": [row]}
-    assert 'class="step chosen hollow"' in html(data, pictures)
-    assert "chosen, though over: obedience" in html(data, pictures) and "though over" in markdown(data)
+    assert 'class="step chosen hollow"' in html(data, images)
+    assert "chosen, though over: obedience" in html(data, images) and "though over" in markdown(data)
 
 
-def test_one_checkpoint_or_equal_ones_make_a_figure_too(pictures):
+def test_one_checkpoint_or_equal_ones_make_a_figure_too(images):
     for rows in ([reports.checkpoint(5, 0.5, 0.613)], [reports.checkpoint(k, 0.5, 0.6, low=None) for k in (1, 2, 3)]):
-        read(html(reports.evaluation() | {"checkpoints": rows}, pictures))
+        read(html(reports.evaluation() | {"checkpoints": rows}, images))
 
 
 def order(text: str, names: list[str]) -> list[str]:
     return sorted(names, key=text.index)
 
 
-def test_prompts_stand_worst_first_in_both_forms(pictures):
+def test_prompts_stand_worst_first_in_both_forms(images):
     data = reports.evaluation()
     by_dino = [row["prompt"] for row in sorted(data["prompts"], key=lambda row: row["dino"])]
-    table = html(data, pictures).partition("<h2>Prompts</h2>")[2]
+    table = html(data, images).partition("<h2>Prompts</h2>")[2]
     assert order(table, by_dino) == by_dino and "Worst DINO first." in table
     assert order(markdown(data).partition("## Prompts, worst DINO first")[2], by_dino) == by_dino
     data["prompts"][0]["dino"] = None
-    assert "Worst CLIP-T against the base first." in html(data, pictures)
+    assert "Worst CLIP-T against the base first." in html(data, images)
 
 
-def test_a_row_of_the_contact_sheet_is_one_noise_and_an_unusable_picture_is_marked(page, pictures):
+def test_a_row_of_the_contact_sheet_is_one_noise_and_an_unusable_image_is_marked(page, images):
     table = page.partition("<h2>Contact sheet</h2>")[2].partition("</section>")[0]
     rows = table.split("<tr>")[2:]
     assert len(rows) == 4 and all(row.count('class="pic') == len(reports.SCENES) for row in rows)
@@ -190,15 +190,15 @@ def test_a_row_of_the_contact_sheet_is_one_noise_and_an_unusable_picture_is_mark
     assert '<td class="lost">' in rows[3] and "<b>black</b>" in rows[3] and table.count("<b>") == 1
 
 
-def test_unusable_pictures_of_the_base_are_counted_but_make_no_column(pictures):
+def test_unusable_images_of_the_base_are_counted_but_make_no_column(images):
     data = reports.evaluation()
     data["unusable"] += [{"prompt": "a dog", "index": 0, "why": "black"}] * 2
-    page = html(data, pictures)
+    page = html(data, images)
     assert "3 unusable (3 black)" in page and ">a dog</th>" not in page and page.count("<b>black</b>") == 1
 
 
-def test_a_picture_that_is_missing_keeps_its_place(pictures):
-    cells = {key: picture for key, picture in pictures.cells.items() if key != ("a sks dog swimming", 3)}
+def test_an_image_that_is_missing_keeps_its_place(images):
+    cells = {key: image for key, image in images.cells.items() if key != ("a sks dog swimming", 3)}
     found = html(reports.evaluation(), Shown([], [], cells, [], []))
     assert found.count('class="pic none"') == found.count("<b>black</b>") == 1
 
@@ -224,10 +224,10 @@ def test_markdown_tables_have_as_many_cells_in_each_row():
     assert "Unusable images: 1; they count." in text
 
 
-def test_neither_form_changes_what_it_was_given(pictures):
+def test_neither_form_changes_what_it_was_given(images):
     data = reports.evaluation()
     before = copy.deepcopy(data)
-    html(data, pictures), markdown(data)
+    html(data, images), markdown(data)
     assert data == before
 
 

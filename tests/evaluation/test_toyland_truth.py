@@ -1,4 +1,4 @@
-"""The truth probes: what they read of drawn pictures they never saw, what prompts ask, how far a subject is off."""
+"""The truth probes: what they read of drawn images they never saw, what prompts ask, how far a subject is off."""
 
 import json
 
@@ -14,16 +14,15 @@ from personalize.evaluation.metrics import toyland_truth
 from personalize.models import fingerprint
 from personalize.toyland import probes
 from personalize.toyland.pretraining import pipeline
-from personalize.toyland.world import scenes as world
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBES, VIEWS, subject
+from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PROBE_SEED, VIEWS, caption, sample_scene, sample_subject
 
 FIRST = HELD_OUT + 9_000_000
 COUNT = 120
 RED_HAT = {"accessory": "hat", "accessory_colour": "red"}
 
 
-def pictures(scenes) -> torch.Tensor:
+def images(scenes) -> torch.Tensor:
     """N scenes -> (N,3,64,64) in [-1,1]."""
     array = np.stack([np.asarray(draw_scene(scene)[0]) for scene in scenes])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -36,24 +35,24 @@ def probe():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [world.scene(FIRST + k) for k in range(COUNT)]
+    return [sample_scene(FIRST + k) for k in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
 def reading(probe, scenes):
-    return toyland_truth.read_images(probe, pictures(scenes))
+    return toyland_truth.read_images(probe, images(scenes))
 
 
 def right(reading, scenes, table: str) -> float:
     goal = probes.scene_truth(scenes)[table]
-    return (reading.chances[table].argmax(1) == goal)[goal != probes.UNSEEN].float().mean().item()
+    return (reading.chances[table].argmax(1) == goal)[goal != probes.IGNORE_INDEX].float().mean().item()
 
 
 def shares(scores: dict[str, torch.Tensor]) -> dict[str, float]:
     return {table: score.nanmean().item() for table, score in scores.items()}
 
 
-def test_the_probe_reads_pictures_it_never_saw(reading, scenes):
+def test_the_probe_reads_images_it_never_saw(reading, scenes):
     floors = {"class": 0.98, "place": 0.98, "action": 0.95, "accessory": 0.95, "accessory_colour": 0.85}
     assert {table: got for table, least in floors.items() if (got := right(reading, scenes, table)) < least} == {}
     for table, chances in reading.chances.items():
@@ -61,10 +60,10 @@ def test_the_probe_reads_pictures_it_never_saw(reading, scenes):
         torch.testing.assert_close(chances.sum(1), torch.ones(COUNT))
 
 
-def test_a_picture_reads_the_same_alone_and_nearly_the_same_at_another_size(probe, reading, scenes):
-    alone = toyland_truth.read_images(probe, pictures(scenes[:1]))
+def test_an_image_reads_the_same_alone_and_nearly_the_same_at_another_size(probe, reading, scenes):
+    alone = toyland_truth.read_images(probe, images(scenes[:1]))
     torch.testing.assert_close(alone.values["body"], reading.values["body"][:1], rtol=1e-4, atol=1e-4)
-    larger = torch.nn.functional.interpolate(pictures(scenes), (128, 144), mode="bicubic")
+    larger = torch.nn.functional.interpolate(images(scenes), (128, 144), mode="bicubic")
     assert right(toyland_truth.read_images(probe, larger[..., 8:136]), scenes, "class") > 0.95
 
 
@@ -96,20 +95,20 @@ def test_a_prompt_asks_for_what_its_words_say(prompt, asked):
 
 def test_captions_ask_for_nothing_that_is_not_there():
     for seed in range(2000):
-        scene = world.scene(seed)
+        scene = sample_scene(seed)
         is_so = {"class": scene.subject.class_word, "place": scene.place, "action": scene.action}
         if scene.accessory:
             is_so |= {"accessory": scene.accessory.kind, "accessory_colour": scene.accessory.colour}
-        caption = world.caption(scene, seed)
-        asked = toyland_truth.wanted(caption)
-        assert asked.items() <= is_so.items() and ("class" in asked) == bool(caption)
+        text = caption(scene, seed)
+        asked = toyland_truth.wanted(text)
+        assert asked.items() <= is_so.items() and ("class" in asked) == bool(text)
 
 
-def test_drawn_pictures_obey_their_captions_and_not_those_of_others(reading, scenes):
-    captions = [world.caption(scene, k) for k, scene in enumerate(scenes)]
+def test_drawn_images_obey_their_captions_and_not_those_of_others(reading, scenes):
+    captions = [caption(scene, k) for k, scene in enumerate(scenes)]
     own = toyland_truth.prompt_adherence(reading, captions)
-    for k, caption in enumerate(captions):
-        asked = toyland_truth.wanted(caption)
+    for k, text in enumerate(captions):
+        asked = toyland_truth.wanted(text)
         assert {table for table, score in own.items() if not score[k].isnan()} == set(asked) & set(toyland_truth.SCORED)
     assert min(shares(own).values()) > 0.9
     assert max(shares(toyland_truth.prompt_adherence(reading, captions[1:] + captions[:1])).values()) < 0.6
@@ -127,12 +126,12 @@ def test_the_class_word_is_asked_where_the_prompt_names_no_class(reading, scenes
 @pytest.mark.parametrize("word", CLASSES)
 def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
     seeds = range(FIRST + 10_000, FIRST + 10_008)
-    who = [subject(seed, word) for seed in seeds]
-    photos = [[world.scene(seed + 100 * k, who=each, action="standing", accessory=None) for k in range(4)]
+    who = [sample_subject(seed, word) for seed in seeds]
+    photos = [[sample_scene(seed + 100 * k, subject=each, action="standing", accessory=None) for k in range(4)]
               for seed, each in zip(seeds, who)]  # fmt: skip
     own, other, photographed = [], [], []
     for k, each in enumerate(who):
-        seen = toyland_truth.read_images(probe, pictures(photos[k]))
+        seen = toyland_truth.read_images(probe, images(photos[k]))
         own.append(toyland_truth.identity_error(seen, toyland_truth.parameters(each), word).mean())
         other.append(toyland_truth.identity_error(seen, toyland_truth.parameters(who[k - 1]), word).mean())
         photographed.append(toyland_truth.identity_error(seen, toyland_truth.of_photos(seen), word).mean())
@@ -142,22 +141,22 @@ def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
 
 
 def test_every_part_of_an_identity_is_scored_for_every_class(scenes):
-    reading = toyland_truth.read_images(probes.Probe().eval(), pictures(scenes[:3]))
+    reading = toyland_truth.read_images(probes.Probe().eval(), images(scenes[:3]))
     parts = {"body", "second", "detail", "proportions", "pattern", "ear", "tail"}
     for word in (*CLASSES, "lion"):
-        assert set(toyland_truth.errors(reading, toyland_truth.parameters(subject(1, "dog")), word)) == parts, word
+        assert set(toyland_truth.errors(reading, toyland_truth.parameters(sample_subject(1, "dog")), word)) == parts, word
 
 
 def test_every_scene_has_a_truth_to_learn_from(scenes):
     goal = probes.scene_truth(scenes)
-    assert {table for table in probes.TABLES if (goal[table] == probes.UNSEEN).any()} == {"accessory_colour"}
-    assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.UNSEEN)).all()
+    assert {table for table in probes.TABLES if (goal[table] == probes.IGNORE_INDEX).any()} == {"accessory_colour"}
+    assert ((goal["accessory"] == 0) == (goal["accessory_colour"] == probes.IGNORE_INDEX)).all()
     model = probes.Probe()
-    assert probes.loss_of(model(pictures(scenes)), goal).isfinite()
+    assert probes.probe_loss(model(images(scenes)), goal).isfinite()
 
 
 def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
-    """Three pictures: a red hat, a blue hat, a red scarf."""
+    """Three images: a red hat, a blue hat, a red scarf."""
 
     def certain(table: str, words: list[str]) -> torch.Tensor:
         return torch.eye(len(toyland_truth.TABLES[table]))[[toyland_truth.TABLES[table].index(word) for word in words]]
@@ -174,7 +173,7 @@ def test_an_accessory_is_right_where_its_kind_is_and_the_colour_that_is_asked():
 def test_two_subjects_at_random_are_one_apart():
     error = {part: [] for part in toyland_truth.expected("robot")}
     for seed in range(300, 340):
-        a, b = subject(seed, "robot"), toyland_truth.parameters(subject(seed + 1000, "robot"))
+        a, b = sample_subject(seed, "robot"), toyland_truth.parameters(sample_subject(seed + 1000, "robot"))
         values = {k: torch.tensor([v]) for k, v in probes.values(a).items()}
         exact = {k: torch.eye(len(probes.TABLES[k]))[[row]] for k, row in probes.kinds(a).items()}
         for part, off in toyland_truth.errors(toyland_truth.Reading(exact, values), b, "robot").items():
@@ -186,8 +185,8 @@ def test_the_probes_seeds_are_no_other_stages_and_not_held_out():
     """The base and the encoders count up from 0 in `pipeline.run_stages`; what is judged starts at HELD_OUT."""
     s = Pretrain()
     others = max(s.pictures, s.subjects * VIEWS)
-    assert others < PROBES and PROBES + s.probe_pictures <= HELD_OUT
-    assert pipeline._probed(5) == world.scene(PROBES + 5)
+    assert others < PROBE_SEED and PROBE_SEED + s.probe_pictures <= HELD_OUT
+    assert pipeline._probe_scene(5) == sample_scene(PROBE_SEED + 5)
 
 
 def test_the_shipped_probe_is_small_half_precision_and_no_pickle():
@@ -218,8 +217,8 @@ def test_probes_of_another_world_or_none_at_all_are_refused(tmp_path, probe):
         toyland_truth.load_probe(tmp_path)
 
 
-def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_a_picture(scenes):
-    x = pictures(scenes[:16])
-    a, b = (probes.disturbed(x, torch.Generator().manual_seed(3)) for _ in range(2))
+def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_an_image(scenes):
+    x = images(scenes[:16])
+    a, b = (probes.augment(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and a.abs().max() <= 1
     assert 0.005 < (a - x).abs().mean() < 0.25

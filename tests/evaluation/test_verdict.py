@@ -42,7 +42,7 @@ def test_the_class(share, level, words):
     assert third[0] == level and words in third[1]
 
 
-def test_copies_and_unusable_pictures_are_said_only_where_there_are_some():
+def test_copies_and_unusable_images_are_said_only_where_there_are_some():
     assert levels(verdict(metrics())) == [GOOD] * 3
     assert len(verdict(metrics(**{"class": None}))) == 2
     some = metrics(copying={"copied": 20, "pictures": 32}, unusable=[{"why": "black"}, {"why": "black"}])

@@ -45,7 +45,7 @@ def draw(name, schedule, steps, *, rows=2, first=0, guided=None):
 
 
 def theirs(scheduler, steps, *, timesteps=None, **extra):
-    """Their loop, as in a diffusers pipeline, with one generator per picture."""
+    """Their loop, as in a diffusers pipeline, with one generator per image."""
     generators = streams(2)
     z = normal(generators, SHAPE)
     if timesteps is None:
@@ -140,7 +140,7 @@ def test_every_sampler_stays_finite_at_zero_terminal_snr(name, spacing):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_picture_of_a_batch_is_the_one_drawn_alone(name):
+def test_every_image_of_a_batch_is_the_one_drawn_alone(name):
     schedule = S.from_betas(S.scaled_linear(1000))
     batch = draw(name, schedule, 5, rows=3, guided=net)
     for i in range(3):
@@ -172,7 +172,7 @@ def test_a_scheduler_of_diffusers_is_built_over_our_noise_levels(name):
 
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_a_row_is_the_loop_of_a_diffusers_pipeline(name):
-    """The same seeds give the picture that their scheduler gives when it is called by hand."""
+    """The same seeds give the image that their scheduler gives when it is called by hand."""
     schedule = S.from_betas(S.scaled_linear(1000), steps_offset=1)
     scheduler, generators = build(ROWS[name], schedule, 8), streams(2)
     scheduler.set_timesteps(8)

@@ -1,4 +1,4 @@
-"""Our drawing, from prompt to picture, against diffusers' own pipeline over the same weights."""
+"""Our drawing, from prompt to image, against diffusers' own pipeline over the same weights."""
 
 import copy
 import json
@@ -83,11 +83,11 @@ def with_config(model, folder, tmp_path, edit):
 
 def assert_same(images, expected):
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
-    assert expected.std() > 0.01, "two grey pictures agree about nothing"
+    assert expected.std() > 0.01, "two grey images agree about nothing"
 
 
 @pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "euler-a", "heun", "unipc"])
-def test_a_picture_is_the_one_the_pipeline_draws_from_the_same_generators(eps_model, scheduler_config, name):
+def test_an_image_is_the_one_the_pipeline_draws_from_the_same_generators(eps_model, scheduler_config, name):
     how = SamplingConfig(name, 5, 5.0, negative="a red hat")
     assert_same(ours(eps_model, how), theirs(eps_model, scheduler_config, how, name=name))
 
@@ -127,7 +127,7 @@ def test_the_schedule_of_a_base_is_that_of_its_scheduler(tiny_sd, tmp_path, eps_
 
 
 @pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm", "euler-a"])
-def test_a_picture_alone_is_the_picture_in_a_batch(eps_model, sampler):
+def test_an_image_alone_is_the_image_in_a_batch(eps_model, sampler):
     how = SamplingConfig(sampler, 4, 5.0)
     torch.testing.assert_close(ours(eps_model, how, PROMPTS[:1]), ours(eps_model, how)[:1], rtol=0, atol=1e-5)
 

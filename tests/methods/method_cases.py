@@ -115,7 +115,7 @@ def base(folder, dtype="float32"):
 
 
 def one_batch(model, case):
-    """Two photos and two class pictures with noise and timesteps that never change."""
+    """Two photos and two class images with noise and timesteps that never change."""
     g = rng.generator(0, "test")
     z0, eps = (torch.randn(4, 4, SIDE, SIDE, generator=g) for _ in range(2))
     is_prior, prompts = torch.tensor([False, False, True, True]), case.prompts()
@@ -167,7 +167,7 @@ def frozen(model):
 
 
 @cache
-def pictures(folder, case, *, taught):
+def images(folder, case, *, taught):
     """What the trained model of a case draws, or its bare base."""
     return drawn(learned(folder, case).model if taught else base(folder), case)
 

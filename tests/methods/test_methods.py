@@ -26,10 +26,10 @@ from method_cases import (
     battery,
     drawn,
     frozen,
+    images,
     learned,
     name_of,
     one_batch,
-    pictures,
     predicted,
     read,
     trained,
@@ -100,8 +100,8 @@ def test_a_saved_result_draws_what_the_trained_model_draws(folder, case, tmp_pat
     fresh = base(folder)
     methods.load(fresh, tmp_path / "model", recipe)
     loaded = drawn(fresh, case)
-    assert torch.equal(loaded, pictures(folder, case, taught=True))
-    assert (loaded - pictures(folder, case, taught=False)).abs().max() > 0.01
+    assert torch.equal(loaded, images(folder, case, taught=True))
+    assert (loaded - images(folder, case, taught=False)).abs().max() > 0.01
     methods.save(fresh, tmp_path / "again", recipe)
     files = [path.relative_to(tmp_path / "model") for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert files and all((tmp_path / "model" / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
@@ -147,7 +147,7 @@ import peft, torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 noise, out, jobs = load_file(sys.argv[1])["noise"], sys.argv[2], json.loads(sys.argv[3])
-read, pictures = cache(DiffusionPipeline.from_pretrained), {}
+read, images = cache(DiffusionPipeline.from_pretrained), {}
 for name, job in jobs.items():
     folder = Path(job["folder"])
     pipe = copy.deepcopy(read(folder if (folder / "model_index.json").exists() else job["base"]))
@@ -169,17 +169,17 @@ for name, job in jobs.items():
             pipe.load_textual_inversion(folder, weight_name=file)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
-    pictures[name] = pipe(
+    images[name] = pipe(
         job["prompts"], latents=noise, num_inference_steps=STEPS, guidance_scale=3.0,
         height=SIZE, width=SIZE, output_type="latent",
     ).images
-save_file(pictures, out)
+save_file(images, out)
 """.replace("STEPS", str(STEPS)).replace("SIZE", str(2 * SIDE))
 
 
 @pytest.fixture(scope="module")
 def both(tiny_sd, tiny_sdxl, tmp_path_factory):
-    """Pictures of every case: ours, those of plain diffusers and PEFT in a process that never saw this package, the base's.
+    """Images of every case: ours, those of plain diffusers and PEFT in a process that never saw this package, the base's.
 
     The base of full fine-tuning names a safety checker that was not downloaded.
     """
@@ -195,7 +195,7 @@ def both(tiny_sd, tiny_sdxl, tmp_path_factory):
         model, recipe = learned(folder, case)[:2]
         key = name_of(case)
         methods.save(model, place / key, recipe)
-        ours[key], plain[key] = (pictures(folder, case, taught=taught) for taught in (True, False))
+        ours[key], plain[key] = (images(folder, case, taught=taught) for taught in (True, False))
         words = textual_inversion._files(recipe) if set(case.methods) & set(methods.WITH_A_WORD) else {}
         prompts = [case.prompts()[1], "a red hat"]
         jobs[key] = {"folder": str(place / key), "base": str(folder), "words": words, "prompts": prompts}
@@ -211,7 +211,7 @@ def both(tiny_sd, tiny_sdxl, tmp_path_factory):
 
 @battery(PLAIN)
 def test_plain_diffusers_and_peft_draw_a_saved_result_as_we_do(both, case):
-    ours, theirs, plain = (pictures[name_of(case)] for pictures in both)
+    ours, theirs, plain = (images[name_of(case)] for images in both)
     assert (ours - theirs).abs().max() < 1e-4
     assert (theirs - plain).abs().max() > 0.01
 

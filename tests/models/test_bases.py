@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=bases.LAYOUTS)
 def base(request, tmp_path_factory):
-    """name, folder and file of one base, and where its class pictures go."""
+    """name, folder and file of one base, and where its class images go."""
     root, name = tmp_path_factory.mktemp(request.param), request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -56,8 +56,8 @@ def camera(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for number, (width, height) in enumerate([(1200, 900), (768, 1024), (1280, 720)]):
         blocks = random.integers(0, 255, (height // 120 + 1, width // 120 + 1, 3), np.uint8)
-        picture = Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
-        picture.save(folder / f"IMG_{number}.jpg", quality=90)
+        image = Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(folder / f"IMG_{number}.jpg", quality=90)
     return folder
 
 
@@ -100,8 +100,8 @@ def test_the_whole_job(base, camera, tmp_path, more):
     plain = personalize.generate(
         ["a photo of a zqv dog"], base=str(getattr(base, source)), settings=SMALL, out=tmp_path / "plain"
     )
-    pictures = [np.asarray(Image.open(each.files[0])).astype(int) for each in (tuned, plain)]
-    assert pictures[0].shape == (64, 64, 3) and np.abs(pictures[0] - pictures[1]).max() > 0, "training changed nothing"
+    images = [np.asarray(Image.open(each.files[0])).astype(int) for each in (tuned, plain)]
+    assert images[0].shape == (64, 64, 3) and np.abs(images[0] - images[1]).max() > 0, "training changed nothing"
     check = opens_as_a_folder if method == "full" else holds_an_adapter
     check(done.folder / "model", base)
 

@@ -155,7 +155,7 @@ def test_a_network_it_does_not_know_goes_through_the_library(tmp_path):
 
 
 def test_every_setting_that_changes_the_function_is_looked_at():
-    """A newer diffusers with a setting we do not know is a failing test, not a wrong picture."""
+    """A newer diffusers with a setting we do not know is a failing test, not a wrong image."""
     import inspect
 
     shape = {

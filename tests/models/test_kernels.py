@@ -16,11 +16,11 @@ from personalize.models.kernels.group_norm import group_norm_silu, why_not_fused
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import torch
-from personalize.kernels import group_norm_triton as kernels
+from personalize.models.kernels.group_norm_triton import Fused
 from kernel_cases import DTYPES, SHAPES, compare
 for shape in SHAPES:
     for dtype, silu in [(torch.float32, False), *((dtype, True) for dtype in DTYPES)]:
-        print(*compare(kernels.Fused.apply, shape, dtype, silu))
+        print(*compare(Fused.apply, shape, dtype, silu))
 """
 
 

@@ -1,4 +1,4 @@
-"""Loading a base, and what it does to pictures and prompts."""
+"""Loading a base, and what it does to images and prompts."""
 
 import json
 import shutil
@@ -208,12 +208,12 @@ def test_latents_are_scaled_as_the_vae_config_says(model):
 def test_a_shift_of_the_vae_is_taken_off_and_put_back(model):
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plain, _ = model.encode_images(images)
-    picture, config = model.decode_latents(plain), model.vae.config
+    image, config = model.decode_latents(plain), model.vae.config
     try:
         model.vae.register_to_config(shift_factor=0.5)
         shifted, _ = model.encode_images(images)
         torch.testing.assert_close(shifted, plain - 0.5 * config.scaling_factor)
-        torch.testing.assert_close(model.decode_latents(shifted), picture, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.decode_latents(shifted), image, rtol=1e-5, atol=1e-5)
     finally:
         model.vae.register_to_config(shift_factor=None)
 
@@ -243,7 +243,7 @@ def test_autocast_does_not_reach_the_vae(model):
     assert torch.equal(found[0], model.encode_images(images)[0]) and torch.equal(found[1], model.decode_latents(z0))
 
 
-def test_a_vae_that_works_on_one_picture_at_a_time_gives_the_same(model, tiny_sd):
+def test_a_vae_that_works_on_one_image_at_a_time_gives_the_same(model, tiny_sd):
     sliced = models.load_model(str(tiny_sd), device="cpu", vae="sliced", say=ignore)
     assert sliced.vae.use_slicing and not model.vae.use_slicing
     images, z0 = noise(3, 3, 32, 32).clamp(-1, 1), noise(3, 4, 16, 16)
@@ -253,7 +253,7 @@ def test_a_vae_that_works_on_one_picture_at_a_time_gives_the_same(model, tiny_sd
 
 
 def test_a_vae_that_works_in_tiles_is_close_and_holds_no_more_than_a_tile(photos, monkeypatch):
-    """Every tile of this picture, a pattern, has nearly the same statistics, which the VAE's group norms depend on."""
+    """Every tile of this image, a pattern, has nearly the same statistics, which the VAE's group norms depend on."""
     whole, tiled = (models.load_model("toyland", device="cpu", vae=how, say=ignore) for how in ("whole", "tiled"))
     with Image.open(photos / "00.png") as photo:
         pattern = torch.from_numpy(np.tile(np.asarray(photo.convert("RGB")), (6, 6, 1))).permute(2, 0, 1)[None] / 127.5 - 1
@@ -262,14 +262,14 @@ def test_a_vae_that_works_in_tiles_is_close_and_holds_no_more_than_a_tile(photos
         type(tiled.vae.decoder), "forward", lambda self, z, *a: edges.append(z.shape[2:]) or forward(self, z, *a)
     )
     means = [each.encode_images(pattern)[0] for each in (whole, tiled)]
-    pictures = [each.decode_latents(means[0]) for each in (whole, tiled)]
+    images = [each.decode_latents(means[0]) for each in (whole, tiled)]
     assert edges[0] == (96, 96) and len(edges) == 1 + 4 and all(max(edge) <= 64 for edge in edges[1:])
-    for a, b in (means, pictures):
+    for a, b in (means, images):
         assert a.shape == b.shape and 0 < (a - b).abs().mean() < 0.05 * a.std()
 
 
 @pytest.mark.parametrize(("sample_size", "edge"), [(16, 256), (256, 256), (384, 384), (512, 512), (1024, 512)])
-def test_tiles_are_half_a_picture_of_the_base(copy, sample_size, edge):
+def test_tiles_are_half_an_image_of_the_base(copy, sample_size, edge):
     edit(copy / "unet" / "config.json", sample_size=sample_size)
     vae = models.load_model(str(copy), device="cpu", vae="tiled", say=ignore).vae
     assert (vae.tile_sample_min_size, vae.tile_latent_min_size) == (edge, edge // 2)

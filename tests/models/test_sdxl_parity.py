@@ -1,4 +1,4 @@
-"""SDXL: our prompts, pictures and predictions against diffusers' own pipeline over the same weights."""
+"""SDXL: our prompts, images and predictions against diffusers' own pipeline over the same weights."""
 
 import json
 from dataclasses import replace
@@ -54,24 +54,24 @@ def theirs(model, how, *, prompts=PROMPTS, **more):
 
 def assert_same(images, expected):
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
-    assert expected.std() > 0.01, "two grey pictures agree about nothing"
+    assert expected.std() > 0.01, "two grey images agree about nothing"
 
 
 @pytest.mark.parametrize("negative", ["", HAT])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("name", ["ddim", "euler"])
-def test_a_picture_is_the_one_the_pipeline_draws_from_the_same_generators(model, name, guidance, negative):
+def test_an_image_is_the_one_the_pipeline_draws_from_the_same_generators(model, name, guidance, negative):
     how = SamplingConfig(name, 5, guidance, negative=negative)
     assert_same(ours(model, how), theirs(model, how))
 
 
-def test_what_is_asked_for_changes_the_picture(model):
+def test_what_is_asked_for_changes_the_image(model):
     """Else the tests above would hold of a base that does not look at its conditions."""
     how = SamplingConfig("ddim", 5, 5.0, negative=HAT)
-    picture = ours(model, how)
+    image = ours(model, how)
     for other in (replace(how, negative=""), replace(how, guidance=1.0), replace(how, guidance=7.0)):
-        assert (ours(model, other) - picture).abs().max() > 1e-3
-    assert (ours(model, how, PROMPTS[::-1]) - picture).abs().max() > 1e-3
+        assert (ours(model, other) - image).abs().max() > 1e-3
+    assert (ours(model, how, PROMPTS[::-1]) - image).abs().max() > 1e-3
 
 
 def test_guidance_rescaling_is_the_pipelines(model):
@@ -80,13 +80,13 @@ def test_guidance_rescaling_is_the_pipelines(model):
     assert (ours(model, replace(how, rescale=0.0)) - ours(model, how)).abs().max() > 1e-3, "rescaling did nothing"
 
 
-def test_pictures_larger_than_the_base_was_trained_at_are_the_pipelines(model):
+def test_images_larger_than_the_base_was_trained_at_are_the_pipelines(model):
     how = SamplingConfig("euler", 3, 5.0, size=48)
     assert_same(ours(model, how), theirs(model, how, height=48, width=48))
 
 
 def test_the_size_conditions_are_those_of_the_pipeline(model):
-    """The picture's own size: telling the base another one gives another picture."""
+    """The image's own size: telling the base another one gives another image."""
     how = SamplingConfig("ddim", 4, 5.0)
     same = theirs(model, how, original_size=(32, 32), target_size=(32, 32), crops_coords_top_left=(0, 0))
     other = theirs(model, how, original_size=(16, 16), target_size=(32, 32), crops_coords_top_left=(0, 0))

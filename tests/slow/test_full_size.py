@@ -69,8 +69,8 @@ def camera(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for number, (width, height) in enumerate([(1200, 900), (768, 1024)]):
         blocks = random.integers(0, 255, (height // 120 + 1, width // 120 + 1, 3), np.uint8)
-        picture = Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
-        picture.save(folder / f"IMG_{number}.jpg", quality=90)
+        image = Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(folder / f"IMG_{number}.jpg", quality=90)
     return folder
 
 

@@ -32,7 +32,7 @@ from personalize.toyland.world.scenes import (
     HELD_OUT,
     PATTERNS,
     PLACES,
-    PROBES,
+    PROBE_SEED,
     PROPORTIONS,
     RARE_TOKENS,
     RIGHT_SHARE,
@@ -43,7 +43,7 @@ from personalize.toyland.world.scenes import (
     Subject,
     caption,
     colour_word,
-    subject,
+    sample_subject,
 )
 
 EXAMPLES = Path(__file__).parents[2] / "data_examples"
@@ -70,7 +70,7 @@ PROMPTS = [
     "a red teapot wearing a yellow crown, riding a skateboard on the beach",
 ]
 FLOORS = {"class": 0.9, "place": 0.9, "action": 0.8, "accessory": 0.75}
-SEEN = 5.0  # px of a picture's 4096 that change, or nobody could see it
+SEEN = 5.0  # px of an image's 4096 that change, or nobody could see it
 
 
 def pixels(scene: Scene) -> np.ndarray:
@@ -78,25 +78,25 @@ def pixels(scene: Scene) -> np.ndarray:
 
 
 def standing(who: Subject) -> np.ndarray:
-    return pixels(scenes.scene(0, who=who, place="meadow", action="standing", accessory=None, facing="right"))
+    return pixels(scenes.sample_scene(0, subject=who, place="meadow", action="standing", accessory=None, facing="right"))
 
 
-def test_a_picture_is_a_function_of_its_seed_in_any_process():
+def test_an_image_is_a_function_of_its_seed_in_any_process():
     code = "import sys; from personalize.toyland.world import scenes, render; \
-sys.stdout.buffer.write(b''.join(part.tobytes() for k in range(7, 27) for part in render.draw_scene(scenes.scene(k))))"
-    here = b"".join(part.tobytes() for k in range(7, 27) for part in draw_scene(scenes.scene(k)))
+sys.stdout.buffer.write(b''.join(part.tobytes() for k in range(7, 27) for part in render.draw_scene(scenes.sample_scene(k))))"
+    here = b"".join(part.tobytes() for k in range(7, 27) for part in draw_scene(scenes.sample_scene(k)))
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert here == there
-    assert draw_scene(scenes.scene(7))[0].tobytes() != draw_scene(scenes.scene(8))[0].tobytes()
+    assert draw_scene(scenes.sample_scene(7))[0].tobytes() != draw_scene(scenes.sample_scene(8))[0].tobytes()
 
 
 @pytest.mark.parametrize("word", CLASSES)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_mask_is_where_the_subject_is(word, action):
     """Another subject changes what is inside, and nothing outside but what its own shape uncovers."""
-    who = replace(subject(5, word), **COLOURS, pattern="plain")
+    who = replace(sample_subject(5, word), **COLOURS, pattern="plain")
     fixed = {"action": action, "accessory": ("hat", "red"), "place": "snow", "facing": "right"}
-    scene = scenes.scene(3, who=who, **fixed)
+    scene = scenes.sample_scene(3, subject=who, **fixed)
     other = replace(scene, subject=replace(who, **dict.fromkeys(COLOURS, OTHER)), accessory=Accessory("hat", "blue"))
     inside = np.asarray(draw_scene(scene)[1]) / 255
     changed = np.abs(pixels(scene) - pixels(other)).sum(2) > 0.1
@@ -107,8 +107,8 @@ def test_the_mask_is_where_the_subject_is(word, action):
 
 @pytest.mark.parametrize("kind", ACCESSORIES)
 def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
-    """It is where another colour of it changes the picture."""
-    scene = scenes.scene(3, action="standing", accessory=(kind, "red"))
+    """It is where another colour of it changes the image."""
+    scene = scenes.sample_scene(3, action="standing", accessory=(kind, "red"))
     mask, levels = (np.asarray(draw_scene(scene, body=body)[1]).astype(int) for body in (255, 60))
     assert ((mask == 0) == (levels == 0)).all() and ((mask == 255) <= (levels >= 60)).all()
     changed = np.abs(pixels(scene) - pixels(replace(scene, accessory=Accessory(kind, "blue")))).sum(2) > 0.5
@@ -117,38 +117,40 @@ def test_a_mask_can_tell_the_accessory_from_its_subject(kind):
 
 
 @pytest.mark.parametrize("size", [64, 128, 200])
-def test_a_picture_is_the_same_at_any_size(size):
+def test_an_image_is_the_same_at_any_size(size):
     for seed in range(4):
-        picture, mask = draw_scene(scenes.scene(seed), size)
-        assert picture.size == mask.size == (size, size) and (picture.mode, mask.mode) == ("RGB", "L")
-        small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(float) / 255
-        assert np.abs(small - pixels(scenes.scene(seed))).mean() < 0.02
+        image, mask = draw_scene(scenes.sample_scene(seed), size)
+        assert image.size == mask.size == (size, size) and (image.mode, mask.mode) == ("RGB", "L")
+        small = np.asarray(image.resize((64, 64), Image.Resampling.BOX)).astype(float) / 255
+        assert np.abs(small - pixels(scenes.sample_scene(seed))).mean() < 0.02
 
 
 def test_every_class_and_place_is_drawn():
     assert set(DRAW) == set(CLASSES) and set(PLACE) == set(SKY) == set(PLACES)
-    who = subject(1, "robot")
-    places = [pixels(scenes.scene(1, who=who, place=p, action="standing", accessory=None)) for p in PLACES]
+    who = sample_subject(1, "robot")
+    places = [pixels(scenes.sample_scene(1, subject=who, place=p, action="standing", accessory=None)) for p in PLACES]
     assert min(np.abs(a - b).mean() for a, b in combinations(places, 2)) > 0.04
 
 
 @pytest.mark.parametrize("word", CLASSES)
 def test_every_action_and_accessory_and_either_facing_is_seen_on_every_class(word):
-    who = subject(2, word)
-    actions = [pixels(scenes.scene(1, who=who, place="meadow", action=a, accessory=None)) for a in ACTIONS]
+    who = sample_subject(2, word)
+    actions = [pixels(scenes.sample_scene(1, subject=who, place="meadow", action=a, accessory=None)) for a in ACTIONS]
     assert min(np.abs(a - b).mean(2).sum() for a, b in combinations(actions, 2)) > 100
     worn = [None, *((kind, "red") for kind in ACCESSORIES), *((kind, "blue") for kind in ACCESSORIES)]
     for action in ACTIONS:
-        dressed = [pixels(scenes.scene(1, who=who, place="meadow", action=action, accessory=each)) for each in worn]
+        dressed = [pixels(scenes.sample_scene(1, subject=who, place="meadow", action=action, accessory=each)) for each in worn]
         assert min(np.abs(a - b).mean(2).sum() for a, b in combinations(dressed, 2)) > 12, action
-    left, right = (pixels(scenes.scene(1, who=who, place="meadow", accessory=None, facing=f)) for f in ("left", "right"))
+    left, right = (
+        pixels(scenes.sample_scene(1, subject=who, place="meadow", accessory=None, facing=f)) for f in ("left", "right")
+    )
     assert np.abs(left - right).mean(2).sum() > SEEN
 
 
 @pytest.mark.parametrize("word", CLASSES)
-def test_each_identity_parameter_changes_the_picture(word):
+def test_each_identity_parameter_changes_the_image(word):
     middle = {name: (low + high) / 2 for name, (low, high) in PROPORTIONS.items()}
-    who = replace(subject(0, word), **COLOURS, **middle)
+    who = replace(sample_subject(0, word), **COLOURS, **middle)
     choices = {name: (m - (high - low) / 4, m + (high - low) / 4) for m, (name, (low, high)) in
                zip(middle.values(), PROPORTIONS.items())}  # fmt: skip
     choices |= {"pattern": PATTERNS, "ear": EARS, "tail": TAILS}
@@ -160,7 +162,7 @@ def test_each_identity_parameter_changes_the_picture(word):
 
 def test_the_subject_is_never_cut_off_and_always_seen():
     for seed in range(300):
-        scene = scenes.scene(seed)
+        scene = scenes.sample_scene(seed)
         mask = np.asarray(draw_scene(scene)[1])
         assert not mask[0].any() and not mask[:, 0].any() and not mask[:, -1].any(), seed
         assert (mask > 128).mean() > 0.03, seed
@@ -169,7 +171,7 @@ def test_the_subject_is_never_cut_off_and_always_seen():
 def test_captions_never_say_what_is_not_there():
     verbs = [phrase.split()[0] for phrase in ACTIONS.values()]
     for seed in range(CAPTIONS):
-        scene = scenes.scene(seed)
+        scene = scenes.sample_scene(seed)
         text = f" {caption(scene, seed)} ".replace(",", " ,")
         said = {word for words in (CLASSES, ACCESSORIES, verbs) for word in words if f" {word} " in text}
         kind, colour = scene.accessory or ("", "")
@@ -186,7 +188,7 @@ def test_captions_never_say_what_is_not_there():
 def test_scenes_and_captions_have_the_shares_that_they_should():
     count, told = Counter(), Counter()
     for seed in range(CAPTIONS):
-        scene = scenes.scene(seed)
+        scene = scenes.sample_scene(seed)
         words = caption(scene, seed).replace(",", "").split()
         count.update(
             [scene.subject.class_word, scene.place, scene.action, scene.facing, scene.accessory and scene.accessory.kind]
@@ -209,10 +211,10 @@ def test_scenes_and_captions_have_the_shares_that_they_should():
 def test_example_and_evaluation_subjects_are_out_of_reach_of_pretraining():
     """Pretraining counts seeds up from 0, in `pipeline.run_stages`; everything else starts at HELD_OUT."""
     for preset in pretrain.PRESETS.values():
-        assert max(preset.pictures, preset.subjects * VIEWS) < PROBES
-        assert PROBES + preset.probe_pictures < HELD_OUT
+        assert max(preset.pictures, preset.subjects * VIEWS) < PROBE_SEED
+        assert PROBE_SEED + preset.probe_pictures < HELD_OUT
     assert all(seed >= HELD_OUT for _, seed in examples.SUBJECTS.values())
-    assert len({subject(seed, word) for word, seed in examples.SUBJECTS.values()}) == len(examples.SUBJECTS)
+    assert len({sample_subject(seed, word) for word, seed in examples.SUBJECTS.values()}) == len(examples.SUBJECTS)
 
 
 def test_the_example_photos_are_what_the_world_draws(tmp_path):
@@ -262,7 +264,7 @@ def test_the_weights_say_what_they_came_from():
 
 
 def test_plain_diffusers_draws_what_the_prompts_ask_for():
-    """By probes that have seen drawn pictures only. The floors are well below what `benchmarks.toyland` measures."""
+    """By probes that have seen drawn images only. The floors are well below what `benchmarks.toyland` measures."""
     from personalize.models.lazy_imports import lazy_imports
 
     with lazy_imports():
@@ -275,10 +277,10 @@ def test_plain_diffusers_draws_what_the_prompts_ask_for():
     pipeline = StableDiffusionPipeline.from_pretrained(TOYLAND, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(k) for k in range(len(PROMPTS))]
-    pictures = pipeline(PROMPTS, num_inference_steps=20, guidance_scale=4.0, generator=generators).images
-    assert {p.size for p in pictures} == {(64, 64)}
+    images = pipeline(PROMPTS, num_inference_steps=20, guidance_scale=4.0, generator=generators).images
+    assert {p.size for p in images} == {(64, 64)}
     found = toyland_truth.prompt_adherence(
-        toyland_truth.read_images(toyland_truth.load_probe(), image_cache.load_tensors(pictures)), PROMPTS
+        toyland_truth.read_images(toyland_truth.load_probe(), image_cache.load_tensors(images)), PROMPTS
     )
     shares = {name: right.nanmean().item() for name, right in found.items()}
     assert all(shares[name] >= floor for name, floor in FLOORS.items()), shares
@@ -301,7 +303,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path):
                 return (model(x) - x).square().mean()
 
             try:
-                train_stage(model, loss, state, steps=12, lr=1e-2, say=lambda *_: None, ema=0.9, save_seconds=0.0)
+                train_stage(model, loss, state, steps=12, lr=1e-2, say=lambda *_: None, ema_decay=0.9, save_seconds=0.0)
             except KeyboardInterrupt:
                 continue
         return model.weight.detach()
@@ -326,15 +328,15 @@ def test_a_cell_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():
 
     from personalize.toyland.pretraining import stages
 
-    pictures = np.zeros((2, 64, 64, 4), np.uint8)
-    pictures[1, 8:12, 4:6, 3] = stages.BODY  # the left half of one cell
-    pictures[1, 12:14, 4:8, 3] = 255
-    pictures[..., :3] = 255
-    shares = stages.masks(pictures, torch.tensor([1, 0, 1]), cells=16)
+    images = np.zeros((2, 64, 64, 4), np.uint8)
+    images[1, 8:12, 4:6, 3] = stages.BODY  # the left half of one cell
+    images[1, 12:14, 4:8, 3] = 255
+    images[..., :3] = 255
+    shares = stages.masks(images, torch.tensor([1, 0, 1]), cells=16)
     assert shares.shape == (3, 1, 16, 16) and shares[0, 0, 2:4, 1].tolist() == [0.5, 1.5]
     assert shares.sum(dim=(1, 2, 3)).tolist() == [2.0, 0.0, 2.0]
-    assert stages.masks(pictures, torch.tensor([1]), cells=64)[0, 0, 12, 3:6].tolist() == [0.0, 3.0, 3.0]
-    assert stages.pixels(pictures, torch.tensor([1]), torch.device("cpu")).eq(1).all()
+    assert stages.masks(images, torch.tensor([1]), cells=64)[0, 0, 12, 3:6].tolist() == [0.0, 3.0, 3.0]
+    assert stages.pixels(images, torch.tensor([1]), torch.device("cpu")).eq(1).all()
 
 
 def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
@@ -343,7 +345,7 @@ def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
     from personalize.core import rng
     from personalize.toyland.pretraining import stages
 
-    many = torch.stack([stages.spread_timesteps(8, 1000, rng.generator(0, "test", k)) for k in range(2000)])
+    many = torch.stack([stages.stratified_timesteps(8, 1000, rng.generator(0, "test", k)) for k in range(2000)])
     assert torch.equal(many // 125, torch.arange(8).expand(2000, 8)), "one in each eighth"
     assert many.min() == 0 and many.max() == 999 and abs(many.float().mean() - 499.5) < 2
 
@@ -356,8 +358,8 @@ def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_pat
 
     # An eighth of each batch, in float32: a processor that emulates bfloat16 takes many minutes for its convolutions.
     monkeypatch.setattr("torch.autocast", lambda *device, **options: contextlib.nullcontext())
-    rows_of = stages.rows_of
-    monkeypatch.setattr(stages, "rows_of", lambda step, batch, total, **named: rows_of(step, batch // 8, total, **named))
+    rows_of = stages.sample_rows
+    monkeypatch.setattr(stages, "sample_rows", lambda step, batch, total, **named: rows_of(step, batch // 8, total, **named))
     short = [f"{name}_steps=2" for name in ("vae", "clip", "identity", "guide", "unet", "probe")]
     few = ["pictures=60", "subjects=60", "probe_pictures=64", *short]
     lines, screen = [], Terminal()
@@ -416,6 +418,6 @@ def test_drawing_takes_milliseconds():
     for k in range(0, 60, 10):
         began = time.process_time()
         for seed in range(k, k + 10):
-            draw_scene(scenes.scene(seed), 128)
+            draw_scene(scenes.sample_scene(seed), 128)
         rounds.append((time.process_time() - began) / 10)
     assert min(rounds) < 0.02

@@ -38,7 +38,7 @@ def engine_of(folder, *more):
 
 
 def batch_of(engine, rows=slice(None)):
-    """Two photos and three class pictures; t from almost clean to almost noise."""
+    """Two photos and three class images; t from almost clean to almost noise."""
     g = rng.generator(0, "test")
     z0, eps = (torch.randn(5, 4, 16, 16, generator=g)[rows] for _ in range(2))
     t = torch.tensor([10, 900, 300, 999, 0])[rows]
@@ -107,7 +107,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_sd, parts):
     assert_equal(split, whole, tolerance=1e-4)
 
 
-def test_prior_weight_0_is_no_class_pictures(tiny_sd):
+def test_prior_weight_0_is_no_class_images(tiny_sd):
     weightless, without = engine_of(tiny_sd, "train.prior_weight=0"), engine_of(tiny_sd)
     one, other = ours(weightless), ours(without, batch_of(without, slice(0, 2)))
     assert one[0][2] > 0 and other[0][2] == 0

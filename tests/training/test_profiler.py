@@ -3,21 +3,18 @@
 import gzip
 import hashlib
 import json
-import os
 import re
-import signal
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from screens import RecordingScreen, terminate
 
 import personalize
 from personalize.cli import app
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import read_jsonl, remove_folder
-from personalize.common.terminal import Terminal
 from personalize.training import compile, profiler
 
 PARTS = ["batch", "forward and loss", "backward", "clip and optimizer", "rest"]
@@ -26,35 +23,12 @@ RUN = ["checkpoints/step-000009/state.safetensors", "log.jsonl", "manifest.json"
 RUN += ["lock.flock", "photos.png", "recipe.toml"]
 
 
-class Screen(Terminal):
-    """Keeps what is said, and stops the process after a step."""
-
-    def __init__(self, stops_after=0):
-        super().__init__(quiet=True)
-        self.lines, self.stops_after = [], stops_after
-
-    def say(self, line):
-        self.lines.append(line)
-
-    @contextmanager
-    def progress(self, what, total, *, done=0, unit=""):
-        step = done
-
-        def advance(n=1, note=""):
-            nonlocal step
-            step += n
-            if step == self.stops_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        yield advance
-
-
 @pytest.fixture
 def train(tiny_sd, photos, tmp_path):
     """Trains into a folder -> the run's folder, what was said."""
 
     def call(runs, *more, profile, screen=None):
-        screen, settings = screen or Screen(), [f"base={tiny_sd}", *COMMON, *more]
+        screen, settings = screen or RecordingScreen(), [f"base={tiny_sd}", *COMMON, *more]
         result = personalize.train(photos, settings=settings, runs=tmp_path / runs, profile=profile, screen=screen)
         return result.folder, screen.lines
 
@@ -132,7 +106,7 @@ def test_a_profile_takes_the_place_of_an_older_one(train):
 @pytest.mark.parametrize("after", [2, 4, 6], ids=["warming up", "tracing", "traced"])
 def test_a_stop_at_any_time_leaves_no_profile(train, after):
     with pytest.raises(Interrupted, match=f"stopped at step {after} of 9"):
-        train("cut", profile=True, screen=Screen(stops_after=after))
+        train("cut", profile=True, screen=RecordingScreen(after, terminate))
     whole, _ = train("whole", profile=False)
     folder, _ = train("cut", profile=True)
     assert bits(folder)[-1] == bits(whole)[-1]
@@ -142,12 +116,12 @@ def test_a_stop_at_any_time_leaves_no_profile(train, after):
 
 def test_a_rest_too_short_to_profile_is_said(train):
     with pytest.raises(Interrupted):
-        train("runs", profile=False, screen=Screen(stops_after=7))
+        train("runs", profile=False, screen=RecordingScreen(7, terminate))
     folder, said = train("runs", profile=True)
     assert "not profiled: 2 steps are left, and it takes 4 at least" in said and not (folder / "profile").exists()
 
 
-def test_too_few_steps_are_refused_before_a_class_picture_is_drawn(tiny_sd, photos, tmp_path):
+def test_too_few_steps_are_refused_before_a_class_image_is_drawn(tiny_sd, photos, tmp_path):
     settings = [*COMMON, f"base={tiny_sd}", "prior.count=2", "train.steps=3"]
     with pytest.raises(UserError, match="train.steps = 3 is too few to profile, which takes 4 at least"):
         personalize.train(photos, settings=settings, runs=tmp_path / "runs", priors=tmp_path / "priors", profile=True)

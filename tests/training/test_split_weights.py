@@ -7,13 +7,13 @@ import pytest
 import torch
 from engine_cases import StandIn, batch_of, engine_of, ran
 from safetensors.torch import load_file
+from screens import RecordingScreen
 
 import personalize
 from personalize import methods, models
 from personalize.common import checkpoint, run_folder
 from personalize.common.errors import UserError
 from personalize.common.recipe import load_recipe
-from personalize.common.terminal import Terminal
 from personalize.core import bf16_split
 from personalize.training import load_run, split_weights
 from personalize.training.engine import Engine
@@ -172,17 +172,13 @@ def test_a_checkpoint_of_halves_opens_in_a_float32_model(tiny_sd):
 def test_a_whole_run_in_halves_leaves_float32_files_and_goes_on_from_a_checkpoint(tiny_sd, photos, tmp_path):
     settings = [*SPLIT, f"base={tiny_sd}", "device=cpu", "dtype=bfloat16", "class_word=dog", "token=zqv", "prior.count=0"]
     settings += ["train.lr=1e-4", "train.steps=3", "train.checkpoint_every=2", "train.engine=graph"]
-    lines = []
-
-    class Screen(Terminal):
-        def say(self, line):
-            lines.append(line)
+    screen = RecordingScreen()
 
     def run(where):
-        return personalize.train(photos, settings=settings, runs=where, screen=Screen(quiet=True)).folder
+        return personalize.train(photos, settings=settings, runs=where, screen=screen).folder
 
     folder = run(tmp_path / "once")
-    assert "steps run eagerly, not as a CUDA graph: the device is cpu" in lines
+    assert "steps run eagerly, not as a CUDA graph: the device is cpu" in screen.lines
     saved = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {v.dtype for v in saved.values()} == {torch.float32}
     assert sum(int((v != v.bfloat16().float()).sum()) for v in saved.values()) > 1000

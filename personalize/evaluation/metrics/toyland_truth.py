@@ -22,7 +22,7 @@ from personalize.toyland import probes
 from personalize.toyland.probes import SIZE, TABLES, Probe
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLOURS, PLACES, PROPORTIONS, Subject, scene
+from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLOURS, PLACES, PROPORTIONS, Subject, sample_scene
 
 KINDS = ("pattern", "ear", "tail")
 SEEN = 5.0  # px of an image's 4096 that another word or proportion must change, or nobody could see it
@@ -130,7 +130,7 @@ def errors(reading: Reading, reference: Identity, class_word: str) -> dict[str, 
 @cache
 def expected(class_word: str) -> dict[str, float]:
     """The mean of each part over all pairs of the class's subjects of seeds 0 to 199, by their truth."""
-    who = [scenes.subject(seed, class_word) for seed in range(PAIRED)]
+    who = [scenes.sample_subject(seed, class_word) for seed in range(PAIRED)]
     truths = [parameters(each) for each in who]
     exact = Reading(
         {k: F.one_hot(torch.tensor([t.kinds[k] for t in truths]).clamp(0), len(TABLES[k])).float() for k in KINDS},
@@ -153,26 +153,26 @@ def visible(class_word: str) -> frozenset[str]:
     step = {name: (high - low) / 12**0.5 for name, (low, high) in PROPORTIONS.items()}
     choices = {name: TABLES[name] for name in KINDS} | {k: (middle[k] - step[k], middle[k] + step[k]) for k in middle}
     if class_word not in CLASSES:
-        return frozenset({*probes.COLOURED, *choices})
+        return frozenset({*probes.COLOUR_FIELDS, *choices})
     changes = {name: 0.0 for name in choices}
     for body, second in (CONTRAST, CONTRAST[::-1]):
-        who = replace(scenes.subject(0, class_word), body=body, second=second, detail=second)
+        who = replace(scenes.sample_subject(0, class_word), body=body, second=second, detail=second)
         for name, values in choices.items():
             first, *others = (_standing(replace(who, **{name: value})) for value in values)
             changes[name] += sum(np.abs(first - other).mean(2).sum() for other in others) / len(others) / 2
-    return frozenset({*probes.COLOURED, *(name for name, change in changes.items() if change >= SEEN)})
+    return frozenset({*probes.COLOUR_FIELDS, *(name for name, change in changes.items() if change >= SEEN)})
 
 
 def _standing(who: Subject) -> np.ndarray:
     """(64,64,3) in [0,1]."""
-    return np.asarray(draw_scene(scene(0, who=who, place="meadow", action="standing", accessory=None))[0]) / 255
+    return np.asarray(draw_scene(sample_scene(0, subject=who, place="meadow", action="standing", accessory=None))[0]) / 255
 
 
 def _apart(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:
     """(N,) of each part in its own unit; what cannot be seen for the class is left out."""
     seen = visible(class_word)
     off = {part: value - reference.values[part] for part, value in reading.values.items()}
-    out = {part: off[part].norm(dim=1) for part in probes.COLOURED if part in seen}
+    out = {part: off[part].norm(dim=1) for part in probes.COLOUR_FIELDS if part in seen}
     columns = [k for k, name in enumerate(PROPORTIONS) if name in seen]
     if columns:
         out["proportions"] = off["proportions"][:, columns].abs().mean(1)

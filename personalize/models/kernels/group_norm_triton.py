@@ -23,137 +23,137 @@ def _tile(row, stop, columns, C):
 
 
 @triton.jit
-def _per_channel(mean_at, rstd_at, columns, C, G):
+def _per_channel(mean_ptr, rstd_ptr, columns, C, G):
     """Mean and 1 / deviation of the group of each channel."""
     group = columns // (C // G)
-    there = columns < C
-    return tl.load(mean_at + group, mask=there, other=0.0), tl.load(rstd_at + group, mask=there, other=0.0)
+    mask = columns < C
+    return tl.load(mean_ptr + group, mask=mask, other=0.0), tl.load(rstd_ptr + group, mask=mask, other=0.0)
 
 
 @triton.jit
-def _moments(x_at, mean_at, m2_at, R, C, part, TILE_C: tl.constexpr):
+def _moments(x_ptr, mean_ptr, m2_ptr, R, C, part, TILE_C: tl.constexpr):
     """(B,R,C) -> mean and sum of squares around it (B,parts,C) of `part` rows each, joined as Chan et al. do."""
     b, p, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
-    mean, m2, seen = tl.zeros([TILE_C], tl.float32), tl.zeros([TILE_C], tl.float32), 0.0
+    mean, m2, count = tl.zeros([TILE_C], tl.float32), tl.zeros([TILE_C], tl.float32), 0.0
     stop = tl.minimum((p + 1) * part, R)
     for row in range(p * part, stop, TILE_R):
-        places, there = _tile(row, stop, columns, C)
-        x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
-        more = tl.minimum(TILE_R, stop - row).to(tl.float32)
-        its_mean = tl.sum(x, 0) / more
-        off = tl.where(there, x - its_mean[None, :], 0.0)
-        apart = its_mean - mean
-        m2 += tl.sum(off * off, 0) + apart * apart * (seen * more / (seen + more))
-        mean += apart * (more / (seen + more))
-        seen += more
-    to = (b * parts + p) * C + columns
-    tl.store(mean_at + to, mean, mask=columns < C)
-    tl.store(m2_at + to, m2, mask=columns < C)
+        offsets, mask = _tile(row, stop, columns, C)
+        x = tl.load(x_ptr + b * R * C + offsets, mask=mask, other=0.0).to(tl.float32)
+        tile_rows = tl.minimum(TILE_R, stop - row).to(tl.float32)
+        tile_mean = tl.sum(x, 0) / tile_rows
+        centred = tl.where(mask, x - tile_mean[None, :], 0.0)
+        delta = tile_mean - mean
+        m2 += tl.sum(centred * centred, 0) + delta * delta * (count * tile_rows / (count + tile_rows))
+        mean += delta * (tile_rows / (count + tile_rows))
+        count += tile_rows
+    out_offsets = (b * parts + p) * C + columns
+    tl.store(mean_ptr + out_offsets, mean, mask=columns < C)
+    tl.store(m2_ptr + out_offsets, m2, mask=columns < C)
 
 
 @triton.jit
-def _join(means_at, m2s_at, mean_at, rstd_at, R, C, G, part, parts, eps, TILE_P: tl.constexpr, TILE_C: tl.constexpr):
+def _join(means_ptr, m2s_ptr, mean_ptr, rstd_ptr, R, C, G, part, parts, eps, TILE_P: tl.constexpr, TILE_C: tl.constexpr):
     """(B,parts,C) moments -> mean and 1 / deviation (B,G)."""
     b, g = tl.program_id(0), tl.program_id(1)
     width = C // G
     rows, inside = tl.arange(0, TILE_P), tl.arange(0, TILE_C)
-    there = (rows[:, None] < parts) & (inside[None, :] < width)
-    places = (b * parts + rows[:, None]) * C + g * width + inside[None, :]
-    counts = tl.where(there, tl.minimum(part, R - rows[:, None] * part), 0).to(tl.float32)
-    means = tl.load(means_at + places, mask=there, other=0.0)
+    mask = (rows[:, None] < parts) & (inside[None, :] < width)
+    offsets = (b * parts + rows[:, None]) * C + g * width + inside[None, :]
+    counts = tl.where(mask, tl.minimum(part, R - rows[:, None] * part), 0).to(tl.float32)
+    means = tl.load(means_ptr + offsets, mask=mask, other=0.0)
     total = (R * width).to(tl.float32)
     mean = tl.sum(tl.sum(means * counts, 0), 0) / total
-    off = means - mean
-    m2 = tl.load(m2s_at + places, mask=there, other=0.0) + counts * off * off
+    centred = means - mean
+    m2 = tl.load(m2s_ptr + offsets, mask=mask, other=0.0) + counts * centred * centred
     variance = tl.sum(tl.sum(m2, 0), 0) / total
-    tl.store(mean_at + b * G + g, mean)
-    tl.store(rstd_at + b * G + g, 1.0 / tl.sqrt(variance + eps))
+    tl.store(mean_ptr + b * G + g, mean)
+    tl.store(rstd_ptr + b * G + g, 1.0 / tl.sqrt(variance + eps))
 
 
 @triton.jit
-def _apply(x_at, out_at, w_at, b_at, mean_at, rstd_at, R, C, G, SILU: tl.constexpr, TILE_C: tl.constexpr):
+def _apply(x_ptr, out_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, R, C, G, SILU: tl.constexpr, TILE_C: tl.constexpr):
     b, columns = tl.program_id(0), tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
-    places, there = _tile(tl.program_id(1) * TILE_R, R, columns, C)
-    mean, rstd = _per_channel(mean_at + b * G, rstd_at + b * G, columns, C, G)
-    w = tl.load(w_at + columns, mask=columns < C, other=0.0).to(tl.float32)
-    bias = tl.load(b_at + columns, mask=columns < C, other=0.0).to(tl.float32)
-    x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
+    offsets, mask = _tile(tl.program_id(1) * TILE_R, R, columns, C)
+    mean, rstd = _per_channel(mean_ptr + b * G, rstd_ptr + b * G, columns, C, G)
+    w = tl.load(w_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    bias = tl.load(b_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + b * R * C + offsets, mask=mask, other=0.0).to(tl.float32)
     out = (x - mean[None, :]) * (rstd * w)[None, :] + bias[None, :]
     if SILU:
         out = out * tl.sigmoid(out)
-    tl.store(out_at + b * R * C + places, out.to(out_at.dtype.element_ty), mask=there)
+    tl.store(out_ptr + b * R * C + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _gradients(x, dy, mean, rstd, w, bias, SILU: tl.constexpr):
     """Normalized input, and the gradient after the weight and the bias."""
-    normal = (x - mean[None, :]) * rstd[None, :]
+    x_hat = (x - mean[None, :]) * rstd[None, :]
     if SILU:
-        s = tl.sigmoid(normal * w[None, :] + bias[None, :])
-        dy = dy * s * (1.0 + (normal * w[None, :] + bias[None, :]) * (1.0 - s))
-    return normal, dy
+        s = tl.sigmoid(x_hat * w[None, :] + bias[None, :])
+        dy = dy * s * (1.0 + (x_hat * w[None, :] + bias[None, :]) * (1.0 - s))
+    return x_hat, dy
 
 
 @triton.jit
 def _sums(
-    x_at, dy_at, w_at, b_at, mean_at, rstd_at, db_at, dw_at, R, C, G, part, SILU: tl.constexpr, TILE_C: tl.constexpr
+    x_ptr, dy_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, db_ptr, dw_ptr, R, C, G, part, SILU: tl.constexpr, TILE_C: tl.constexpr
 ):  # fmt: skip
     """Parts (B,parts,C) of the gradients of the bias and the weight."""
     b, p, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     columns = tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
-    mean, rstd = _per_channel(mean_at + b * G, rstd_at + b * G, columns, C, G)
-    w = tl.load(w_at + columns, mask=columns < C, other=0.0).to(tl.float32)
-    bias = tl.load(b_at + columns, mask=columns < C, other=0.0).to(tl.float32)
+    mean, rstd = _per_channel(mean_ptr + b * G, rstd_ptr + b * G, columns, C, G)
+    w = tl.load(w_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    bias = tl.load(b_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
     db, dw = tl.zeros([TILE_C], tl.float32), tl.zeros([TILE_C], tl.float32)
     stop = tl.minimum((p + 1) * part, R)
     for row in range(p * part, stop, TILE_R):
-        places, there = _tile(row, stop, columns, C)
-        x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
-        dy = tl.load(dy_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
-        normal, dz = _gradients(x, dy, mean, rstd, w, bias, SILU)
+        offsets, mask = _tile(row, stop, columns, C)
+        x = tl.load(x_ptr + b * R * C + offsets, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + b * R * C + offsets, mask=mask, other=0.0).to(tl.float32)
+        x_hat, dz = _gradients(x, dy, mean, rstd, w, bias, SILU)
         db += tl.sum(dz, 0)
-        dw += tl.sum(dz * normal, 0)
-    to = (b * parts + p) * C + columns
-    tl.store(db_at + to, db, mask=columns < C)
-    tl.store(dw_at + to, dw, mask=columns < C)
+        dw += tl.sum(dz * x_hat, 0)
+    out_offsets = (b * parts + p) * C + columns
+    tl.store(db_ptr + out_offsets, db, mask=columns < C)
+    tl.store(dw_ptr + out_offsets, dw, mask=columns < C)
 
 
 @triton.jit
 def _join_sums(
-    dbs_at, dws_at, w_at, db_at, dw_at, s1_at, s2_at, C, G, parts, TILE_P: tl.constexpr, TILE_C: tl.constexpr
+    dbs_ptr, dws_ptr, w_ptr, db_ptr, dw_ptr, s1_ptr, s2_ptr, C, G, parts, TILE_P: tl.constexpr, TILE_C: tl.constexpr
 ):  # fmt: skip
     """Their sums (B,C), and those over a group, each times its weight (B,G)."""
     b, g = tl.program_id(0), tl.program_id(1)
     rows, inside = tl.arange(0, TILE_P), tl.arange(0, TILE_C)
     columns, width = g * (C // G) + inside, C // G
-    there = (rows[:, None] < parts) & (inside[None, :] < width)
-    places = (b * parts + rows[:, None]) * C + columns[None, :]
-    db = tl.sum(tl.load(dbs_at + places, mask=there, other=0.0), 0)
-    dw = tl.sum(tl.load(dws_at + places, mask=there, other=0.0), 0)
-    w = tl.load(w_at + columns, mask=inside < width, other=0.0).to(tl.float32)
-    tl.store(db_at + b * C + columns, db, mask=inside < width)
-    tl.store(dw_at + b * C + columns, dw, mask=inside < width)
-    tl.store(s1_at + b * G + g, tl.sum(db * w, 0))
-    tl.store(s2_at + b * G + g, tl.sum(dw * w, 0))
+    mask = (rows[:, None] < parts) & (inside[None, :] < width)
+    offsets = (b * parts + rows[:, None]) * C + columns[None, :]
+    db = tl.sum(tl.load(dbs_ptr + offsets, mask=mask, other=0.0), 0)
+    dw = tl.sum(tl.load(dws_ptr + offsets, mask=mask, other=0.0), 0)
+    w = tl.load(w_ptr + columns, mask=inside < width, other=0.0).to(tl.float32)
+    tl.store(db_ptr + b * C + columns, db, mask=inside < width)
+    tl.store(dw_ptr + b * C + columns, dw, mask=inside < width)
+    tl.store(s1_ptr + b * G + g, tl.sum(db * w, 0))
+    tl.store(s2_ptr + b * G + g, tl.sum(dw * w, 0))
 
 
 @triton.jit
 def _input_gradient(
-    x_at, dy_at, dx_at, w_at, b_at, mean_at, rstd_at, s1_at, s2_at, R, C, G, SILU: tl.constexpr, TILE_C: tl.constexpr
+    x_ptr, dy_ptr, dx_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, s1_ptr, s2_ptr, R, C, G, SILU: tl.constexpr, TILE_C: tl.constexpr
 ):  # fmt: skip
     b, columns = tl.program_id(0), tl.program_id(2) * TILE_C + tl.arange(0, TILE_C)
-    places, there = _tile(tl.program_id(1) * TILE_R, R, columns, C)
-    mean, rstd = _per_channel(mean_at + b * G, rstd_at + b * G, columns, C, G)
-    s1, s2 = _per_channel(s1_at + b * G, s2_at + b * G, columns, C, G)
-    w = tl.load(w_at + columns, mask=columns < C, other=0.0).to(tl.float32)
-    bias = tl.load(b_at + columns, mask=columns < C, other=0.0).to(tl.float32)
-    x = tl.load(x_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
-    dy = tl.load(dy_at + b * R * C + places, mask=there, other=0.0).to(tl.float32)
-    normal, dz = _gradients(x, dy, mean, rstd, w, bias, SILU)
-    share = 1.0 / (R * (C // G)).to(tl.float32)
-    dx = rstd[None, :] * (dz * w[None, :] - (s1[None, :] + normal * s2[None, :]) * share)
-    tl.store(dx_at + b * R * C + places, dx.to(dx_at.dtype.element_ty), mask=there)
+    offsets, mask = _tile(tl.program_id(1) * TILE_R, R, columns, C)
+    mean, rstd = _per_channel(mean_ptr + b * G, rstd_ptr + b * G, columns, C, G)
+    s1, s2 = _per_channel(s1_ptr + b * G, s2_ptr + b * G, columns, C, G)
+    w = tl.load(w_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    bias = tl.load(b_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + b * R * C + offsets, mask=mask, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + b * R * C + offsets, mask=mask, other=0.0).to(tl.float32)
+    x_hat, dz = _gradients(x, dy, mean, rstd, w, bias, SILU)
+    inverse_size = 1.0 / (R * (C // G)).to(tl.float32)
+    dx = rstd[None, :] * (dz * w[None, :] - (s1[None, :] + x_hat * s2[None, :]) * inverse_size)
+    tl.store(dx_ptr + b * R * C + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 class Fused(torch.autograd.Function):
@@ -165,9 +165,9 @@ class Fused(torch.autograd.Function):
         means, m2s = x.new_empty(2, B, parts, C, dtype=torch.float32)
         mean, rstd = x.new_empty(2, B, groups, dtype=torch.float32)
         out, blocks = torch.empty_like(x, memory_format=torch.channels_last), triton.cdiv(C, COLUMNS)
-        wide = {"TILE_P": triton.next_power_of_2(parts), "TILE_C": triton.next_power_of_2(C // groups)}
+        join_tiles = {"TILE_P": triton.next_power_of_2(parts), "TILE_C": triton.next_power_of_2(C // groups)}
         _moments[B, parts, blocks](x, means, m2s, R, C, part, TILE_C=COLUMNS)
-        _join[B, groups](means, m2s, mean, rstd, R, C, groups, part, parts, eps, **wide)
+        _join[B, groups](means, m2s, mean, rstd, R, C, groups, part, parts, eps, **join_tiles)
         _apply[B, triton.cdiv(R, ROWS), blocks](
             x, out, weight, bias, mean, rstd, R, C, groups, SILU=silu, TILE_C=COLUMNS
         )  # fmt: skip
@@ -185,15 +185,15 @@ class Fused(torch.autograd.Function):
         db, dw = x.new_empty(2, B, C, dtype=torch.float32)
         s1, s2 = x.new_empty(2, B, G, dtype=torch.float32)
         dx, blocks = torch.empty_like(x, memory_format=torch.channels_last), triton.cdiv(C, COLUMNS)
-        tile, given = {"SILU": ctx.silu, "TILE_C": COLUMNS}, (weight, bias, mean, rstd)
-        wide = {"TILE_P": triton.next_power_of_2(parts), "TILE_C": triton.next_power_of_2(C // G)}
-        _sums[B, parts, blocks](x, dy, *given, dbs, dws, R, C, G, part, **tile)
-        _join_sums[B, G](dbs, dws, weight, db, dw, s1, s2, C, G, parts, **wide)
-        _input_gradient[B, triton.cdiv(R, ROWS), blocks](x, dy, dx, *given, s1, s2, R, C, G, **tile)
-        wanted = ctx.needs_input_grad
+        tile, context = {"SILU": ctx.silu, "TILE_C": COLUMNS}, (weight, bias, mean, rstd)
+        join_tiles = {"TILE_P": triton.next_power_of_2(parts), "TILE_C": triton.next_power_of_2(C // G)}
+        _sums[B, parts, blocks](x, dy, *context, dbs, dws, R, C, G, part, **tile)
+        _join_sums[B, G](dbs, dws, weight, db, dw, s1, s2, C, G, parts, **join_tiles)
+        _input_gradient[B, triton.cdiv(R, ROWS), blocks](x, dy, dx, *context, s1, s2, R, C, G, **tile)
+        needs_grad = ctx.needs_input_grad
         return (
-            dx, None, dw.sum(0).to(weight.dtype) if wanted[2] else None, db.sum(0).to(bias.dtype) if wanted[3] else None,
-            None, None,
+            dx, None, dw.sum(0).to(weight.dtype) if needs_grad[2] else None,
+            db.sum(0).to(bias.dtype) if needs_grad[3] else None, None, None,
         )  # fmt: skip
 
 

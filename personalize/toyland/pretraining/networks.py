@@ -1,6 +1,6 @@
 """The standard classes, at Toyland's size: tokenizer, VAE, CLIP pair, U-Net, and an encoder of identity.
 
-Pictures are 64 or 128 px, latents 16×16 at both: f4 or f8.
+Images are 64 or 128 px, latents 16×16 at both: f4 or f8.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ SIZE = 64  # px of the shipped base
 LATENT = 16
 VAE_CHANNELS = {64: (16, 32, 96), 128: (16, 32, 64, 128)}  # by size, px
 PATCHES = 8  # a side, of what the two encoders see
-WORDS = 32  # longest prompt, tokens
+MAX_LENGTH = 32  # longest prompt, tokens
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 192
 
@@ -21,10 +21,10 @@ def tokenizer(captions: Iterable[str]):
     from transformers import CLIPTokenizer
 
     template = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer, learner.pre_tokenizer = template.normalizer, template.pre_tokenizer
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer, bpe.pre_tokenizer = template.normalizer, template.pre_tokenizer
     alphabet = sorted(ByteLevel.alphabet())
-    learner.train_from_iterator(
+    bpe.train_from_iterator(
         captions,
         trainers.BpeTrainer(
             vocab_size=4096, min_frequency=2, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
@@ -32,11 +32,11 @@ def tokenizer(captions: Iterable[str]):
     )
     import json
 
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges)]
-    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {piece: k for k, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=WORDS)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: k for k, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
 
 
 def vae(size: int = SIZE):
@@ -55,14 +55,14 @@ def vae(size: int = SIZE):
     return model
 
 
-def clip(words, size: int = SIZE):
-    """CLIPModel; `words` is the tokenizer, whose ids it takes."""
+def clip(tokenizer, size: int = SIZE):
+    """CLIPModel for the ids of `tokenizer`."""
     from transformers import CLIPConfig, CLIPModel
 
     text = {
-        "vocab_size": len(words), "hidden_size": TEXT_WIDTH, "intermediate_size": 3 * TEXT_WIDTH, "num_hidden_layers": 3,
-        "num_attention_heads": TEXT_WIDTH // 32, "max_position_embeddings": WORDS, "projection_dim": 128,
-        "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
+        "vocab_size": len(tokenizer), "hidden_size": TEXT_WIDTH, "intermediate_size": 3 * TEXT_WIDTH, "num_hidden_layers": 3,
+        "num_attention_heads": TEXT_WIDTH // 32, "max_position_embeddings": MAX_LENGTH, "projection_dim": 128,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=_vision(size), projection_dim=128)
     return CLIPModel._from_config(config, attn_implementation="eager")  # others are slower at this size
@@ -97,9 +97,9 @@ def scheduler(betas: str = "scaled_linear", prediction: str = "v_prediction"):
     """
     from diffusers import DDIMScheduler
 
-    named = {"scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[betas]
+    beta_schedule = {"scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[betas]
     return DDIMScheduler(
-        beta_schedule=named, beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
+        beta_schedule=beta_schedule, beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
         rescale_betas_zero_snr=prediction == "v_prediction", timestep_spacing="trailing", clip_sample=False,
         set_alpha_to_one=True, steps_offset=1,
     )  # fmt: skip

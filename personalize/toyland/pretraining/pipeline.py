@@ -13,7 +13,7 @@ from personalize.common.files import writing
 from personalize.toyland import probes
 from personalize.toyland.pretraining import networks, stages
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import PROBES, VIEWS, scene, subject
+from personalize.toyland.world.scenes import PROBE_SEED, VIEWS, sample_scene, sample_subject
 
 
 def run_stages(work: Path, out: Path, settings, device: torch.device, say: Callable[[str], None]) -> Iterator[str]:
@@ -21,50 +21,50 @@ def run_stages(work: Path, out: Path, settings, device: torch.device, say: Calla
 
     settings: a `commands.pretrain.Pretrain`. Networks draw their first weights from torch's seed in this order.
     """
-    images = _render_all(work / "images.npy", scene, settings.pictures, settings.size, say)
-    pairs = _render_all(work / "pairs.npy", _view, settings.subjects * VIEWS, settings.size, say)
-    probe_images = _render_all(work / "probe_pictures.npy", _probed, settings.probe_pictures, probes.SIZE, say)
+    images = _render_all(work / "images.npy", sample_scene, settings.pictures, settings.size, say)
+    pairs = _render_all(work / "pairs.npy", _view_scene, settings.subjects * VIEWS, settings.size, say)
+    probe_images = _render_all(work / "probe_pictures.npy", _probe_scene, settings.probe_pictures, probes.SIZE, say)
     yield "world"
     vae = stages.vae(work, images, settings, device, say)
     latents, scale = stages.latents(work, images, vae, device, say)
     vae.register_to_config(scaling_factor=scale)
     yield "vae"
-    words = stages.tokenizer(settings)
-    clip = stages.clip(work, images, words, settings, device, say)
+    tokenizer = stages.tokenizer(settings)
+    clip = stages.clip(work, images, tokenizer, settings, device, say)
     text = networks.text_encoder(clip)
     yield "clip"
     identity = stages.identity(work, pairs, settings, device, say)
     yield "identity"
-    unet = stages.unet(work, images, latents, words, text, settings, device, say)
+    unet = stages.unet(work, images, latents, tokenizer, text, settings, device, say)
     yield "unet"
     probe = probes.train_probe(work, probe_images, settings, device, say)
     yield "probes"
-    stages.export(out, settings, words, vae, text, unet, clip, identity)
+    stages.export(out, settings, tokenizer, vae, text, unet, clip, identity)
     probes.export(out / "probes", probe)
 
 
-def _probed(k: int):
-    return scene(PROBES + k)
+def _probe_scene(k: int):
+    return sample_scene(PROBE_SEED + k)
 
 
-def _view(k: int):
-    return scene(k, who=subject(k // VIEWS))
+def _view_scene(k: int):
+    return sample_scene(k, subject=sample_subject(k // VIEWS))
 
 
-def _pixels(maker: Callable, size: int, k: int) -> bytes:
-    image, mask = draw_scene(maker(k), size, body=stages.BODY)
+def _render_bytes(scene_of: Callable, size: int, k: int) -> bytes:
+    image, mask = draw_scene(scene_of(k), size, body=stages.BODY)
     image.putalpha(mask)
     return image.tobytes()
 
 
-def _render_all(path: Path, maker: Callable, count: int, size: int, say: Callable[[str], None]):
+def _render_all(path: Path, scene_of: Callable, count: int, size: int, say: Callable[[str], None]):
     """(count,size,size,4) uint8, colours and the subject's mask (`stages.masks`), drawn by all cores, kept in `path`."""
     if not path.exists():
-        began = time.time()
+        start = time.time()
         with multiprocessing.Pool() as pool:
-            rows = pool.imap(partial(_pixels, maker, size), range(count), chunksize=200)
+            rows = pool.imap(partial(_render_bytes, scene_of, size), range(count), chunksize=200)
             array = np.stack([np.frombuffer(row, np.uint8).reshape(size, size, 4) for row in rows])
         with writing(path) as temporary:
             np.save(temporary, array)
-        say(f"world: drew {count} images in {time.time() - began:.0f} s")
+        say(f"world: drew {count} images in {time.time() - start:.0f} s")
     return np.load(path, mmap_mode="r")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from personalize.toyland.world.pen import Pen, gradient, shade
 from personalize.toyland.world.scenes import Colour, Scene
-from personalize.toyland.world.shapes import Shape, box, curve, ellipse, soft
+from personalize.toyland.world.shapes import Shape, box, curve, ellipse, rounded
 
 HORIZON = 0.6
 SKY = {  # its colour at the top and at the horizon
@@ -23,15 +23,15 @@ SKY = {  # its colour at the top and at the horizon
     "castle": ((190, 160, 230), (252, 214, 222)),
     "cave": ((58, 44, 56), (84, 62, 66)),
 }
-DARK = {"city": 0.6, "moon": 0.55, "cave": 0.6}  # brightness of water there
+WATER_BRIGHTNESS = {"city": 0.6, "moon": 0.55, "cave": 0.6}  # brightness of water there
 STARS = ((0.08, 0.1), (0.24, 0.28), (0.36, 0.08), (0.55, 0.2), (0.7, 0.06), (0.92, 0.34), (0.12, 0.44), (0.8, 0.46))
 
 
-def backdrop(of: Scene, side: int) -> Image.Image:
+def backdrop(scene: Scene, side: int) -> Image.Image:
     """(side, side) RGB."""
-    image = gradient((side, side), *(shade(c, of.light) for c in SKY[of.place]))
-    pen = Pen(light=of.light)
-    PLACE[of.place](pen, random.Random(of.detail))
+    image = gradient((side, side), *(shade(c, scene.light) for c in SKY[scene.place]))
+    pen = Pen(light=scene.light)
+    PLACE[scene.place](pen, random.Random(scene.detail))
     pen.ink(image)
     return image
 
@@ -40,7 +40,7 @@ def ground(pen: Pen, colour: Colour):
     pen.fill(box(-0.01, HORIZON, 1.01, 1.2), colour, soft=True)
 
 
-def either(r: random.Random, left: float, right: float) -> float:
+def left_or_right(r: random.Random, left: float, right: float) -> float:
     return r.choice((left, right)) + r.uniform(-0.03, 0.03)
 
 
@@ -58,7 +58,7 @@ def pine(pen: Pen, x: float, top: float, *, foot: float, colour: Colour):
 
 
 def beach(pen: Pen, r: random.Random):
-    x = either(r, 0.13, 0.87)
+    x = left_or_right(r, 0.13, 0.87)
     pen.fill(ellipse(1 - x, 0.16, 0.085, 0.085), (255, 232, 110))
     pen.fill(box(-0.01, 0.44, 1.01, 0.7), (45, 150, 215))
     ground(pen, (244, 220, 160))
@@ -66,7 +66,9 @@ def beach(pen: Pen, r: random.Random):
     lean = 0.05 if x < 0.5 else -0.05
     pen.stroke(curve([(x - lean, 0.68), (x - 0.3 * lean, 0.45), (x, 0.2)]), 0.04, (150, 105, 66))
     for dx, dy in ((-0.15, 0.1), (-0.13, -0.04), (0.0, -0.1), (0.13, -0.04), (0.15, 0.1)):
-        pen.fill(soft([(x, 0.17), (x + 0.5 * dx, 0.15 + 0.5 * dy - 0.05), (x + dx, 0.2 + dy), (x, 0.24)], 0.03), (50, 150, 80))
+        pen.fill(
+            rounded([(x, 0.17), (x + 0.5 * dx, 0.15 + 0.5 * dy - 0.05), (x + dx, 0.2 + dy), (x, 0.24)], 0.03), (50, 150, 80)
+        )
 
 
 def snow(pen: Pen, r: random.Random):
@@ -115,7 +117,7 @@ def mountains(pen: Pen, r: random.Random):
 
 
 def desert(pen: Pen, r: random.Random):
-    x = either(r, 0.12, 0.88)
+    x = left_or_right(r, 0.12, 0.88)
     pen.fill(ellipse(1 - x, 0.2, 0.11, 0.11), (255, 246, 190))
     pen.fill(ellipse(0.25, 0.66, 0.5, 0.16), (238, 176, 100))
     pen.fill(ellipse(0.85, 0.68, 0.5, 0.14), (230, 164, 90))
@@ -127,7 +129,7 @@ def desert(pen: Pen, r: random.Random):
 
 
 def room(pen: Pen, r: random.Random):
-    x = either(r, 0.17, 0.83)
+    x = left_or_right(r, 0.17, 0.83)
     pen.fill(box(x - 0.14, 0.08, x + 0.14, 0.42), (255, 252, 245))
     for dx in (-0.115, 0.01):
         pen.fill(box(x + dx, 0.105, x + dx + 0.105, 0.395), (150, 212, 250))
@@ -140,7 +142,7 @@ def room(pen: Pen, r: random.Random):
 
 
 def meadow(pen: Pen, r: random.Random):
-    x = either(r, 0.22, 0.78)
+    x = left_or_right(r, 0.22, 0.78)
     cloud(pen, x, 0.17)
     pen.fill(ellipse(1 - x, 0.13, 0.075, 0.075), (255, 228, 100))
     pen.fill(ellipse(0.2, 0.66, 0.5, 0.15), (130, 205, 100))
@@ -154,10 +156,10 @@ def meadow(pen: Pen, r: random.Random):
 def moon(pen: Pen, r: random.Random):
     for x, y in STARS:
         pen.fill(ellipse(x, y, 0.011, 0.011), (255, 250, 220))
-    x = either(r, 0.16, 0.84)
+    x = left_or_right(r, 0.16, 0.84)
     pen.fill(ellipse(x, 0.19, 0.12, 0.12), (70, 140, 225))
-    pen.fill(soft([(x - 0.08, 0.12), (x + 0.02, 0.1), (x + 0.04, 0.17), (x - 0.03, 0.22)], 0.03), (96, 190, 110))
-    pen.fill(soft([(x, 0.22), (x + 0.08, 0.2), (x + 0.06, 0.27), (x + 0.01, 0.28)], 0.03), (96, 190, 110))
+    pen.fill(rounded([(x - 0.08, 0.12), (x + 0.02, 0.1), (x + 0.04, 0.17), (x - 0.03, 0.22)], 0.03), (96, 190, 110))
+    pen.fill(rounded([(x, 0.22), (x + 0.08, 0.2), (x + 0.06, 0.27), (x + 0.01, 0.28)], 0.03), (96, 190, 110))
     pen.fill(ellipse(0.5, 0.74, 0.85, 0.17), (168, 166, 180))
     ground(pen, (168, 166, 180))
     for x, y, radius in ((0.12, 0.7, 0.085), (0.87, 0.67, 0.07), (0.3, 0.93, 0.1), (0.82, 0.9, 0.09)):
@@ -169,7 +171,7 @@ def kitchen(pen: Pen, r: random.Random):
         pen.fill(box(-0.01, y, 1.01, y + 0.008), (222, 246, 240))
     for k in range(1, 8):
         pen.fill(box(0.125 * k, 0, 0.125 * k + 0.008, 0.45), (222, 246, 240))
-    x = either(r, 0.14, 0.86)
+    x = left_or_right(r, 0.14, 0.86)
     pen.fill(box(-0.01, 0.42, 1.01, HORIZON), (250, 250, 250))
     pen.fill(box(-0.01, 0.41, 1.01, 0.445), (150, 104, 74))
     for k in range(4):
@@ -182,10 +184,10 @@ def kitchen(pen: Pen, r: random.Random):
     for row, (y0, y1) in enumerate(((HORIZON, 0.7), (0.7, 0.84), (0.84, 1.01))):
         for k in range(3):
             left = 0.4 * k + (0.2 if row % 2 else 0.0)
-            pen.fill(_slanted(left, left + 0.2, y0, y1), (122, 180, 186))
+            pen.fill(_floor_tile(left, left + 0.2, y0, y1), (122, 180, 186))
 
 
-def _slanted(x0: float, x1: float, y0: float, y1: float) -> Shape:
+def _floor_tile(x0: float, x1: float, y0: float, y1: float) -> Shape:
     """A tile of a floor that one looks along."""
 
     def at(x, y):
@@ -221,7 +223,7 @@ def cave(pen: Pen, r: random.Random):
         (0.78, 0.22, 0.07),
         (0.95, 0.36, 0.09),
     ):
-        pen.fill(soft([(x - half, -0.02), (x + half, -0.02), (x, low)], 0.02), (44, 33, 44))
+        pen.fill(rounded([(x - half, -0.02), (x + half, -0.02), (x, low)], 0.02), (44, 33, 44))
     ground(pen, (122, 90, 78))
     for x, tall in ((0.07, 0.2), (0.15, 0.12), (0.93, 0.18), (0.86, 0.1)):
         pen.fill([(x, 0.66 - tall), (x - 0.045, 0.68), (x + 0.045, 0.68)], (120, 200, 220))

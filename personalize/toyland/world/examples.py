@@ -1,11 +1,11 @@
-"""The example subjects: ordinary picture files, drawn from seeds that pretraining never uses."""
+"""The example subjects: ordinary image files, drawn from seeds that pretraining never uses."""
 
 from pathlib import Path
 
 from personalize.common.files import write_text, writing
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import HELD_OUT, subject
+from personalize.toyland.world.scenes import HELD_OUT, sample_subject
 
 # folder -> (class word, seed of the subject); five photos each, seeds just above the subject's
 SUBJECTS = {
@@ -19,10 +19,10 @@ PLACES = ("meadow", "beach", "room", "mountains", "snow")
 def write_examples(root: Path) -> None:
     """Five photos and a subject.toml for each subject, in `root`/dog and so on."""
     for name, (word, seed) in SUBJECTS.items():
-        who = subject(seed, word)
+        subject = sample_subject(seed, word)
         (root / name).mkdir(parents=True, exist_ok=True)
         for k, place in enumerate(PLACES):
-            scene = scenes.scene(seed + k, who=who, place=place, action="standing", accessory=None)
+            scene = scenes.sample_scene(seed + k, subject=subject, place=place, action="standing", accessory=None)
             with writing(root / name / f"{k:02d}.png") as temporary:
                 draw_scene(scene)[0].save(temporary)
         lines = (

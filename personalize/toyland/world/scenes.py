@@ -1,4 +1,4 @@
-"""Toyland: a small world with known truth. A seed gives a scene; a scene gives a picture, a caption and its truth.
+"""Toyland: a small world with known truth. A seed gives a scene; a scene gives an image, a caption and its truth.
 
 Pretraining draws from seeds below HELD_OUT only; example and evaluation subjects and scenes from seeds at or above it.
 """
@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 HELD_OUT = 1 << 32
-PROBES = 1 << 31  # the first seed of the truth probes; the base and its encoders learn from seeds that count up from 0
-LIVE = ("dog", "cat", "rabbit", "horse", "duck", "owl")
-CLASSES = (*LIVE, "teapot", "car", "boat", "robot", "backpack", "clock")
+PROBE_SEED = 1 << 31  # the first seed of the truth probes; the base and its encoders learn from seeds that count up from 0
+ANIMALS = ("dog", "cat", "rabbit", "horse", "duck", "owl")
+CLASSES = (*ANIMALS, "teapot", "car", "boat", "robot", "backpack", "clock")
 PLACES = {
     "beach": "on the beach",
     "snow": "in the snow",
@@ -64,16 +64,16 @@ VIEWS = 3  # scenes of each subject that the identity encoder learns from
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
 ACCESSORY_SHARE = 0.6
 RIGHT_SHARE = 0.85  # of scenes that face right: free facing costs a small model sharpness
-APART = 0.16  # least distance of a subject's three colours
+MIN_COLOUR_DISTANCE = 0.16  # least distance of a subject's three colours
 
 EMPTY_SHARE = 0.05  # of captions
 SHORT_SHARE = 0.04  # no more than what it is
 COLOUR_SHARE = 0.5
 RARE_SHARE = 0.01
-ACCESSORY_TOLD = 0.99  # of the longer ones, so that it is 0.9 of all
-ACTION_TOLD = 0.99
-STANDING_TOLD = 0.15
-PLACE_TOLD = 0.85
+ACCESSORY_MENTION = 0.99  # of the longer ones, so that it is 0.9 of all
+ACTION_MENTION = 0.99
+STANDING_MENTION = 0.15
+PLACE_MENTION = 0.85
 INVERTED_SHARE = 0.15  # "on the moon, a sleeping robot"
 
 Colour = tuple[int, int, int]
@@ -103,7 +103,7 @@ class Accessory(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A subject somewhere, doing something. x, y: shift in units of the picture; light: backdrop brightness factor."""
+    """A subject somewhere, doing something. x, y: shift in units of the image; light: backdrop brightness factor."""
 
     subject: Subject
     place: str
@@ -117,17 +117,17 @@ class Scene:
     detail: int
 
 
-def subject(seed: int, class_word: str | None = None) -> Subject:
+def sample_subject(seed: int, class_word: str | None = None) -> Subject:
     """The individual of this seed; `class_word` fixes its class."""
     r = random.Random(f"subject/{seed}")
-    drawn_class = r.choice(CLASSES)
+    random_class = r.choice(CLASSES)
     colours: list[Colour] = []
     while len(colours) < 3:
-        colour = _colour(r)
-        if all(distance(colour, other) >= APART for other in colours):
+        colour = _sample_colour(r)
+        if all(distance(colour, other) >= MIN_COLOUR_DISTANCE for other in colours):
             colours.append(colour)
     return Subject(
-        class_word or drawn_class,
+        class_word or random_class,
         *colours,
         r.choice(PATTERNS),
         **{name: r.uniform(*span) for name, span in PROPORTIONS.items()},
@@ -136,10 +136,10 @@ def subject(seed: int, class_word: str | None = None) -> Subject:
     )
 
 
-def scene(
+def sample_scene(
     seed: int,
     *,
-    who: Subject | None = None,
+    subject: Subject | None = None,
     place: str = "",
     action: str = "",
     accessory: Accessory | tuple[str, str] | str | None = "any",
@@ -147,13 +147,13 @@ def scene(
 ) -> Scene:
     """The scene of this seed. What is given stays fixed; the rest is drawn. accessory: kind and colour, None or "any"."""
     r = random.Random(f"scene/{seed}")
-    others = (1 - STANDING_SHARE) / (len(ACTIONS) - 1)
-    worn = Accessory(r.choice(tuple(ACCESSORIES)), r.choice(tuple(COLOURS)))
-    drawn = Scene(
-        subject=subject(seed),
+    other_weight = (1 - STANDING_SHARE) / (len(ACTIONS) - 1)
+    random_accessory = Accessory(r.choice(tuple(ACCESSORIES)), r.choice(tuple(COLOURS)))
+    random_scene = Scene(
+        subject=sample_subject(seed),
         place=r.choice(tuple(PLACES)),
-        action=r.choices(tuple(ACTIONS), [STANDING_SHARE if a == "standing" else others for a in ACTIONS])[0],
-        accessory=worn if r.random() < ACCESSORY_SHARE else None,
+        action=r.choices(tuple(ACTIONS), [STANDING_SHARE if a == "standing" else other_weight for a in ACTIONS])[0],
+        accessory=random_accessory if r.random() < ACCESSORY_SHARE else None,
         facing="right" if r.random() < RIGHT_SHARE else "left",
         x=r.uniform(-0.06, 0.06),
         y=r.uniform(-0.015, 0.03),
@@ -162,49 +162,49 @@ def scene(
         detail=r.randrange(1 << 16),
     )
     return replace(
-        drawn,
-        subject=who or drawn.subject,
-        place=place or drawn.place,
-        action=action or drawn.action,
-        accessory=drawn.accessory if accessory == "any" else accessory and Accessory(*accessory),
-        facing=facing or drawn.facing,
+        random_scene,
+        subject=subject or random_scene.subject,
+        place=place or random_scene.place,
+        action=action or random_scene.action,
+        accessory=random_scene.accessory if accessory == "any" else accessory and Accessory(*accessory),
+        facing=facing or random_scene.facing,
     )
 
 
-def caption(of: Scene, seed: int) -> str:
+def caption(scene: Scene, seed: int) -> str:
     """One wording of what is to be seen; some say little or nothing, about 1 % carry a rare token without meaning."""
     r = random.Random(f"caption/{seed}")
     length = r.random()
     if length < EMPTY_SHARE:
         return ""
-    noun = of.subject.class_word
+    noun = scene.subject.class_word
     if r.random() < COLOUR_SHARE / (1 - EMPTY_SHARE):
-        noun = f"{colour_word(of.subject.body)} {noun}"
+        noun = f"{colour_word(scene.subject.body)} {noun}"
     if r.random() < RARE_SHARE / (1 - EMPTY_SHARE):
         noun = f"{r.choice(RARE_TOKENS)} {noun}"
     opening = r.choices(("", "a photo of ", "a picture of "), (4, 1, 1))[0]
     if length < EMPTY_SHARE + SHORT_SHARE:
         return opening + with_article(noun)
-    return _told(of, noun, opening, r)
+    return _long_caption(scene, noun, opening, r)
 
 
-def _told(of: Scene, noun: str, opening: str, r: random.Random) -> str:
+def _long_caption(scene: Scene, noun: str, opening: str, r: random.Random) -> str:
     inverted = r.random() < INVERTED_SHARE
-    worn = accessory_words(of.accessory) if of.accessory and r.random() < ACCESSORY_TOLD else ""
-    action = ACTIONS[of.action] if r.random() < (STANDING_TOLD if of.action == "standing" else ACTION_TOLD) else ""
-    place = PLACES[of.place] if r.random() < PLACE_TOLD else ""
+    accessory = accessory_words(scene.accessory) if scene.accessory and r.random() < ACCESSORY_MENTION else ""
+    action = ACTIONS[scene.action] if r.random() < (STANDING_MENTION if scene.action == "standing" else ACTION_MENTION) else ""
+    place = PLACES[scene.place] if r.random() < PLACE_MENTION else ""
     if inverted and place:
-        if action and action == of.action and r.random() < 0.5:
+        if action and action == scene.action and r.random() < 0.5:
             noun, action = f"{action} {noun}", ""
-        return ", ".join(part for part in (place, " ".join(filter(None, (with_article(noun), worn))), action) if part)
-    rest = [worn, action] if r.random() < 0.7 else [action, worn]
-    comma = "," if all(rest) and rest[0] == worn and r.random() < 0.5 else ""
+        return ", ".join(part for part in (place, " ".join(filter(None, (with_article(noun), accessory))), action) if part)
+    rest = [accessory, action] if r.random() < 0.7 else [action, accessory]
+    comma = "," if all(rest) and rest[0] == accessory and r.random() < 0.5 else ""
     return " ".join(part for part in (opening + with_article(noun), rest[0] + comma, rest[1], place) if part)
 
 
-def accessory_words(of: Accessory) -> str:
+def accessory_words(accessory: Accessory) -> str:
     """ "wearing a red hat", "with an orange balloon", "wearing blue glasses"."""
-    return ACCESSORIES[of.kind] % (of.colour if of.kind == "glasses" else with_article(of.colour))
+    return ACCESSORIES[accessory.kind] % (accessory.colour if accessory.kind == "glasses" else with_article(accessory.colour))
 
 
 def with_article(noun: str) -> str:
@@ -222,13 +222,13 @@ def distance(a: Colour, b: Colour) -> float:
     return sum((x - y) ** 2 for x, y in zip(la, lb)) ** 0.5
 
 
-def opponent(c: Colour) -> tuple[float, float, float]:
+def opponent(colour: Colour) -> tuple[float, float, float]:
     """Lightness, red against green, both against blue; for colours of 0 to 255."""
-    red, green, blue = (v / 255 for v in c)
+    red, green, blue = (v / 255 for v in colour)
     return (0.6 * (red + green + blue) / 3, 0.8 * (red - green), 0.5 * (0.5 * (red + green) - blue))
 
 
-def _colour(r: random.Random) -> Colour:
+def _sample_colour(r: random.Random) -> Colour:
     if r.random() < 0.35:
         base = COLOURS[r.choice(("white", "black", "brown", "orange"))]
         return tuple(max(0, min(255, c + r.randint(-22, 22))) for c in base)
