@@ -12,10 +12,10 @@ class kept  1 - |share of the way that the identity parameters of class images m
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
+import typer
 
 import personalize
 from benchmarks.study import DEFAULT, Study, recipe_of
@@ -81,7 +81,7 @@ def truth(rows: list[dict]) -> dict[str, float]:
     return dict(zip(SHARES, shares, strict=True)) | {"truth": sum(shares) / 3}
 
 
-def main(work: Path, only: str = "", *settings: str) -> None:
+def main(work: Path, only: str = typer.Argument(""), settings: list[str] = typer.Argument([])) -> None:  # noqa: B008
     config = personalize.resolve(settings=settings).choose
     study, lines = Study(work), ["| condition | subject | ends at | chosen | last | " + " | ".join((*SHARES, "truth")) + " |"]
     lines.append("|---|---|---|---|---|" + "---|" * 4)
@@ -116,4 +116,4 @@ def main(work: Path, only: str = "", *settings: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    typer.run(main)

@@ -4,8 +4,9 @@ Eight held-out Toyland subjects, the shipped recipe's 400 steps (and its first 1
 are paired by subject, prompt and noise; intervals are of a bootstrap over subjects, then prompts, then pictures.
 """
 
-import sys
 from pathlib import Path
+
+import typer
 
 from benchmarks.study import DEFAULT, Study, values
 from personalize.common import prompts
@@ -124,4 +125,4 @@ def _sign(claim: str, change: bootstrap.Interval, paper: tuple[float, float]) ->
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    typer.run(main)

@@ -15,11 +15,11 @@ Exits 1 where a mean of `test` misses its bar.
 """
 
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import torch
+import typer
 from PIL import Image
 
 import personalize
@@ -99,7 +99,7 @@ def row(work: Path, seed: int, word: str, settings: list[str]) -> dict[str, floa
     }
 
 
-def main(work: Path, split: str = "dev", *settings: str) -> int:
+def main(work: Path, split: str = typer.Argument("dev"), settings: list[str] = typer.Argument([])) -> None:  # noqa: B008
     lines = ["| subject | " + " | ".join(BARS) + " |", "|---|" + "---|" * len(BARS)]
     rows, start = [], time.time()
     for k, word in enumerate(CLASSES[split]):
@@ -114,8 +114,10 @@ def main(work: Path, split: str = "dev", *settings: str) -> int:
     )
     write_text(work / f"{split}-{key_of({'settings': settings})[:8]}.md", text + "\n")
     print(text)
-    return split == "test" and not all((means[n] >= bar) if more else (means[n] <= bar) for n, (bar, more) in BARS.items())
+    reached = all((means[n] >= bar) if more else (means[n] <= bar) for n, (bar, more) in BARS.items())
+    if split == "test" and not reached:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    typer.run(main)
