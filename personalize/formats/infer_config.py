@@ -84,16 +84,14 @@ def _unet(shapes: Shapes, family: str) -> Config:
     levels = _levels(shapes, prefix)
     widths, depths = [level[0][0] for level in levels], [level[0][1] for level in levels]
     attended = [width for width, depth in zip(widths, depths, strict=True) if depth] + widths[-1:]
-    middle = _depth(shapes, f"{prefix}middle_block.1.")
-    layers = [depth or 1 for depth in depths[:-1]] + [depths[-1] or middle]
-    resnets = [len(level) for level in levels]
     attention = f"{prefix}middle_block.1."
+    layers = [depth or 1 for depth in depths[:-1]] + [depths[-1] or _depth(shapes, attention)]
     return {
         "_class_name": "UNet2DConditionModel",
         "in_channels": _size(shapes, f"{prefix}input_blocks.0.0.weight", 1),
         "out_channels": _size(shapes, f"{prefix}out.2.weight", 0),
         "block_out_channels": widths,
-        "layers_per_block": _one_or_all(resnets),
+        "layers_per_block": _one_or_all([len(level) for level in levels]),
         "transformer_layers_per_block": _one_or_all(layers),
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
@@ -125,16 +123,19 @@ def _levels(shapes: Shapes, prefix: str) -> list[list[tuple[int, int]]]:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    return next(k for k in range(MOST + 1) if k == MOST or f"{prefix}transformer_blocks.{k}.norm1.weight" not in shapes)
+    return _count(shapes, prefix + "transformer_blocks.{}.norm1.weight")
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """How many names there are of a pattern such as "layers.{}.weight", from 0 on without a gap; MOST at most."""
+    return next((k for k in range(MOST) if pattern.format(k) not in shapes), MOST)
 
 
 def _vae(shapes: Shapes, family: str) -> Config:
     prefix = PREFIXES[family]["vae"]
-    blocks, resnets = f"{prefix}encoder.down.", 0
-    levels = next(k for k in range(MOST + 1) if f"{blocks}{k}.block.0.conv1.weight" not in shapes or k == MOST)
+    blocks = f"{prefix}encoder.down."
+    levels = _count(shapes, blocks + "{}.block.0.conv1.weight")
     widths = [_size(shapes, f"{blocks}{k}.block.0.conv1.weight", 0) for k in range(levels)]
-    while f"{blocks}0.block.{resnets}.conv1.weight" in shapes:
-        resnets += 1
     if not widths:
         raise UserError(f"the VAE has no {blocks}0.block.0.conv1.weight: it is not a VAE of Stable Diffusion.")
     return {
@@ -143,7 +144,7 @@ def _vae(shapes: Shapes, family: str) -> Config:
         "out_channels": _size(shapes, f"{prefix}decoder.conv_out.weight", 0),
         "latent_channels": _size(shapes, f"{prefix}decoder.conv_in.weight", 1),
         "block_out_channels": widths,
-        "layers_per_block": resnets,
+        "layers_per_block": _count(shapes, blocks + "0.block.{}.conv1.weight"),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "norm_num_groups": _groups(widths),
@@ -164,7 +165,7 @@ def _text(shapes: Shapes, family: str, part: str) -> Config:
     else:
         tokens, positions = (f"{prefix}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
         layer, inner = f"{prefix}text_model.encoder.layers.", "mlp.fc1.weight"
-    depth = next(k for k in range(MOST + 1) if k == MOST or f"{layer}{k}.{inner}" not in shapes)
+    depth = _count(shapes, layer + "{}." + inner)
     vocabulary, hidden = _size(shapes, tokens, 0), _size(shapes, tokens, 1)
     unused_width = hidden if family != "sd2" else 512  # SD2's config has CLIP's default; the model has no projection
     return {

@@ -4,23 +4,8 @@ import re
 from typing import NamedTuple
 
 _ENDS = {
-    "in",
-    "on",
-    "at",
-    "with",
-    "by",
-    "and",
-    "near",
-    "under",
-    "over",
-    "behind",
-    "wearing",
-    "holding",
-    "as",
-    "for",
-    "from",
-    "of",
-}
+    "in", "on", "at", "with", "by", "and", "near", "under", "over", "behind", "wearing", "holding", "as", "for", "from", "of",
+}  # fmt: skip
 _SMALL = {"a", "an", "the", "my", "of", "photo", "picture", "image", "painting", "portrait", "style"}
 _USUAL = {"sks", "ohwx", "zwx", "hta", "olis", "qwe", "xyz", "rkf", "tok"}  # words that guides use for a subject
 
