@@ -1,18 +1,19 @@
 """The `config.json` of every part of a single-file checkpoint, from the shapes of its tensors.
 
 What shapes cannot tell is filled in by family, as the released models have it: heads, groups, image size, VAE scale,
-activation. For widths that no release has (tiny models of tests), heads and groups follow one rule each: see `_heads`,
-`_groups`.
+activation. For widths that no release has (tiny models of tests), a norm has 32 groups or the largest power of two that
+divides every width; for heads see `_heads`.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from personalize.common.errors import UserError
 from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.formats.detect import Shapes
-from personalize.formats.ldm import PREFIXES, SD2_LAYERS, file_keys
-from personalize.formats.ldm_unet import MOST
+from personalize.formats.ldm import PREFIXES, SD2_LAYERS, file_keys, names
+from personalize.formats.ldm_unet import MOST, count
 
 Config = dict[str, Any]
 LATENT_SIZE = {"sd1": 64, "sd2": 64, "sdxl": 128}
@@ -98,7 +99,7 @@ def _unet(shapes: Shapes, family: str) -> Config:
         "cross_attention_dim": _size(shapes, f"{attention}transformer_blocks.0.attn2.to_k.weight", 1),
         "use_linear_projection": len(_shape(shapes, f"{attention}proj_in.weight")) == 2,
         "attention_head_dim": _heads(family, widths, attended),  # diffusers' name for the number of heads
-        "norm_num_groups": _groups(widths),
+        "norm_num_groups": math.gcd(32, *widths),
         "upcast_attention": family == "sd2",  # SD2.1's attention overflows in half precision without
     }
 
@@ -123,18 +124,13 @@ def _levels(shapes: Shapes, prefix: str) -> list[list[tuple[int, int]]]:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    return _count(shapes, prefix + "transformer_blocks.{}.norm1.weight")
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    """How many names there are of a pattern such as "layers.{}.weight", from 0 on without a gap; MOST at most."""
-    return next((k for k in range(MOST) if pattern.format(k) not in shapes), MOST)
+    return count(shapes, prefix + "transformer_blocks.{}.norm1.weight")
 
 
 def _vae(shapes: Shapes, family: str) -> Config:
     prefix = PREFIXES[family]["vae"]
     blocks = f"{prefix}encoder.down."
-    levels = _count(shapes, blocks + "{}.block.0.conv1.weight")
+    levels = count(shapes, blocks + "{}.block.0.conv1.weight")
     widths = [_size(shapes, f"{blocks}{k}.block.0.conv1.weight", 0) for k in range(levels)]
     if not widths:
         raise UserError(f"the VAE has no {blocks}0.block.0.conv1.weight: it is not a VAE of Stable Diffusion.")
@@ -144,10 +140,10 @@ def _vae(shapes: Shapes, family: str) -> Config:
         "out_channels": _size(shapes, f"{prefix}decoder.conv_out.weight", 0),
         "latent_channels": _size(shapes, f"{prefix}decoder.conv_in.weight", 1),
         "block_out_channels": widths,
-        "layers_per_block": _count(shapes, blocks + "0.block.{}.conv1.weight"),
+        "layers_per_block": count(shapes, blocks + "0.block.{}.conv1.weight"),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "norm_num_groups": _groups(widths),
+        "norm_num_groups": math.gcd(32, *widths),
         "scaling_factor": SCALE[family],
         "mid_block_add_attention": f"{prefix}encoder.mid.attn_1.q.weight" in shapes,
         "use_quant_conv": f"{prefix}quant_conv.weight" in shapes,
@@ -157,51 +153,40 @@ def _vae(shapes: Shapes, family: str) -> Config:
 
 def _text(shapes: Shapes, family: str, part: str) -> Config:
     prefix = PREFIXES[family][part]
-    shapes = {name: shapes[key] for name, key in file_keys(shapes, prefix).items()}
+    shapes = {standard: shapes[key] for standard, key in file_keys(shapes, prefix).items()}
     openclip, projection = prefix.endswith(".model."), part == "text_encoder_2"
-    if openclip:
-        tokens, positions = f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"
-        layer, inner = f"{prefix}transformer.resblocks.", "mlp.c_fc.weight"
-    else:
-        tokens, positions = (f"{prefix}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
-        layer, inner = f"{prefix}text_model.encoder.layers.", "mlp.fc1.weight"
-    depth = _count(shapes, layer + "{}." + inner)
+    table = names(part, family, {"num_hidden_layers": 1})
+    tokens, positions = (table[f"text_model.embeddings.{kind}_embedding.weight"] for kind in ("token", "position"))
+    inner = table["text_model.encoder.layers.0.mlp.fc1.weight"]
+    depth = count(shapes, "{}".join(inner.rsplit("0", 1)))
     vocabulary, hidden = _size(shapes, tokens, 0), _size(shapes, tokens, 1)
+    end = min(vocabulary, VOCABULARY_SIZE) - 1
     unused_width = hidden if family != "sd2" else 512  # SD2's config has CLIP's default; the model has no projection
     return {
         "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
         "model_type": "clip_text_model",
         "vocab_size": vocabulary,
         "hidden_size": hidden,
-        "intermediate_size": _size(shapes, f"{layer}0.{inner}", 0),
+        "intermediate_size": _size(shapes, inner, 0),
         "num_hidden_layers": min(depth, SD2_LAYERS) if family == "sd2" else depth,
-        "num_attention_heads": hidden // _head_width([hidden]),
+        "num_attention_heads": hidden // math.gcd(64, hidden),
         "max_position_embeddings": _size(shapes, positions, 0),
         "projection_dim": _size(shapes, f"{prefix}text_projection", 1) if projection else unused_width,
         "hidden_act": "gelu" if openclip else "quick_gelu",
         "layer_norm_eps": 1e-5,
         # The released configs say 0 and 2, which makes transformers take the largest id for the end: wrong with new words.
-        "bos_token_id": min(vocabulary, VOCABULARY_SIZE) - 2,
-        "eos_token_id": min(vocabulary, VOCABULARY_SIZE) - 1,
-        "pad_token_id": 0 if openclip else min(vocabulary, VOCABULARY_SIZE) - 1,
+        "bos_token_id": end - 1,
+        "eos_token_id": end,
+        "pad_token_id": 0 if openclip else end,
         "dtype": "float32",  # else transformers loads half-precision weights as stored, and the U-Net beside it does not
     }
 
 
 def _heads(family: str, widths: list[int], attended: list[int]) -> int | list[int]:
-    """SD1: 8 heads, or the largest power of two that divides every attention's width. Else heads of 64, or of the largest."""
+    """8 heads for SD1, else heads of width 64; where the widths with attention do not allow it, a smaller power of two."""
     if family == "sd1":
-        return next(heads for heads in (8, 4, 2, 1) if all(width % heads == 0 for width in attended))
-    return [max(width // _head_width(attended), 1) for width in widths]
-
-
-def _head_width(widths: Iterable[int]) -> int:
-    return next(size for size in (64, 32, 16, 8, 4, 2, 1) if all(width % size == 0 for width in widths))
-
-
-def _groups(widths: list[int]) -> int:
-    """32 groups for a norm, or the largest power of two that divides every width."""
-    return next(groups for groups in (32, 16, 8, 4, 2, 1) if all(width % groups == 0 for width in widths))
+        return math.gcd(8, *attended)
+    return [max(width // math.gcd(64, *attended), 1) for width in widths]
 
 
 def _one_or_all(values: list[int]) -> int | list[int]:

@@ -11,8 +11,7 @@ def test_the_widths_of_the_releases_give_their_heads():
     assert infer_config._heads("sd1", [320, 640, 1280, 1280], [320, 640, 1280, 1280]) == 8
     assert infer_config._heads("sd2", [320, 640, 1280, 1280], [320, 640, 1280, 1280]) == [5, 10, 20, 20]
     assert infer_config._heads("sdxl", [320, 640, 1280], [640, 1280, 1280]) == [5, 10, 20]
-    assert infer_config._groups([320, 640, 1280]) == infer_config._groups([128, 256, 512, 512]) == 32
-    assert [width // infer_config._head_width([width]) for width in (768, 1024, 1280)] == [12, 16, 20]
+    assert infer_config._heads("sdxl", [768, 1024, 1280], [768, 1024, 1280]) == [12, 16, 20]
 
 
 RELEASED = {

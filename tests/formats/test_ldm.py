@@ -7,7 +7,7 @@ from tiny_releases import FAMILIES, same
 
 from personalize.common.errors import UserError
 from personalize.formats import ldm
-from personalize.formats.ldm_unet import structure, unet_layers, unet_names
+from personalize.formats.ldm_unet import unet_layers, unet_names
 from personalize.models.lazy_imports import lazy_imports
 
 with lazy_imports():
@@ -144,7 +144,7 @@ def test_missing_strange_and_misshapen_weights_are_refused():
 )  # fmt: skip
 def test_a_config_without_a_single_file_layout_is_refused(more):
     with pytest.raises(UserError):
-        structure(tiny.configs("sd1")["unet"] | more)
+        unet_names(tiny.configs("sd1")["unet"] | more)
 
 
 def test_a_vae_or_text_config_that_is_none_is_refused():
