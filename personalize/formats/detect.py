@@ -6,14 +6,11 @@ from typing import Any
 
 from personalize.common.errors import UserError
 from personalize.formats.ldm import PREFIXES
+from personalize.formats.lora_names import ALPHA, split_key
 
 Shapes = Mapping[str, tuple[int, ...]]
 UNET, VAE = PREFIXES["sd1"]["unet"], PREFIXES["sd1"]["vae"]
 CONV_IN = UNET + "input_blocks.0.0.weight"
-ADAPTER_ENDS = (
-    ".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora.down.weight", ".lora.up.weight",
-    "_lora.down.weight", "_lora.up.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lora_magnitude_vector",
-)  # fmt: skip
 # (part of a name, what the file is); the first match counts
 UNSUPPORTED = (
     ("double_blocks.", "a Flux model"),
@@ -63,7 +60,8 @@ def more_than_noise(channels: Any) -> str:
 
 def detect_adapter(shapes: Shapes) -> str:
     """ "a LoRA …" or "a textual-inversion embedding …" where the file is that, else ""."""
-    if any(name.endswith(ADAPTER_ENDS) for name in shapes):
+    roles = {split[1] for name in shapes if (split := split_key(name))}
+    if roles - {ALPHA} or any(mark in name for mark in (".hada_w1_", ".lokr_w1") for name in shapes):
         return "a LoRA, which changes a base and is not one itself"
     are_rows = all(len(shape) == 2 and shape[0] <= 256 for shape in shapes.values())
     are_few = 0 < len(shapes) <= 2 and not any(name.endswith((".weight", ".bias")) for name in shapes)

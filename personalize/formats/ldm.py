@@ -15,17 +15,17 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.formats.ldm_unet import MOST, unet_names
 
-FAMILIES = {
-    "sd1": {"text_encoder": "cond_stage_model.transformer."},
-    "sd2": {"text_encoder": "cond_stage_model.model."},
-    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
-}
+NETWORKS = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+SDXL_TEXTS = {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."}
 PREFIXES = {
-    family: {"unet": "model.diffusion_model.", "vae": "first_stage_model.", **texts} for family, texts in FAMILIES.items()
+    "sd1": NETWORKS | {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": NETWORKS | {"text_encoder": "cond_stage_model.model."},
+    "sdxl": NETWORKS | SDXL_TEXTS,
 }
 CLIP = "transformer."  # a text encoder under this is transformers' own CLIP; under `model.` it is OpenCLIP
 
-VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
+VAE_ENDS = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}
+VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.15
 OPENCLIP_ENDS = {
@@ -35,11 +35,8 @@ OPENCLIP_ENDS = {
     "text_model.final_layer_norm.bias": "ln_final.bias",
     "text_projection.weight": "text_projection",
 }
-OPENCLIP_LAYER = {
-    "layer_norm1.": "ln_1.", "layer_norm2.": "ln_2.", "mlp.fc1.": "mlp.c_fc.", "mlp.fc2.": "mlp.c_proj.",
-    "self_attn.out_proj.": "attn.out_proj.",
-    "self_attn.q_proj.": "attn.in_proj_", "self_attn.k_proj.": "attn.in_proj_", "self_attn.v_proj.": "attn.in_proj_",
-}  # fmt: skip
+OPENCLIP_LAYER = {f"self_attn.{x}_proj.": "attn.in_proj_" for x in "qkv"} | {"self_attn.out_proj.": "attn.out_proj."}
+OPENCLIP_LAYER |= {"layer_norm1.": "ln_1.", "layer_norm2.": "ln_2.", "mlp.fc1.": "mlp.c_fc.", "mlp.fc2.": "mlp.c_proj."}
 # What files carry besides the weights: buffers, CLIP's logit scale, the projection that SD1 and SD2 do not use, EMA copies.
 UNUSED = ("position_ids", "attn_mask", "logit_scale", "text_projection", "text_projection.weight")
 UNUSED_BEGINNINGS = ("loss.", "model_ema.")
@@ -114,23 +111,17 @@ def tidy(part: str, state: Mapping[str, Tensor]) -> State:
 
 def vae_names(config: Config) -> dict[str, str]:
     """{diffusers key: original key without `first_stage_model.`} of every weight of an AutoencoderKL."""
-    layers = {}
-    for kind in ("quant_conv", "post_quant_conv"):
-        if config.get(f"use_{kind}", True):
-            layers[kind] = kind
+    layers = {kind: kind for kind in ("quant_conv", "post_quant_conv") if config.get(f"use_{kind}", True)}
     for side in ("encoder", "decoder"):
-        layers |= {f"{side}.{x}": f"{side}.{x.replace('conv_norm_out', 'norm_out')}" for x in ("conv_in", "conv_norm_out")}
-        layers[f"{side}.conv_out"] = f"{side}.conv_out"
-        middle = [f"{side}.mid_block.{x}" for x in ("resnets.0", "attentions.0", "resnets.1")]
-        for name, original in zip(middle, ("block_1", "attn_1", "block_2"), strict=True):
-            table = VAE_ATTENTION if original == "attn_1" else VAE_RESNET
-            if original != "attn_1" or config.get("mid_block_add_attention", True):
-                layers |= {f"{name}.{a}": f"{side}.mid.{original}.{b}" for a, b in table.items() if a != "conv_shortcut"}
-        layers |= dict(_vae_blocks(side, *vae_shape(config)))
+        tables = [("", "", VAE_ENDS), *_vae_blocks(side, *_vae_shape(config))]
+        tables += [(f"mid_block.resnets.{k}.", f"mid.block_{k + 1}.", VAE_RESNET) for k in (0, 1)]
+        if config.get("mid_block_add_attention", True):
+            tables.append(("mid_block.attentions.0.", "mid.attn_1.", VAE_ATTENTION))
+        layers |= {f"{side}.{a}{x}": f"{side}.{b}{y}" for a, b, table in tables for x, y in table.items()}
     return {f"{name}.{end}": f"{original}.{end}" for name, original in layers.items() for end in ("weight", "bias")}
 
 
-def vae_shape(config: Config) -> tuple[tuple[int, ...], int]:
+def _vae_shape(config: Config) -> tuple[tuple[int, ...], int]:
     """(output channels per block, resnets per block). UserError where the config does not say them."""
     widths, resnets = config.get("block_out_channels", [64]), config.get("layers_per_block", 1)
     is_valid = isinstance(widths, (list, tuple)) and 0 < len(widths) <= MOST and all(type(w) is int and w > 0 for w in widths)
@@ -143,7 +134,8 @@ def vae_shape(config: Config) -> tuple[tuple[int, ...], int]:
     return tuple(widths), resnets
 
 
-def _vae_blocks(side: str, widths: tuple[int, ...], resnets: int) -> Iterator[tuple[str, str]]:
+def _vae_blocks(side: str, widths: tuple[int, ...], resnets: int) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(prefix in diffusers, original prefix, {name: original name} below them) of the blocks on one side."""
     down, n = side == "encoder", len(widths)
     ours, theirs, sample = ("down_blocks", "down", "downsample") if down else ("up_blocks", "up", "upsample")
     order = widths if down else widths[::-1]
@@ -151,12 +143,11 @@ def _vae_blocks(side: str, widths: tuple[int, ...], resnets: int) -> Iterator[tu
     for i, width in enumerate(order):
         k = i if down else n - 1 - i  # the original numbers the decoder's blocks from the image inwards
         for j in range(resnets if down else resnets + 1):
-            for a, b in VAE_RESNET.items():
-                if a != "conv_shortcut" or before != width:
-                    yield f"{side}.{ours}.{i}.resnets.{j}.{a}", f"{side}.{theirs}.{k}.block.{j}.{b}"
+            shortcut = {"conv_shortcut": "nin_shortcut"} if before != width else {}
+            yield f"{ours}.{i}.resnets.{j}.", f"{theirs}.{k}.block.{j}.", VAE_RESNET | shortcut
             before = width
         if i < n - 1:
-            yield f"{side}.{ours}.{i}.{sample}rs.0.conv", f"{side}.{theirs}.{k}.{sample}.conv"
+            yield f"{ours}.{i}.{sample}rs.0.", f"{theirs}.{k}.{sample}.", {"conv": "conv"}
 
 
 def text_names(config: Config, *, openclip: bool, projection: bool) -> dict[str, str]:

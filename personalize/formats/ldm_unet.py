@@ -11,11 +11,9 @@ from typing import Any
 
 from personalize.common.errors import UserError
 
-ENDS = {
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}  # fmt: skip
+TIME = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+ADDED = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}  # size, crop, pooled text: SDXL
+ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"} | TIME
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
     "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
@@ -67,7 +65,7 @@ def count(names: Container[str], pattern: str) -> int:
 
 def _blocks(present: set[str]) -> dict[str, str]:
     """{diffusers name: original name} of every resnet, attention and layer outside them; `present` has the resnets."""
-    blocks = ENDS | MIDDLE
+    blocks = ENDS | ADDED | MIDDLE
     for side, original, k in (("down", "input", 1), ("up", "output", 0)):
         for i in range(count(present, f"{side}_blocks.{{}}.resnets.0")):
             block = f"{side}_blocks.{i}"
@@ -90,8 +88,7 @@ def _layers_of(config: Mapping[str, Any]) -> Iterator[str]:
     """Every layer with weights, in diffusers' names."""
     widths, resnets, down, middle, up = _structure(config)
     n, before = len(widths), widths[0]
-    added = config.get("addition_embed_type") == "text_time"  # SDXL's embedding of size, crop and pooled text
-    yield from (name for name in ENDS if added or not name.startswith("add_embedding"))
+    yield from ENDS | ADDED if config.get("addition_embed_type") == "text_time" else ENDS
     for i, width in enumerate(widths):
         for j in range(resnets[i]):
             yield from _resnet(f"down_blocks.{i}.resnets.{j}", before != width)

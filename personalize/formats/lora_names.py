@@ -13,14 +13,13 @@ Layer = tuple[str, str]  # part of the base, dotted name within it
 KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
 BARE = "base_model.model."  # PEFT's own files
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
-ENDINGS = {
-    ".lora_A.weight": DOWN, ".lora_A.default.weight": DOWN, ".lora_B.weight": UP, ".lora_B.default.weight": UP,
-    ".lora_down.weight": DOWN, ".lora_up.weight": UP,
-    ".lora.down.weight": DOWN, ".lora.up.weight": UP, "_lora.down.weight": DOWN, "_lora.up.weight": UP,
-    ".lora_linear_layer.down.weight": DOWN, ".lora_linear_layer.up.weight": UP,
-    ".alpha": ALPHA, ".dora_scale": MAGNITUDE, ".lora_magnitude_vector": MAGNITUDE,
-    ".lora_magnitude_vector.weight": MAGNITUDE, ".lora_magnitude_vector.default.weight": MAGNITUDE,
-}  # fmt: skip
+ENDINGS = {  # what a key of each role ends with
+    DOWN: ".lora_A.weight .lora_A.default.weight .lora_down.weight .lora.down.weight _lora.down.weight "
+    ".lora_linear_layer.down.weight",
+    UP: ".lora_B.weight .lora_B.default.weight .lora_up.weight .lora.up.weight _lora.up.weight .lora_linear_layer.up.weight",
+    ALPHA: ".alpha",
+    MAGNITUDE: ".dora_scale .lora_magnitude_vector .lora_magnitude_vector.weight .lora_magnitude_vector.default.weight",
+}
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 SDXL = {  # what decides the names of SDXL's U-Net
     "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],
@@ -31,7 +30,8 @@ SDXL = {  # what decides the names of SDXL's U-Net
 
 def split_key(key: str) -> tuple[str, str] | None:
     """A key of a LoRA file as (name of a layer, DOWN, UP, ALPHA or MAGNITUDE), or None where it is not one."""
-    return next(((key.removesuffix(end), role) for end, role in ENDINGS.items() if key.endswith(end)), None)
+    pairs = ((end, role) for role, ends in ENDINGS.items() for end in ends.split())
+    return next(((key.removesuffix(end), role) for end, role in pairs if key.endswith(end)), None)
 
 
 def known_names(layers: Mapping[str, Collection[str]], *, first: str = "") -> dict[str, Layer]:

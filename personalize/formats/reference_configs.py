@@ -4,16 +4,12 @@ As in the repositories stable-diffusion-v1-5, stabilityai/stable-diffusion-2 and
 entries are those of github.com/Stability-AI/ModelSpec.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 Config = dict[str, Any]
-MODELSPEC_PREDICTIONS = {
-    "epsilon": "epsilon",
-    "v": "v_prediction",
-    "v_prediction": "v_prediction",
-    "sample": "sample",
-}  # ModelSpec says "v"
+# as ModelSpec says them, and as diffusers does
+MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction", "sample": "sample"}
 BETAS = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
@@ -36,7 +32,7 @@ ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-b
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 
 
-def prediction(family: str, metadata: Mapping[str, str], names: Iterable[str]) -> str:
+def prediction(family: str, metadata: Mapping[str, str], names: Collection[str]) -> str:
     """ "epsilon", "v_prediction" or "sample": by the header, else by the marks of SDXL files, else as in the release."""
     stated = MODELSPEC_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""), "")
     return stated or ("v_prediction" if V_MARK in names or family == "sd2" else "epsilon")
@@ -51,16 +47,16 @@ def scheduler(family: str, prediction_type: str, *, zero_snr: bool) -> Config:
     return config
 
 
-def pipeline(family: str, parts: Iterable[str], scheduler_class: str) -> Config:
+def pipeline(family: str, parts: Collection[str], scheduler_class: str) -> Config:
     """The pipeline's `model_index.json`."""
     index: Config = {"_class_name": PIPELINES[family], "feature_extractor": [None, None], "image_encoder": [None, None]}
-    for part in parts:
-        index[part] = CLASSES[part]
-        if part.startswith("text_encoder"):
-            index[part.replace("text_encoder", "tokenizer")] = TOKENIZER
-    rest = {"force_zeros_for_empty_prompt": True} if family == "sdxl" else {"safety_checker": [None, None]}
-    rest |= {} if family == "sdxl" else {"requires_safety_checker": False}
-    return dict(sorted((index | rest | {"scheduler": ["diffusers", scheduler_class]}).items()))
+    index |= {"scheduler": ["diffusers", scheduler_class]} | {part: CLASSES[part] for part in parts}
+    index |= {part.replace("text_encoder", "tokenizer"): TOKENIZER for part in parts if part.startswith("text_encoder")}
+    if family == "sdxl":
+        index["force_zeros_for_empty_prompt"] = True
+    else:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    return dict(sorted(index.items()))
 
 
 def modelspec(family: str, prediction_type: str, pixels: int, title: str) -> dict[str, str]:
