@@ -30,9 +30,13 @@ def read_vocabulary(path: Path) -> tuple[dict[str, int], str]:
     return _checked(files[0], read_json(files[0])), _text(files[1])
 
 
-def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, longest: int, pad: str) -> None:
-    """Write a folder that transformers loads as a tokenizer for `longest` tokens at most, padded with the piece `pad`."""
+def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, longest: int, openclip: bool) -> None:
+    """Write a folder that transformers loads as a tokenizer for `longest` tokens at most.
+
+    OpenCLIP's encoders were trained with prompts padded by the piece of id 0 ("!"), OpenAI's by the end.
+    """
     folder.mkdir()
+    pad = next((piece for piece, k in vocabulary.items() if k == 0), END) if openclip else END
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True, "errors": "replace"}
     for name, value in (
@@ -42,11 +46,6 @@ def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, lo
     ):
         (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=None if name == VOCABULARY else 2) + "\n")
     (folder / MERGES).write_text(merges)
-
-
-def padding(vocabulary: dict[str, int], *, openclip: bool) -> str:
-    """The piece that pads a prompt: OpenCLIP's encoders were trained with id 0 ("!"), OpenAI's with the end."""
-    return next((piece for piece, k in vocabulary.items() if k == 0), END) if openclip else END
 
 
 def _from_one_file(place: Path) -> tuple[dict[str, int], str]:

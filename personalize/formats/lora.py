@@ -31,8 +31,7 @@ UNSUPPORTED = {  # part of a key -> what the file is, which is not read
     ".oft_": "an OFT", ".boft_": "a BOFT", ".on_input.": "an (IA)^3 (LyCORIS)", ".a1.weight.": "a GLoRA (LyCORIS)",
     ".diff.": "a file of whole differences (LyCORIS full)", ".lora_embedding_": "a LoRA of embeddings",
 }  # fmt: skip
-KOHYA_VERSIONS = {"sd": "sd_v1", "sdxl": "sdxl_base_v1-0"}  # SD2 is told by the width of its text encoder
-SD2_WIDTH = 1024
+SD2_WIDTH = 1024  # of its text encoder, by which an SD2 is told from an SD1
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,13 @@ def write_diffusers(path: Path, adapter: Adapter) -> None:
 
 
 def write_kohya(
-    path: Path,
-    adapter: Adapter,
-    *,
-    family: str,
-    metadata: Mapping[str, str] | None = None,
-    unet: Collection[str] | None = None,
+    path: Path, adapter: Adapter, *, family: str, metadata: Mapping[str, str] | None = None, unet: Collection[str] | None = None
 ) -> None:
     """Write it as kohya's trainer, AUTOMATIC1111 and ComfyUI read it, for `family` "sd" (1.x, 2.x) or "sdxl".
 
     SDXL's names depend on all of the base's U-Net layers, which are `unet`, else those of the released SDXL.
     """
-    assert family in KOHYA_VERSIONS, family
+    assert family in ("sd", "sdxl"), family
     sdxl = family == "sdxl"
     original = unet_layers(unet or lora_names.sdxl_layers()) if sdxl else {}
     tensors: dict[str, Tensor] = {}
@@ -111,13 +105,13 @@ def write_kohya(
         tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
         if (magnitude := adapter.tensors.get(f"{name}.lora_magnitude_vector")) is not None:
             tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
-    cross_attention_keys = [value for key, value in adapter.tensors.items() if key.endswith("attn2.to_k.lora_A.weight")]
-    sd2 = not sdxl and any(value.shape[1] == SD2_WIDTH for value in cross_attention_keys)
+    cross_attention = [value for key, value in adapter.tensors.items() if key.endswith("attn2.to_k.lora_A.weight")]
+    sd = "sd_v2" if any(value.shape[1] == SD2_WIDTH for value in cross_attention) else "sd_v1"
     header = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(_most_common(adapter.ranks)),
         "ss_network_alpha": str(_most_common(adapter.alphas)),
-        "ss_base_model_version": "sd_v2" if sd2 else KOHYA_VERSIONS[family],
+        "ss_base_model_version": "sdxl_base_v1-0" if sdxl else sd,
     }
     save_tensors(path, tensors, header | dict(metadata or {}))
 

@@ -12,7 +12,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json, writing
 from personalize.formats import clip_tokenizer, detect, reference_configs
 from personalize.formats.infer_config import first_difference, infer_configs
-from personalize.formats.ldm import PREFIXES, State, from_ldm, to_ldm
+from personalize.formats.ldm import CLIP, PREFIXES, State, from_ldm, to_ldm
 from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors, save_unsynced
 
 Config = dict[str, Any]
@@ -46,9 +46,9 @@ def unpack_single_file(path: Path, folder: Path) -> None:
         for part, state in states.items():
             _write_part(temporary / part, state, configs[part])
         for part in (part for part in states if part.startswith("text_encoder")):
-            pad = clip_tokenizer.padding(vocabulary, openclip=PREFIXES[family][part].endswith(".model."))
-            place = temporary / part.replace("text_encoder", "tokenizer")
-            clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=configs[part]["max_position_embeddings"], pad=pad)
+            place, longest = temporary / part.replace("text_encoder", "tokenizer"), configs[part]["max_position_embeddings"]
+            openclip = not PREFIXES[family][part].endswith(CLIP)
+            clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=longest, openclip=openclip)
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", configs["scheduler"])
         index = reference_configs.pipeline(family, states, configs["scheduler"]["_class_name"])
@@ -65,15 +65,16 @@ def pack_single_file(folder: Path, out: Path, *, half: bool) -> None:
         raise UserError(f"{out}: a single file is written as .safetensors only. Give it that ending.")
     require_packable(folder, str(folder))
     configs, family = _folder_configs(folder)
-    states = {part: {k: v for file in _weight_files(folder / part) for k, v in load_tensors(file).items()} for part in configs}
-    if half:
-        states = {part: {key: _halved(f"{part}.{key}", v) for key, v in state.items()} for part, state in states.items()}
-    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    prediction = scheduler.get("prediction_type", "epsilon")
+    states: dict[str, State] = {}
+    for part in PREFIXES[family]:
+        states[part] = {key: v for file in _weight_files(folder / part) for key, v in load_tensors(file).items()}
+        if half:
+            states[part] = {key: _halved(f"{part}.{key}", v) for key, v in states[part].items()}
     blocks = len(configs["vae"].get("block_out_channels", [64]))
-    pixels = configs["unet"].get("sample_size") or 64
-    spec = reference_configs.modelspec(family, prediction, pixels * 2 ** (blocks - 1) if type(pixels) is int else 512, out.stem)
-    save_tensors(out, to_ldm(states, family, configs) | _marks(family, scheduler), spec | {"format": "pt"})
+    latent_size = configs["unet"].get("sample_size") or 64
+    pixels = latent_size * 2 ** (blocks - 1) if type(latent_size) is int else 512
+    spec = reference_configs.modelspec(family, _prediction(configs), pixels, out.stem)
+    save_tensors(out, _to_file(states, family, configs), spec | {"format": "pt"})
 
 
 def require_packable(folder: Path, name: str) -> None:
@@ -83,19 +84,18 @@ def require_packable(folder: Path, name: str) -> None:
     file, who sees shapes alone, would take other settings than the folder's.
     """
     configs, family = _folder_configs(folder)
-    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    states = {part: {} for part in configs}
+    states: dict[str, State] = {part: {} for part in PREFIXES[family]}
     for part, state in states.items():
         for file in _weight_files(folder / part):
             shapes = read_header(file)["tensors"]
             state |= {key: torch.empty(shape, device="meta") for key, (_, shape) in shapes.items()}
     try:
-        tensors = to_ldm(states, family, configs) | _marks(family, scheduler)
-        spec = reference_configs.modelspec(family, scheduler.get("prediction_type", "epsilon"), 512, name)
+        tensors = _to_file(states, family, configs)
+        spec = reference_configs.modelspec(family, _prediction(configs), 512, name)
         inferred = _infer({key: tuple(value.shape) for key, value in tensors.items()}, family, spec)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    if difference := first_difference(configs | {"scheduler": scheduler}, inferred):
+    if difference := first_difference(configs, inferred):
         raise UserError(
             f"{name} has {difference}, which a single file cannot say: whoever reads it would draw something else. "
             "Use --to diffusers."
@@ -110,12 +110,18 @@ def _infer(shapes: detect.Shapes, family: str, metadata: Mapping[str, str]) -> d
     return infer_configs(shapes, family, prediction=prediction) | {"scheduler": scheduler}
 
 
-def _marks(family: str, scheduler: Config) -> State:
-    """The empty tensors by which an SDXL file says that it is of v prediction, and of zero terminal SNR."""
-    if family != "sdxl" or scheduler.get("prediction_type") != "v_prediction":
-        return {}
-    names = [reference_configs.V_MARK, *[reference_configs.ZERO_SNR_MARK] * bool(scheduler.get("rescale_betas_zero_snr"))]
-    return {name: torch.zeros(0) for name in names}
+def _to_file(states: Mapping[str, State], family: str, configs: Mapping[str, Config]) -> State:
+    """The tensors of one file; empty ones mark an SDXL of v prediction, and of zero terminal SNR."""
+    tensors = to_ldm(states, family, configs)
+    if family == "sdxl" and _prediction(configs) == "v_prediction":
+        tensors[reference_configs.V_MARK] = torch.zeros(0)
+        if configs["scheduler"].get("rescale_betas_zero_snr"):
+            tensors[reference_configs.ZERO_SNR_MARK] = torch.zeros(0)
+    return tensors
+
+
+def _prediction(configs: Mapping[str, Config]) -> str:
+    return configs["scheduler"].get("prediction_type", "epsilon")
 
 
 def _refuse_old_configs(metadata: Mapping[str, str], inferred: Mapping[str, Config]) -> None:
@@ -145,7 +151,7 @@ def _require_vocabulary_fits(path: Path, pieces: int, configs: Mapping[str, Conf
 
 
 def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
-    """({part: config.json}, family) of a diffusers folder."""
+    """({part: config}, "scheduler" among them, and the family) of a diffusers folder."""
     index = folder / "model_index.json"
     if not index.exists():
         raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json.")
@@ -159,6 +165,7 @@ def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
         raise UserError(f"{folder} is {purpose}, which personalize does not train.")
     # A reader takes the activation from the layout: GELU with OpenCLIP's names, its quick approximation with CLIP's.
     one_encoder = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
+    configs["scheduler"] = _config(folder / "scheduler" / "scheduler_config.json")
     return configs, "sdxl" if "text_encoder_2" in parts else one_encoder
 
 
