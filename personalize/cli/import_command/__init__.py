@@ -21,8 +21,6 @@ class Imported:
 
     script: str
     photos: str
-    class_word: str
-    method: str
     settings: list[str]
     runs: str
     notices: list[str]
@@ -37,10 +35,8 @@ def recipe_from(command: str) -> Imported:
     draft = convert.convert_call(parse.parse_command(command))
     settings = [text_of(key, value) for key, value in draft.settings.items()]
     load_recipe(None, settings)  # for its UserErrors
-    return Imported(
-        draft.call.script.title, draft.photos, ", ".join(draft.settings.get("class_word", ())), draft.method,
-        settings, draft.call.text("output_dir"), draft.notices, draft.unknown,
-    )  # fmt: skip
+    runs = draft.call.text("output_dir")
+    return Imported(draft.call.script.title, draft.photos, settings, runs, draft.notices, draft.unknown)
 
 
 def toml(imported: Imported, *, start: Recipe | None = None, name: str = "recipe.toml") -> str:

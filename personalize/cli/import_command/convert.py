@@ -8,17 +8,17 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import SETTINGS
 
 DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-PLAIN = {
-    "resolution": "photos.size", "seed": "seed", "adam_beta1": "train.beta1", "adam_beta2": "train.beta2",
-    "adam_weight_decay": "train.weight_decay", "max_grad_norm": "train.clip", "checkpointing_steps": "train.checkpoint_every",
-    "prior_loss_weight": "train.prior_weight", "num_class_images": "prior.count", "snr_gamma": "train.snr_gamma",
-    "text_encoder_lr": "train.text_lr", "rank": "lora.rank", "num_vectors": "embedding.vectors",
-    "checkpoints_total_limit": "train.keep", "lora_r": "lora.rank", "lora_alpha": "lora.alpha",
-}  # fmt: skip
-SWITCHES = {
-    "train_text_encoder": "train.text_encoder", "gradient_checkpointing": "train.gradient_checkpointing",
-    "use_dora": "lora.dora", "random_flip": "photos.flip", "hflip": "photos.flip",
-}  # fmt: skip
+_FLAGS = """
+    resolution=photos.size seed=seed adam_beta1=train.beta1 adam_beta2=train.beta2 adam_weight_decay=train.weight_decay
+    max_grad_norm=train.clip checkpointing_steps=train.checkpoint_every prior_loss_weight=train.prior_weight
+    num_class_images=prior.count snr_gamma=train.snr_gamma text_encoder_lr=train.text_lr rank=lora.rank
+    num_vectors=embedding.vectors checkpoints_total_limit=train.keep lora_r=lora.rank lora_alpha=lora.alpha
+"""
+_SWITCHES = """
+    train_text_encoder=train.text_encoder gradient_checkpointing=train.gradient_checkpointing use_dora=lora.dora
+    random_flip=photos.flip hflip=photos.flip
+"""
+PLAIN, SWITCHES = (dict(pair.split("=") for pair in text.split()) for text in (_FLAGS, _SWITCHES))
 
 
 def convert_call(call: Call) -> Draft:

@@ -40,17 +40,12 @@ class Call:
     def number(self, name: str, kind: type = int) -> int | float | None:
         """The value of an option as a number, None where there is no value. UserError where it is not a number."""
         text = self.text(name)
-        return number(text, f"--{name}={text}", kind) if text else None
-
-
-def number(text: str, shown: str, kind: type = float) -> int | float:
-    """UserError where a text is not a number; `shown` is what the user wrote."""
-    try:
-        return kind(text)
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        remedy = "Put the variable's value in." if "$" in text else "Correct it."
-        raise UserError(f"{shown} is not {expected}. {remedy}") from None
+        try:
+            return kind(text) if text else None
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            remedy = "Put the variable's value in." if "$" in text else "Correct it."
+            raise UserError(f"--{name}={text} is not {expected}. {remedy}") from None
 
 
 def parse_command(command: str) -> Call:

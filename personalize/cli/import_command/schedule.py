@@ -7,30 +7,25 @@ from personalize.cli.import_command.draft import Draft
 from personalize.cli.import_command.parse import Call
 from personalize.common.recipe import SETTINGS
 
-SCHEDULES = {
-    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
-    "cosine_with_restarts": "cosine", "polynomial": "linear", "piecewise_constant": "constant",
-}  # fmt: skip
+SCHEDULES = {  # our schedule -> those of diffusers that it is, or is nearest to
+    "constant": ("constant", "constant_with_warmup", "piecewise_constant"),
+    "linear": ("linear", "polynomial"),
+    "cosine": ("cosine", "cosine_with_restarts"),
+}
 
 
 def convert_schedule(draft: Draft) -> None:
     """UserError for a value that is not a number."""
-    batch(draft)
+    call, settings = draft.call, draft.settings
+    # there, a step's batch is that of one process times parts times processes; here it is the whole, cut into parts
+    settings["train.accumulate"] = call.number("gradient_accumulation_steps") * _processes(call)
+    settings["train.batch"] = call.number("train_batch_size") * settings["train.accumulate"]
     _optimizer(draft)
-    call, name = draft.call, draft.call.text("lr_scheduler")
-    exact = as_named(name, call.text("lr_num_cycles"), call.number("lr_power", float))
-    schedule(draft, name, call.number("lr_warmup_steps"), exact=exact)
+    _lr_schedule(draft)
     _steps(draft)
 
 
-def batch(draft: Draft) -> None:
-    """There, a step's batch is that of one process times parts times processes; here it is the whole, cut into parts."""
-    call = draft.call
-    parts, one = call.number("gradient_accumulation_steps") * processes(call), call.number("train_batch_size")
-    draft.settings |= {"train.batch": one * parts, "train.accumulate": parts}
-
-
-def processes(call: Call) -> int:
+def _processes(call: Call) -> int:
     count = call.launch.get("num_processes") or call.launch.get("nproc_per_node") or "1"
     return max(1, int(count)) if count.isdigit() else 1
 
@@ -50,20 +45,20 @@ def _optimizer(draft: Draft) -> None:
         draft.unknown.append(f"--adam_epsilon={epsilon:g}: it is 1e-08 here.")
 
 
-def schedule(draft: Draft, name: str, warmup: int, *, exact: bool) -> None:
+def _lr_schedule(draft: Draft) -> None:
     """The learning rate's schedule by its name in diffusers, whose plain "constant" ignores --lr_warmup_steps."""
-    draft.settings["train.lr_schedule"] = SCHEDULES.get(name, "constant")
+    call = draft.call
+    name, warmup = call.text("lr_scheduler"), call.number("lr_warmup_steps")
+    cycles, power = call.text("lr_num_cycles"), call.number("lr_power", float)
+    nearest = next((ours for ours, theirs in SCHEDULES.items() if name in theirs), "")
+    draft.settings["train.lr_schedule"] = nearest or "constant"
     if name not in ("constant", "piecewise_constant"):
         draft.settings["train.warmup"] = warmup
-    elif "lr_warmup_steps" in draft.call.given and warmup:
+    elif "lr_warmup_steps" in call.given and warmup:
         draft.notices.append(f"--lr_warmup_steps={warmup} has no effect with the schedule {name}, and is left out.")
-    if not exact or name not in SCHEDULES or name == "piecewise_constant":
-        draft.unknown.append(f"--lr_scheduler={name}: {draft.settings['train.lr_schedule']} is the nearest schedule there is.")
-
-
-def as_named(name: str, cycles: str, power: float | None) -> bool:
-    """Whether SCHEDULES has exactly the schedule of this name."""
-    return {"cosine_with_restarts": cycles in ("", "1"), "polynomial": power in (None, 1.0)}.get(name, True)
+    exact = {"cosine_with_restarts": cycles in ("", "1"), "polynomial": power in (None, 1.0), "piecewise_constant": False}
+    if not nearest or not exact.get(name, True):
+        draft.unknown.append(f"--lr_scheduler={name}: {nearest or 'constant'} is the nearest schedule there is.")
 
 
 def _steps(draft: Draft) -> None:
@@ -79,11 +74,11 @@ def _steps(draft: Draft) -> None:
         )
     if steps is not None:
         settings["train.steps"] = steps
-        limit_to_steps(draft, steps)
+        _limit_to_steps(draft, steps)
     _samples(draft, epoch)
 
 
-def limit_to_steps(draft: Draft, steps: int) -> None:
+def _limit_to_steps(draft: Draft, steps: int) -> None:
     """Limit warm-up and checkpoints to what happens in this number of steps."""
     settings, keep = draft.settings, SETTINGS["train.keep"].default
     if settings.get("train.warmup", 0) > steps:
@@ -104,7 +99,7 @@ def _epoch(draft: Draft) -> int:
     photos = sum(1 for _ in folder.iterdir()) if draft.photos and folder.is_dir() else 0
     images = max(photos * (call.number("repeats") or 1), settings["prior.count"])
     batches = math.ceil(images / max(1, call.number("train_batch_size")))
-    return math.ceil(math.ceil(batches / processes(call)) / max(1, call.number("gradient_accumulation_steps")))
+    return math.ceil(math.ceil(batches / _processes(call)) / max(1, call.number("gradient_accumulation_steps")))
 
 
 def _samples(draft: Draft, epoch: int) -> None:

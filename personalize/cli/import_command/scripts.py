@@ -27,7 +27,28 @@ _FLOYD = """
     pre_compute_text_embeddings tokenizer_max_length= text_encoder_use_attention_mask validation_images+
     class_labels_conditioning=
 """
-_LORA = "validation_epochs=50 rank=4 lora_dropout=0 image_interpolation_mode=lanczos"
+_FULL = """
+    validation_steps=100 set_grads_to_none offset_noise snr_gamma= skip_save_text_encoder
+    validation_scheduler=DPMSolverMultistepScheduler
+"""
+_LORA = "validation_epochs=50 rank=4 lora_dropout=0 image_interpolation_mode=lanczos learning_rate=0.0005"
+_SDXL = """
+    learning_rate=0.0001 text_encoder_lr=5e-06 snr_gamma= resolution=1024 adam_weight_decay=0.0001
+    adam_weight_decay_text_encoder=0.001 optimizer=AdamW use_dora random_flip repeats=1 pretrained_vae_model_name_or_path=
+    dataset_name= dataset_config_name= cache_dir= image_column=image caption_column= do_edm_style_training
+    output_kohya_format prodigy_beta3= prodigy_decouple=True prodigy_use_bias_correction=True
+    prodigy_safeguard_warmup=True
+"""
+_CUSTOM = """
+    validation_steps=50 real_prior num_class_images=200 seed=42 checkpointing_steps=250 learning_rate=1e-05
+    dataloader_num_workers=2 num_validation_images=2 freeze_model=crossattn_kv concepts_list= set_grads_to_none
+    modifier_token= initializer_token=ktn+pll+ucd hflip noaug no_safe_serialization
+"""
+_PEFT = """
+    validation_steps=100 use_lora lora_r=8 lora_alpha=32 lora_dropout=0 lora_bias=none lora_text_encoder_r=8
+    lora_text_encoder_alpha=32 lora_text_encoder_dropout=0 lora_text_encoder_bias=none num_dataloader_workers=1
+    no_tracemalloc wandb_key= wandb_project_name=
+"""
 _WORD = """
     save_steps=500 save_as_full_pipeline num_vectors=1 train_data_dir= placeholder_token= initializer_token=
     learnable_property=object repeats=100 train_batch_size=16 num_train_epochs=100 max_train_steps=5000
@@ -54,7 +75,7 @@ class Script:
     squeezed into squares: never, always, or "uncropped", which is without --center_crop.
     """
 
-    title: str
+    file: str
     method: str
     flags: dict[str, object]
     needs: tuple[str, ...]
@@ -63,68 +84,67 @@ class Script:
     guidance: float = 7.5
     squeezes: str = "never"
 
+    @property
+    def title(self) -> str:
+        return f"{self.file} of {'PEFT' if '/' in self.file else 'diffusers'}"
+
 
 _SUBJECT = ("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt")
 _NEW_WORD = ("pretrained_model_name_or_path", "train_data_dir", "placeholder_token", "initializer_token")
 _SENTENCES = "prompts: one of many sentences at random for each photo there, train.prompt or a photo's caption file here."
 _INVERSION = {"prior.count": 0, "train.clip": 0.0, "photos.flip": True, "photos.crop": "center"}
+_CUT_ONCE = (
+    "photos: each is cut and mirrored once there, and the U-Net is told its size and the corner of the cut; here "
+    "anew at every step, and the U-Net is told of an uncut square."
+)
 
-SCRIPTS = {
-    "train_dreambooth.py": Script(
-        "train_dreambooth.py of diffusers", "full",
-        flags(_ALL, _BOOTH, _DIFFUSERS, _FLOYD, "validation_steps=100 set_grads_to_none offset_noise snr_gamma= "
-              "skip_save_text_encoder validation_scheduler=DPMSolverMultistepScheduler"),
-        _SUBJECT,
-    ),
-    "train_dreambooth_lora.py": Script(
-        "train_dreambooth_lora.py of diffusers", "lora",
-        flags(_ALL, _BOOTH, _DIFFUSERS, _FLOYD, _LORA, "learning_rate=0.0005"), _SUBJECT,
-    ),
-    "train_dreambooth_lora_sdxl.py": Script(
-        "train_dreambooth_lora_sdxl.py of diffusers", "lora",
-        flags(_ALL, _BOOTH, _DIFFUSERS, _LORA, "learning_rate=0.0001 text_encoder_lr=5e-06 snr_gamma= resolution=1024 "
-              "adam_weight_decay=0.0001 adam_weight_decay_text_encoder=0.001 optimizer=AdamW use_dora random_flip repeats=1 "
-              "pretrained_vae_model_name_or_path= dataset_name= dataset_config_name= cache_dir= image_column=image "
-              "caption_column= do_edm_style_training output_kohya_format prodigy_beta3= prodigy_decouple=True "
-              "prodigy_use_bias_correction=True prodigy_safeguard_warmup=True", without="tokenizer_name"),
+_ROWS = (
+    Script("train_dreambooth.py", "full", flags(_ALL, _BOOTH, _DIFFUSERS, _FLOYD, _FULL), _SUBJECT),
+    Script("train_dreambooth_lora.py", "lora", flags(_ALL, _BOOTH, _DIFFUSERS, _FLOYD, _LORA), _SUBJECT),
+    Script(
+        "train_dreambooth_lora_sdxl.py",
+        "lora",
+        flags(_ALL, _BOOTH, _DIFFUSERS, _LORA, _SDXL, without="tokenizer_name"),
         ("pretrained_model_name_or_path", "instance_data_dir|dataset_name", "instance_prompt"),
-        notes=("photos: each is cut and mirrored once there, and the U-Net is told its size and the corner of the cut; here "
-               "anew at every step, and the U-Net is told of an uncut square.",),
+        notes=(_CUT_ONCE,),
         guidance=5.0,
     ),
-    "textual_inversion.py": Script(
-        "textual_inversion.py of diffusers", "textual-inversion",
+    Script(
+        "textual_inversion.py",
+        "textual-inversion",
         flags(_ALL, _DIFFUSERS, _WORD, "tokenizer_name= validation_epochs= no_safe_serialization"),
-        _NEW_WORD, _INVERSION, (_SENTENCES,), squeezes="uncropped",
+        _NEW_WORD,
+        _INVERSION,
+        (_SENTENCES,),
+        squeezes="uncropped",
     ),
-    "textual_inversion_sdxl.py": Script(
-        "textual_inversion_sdxl.py of diffusers", "textual-inversion",
-        flags(_ALL, _DIFFUSERS, _WORD, "use_8bit_adam"), _NEW_WORD, _INVERSION, (_SENTENCES,), squeezes="always",
+    Script(
+        "textual_inversion_sdxl.py",
+        "textual-inversion",
+        flags(_ALL, _DIFFUSERS, _WORD, "use_8bit_adam"),
+        _NEW_WORD,
+        _INVERSION,
+        (_SENTENCES,),
+        squeezes="always",
     ),
-    "train_custom_diffusion.py": Script(
-        "train_custom_diffusion.py of diffusers", "custom-diffusion",
-        flags(_ALL, _BOOTH, _DIFFUSERS, "validation_steps=50 real_prior num_class_images=200 seed=42 checkpointing_steps=250 "
-              "learning_rate=1e-05 dataloader_num_workers=2 num_validation_images=2 freeze_model=crossattn_kv concepts_list= "
-              "set_grads_to_none modifier_token= initializer_token=ktn+pll+ucd hflip noaug no_safe_serialization",
-              without="train_text_encoder lr_num_cycles lr_power"),
+    Script(
+        "train_custom_diffusion.py",
+        "custom-diffusion",
+        flags(_ALL, _BOOTH, _DIFFUSERS, _CUSTOM, without="train_text_encoder lr_num_cycles lr_power"),
         ("pretrained_model_name_or_path", "instance_data_dir|concepts_list", "instance_prompt|concepts_list"),
-        {"photos.crop": "center"}, squeezes="always",
+        {"photos.crop": "center"},
+        squeezes="always",
     ),
-    "lora_dreambooth/train_dreambooth.py": Script(
-        "lora_dreambooth/train_dreambooth.py of PEFT", "lora",
-        flags(_ALL, _BOOTH, "validation_steps=100 use_lora lora_r=8 lora_alpha=32 lora_dropout=0 lora_bias=none "
-              "lora_text_encoder_r=8 lora_text_encoder_alpha=32 lora_text_encoder_dropout=0 lora_text_encoder_bias=none "
-              "num_dataloader_workers=1 no_tracemalloc wandb_key= wandb_project_name="),
-        _SUBJECT,
-    ),
-}  # fmt: skip
+    Script("lora_dreambooth/train_dreambooth.py", "lora", flags(_ALL, _BOOTH, _PEFT), _SUBJECT),
+)
+SCRIPTS = {script.file: script for script in _ROWS}
 
 
 def refuse_flag(flag: str) -> None:
     """UserError where an option that `personalize train` does not have is a flag of one of the scripts."""
-    for file, script in SCRIPTS.items():
+    for script in SCRIPTS.values():
         if flag.removeprefix("--") in script.flags:
             raise UserError(
                 f"{flag} is a flag of {script.title}; personalize train has none of that name. Turn the command into a recipe: "
-                f'personalize import-command "accelerate launch {file} {flag} …"'
+                f'personalize import-command "accelerate launch {script.file} {flag} …"'
             )

@@ -3,9 +3,7 @@
 import re
 from typing import NamedTuple
 
-_ENDS = {
-    "in", "on", "at", "with", "by", "and", "near", "under", "over", "behind", "wearing", "holding", "as", "for", "from", "of",
-}  # fmt: skip
+_ENDS = set(re.findall(r"\w+", "in on at with by and near under over behind wearing holding as for from of"))
 _SMALL = {"a", "an", "the", "my", "of", "photo", "picture", "image", "painting", "portrait", "style"}
 _USUAL = {"sks", "ohwx", "zwx", "hta", "olis", "qwe", "xyz", "rkf", "tok"}  # words that guides use for a subject
 
@@ -38,13 +36,8 @@ def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "", class_
     found_class = class_word or (_class_after(prompt, token, class_prompt) if token else "")
     if not found_class and of_class:
         found_class = " ".join(word for word in of_class if word not in words and word.lower() not in _SMALL) or of_class[-1]
-    return SplitPrompt(
-        token,
-        found_class,
-        _template(prompt, token, found_class),
-        _template(class_prompt, "", found_class),
-        sure and bool(token),
-    )
+    photo, prior = _template(prompt, token, found_class), _template(class_prompt, "", found_class)
+    return SplitPrompt(token, found_class, photo, prior, sure and bool(token))
 
 
 def _words(text: str) -> list[str]:
