@@ -1,8 +1,9 @@
 """A script's options turned into settings that do the same work, with notices of what is different or missing."""
 
-from personalize.cli.import_command import schedule, split_prompt
+from personalize.cli.import_command import schedule
 from personalize.cli.import_command.draft import Draft
 from personalize.cli.import_command.parse import Call
+from personalize.cli.import_command.split_prompt import SplitPrompt, split_prompt
 from personalize.cli.import_command.unsupported import MISSING, NEEDLESS
 from personalize.common.errors import UserError
 from personalize.common.recipe import SETTINGS
@@ -66,30 +67,25 @@ def _base(draft: Draft) -> None:
         draft.settings["dtype"] = DTYPES[precision]
     else:
         draft.notices.append("mixed_precision is not given: accelerate's configuration decides there, dtype = auto here.")
-    launcher_options = [
+    options = ", ".join(
         f"--{name}" for name in call.launch if name not in ("mixed_precision", "num_processes", "nproc_per_node")
-    ]
-    if launcher_options:
-        draft.notices.append(
-            f"{', '.join(launcher_options)}: for the launcher, which starts personalize as well; not part of a recipe."
-        )
+    )
+    if options:
+        draft.notices.append(f"{options}: for the launcher, which starts personalize as well; not part of a recipe.")
 
 
 def _subject(draft: Draft) -> None:
     """Token, class and the templates of the prompts."""
     call = draft.call
     if "placeholder_token" in call.script.flags:
-        style = call.text("learnable_property") == "style"
-        split = split_prompt.SplitPrompt(
-            call.text("placeholder_token"), call.text("initializer_token"),
-            "a painting in the style of {token}" if style else "a photo of {token}", "", True,
-        )  # fmt: skip
+        is_style = call.text("learnable_property") == "style"
+        prompt = "a painting in the style of {token}" if is_style else "a photo of {token}"
+        split = SplitPrompt(call.text("placeholder_token"), call.text("initializer_token"), prompt, "", True)
         draft.settings["embedding.init"] = split.class_word
     else:
         tokens = call.text("modifier_token").split("+")
-        split = split_prompt.split_prompt(
-            call.text("instance_prompt"), call.text("class_prompt"), token=tokens[0] if len(tokens) == 1 else ""
-        )
+        token = tokens[0] if len(tokens) == 1 else ""
+        split = split_prompt(call.text("instance_prompt"), call.text("class_prompt"), token=token)
     draft.apply(split)
     if "modifier_token" in call.script.flags:
         _modifier(draft, tokens)
@@ -177,24 +173,22 @@ def _outputs(draft: Draft) -> None:
 
 
 def _without_effect(draft: Draft) -> set[str]:
-    """Flags that the script itself ignores because of what else the command says or does not say."""
+    """Flags that the script itself ignores, if given, because of what else the command says or does not say."""
     call, adapts = draft.call, draft.method == "lora"
     frozen = not draft.settings.get("train.text_encoder")
-    lr_scheduler = call.text("lr_scheduler")
+    lr_scheduler, validation_prompt = call.text("lr_scheduler"), call.text("validation_prompt")
     ignored = {
-        "validation_steps": not call.text("validation_prompt"), "validation_epochs": not call.text("validation_prompt"),
-        "text_encoder_lr": frozen, "adam_weight_decay_text_encoder": frozen,
+        "validation_steps validation_epochs": not validation_prompt,
+        "text_encoder_lr adam_weight_decay_text_encoder": frozen,
         "lr_num_cycles": lr_scheduler != "cosine_with_restarts",
         "lr_power": lr_scheduler != "polynomial",
-        "num_train_epochs": call.text("max_train_steps") != "", "dataset_config_name": not call.text("dataset_name"),
-        **{name: not adapts for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_bias")},
-        **{f"lora_text_encoder_{name}": frozen or not adapts for name in ("r", "alpha", "dropout", "bias")},
-    }  # fmt: skip
-    if draft.settings.get("prior.count") == 0:
-        ignored |= dict.fromkeys(
-            ("class_data_dir", "class_prompt", "num_class_images", "prior_loss_weight", "real_prior"), True
-        )
-    return {name for name in call.given if ignored.get(name)}
+        "num_train_epochs": call.text("max_train_steps"),
+        "dataset_config_name": not call.text("dataset_name"),
+        "lora_r lora_alpha lora_dropout lora_bias": not adapts,
+        "lora_text_encoder_r lora_text_encoder_alpha lora_text_encoder_dropout lora_text_encoder_bias": frozen or not adapts,
+        "class_data_dir class_prompt num_class_images prior_loss_weight real_prior": draft.settings.get("prior.count") == 0,
+    }
+    return {name for names, is_ignored in ignored.items() if is_ignored for name in names.split()}
 
 
 def _rest(draft: Draft) -> None:

@@ -21,14 +21,12 @@ class Draft:
 
     def apply(self, split: SplitPrompt) -> None:
         """Take over token, class and templates of a prompt, with notices of what it does not say."""
-        if split.photo:
-            self.settings["train.prompt"] = split.photo
-        if split.prior:
-            self.settings["prior.prompt"] = split.prior
-        if split.token:
-            self.settings["token"] = (split.token,)
-        if split.class_word:
-            self.settings["class_word"] = (split.class_word,)
+        settings = {"train.prompt": split.photo, "prior.prompt": split.prior}
+        settings |= {
+            "token": (split.token,) if split.token else (),
+            "class_word": (split.class_word,) if split.class_word else (),
+        }
+        self.settings |= {key: value for key, value in settings.items() if value}
         if split.photo and "{token}" not in split.photo:
             self.notices.append(
                 f"no word of {split.photo!r} looks like the subject's own: set token, and put {{token}} into train.prompt."

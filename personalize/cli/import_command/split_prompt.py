@@ -18,11 +18,11 @@ class SplitPrompt(NamedTuple):
     sure: bool
 
 
-def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "", class_word: str = "") -> SplitPrompt:
+def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "") -> SplitPrompt:
     """Split a prompt such as "a photo of sks dog", with the help of the class's "a photo of dog" where there is one.
 
-    The token is the word that the class prompt lacks, or one that looks made up, or else the last but one. A token and a
-    class that are given are looked for in the prompt.
+    The token, where it is not given, is the word that the class prompt lacks, or one that looks made up, or else the last
+    but one.
     """
     words, of_class = _words(prompt), _words(class_prompt)
     sure = True
@@ -33,11 +33,11 @@ def split_prompt(prompt: str, class_prompt: str = "", *, token: str = "", class_
             token = made_up[0] if made_up else _before_the_class(new, words, of_class)
         else:
             token, sure = (words[-2] if len(words) > 1 and words[-2].lower() not in _SMALL | _ENDS else ""), False
-    found_class = class_word or (_class_after(prompt, token, class_prompt) if token else "")
-    if not found_class and of_class:
-        found_class = " ".join(word for word in of_class if word not in words and word.lower() not in _SMALL) or of_class[-1]
-    photo, prior = _template(prompt, token, found_class), _template(class_prompt, "", found_class)
-    return SplitPrompt(token, found_class, photo, prior, sure and bool(token))
+    class_word = _class_after(prompt, token, class_prompt) if token else ""
+    if not class_word and of_class:
+        class_word = " ".join(word for word in of_class if word not in words and word.lower() not in _SMALL) or of_class[-1]
+    photo, prior = _template(prompt, token, class_word), _template(class_prompt, "", class_word)
+    return SplitPrompt(token, class_word, photo, prior, sure and bool(token))
 
 
 def _words(text: str) -> list[str]:

@@ -25,14 +25,13 @@ NEEDLESS = {
     "wandb_key": "wandb login stores it",
 }
 
+PUBLISH = "publish when it is trained: personalize export --push OWNER/NAME"
 # What cannot be done here, or not in a recipe.
 MISSING = {
     "revision": "the newest revision is read; for another give its folder as base",
     "tokenizer_name": "the base's own tokenizer is used",
-    "push_to_hub": "publish when it is trained: personalize export --push OWNER/NAME",
-    "hub_token": "publish when it is trained: personalize export --push OWNER/NAME",
-    "hub_model_id": "publish when it is trained: personalize export --push OWNER/NAME",
-    "allow_tf32": "products in float32 are exact; dtype = \"bfloat16\" is the fast one",
+    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id"), PUBLISH),
+    "allow_tf32": 'products in float32 are exact; dtype = "bfloat16" is the fast one',
     "offset_noise": "noise has no offset",
     "text_encoder_use_attention_mask": "padding is attended to, as these bases were trained",
     "tokenizer_max_length": "prompts have the length that the base was trained with",
@@ -45,9 +44,8 @@ MISSING = {
     "output_kohya_format": "personalize export --to kohya does it afterwards",
     "save_as_full_pipeline": "the result is the vectors alone",
     "skip_save_text_encoder": "the result is the whole base",
-    "prodigy_beta3": "there is no Prodigy", "prodigy_decouple": "there is no Prodigy",
-    "prodigy_use_bias_correction": "there is no Prodigy", "prodigy_safeguard_warmup": "there is no Prodigy",
+    **{f"prodigy_{x}": "there is no Prodigy" for x in ("beta3", "decouple", "use_bias_correction", "safeguard_warmup")},
     "real_prior": "class images are drawn by the base, never photos",
     "concepts_list": "give each subject's folder and its --class, and a token for each",
     "wandb_project_name": "a run is logged under the name of its folder",
-}  # fmt: skip
+}
