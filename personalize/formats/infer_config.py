@@ -19,25 +19,24 @@ Config = dict[str, Any]
 LATENT_SIZE = {"sd1": 64, "sd2": 64, "sdxl": 128}
 LATENT_SIZE_SD2_V = 96
 SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
-# part -> settings that change what the networks compute and that no shape tells, with what the libraries take where a
-# config leaves one out
+# Settings that change what the networks compute and that no shape tells, with what the libraries take where a config leaves
+# one out.
+UNET = {"act_fn": "silu", "attention_head_dim": 8, "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0}
+UNET |= {"mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 32}
+UNET |= {"resnet_time_scale_shift": "default", "time_embedding_type": "positional"}
+VAE = {"act_fn": "silu", "latents_mean": None, "latents_std": None, "norm_num_groups": 32}
+VAE |= {"scaling_factor": 0.18215, "shift_factor": None}
+TEXT = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8}
+SCHEDULER = {"beta_end": 0.02, "beta_schedule": "linear", "beta_start": 1e-4, "num_train_timesteps": 1000}
+SCHEDULER |= {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
+SCHEDULER |= {"trained_betas": None}
 NOT_TOLD_BY_SHAPES: dict[str, Config] = {
-    "unet": {
-        "act_fn": "silu", "attention_head_dim": 8, "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
-        "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 32, "resnet_time_scale_shift": "default",
-        "time_embedding_type": "positional",
-    },
-    "vae": {
-        "act_fn": "silu", "latents_mean": None, "latents_std": None, "norm_num_groups": 32, "scaling_factor": 0.18215,
-        "shift_factor": None,
-    },
-    "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8},
-    "scheduler": {
-        "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 1e-4, "num_train_timesteps": 1000,
-        "prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "trained_betas": None,
-    },
-}  # fmt: skip
-NOT_TOLD_BY_SHAPES["text_encoder_2"] = NOT_TOLD_BY_SHAPES["text_encoder"]
+    "unet": UNET,
+    "vae": VAE,
+    "text_encoder": TEXT,
+    "text_encoder_2": TEXT,
+    "scheduler": SCHEDULER,
+}
 
 
 def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:

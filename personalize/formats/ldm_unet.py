@@ -14,18 +14,14 @@ from personalize.common.errors import UserError
 TIME = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
 ADDED = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}  # size, crop, pooled text: SDXL
 ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"} | TIME
-RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
+RESNET |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 MIDDLE = {f"mid_block.{x}": f"middle_block.{k}" for k, x in enumerate(("resnets.0", "attentions.0", "resnets.1"))}
 UNBIASED = tuple(f"attn{k}.to_{x}" for k in (1, 2) for x in "qkv")
 TRANSFORMER = ("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2", "attn1.to_out.0", "attn2.to_out.0", *UNBIASED)
-DEFAULTS = {
-    "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "transformer_layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}  # fmt: skip
+DEFAULTS = {"block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "transformer_layers_per_block": 1}
+DEFAULTS |= {"down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]}
+DEFAULTS |= {"up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
 MOST = 1000  # blocks, layers or transformers in one place: more is a damaged config
 
 

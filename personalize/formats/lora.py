@@ -26,11 +26,11 @@ from personalize.formats.safetensors_io import Header, load_tensors, read_header
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
 SIBLING = "adapter_config.json"  # PEFT's, beside the weights
-UNSUPPORTED = {  # part of a key -> what the file is, which is not read
-    ".hada_": "a LoHa (LyCORIS)", ".lokr_": "a LoKr (LyCORIS)", ".lora_mid.": "a LoCon with a Tucker core (LyCORIS)",
-    ".oft_": "an OFT", ".boft_": "a BOFT", ".on_input.": "an (IA)^3 (LyCORIS)", ".a1.weight.": "a GLoRA (LyCORIS)",
-    ".diff.": "a file of whole differences (LyCORIS full)", ".lora_embedding_": "a LoRA of embeddings",
-}  # fmt: skip
+# part of a key -> what the file is, which is not read
+UNSUPPORTED = {".hada_": "a LoHa (LyCORIS)", ".lokr_": "a LoKr (LyCORIS)", ".lora_mid.": "a LoCon with a Tucker core (LyCORIS)"}
+UNSUPPORTED |= {".oft_": "an OFT", ".boft_": "a BOFT", ".on_input.": "an (IA)^3 (LyCORIS)"}
+UNSUPPORTED |= {".a1.weight.": "a GLoRA (LyCORIS)", ".diff.": "a file of whole differences (LyCORIS full)"}
+UNSUPPORTED |= {".lora_embedding_": "a LoRA of embeddings"}
 SD2_WIDTH = 1024  # of its text encoder, by which an SD2 is told from an SD1
 
 

@@ -21,11 +21,10 @@ ENDINGS = {  # what a key of each role ends with
     MAGNITUDE: ".dora_scale .lora_magnitude_vector .lora_magnitude_vector.weight .lora_magnitude_vector.default.weight",
 }
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
-SDXL = {  # what decides the names of SDXL's U-Net
-    "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "addition_embed_type": "text_time",
-}  # fmt: skip
+# What decides the names of SDXL's U-Net.
+SDXL = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}
+SDXL |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]}
+SDXL |= {"up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "addition_embed_type": "text_time"}
 
 
 def split_key(key: str) -> tuple[str, str] | None:

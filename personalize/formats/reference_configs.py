@@ -10,10 +10,9 @@ from typing import Any
 Config = dict[str, Any]
 # as ModelSpec says them, and as diffusers does
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction", "sample": "sample"}
-BETAS = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
-}  # fmt: skip
+BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BETAS |= {"trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+BETAS |= {"timestep_spacing": "leading"}
 SCHEDULERS = {
     "sd1": {"_class_name": "PNDMScheduler", **BETAS, "skip_prk_steps": True},
     "sd2": {"_class_name": "DDIMScheduler", **BETAS},

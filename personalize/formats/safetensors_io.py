@@ -21,12 +21,11 @@ from personalize.common.files import explained, writing
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
-}  # fmt: skip
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {
+    f"{kind}{bits}": getattr(torch, f"{name}{bits}") for kind, name in (("I", "int"), ("U", "uint")) for bits in (64, 32, 16, 8)
+}
+DTYPES |= {"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64}
 Header = dict[str, Any]
 
 

@@ -8,8 +8,8 @@ import shlex
 from dataclasses import dataclass, replace
 
 from personalize.cli.import_command import convert, parse
-from personalize.cli.import_command.draft import text_of
-from personalize.common.recipe import Recipe, load_recipe, recipe_to_dict, recipe_to_toml
+from personalize.common.recipe import SETTINGS, Recipe, load_recipe, recipe_to_dict, recipe_to_toml
+from personalize.common.settings import Value, parse_value, to_toml_value
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def recipe_from(command: str) -> Imported:
     UserError for another script, an unknown flag, and a value that is not a number or that a recipe does not allow.
     """
     draft = convert.convert_call(parse.parse_command(command))
-    settings = [text_of(key, value) for key, value in draft.settings.items()]
+    settings = [_text(key, value) for key, value in draft.settings.items()]
     load_recipe(None, settings)  # for its UserErrors
     runs = draft.call.text("output_dir")
     return Imported(draft.call.script.title, draft.photos, settings, runs, draft.notices, draft.unknown)
@@ -60,6 +60,14 @@ def toml(imported: Imported, *, start: Recipe | None = None, name: str = "recipe
 def foundation(imported: Imported) -> list[str]:
     """The settings that a recipe's defaults depend on: base and method."""
     return [text for text in imported.settings if text.startswith(("base=", "train.methods="))]
+
+
+def _text(key: str, value: Value) -> str:
+    """A setting as --set takes it: bare where that is parsed as the same value, else as TOML."""
+    plain = ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    kind = SETTINGS[key].kind
+    reads_back = parse_value(plain, kind) == (list(value) if isinstance(value, tuple) else value)
+    return f"{key}={plain if reads_back and plain == plain.strip() else to_toml_value(value)}"
 
 
 def _quoted(word: str) -> str:

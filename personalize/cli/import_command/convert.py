@@ -86,9 +86,27 @@ def _subject(draft: Draft) -> None:
         tokens = call.text("modifier_token").split("+")
         token = tokens[0] if len(tokens) == 1 else ""
         split = split_prompt(call.text("instance_prompt"), call.text("class_prompt"), token=token)
-    draft.apply(split)
+    _take_over(draft, split)
     if "modifier_token" in call.script.flags:
         _modifier(draft, tokens)
+
+
+def _take_over(draft: Draft, split: SplitPrompt) -> None:
+    """Token, class and templates of a prompt, with notices of what it does not say."""
+    settings = {"train.prompt": split.photo, "prior.prompt": split.prior}
+    settings |= {
+        "token": (split.token,) if split.token else (),
+        "class_word": (split.class_word,) if split.class_word else (),
+    }
+    draft.settings |= {key: value for key, value in settings.items() if value}
+    if split.photo and "{token}" not in split.photo:
+        draft.notices.append(
+            f"no word of {split.photo!r} looks like the subject's own: set token, and put {{token}} into train.prompt."
+        )
+    elif split.photo and not split.sure:
+        draft.notices.append(f"token = {split.token!r} and class {split.class_word!r} are guessed from the prompt: check them.")
+    if not split.class_word:
+        draft.notices.append("the class of the subject is not given: give it with --class.")
 
 
 def _modifier(draft: Draft, tokens: list[str]) -> None:
