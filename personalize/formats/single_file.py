@@ -1,7 +1,7 @@
 """A base in one `.safetensors` file, as most are passed around, to and from a diffusers folder. No model is built."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,13 @@ def unpack_single_file(path: Path, folder: Path) -> None:
     with writing(folder) as temporary:
         temporary.mkdir()
         for part, state in states.items():
-            _write_part(temporary / part, state, configs[part])
-        for part in (part for part in states if part.startswith("text_encoder")):
-            place, longest = temporary / part.replace("text_encoder", "tokenizer"), configs[part]["max_position_embeddings"]
-            openclip = not PREFIXES[family][part].endswith(CLIP)
-            clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=longest, openclip=openclip)
-        (temporary / "scheduler").mkdir()
+            _write_json(temporary / part / "config.json", configs[part])
+            stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+            save_unsynced(temporary / part / f"{stem}.safetensors", state, {"format": "pt"})
+            if part.startswith("text_encoder"):
+                place, longest = temporary / part.replace("text_encoder", "tokenizer"), configs[part]["max_position_embeddings"]
+                openclip = not PREFIXES[family][part].endswith(CLIP)
+                clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=longest, openclip=openclip)
         _write_json(temporary / "scheduler" / "scheduler_config.json", configs["scheduler"])
         index = reference_configs.pipeline(family, states, configs["scheduler"]["_class_name"])
         _write_json(temporary / "model_index.json", index)
@@ -65,11 +66,9 @@ def pack_single_file(folder: Path, out: Path, *, half: bool) -> None:
         raise UserError(f"{out}: a single file is written as .safetensors only. Give it that ending.")
     require_packable(folder, str(folder))
     configs, family = _folder_configs(folder)
-    states: dict[str, State] = {}
-    for part in PREFIXES[family]:
-        states[part] = {key: v for file in _weight_files(folder / part) for key, v in load_tensors(file).items()}
-        if half:
-            states[part] = {key: _halved(f"{part}.{key}", v) for key, v in states[part].items()}
+    states = _states(folder, family, load_tensors)
+    if half:
+        states = {part: {key: _halved(f"{part}.{key}", v) for key, v in state.items()} for part, state in states.items()}
     blocks = len(configs["vae"].get("block_out_channels", [64]))
     latent_size = configs["unet"].get("sample_size") or 64
     pixels = latent_size * 2 ** (blocks - 1) if type(latent_size) is int else 512
@@ -84,11 +83,7 @@ def require_packable(folder: Path, name: str) -> None:
     file, who sees shapes alone, would take other settings than the folder's.
     """
     configs, family = _folder_configs(folder)
-    states: dict[str, State] = {part: {} for part in PREFIXES[family]}
-    for part, state in states.items():
-        for file in _weight_files(folder / part):
-            shapes = read_header(file)["tensors"]
-            state |= {key: torch.empty(shape, device="meta") for key, (_, shape) in shapes.items()}
+    states = _states(folder, family, _shapes)
     try:
         tensors = _to_file(states, family, configs)
         spec = reference_configs.modelspec(family, _prediction(configs), 512, name)
@@ -108,6 +103,17 @@ def _infer(shapes: detect.Shapes, family: str, metadata: Mapping[str, str]) -> d
     zero_snr = reference_configs.ZERO_SNR_MARK in shapes
     scheduler = reference_configs.scheduler(family, prediction, zero_snr=zero_snr)
     return infer_configs(shapes, family, prediction=prediction) | {"scheduler": scheduler}
+
+
+def _states(folder: Path, family: str, read: Callable[[Path], State]) -> dict[str, State]:
+    """{part: state dict}, read from the weight files of a diffusers folder."""
+    files = {part: _weight_files(folder / part) for part in PREFIXES[family]}
+    return {part: {key: v for place in places for key, v in read(place).items()} for part, places in files.items()}
+
+
+def _shapes(path: Path) -> State:
+    """As `load_tensors`, but without the numbers."""
+    return {key: torch.empty(shape, device="meta") for key, (_, shape) in read_header(path)["tensors"].items()}
 
 
 def _to_file(states: Mapping[str, State], family: str, configs: Mapping[str, Config]) -> State:
@@ -183,18 +189,15 @@ def _weight_files(place: Path) -> list[Path]:
             if (whole := place / f"{stem}{variant}.safetensors").exists():
                 return [whole]
             if (index := place / f"{stem}.safetensors.index{variant}.json").exists():
-                return _shards(place, index)
+                shards = _config(index).get("weight_map")
+                names = shards.values() if isinstance(shards, dict) else [None]
+                if not all(isinstance(name, str) and name == Path(name).name for name in names):
+                    raise UserError(f"{index} has no weight_map of files beside it. Download it again.")
+                return [place / name for name in sorted(set(names))]
     raise UserError(
         f"{place} has no .safetensors file (pickles such as .bin are not opened, they can run code). "
         "Convert it with diffusers: pipeline.save_pretrained(folder, safe_serialization=True)."
     )
-
-
-def _shards(place: Path, index: Path) -> list[Path]:
-    shards = _config(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
-        raise UserError(f"{index} has no weight_map of files beside it. Download it again.")
-    return [place / name for name in sorted(set(shards.values()))]
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
@@ -207,12 +210,6 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def _write_part(place: Path, state: State, config: Config) -> None:
-    place.mkdir()
-    name = "model" if place.name.startswith("text_encoder") else "diffusion_pytorch_model"
-    save_unsynced(place / f"{name}.safetensors", state, {"format": "pt"})
-    _write_json(place / "config.json", config)
-
-
 def _write_json(path: Path, value: Config) -> None:
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
