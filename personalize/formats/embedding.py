@@ -53,11 +53,9 @@ def write_a1111(path: Path, rows: Mapping[str, Tensor]) -> None:
 
 
 def _write(path: Path, name: str, rows: Mapping[str, Tensor]) -> None:
-    if set(rows) == {"text_encoder"}:
-        save_tensors(path, {name: rows["text_encoder"]})
-    else:
-        assert set(rows) == set(SDXL_NAMES.values()), set(rows)
-        save_tensors(path, {name: rows[part] for name, part in SDXL_NAMES.items()})
+    names = {name: "text_encoder"} if set(rows) == {"text_encoder"} else SDXL_NAMES
+    assert set(rows) == set(names.values()), set(rows)
+    save_tensors(path, {key: rows[part] for key, part in names.items()})
 
 
 def _rows(path: Path, name: str, tensor: Tensor) -> Tensor:

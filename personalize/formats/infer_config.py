@@ -69,14 +69,11 @@ def first_difference(configs: Mapping[str, Any], inferred: Mapping[str, Config])
         for key, default in NOT_TOLD_BY_SHAPES[part].items():
             value, expected = config.get(key, default), inferred_config.get(key, default)
             if key == "attention_head_dim" and isinstance(value, list) != isinstance(expected, list):
-                value, expected = (_per_block(each, inferred_config) for each in (value, expected))
+                blocks = len(inferred_config["block_out_channels"])
+                value, expected = (heads if isinstance(heads, list) else [heads] * blocks for heads in (value, expected))
             if value != expected:
                 return f"{part}.{key} = {str(value)[:60]} instead of {expected}"
     return ""
-
-
-def _per_block(heads: Any, unet: Config) -> list:
-    return heads if isinstance(heads, list) else [heads] * len(unet["block_out_channels"])
 
 
 def _unet(shapes: Shapes, family: str) -> Config:

@@ -155,13 +155,14 @@ def text_names(config: Config, *, openclip: bool, projection: bool) -> dict[str,
     depth = config.get("num_hidden_layers", 12)
     if type(depth) is not int or not 0 < depth <= MOST:
         raise UserError(f"a text encoder's config has num_hidden_layers {str(depth)[:40]}.")
-    table = {key: key if not openclip else end for key, end in OPENCLIP_ENDS.items() if projection or "projection" not in key}
-    for k in range(depth):
-        for ours, theirs in OPENCLIP_LAYER.items():
-            for end in ("weight", "bias"):
-                key = f"text_model.encoder.layers.{k}.{ours}{end}"
-                table[key] = f"transformer.resblocks.{k}.{theirs}{end}" if openclip else key
-    return table
+    table = {key: original for key, original in OPENCLIP_ENDS.items() if projection or "projection" not in key}
+    table |= {
+        f"text_model.encoder.layers.{k}.{layer}{end}": f"transformer.resblocks.{k}.{original}{end}"
+        for k in range(depth)
+        for layer, original in OPENCLIP_LAYER.items()
+        for end in ("weight", "bias")
+    }
+    return table if openclip else {key: key for key in table}
 
 
 def _with_text_model(key: str) -> str:

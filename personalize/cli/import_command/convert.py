@@ -93,12 +93,8 @@ def _subject(draft: Draft) -> None:
 
 def _take_over(draft: Draft, split: SplitPrompt) -> None:
     """Token, class and templates of a prompt, with notices of what it does not say."""
-    settings = {"train.prompt": split.photo, "prior.prompt": split.prior}
-    settings |= {
-        "token": (split.token,) if split.token else (),
-        "class_word": (split.class_word,) if split.class_word else (),
-    }
-    draft.settings |= {key: value for key, value in settings.items() if value}
+    texts = {"train.prompt": split.photo, "prior.prompt": split.prior, "token": split.token, "class_word": split.class_word}
+    draft.settings |= {key: (text,) if key in ("token", "class_word") else text for key, text in texts.items() if text}
     if split.photo and "{token}" not in split.photo:
         draft.notices.append(
             f"no word of {split.photo!r} looks like the subject's own: set token, and put {{token}} into train.prompt."
@@ -139,13 +135,11 @@ def _method(draft: Draft) -> None:
         draft.settings = {key: value for key, value in draft.settings.items() if not key.startswith("lora.")}
     draft.settings["train.methods"] = (draft.method,)
     trains = call.on("train_text_encoder")
-    for name, default in (
-        ("lora_text_encoder_r", call.text("lora_r")), ("lora_text_encoder_alpha", call.text("lora_alpha")),
-        ("lora_text_encoder_dropout", "0"), ("lora_text_encoder_bias", "none"), ("lora_dropout", "0"), ("lora_bias", "none"),
-    ):  # fmt: skip
-        value = call.text(name)
-        if draft.method == "lora" and value and value != default and not _zero(value) and (trains or "text" not in name):
-            value_here = "the same as the U-Net's" if name.endswith(("_r", "_alpha")) else "none"
+    same = {"lora_text_encoder_r": call.text("lora_r"), "lora_text_encoder_alpha": call.text("lora_alpha")}
+    for name in (*same, "lora_text_encoder_dropout", "lora_text_encoder_bias", "lora_dropout", "lora_bias"):
+        value, value_here = call.text(name), "the same as the U-Net's" if name in same else "none"
+        is_default = value in ("", same.get(name, "none")) or _zero(value)
+        if draft.method == "lora" and not is_default and (trains or "text" not in name):
             draft.unknown.append(f"--{name}={value}: it is {value_here} here.")
     if trains and "lora.targets" in draft.settings:
         draft.notices.append("the text encoder: queries and values there, all projections of its attention here.")
