@@ -138,10 +138,8 @@ def _options(script: Script, words: list[str]) -> dict[str, str | bool | list[st
 
 
 def _full_name(script: Script, name: str) -> str:
-    matches = [flag for flag in script.flags if flag.startswith(name)]
-    if name in script.flags:
-        return name
-    if name and len(matches) == 1:
+    matches = [name] if name in script.flags else [flag for flag in script.flags if name and flag.startswith(name)]
+    if len(matches) == 1:
         return matches[0]
     hint = nearest(f"--{name}", [f"--{flag}" for flag in script.flags])
     raise UserError(f"{script.title} has no flag --{name}{hint or '. Check the spelling.'}")

@@ -86,11 +86,11 @@ def _limit_to_steps(draft: Draft, steps: int) -> None:
             f"the warm-up of {settings['train.warmup']} steps outlasts training: all {steps} steps are warm-up."
         )
         settings["train.warmup"] = steps
-    kept = steps // (settings.get("train.checkpoint_every") or steps + 1)
-    if not kept and "checkpointing_steps" not in draft.call.given:
+    checkpoints = steps // (settings.get("train.checkpoint_every") or steps + 1)
+    if not checkpoints and "checkpointing_steps" not in draft.call.given:
         settings.pop("train.checkpoint_every", None)
-    elif kept > keep and "train.keep" not in settings:
-        draft.notices.append(f"of {kept} checkpoints the newest {keep} are kept, there all (train.keep).")
+    elif checkpoints > keep and "train.keep" not in settings:
+        draft.notices.append(f"of {checkpoints} checkpoints the newest {keep} are kept, there all (train.keep).")
 
 
 def _epoch(draft: Draft) -> int:
