@@ -39,11 +39,9 @@ def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, lo
     pad = next((piece for piece, k in vocabulary.items() if k == 0), END) if openclip else END
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True, "errors": "replace"}
-    for name, value in (
-        (VOCABULARY, vocabulary),
-        ("tokenizer_config.json", config | {"add_prefix_space": False} | special),
-        ("special_tokens_map.json", special),
-    ):
+    config |= {"add_prefix_space": False} | special
+    files = {VOCABULARY: vocabulary, "tokenizer_config.json": config, "special_tokens_map.json": special}
+    for name, value in files.items():
         (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=None if name == VOCABULARY else 2) + "\n")
     (folder / MERGES).write_text(merges)
 

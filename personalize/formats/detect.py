@@ -45,8 +45,7 @@ def detect_family(shapes: Shapes, path: Path) -> str:
     if not _any(shapes, VAE):
         raise _refused(path, f"a checkpoint without a VAE (no name begins with {VAE})")
     for family, prefixes in reversed(PREFIXES.items()):
-        text_prefixes = [prefix for part, prefix in prefixes.items() if part.startswith("text_encoder")]
-        if all(_any(shapes, prefix) for prefix in text_prefixes):
+        if all(_any(shapes, prefix) for part, prefix in prefixes.items() if part.startswith("text_encoder")):
             return family
     if _any(shapes, "conditioner.embedders.0.model."):
         raise _refused(path, "an SDXL refiner, which makes no image of its own")

@@ -30,13 +30,7 @@ TEXT = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads
 SCHEDULER = {"beta_end": 0.02, "beta_schedule": "linear", "beta_start": 1e-4, "num_train_timesteps": 1000}
 SCHEDULER |= {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
 SCHEDULER |= {"trained_betas": None}
-NOT_TOLD_BY_SHAPES: dict[str, Config] = {
-    "unet": UNET,
-    "vae": VAE,
-    "text_encoder": TEXT,
-    "text_encoder_2": TEXT,
-    "scheduler": SCHEDULER,
-}
+NOT_TOLD_BY_SHAPES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT, "text_encoder_2": TEXT, "scheduler": SCHEDULER}
 
 
 def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
