@@ -18,8 +18,8 @@ def convert_schedule(draft: Draft) -> None:
     """UserError for a value that is not a number."""
     call, settings = draft.call, draft.settings
     # there, a step's batch is that of one process times parts times processes; here it is the whole, cut into parts
-    settings["train.accumulate"] = call.number("gradient_accumulation_steps") * _processes(call)
-    settings["train.batch"] = call.number("train_batch_size") * settings["train.accumulate"]
+    parts = call.number("gradient_accumulation_steps") * _processes(call)
+    settings |= {"train.batch": call.number("train_batch_size") * parts, "train.accumulate": parts}
     _optimizer(draft)
     _lr_schedule(draft)
     _steps(draft)
@@ -48,8 +48,8 @@ def _optimizer(draft: Draft) -> None:
 def _lr_schedule(draft: Draft) -> None:
     """The learning rate's schedule by its name in diffusers, whose plain "constant" ignores --lr_warmup_steps."""
     call = draft.call
-    name, warmup = call.text("lr_scheduler"), call.number("lr_warmup_steps")
-    cycles, power = call.text("lr_num_cycles"), call.number("lr_power", float)
+    name, cycles = call.text("lr_scheduler"), call.text("lr_num_cycles")
+    power, warmup = call.number("lr_power", float), call.number("lr_warmup_steps")
     nearest = next((ours for ours, theirs in SCHEDULES.items() if name in theirs), "")
     draft.settings["train.lr_schedule"] = nearest or "constant"
     if name not in ("constant", "piecewise_constant"):
