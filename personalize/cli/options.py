@@ -1,14 +1,18 @@
 """Options that several commands have, and how a command turns them into settings and its result into a line."""
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_origin
 
 import typer
 
 from personalize.common.recipe import METHODS, SETTINGS
-from personalize.common.settings import meaning
+from personalize.common.settings import Setting, meaning
+from personalize.common.terminal import Terminal
 
 
 def setting_option(key: str, *names: str, more: str = ""):
@@ -18,12 +22,11 @@ def setting_option(key: str, *names: str, more: str = ""):
 
 
 Method = StrEnum("Method", {name: name for name in METHODS})
+Methods = Annotated[list[Method], setting_option("train.methods", more="; may be given twice")]
 Base = Annotated[str, setting_option("base")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.steps=400.")]
-Seed = Annotated[int | None, setting_option("seed")]
 Device = Annotated[str, setting_option("device")]
-Dtype = Annotated[str, setting_option("dtype")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
@@ -33,10 +36,49 @@ Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images."
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
 
 
+def with_settings(*keys: str) -> Callable[[Callable], Callable]:
+    """Gives a command its `settings`, of --set and of an option for each of these keys, and its `screen`, of --quiet.
+
+    An option has the last word of its key for a name: --steps is train.steps.
+    """
+    names = {key.rpartition(".")[2]: key for key in keys}
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def run(*, set_: list[str], quiet: bool, **values):
+            settings = settings_of(set_, {key: values.pop(name) for name, key in names.items()})
+            return command(settings=settings, screen=Terminal(quiet=quiet or values["as_json"]), **values)
+
+        named = [_option(name, *_kind(SETTINGS[key])) for name, key in names.items()]
+        options = {"settings": [*named, _option("set_", Set, [])], "screen": [_option("quiet", Quiet, False)]}
+        parameters = inspect.signature(command).parameters.items()
+        every = [option for name, p in parameters for option in options.get(name, [p.replace(kind=p.KEYWORD_ONLY)])]
+        run.__signature__ = inspect.Signature(every)  # which typer reads
+        return run
+
+    return decorate
+
+
+def _kind(s: Setting) -> tuple:
+    """The annotation and the default of a setting's option, which say whether it was given."""
+    if get_origin(s.kind) is tuple:
+        return Annotated[list[str], setting_option(s.key)], []
+    return Annotated[s.kind | None, setting_option(s.key)], None
+
+
+def _option(name: str, annotation, default) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
 def settings_of(texts: list[str], named: dict) -> list[str]:
-    """--set texts, then the options that were given: an option is a shorter name of a setting."""
-    shown = {key: json.dumps(value) if isinstance(value, list) else value for key, value in named.items() if value != []}
-    return [*texts, *(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))]
+    """Texts as of --set, then the options that were given: an option is a shorter name of a setting."""
+    given = {key: value for key, value in named.items() if value not in (None, "", [])}
+    return [*texts, *(f"{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in given.items())]
+
+
+def one_or_all(sources: list[str]) -> str | list[str]:
+    """A folder or file alone, several as a list."""
+    return sources[0] if len(sources) == 1 else sources
 
 
 def show(values: dict, main_key: str, as_json: bool) -> None:

@@ -10,16 +10,16 @@ from personalize.cli.options import (
     Base,
     Checkpoint,
     Device,
-    Dtype,
     Json,
-    Method,
+    Methods,
     Quiet,
     RecipeFile,
     Runs,
-    Set,
+    one_or_all,
     setting_option,
     settings_of,
     show,
+    with_settings,
 )
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
@@ -28,8 +28,10 @@ app = typer.Typer()
 
 
 @app.command()
+@with_settings("device")
 def export(
     run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    *,
     to: Annotated[str, typer.Option(help="diffusers, single-file, kohya or a1111-embedding.")] = "",
     fuse: Annotated[bool, typer.Option("--fuse", help="Bake an adapter into its base.")] = False,
     half: Annotated[bool, typer.Option("--half", help="In half precision.")] = False,
@@ -38,19 +40,18 @@ def export(
     push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub, private unless --public.")] = "",
     public: Annotated[bool, typer.Option("--public", help="With --push: for everyone to see.")] = False,
     with_photos: Annotated[bool, typer.Option("--with-photos", help="With --push: publish the photos too.")] = False,
-    checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], device: Device = "", runs: Runs = Path("runs"),
-    quiet: Quiet = False, as_json: Json = False,
+    checkpoint: Checkpoint = "", base: Base = "", settings: list[str], runs: Runs = Path("runs"), screen: Terminal,
+    as_json: Json = False,
 ):  # fmt: skip
     """A run as files for diffusers, AUTOMATIC1111, ComfyUI or kohya's scripts, checked by drawing with them."""
     if not to:
         raise UserError("which format? Give --to diffusers, single-file, kohya or a1111-embedding.")
     from personalize.commands.export import export
 
-    settings, screen = settings_of(set_, {"device": device}), Terminal(quiet=quiet or as_json)
-    result = export(
-        run, to=to, fuse=fuse, half=half, out=out, checkpoint=checkpoint, base=base, check=check, push=push, public=public,
-        with_photos=with_photos, settings=settings, runs=runs, screen=screen,
-    )  # fmt: skip
+    source = {"checkpoint": checkpoint, "base": base, "settings": settings, "runs": runs}
+    form = {"to": to, "fuse": fuse, "half": half, "out": out, "check": check}
+    upload = {"push": push, "public": public, "with_photos": with_photos}
+    result = export(run, **source, **form, **upload, screen=screen)
     values = {"file": result.files[0], "files": result.files, "check": vars(result.check) if result.check else None}
     show(values | {"url": result.url}, "file", as_json)
 
@@ -69,26 +70,24 @@ def photos(
 
     from personalize.commands.check_photos import check_photos
 
-    given = source[0] if len(source) == 1 else source
-    result = check_photos(given, size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json))
+    result = check_photos(one_or_all(source), size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json))
     show({"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}, "sheet", as_json)
 
 
 @app.command()
+@with_settings("base", "device", "dtype")
 def plan(
     photos: Annotated[list[str], typer.Argument(help="A folder, files, or hf:owner/name/config.")],
+    *,
     class_word: Annotated[list[str], typer.Option("--class", help="What the subject is, such as dog.")] = [],
-    method: Annotated[list[Method], setting_option("train.methods", more="; may be given twice")] = [],
-    base: Base = "", recipe: RecipeFile = None, set_: Set = [], device: Device = "", dtype: Dtype = "",
-    quiet: Quiet = False, as_json: Json = False,
+    method: Methods = [],
+    recipe: RecipeFile = None, settings: list[str], screen: Terminal, as_json: Json = False,
 ):  # fmt: skip
     """Memory and time of a training run on this machine, before it begins; status 1 where it does not fit."""
     from personalize.commands.plan import plan
 
-    named = {"base": base, "device": device, "dtype": dtype, "train.methods": method, "class_word": class_word}
-    source = photos[0] if len(photos) == 1 else photos
-    screen = Terminal(quiet=quiet or as_json)
-    result = plan(source, recipe=recipe, settings=settings_of(set_, named), screen=screen)
+    settings = settings_of(settings, {"train.methods": method, "class_word": class_word})
+    result = plan(one_or_all(photos), recipe=recipe, settings=settings, screen=screen)
     if result.fits:
         line = f"it fits: {result.peak / 1e9:.2f} of {result.free / 1e9:.2f} GB"
     else:
