@@ -11,14 +11,14 @@ from typing import Annotated, get_origin
 import typer
 
 from personalize.common.recipe import METHODS, SETTINGS
-from personalize.common.settings import Setting, meaning
+from personalize.common.settings import meaning
 from personalize.common.terminal import Terminal
 
 
-def setting_option(key: str, *names: str, more: str = ""):
+def setting_option(key: str, *, more: str = ""):
     """A shorter name for a setting: its help is the setting's own meaning, with its choices."""
     text = meaning(SETTINGS[key])
-    return typer.Option(*names, help=f"{text[:1].upper()}{text[1:]}{more}.")
+    return typer.Option(help=f"{text[:1].upper()}{text[1:]}{more}.")
 
 
 Method = StrEnum("Method", {name: name for name in METHODS})
@@ -37,20 +37,24 @@ Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 
 
 
 def with_settings(*keys: str) -> Callable[[Callable], Callable]:
-    """Gives a command its `settings`, of --set and of an option for each of these keys, and its `screen`, of --quiet.
+    """Gives a command its `settings`, of --set and an option for each of these keys, and its `screen`, of --quiet and --json.
 
-    An option has the last word of its key for a name: --steps is train.steps.
+    An option has the last word of its key for a name: --steps is train.steps. The command returns what --json prints, what
+    is printed without it, and an exit status other than 0; or nothing, where there is nothing to print.
     """
     names = {key.rpartition(".")[2]: key for key in keys}
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
-        def run(*, set_: list[str], quiet: bool, **values):
+        def run(*, set_: list[str], quiet: bool, as_json: bool, **values) -> None:
             settings = settings_of(set_, {key: values.pop(name) for name, key in names.items()})
-            return command(settings=settings, screen=Terminal(quiet=quiet or values["as_json"]), **values)
+            if result := command(settings=settings, screen=Terminal(quiet=quiet or as_json), **values):
+                values, text, *status = result
+                print(json.dumps(values, default=str) if as_json else text)
+                raise typer.Exit(*status)
 
-        named = [_option(name, *_kind(SETTINGS[key])) for name, key in names.items()]
-        options = {"settings": [*named, _option("set_", Set, [])], "screen": [_option("quiet", Quiet, False)]}
+        screen = [_option("quiet", Quiet, False), _option("as_json", Json, False)]
+        options = {"settings": [*map(_setting, keys), _option("set_", Set, [])], "screen": screen}
         parameters = inspect.signature(command).parameters.items()
         every = [option for name, p in parameters for option in options.get(name, [p.replace(kind=p.KEYWORD_ONLY)])]
         run.__signature__ = inspect.Signature(every)  # which typer reads
@@ -59,11 +63,12 @@ def with_settings(*keys: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _kind(s: Setting) -> tuple:
-    """The annotation and the default of a setting's option, which say whether it was given."""
-    if get_origin(s.kind) is tuple:
-        return Annotated[list[str], setting_option(s.key)], []
-    return Annotated[s.kind | None, setting_option(s.key)], None
+def _setting(key: str) -> inspect.Parameter:
+    """The option of a setting; its default says that it was not given."""
+    kind, default = SETTINGS[key].kind | None, None
+    if get_origin(SETTINGS[key].kind) is tuple:
+        kind, default = list[str], []
+    return _option(key.rpartition(".")[2], Annotated[kind, setting_option(key)], default)
 
 
 def _option(name: str, annotation, default) -> inspect.Parameter:
@@ -79,7 +84,3 @@ def settings_of(texts: list[str], named: dict) -> list[str]:
 def one_or_all(sources: list[str]) -> str | list[str]:
     """A folder or file alone, several as a list."""
     return sources[0] if len(sources) == 1 else sources
-
-
-def show(values: dict, main_key: str, as_json: bool) -> None:
-    print(json.dumps(values, default=str) if as_json else values[main_key])
