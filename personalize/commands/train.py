@@ -207,7 +207,7 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
                 save(run, step + 1, screen)
             if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
                 _sample(run, step + 1)
-            if stop and step + 1 < train.steps:
+            if stop and not last:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
             if scored and not last and _ended(run):
                 screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
@@ -216,9 +216,8 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
 
 
 def _ended(run: TrainingRun) -> bool:
-    return distributed.broadcast_from_rank0(
-        run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
-    )
+    stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
+    return distributed.broadcast_from_rank0(stalled)
 
 
 def _is_run(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import append_jsonl, content_hash, explained, read_json, read_jsonl, writing
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
+from personalize.formats import single_file
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
 
@@ -84,7 +85,8 @@ def export(
     _, model, recipe, _ = open_run(run, runs=runs, base=base, settings=[*settings, "dtype=float32"], screen=screen)
     manifest["recipe"]["train"]["quantize"] = ""  # adapters on a quantized base are exported for the plain one
     job, home = _Job(folder, manifest, form, checkpoint, check, goal), folder / FOLDER
-    targets.require_packable(model, form)
+    if form.to == "single-file":
+        single_file.require_packable(model.folder, f"base {model.name!r}")
     products = targets.products_of(model, manifest["methods"], form, subjects=manifest["subjects"], stem=stem)
     with run_folder.lock(home):
         products = [product for product in products if not _vocabulary_is_there(model, place, product)]
@@ -162,12 +164,9 @@ def _require_ours(home: Path, path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     rows = read_jsonl(home / RECORD) if (home / RECORD).exists() else []
-    ours = {row["path"]: row["sha256"] for row in rows}
-    if ours.get(_named(home, path)) != content_hash(path):
-        raise UserError(
-            f"{os.path.relpath(path)} is there already, and it is not what an export of this run left there. "
-            "Move it away, or give another place: --out."
-        )
+    if {row["path"]: row["sha256"] for row in rows}.get(_named(home, path)) != content_hash(path):
+        place = f"{os.path.relpath(path)} is there already, and it is not what an export of this run left there"
+        raise UserError(f"{place}. Move it away, or give another place: --out.")
 
 
 @contextmanager
@@ -220,9 +219,7 @@ def _say(files: list[Path], products: list[Product], check: Check | None, screen
     screen.say(str(check) if check else "not checked: nothing was drawn with it")
 
 
-def _card(
-    model: LatentModel, job: _Job, name: str, written: Files, *, main: Product, prompts: list[str]
-) -> model_card.Card:  # fmt: skip
+def _card(model: LatentModel, job: _Job, name: str, written: Files, *, main: Product, prompts: list[str]) -> model_card.Card:
     names = {main.name: targets.BASE} if main.kind == targets.BASE else {}
     names |= {path.name: targets.LORA for path in written.loras}
     names |= {path.name: targets.WORD for path, _ in written.embeddings}
