@@ -87,13 +87,13 @@ def evaluate(
     image_sets = [_image_set(model, job, "", screen)]
     name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
     image_sets.append(_image_set(model, job, name, screen))
-    drawn = time.monotonic() - began
+    drawing = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:
         loaded, reasons = image_cache.load_images(image_set)
         rows += scoring.score_images(reference, image_set, loaded, reasons)
         drawings += loaded
-    seconds = {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)}
+    seconds = {"drawing": round(drawing, 2), "metrics": round(time.monotonic() - began - drawing, 2)}
     all_photos, crop = [*trained_on, *held_out], recipe.photos.crop
     scored = checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE)
     metrics = _metrics(reference, rows, job) | {
@@ -139,14 +139,14 @@ def _image_set(model: LatentModel, job: _Job, name: str, screen: Terminal) -> im
 
 def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
     subject, tops = job.subject, ceilings(reference)
-    among = memorization.leave_one_out(reference.photos)
+    similarities = memorization.leave_one_out(reference.photos)
     scores = summary.scores(rows, tops)
     if reference.lpips and "diversity" in scores:
         scores["diversity"]["title"] = "DIV: LPIPS"
     return {
         "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "scores": scores,
         "class": summary.drift(rows, fill(job.recipe.prior.prompt, "", subject["class"]), tops["dino"]),
-        "copying": summary.memorization(rows, None if among is None else among.tolist()),
+        "copying": summary.memorization(rows, None if similarities is None else similarities.tolist()),
         "truth": summary.truth_summary(rows), "prompts": summary.by_prompt(rows),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
         "versions": run_folder.library_versions(),

@@ -91,7 +91,7 @@ def _write_images(
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
     out.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
-    known = {row["file"]: row for row in rows}
+    rows_by_file = {row["file"]: row for row in rows}
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
@@ -103,7 +103,7 @@ def _write_images(
                 images.append(image)
                 with writing(files[-1]) as temporary:
                     image.save(temporary, pnginfo=_metadata(row))
-                if known.get(row["file"]) != row:
+                if rows_by_file.get(row["file"]) != row:
                     append_jsonl(out / "images.jsonl", row)
             advance(len(part))
     with writing(out / "grid.png") as temporary:

@@ -75,16 +75,16 @@ def _switches(recipe: Recipe) -> list[tuple[str, dict]]:
 
 def _fitting(recipe: Recipe, subjects: list[Subject], free: int, screen: Terminal) -> str:
     """Turns one switch after the other until the run fits; says what each gives."""
-    turned, train = [], recipe.train
+    switches, train = [], recipe.train
     for name, values in _switches(recipe):
         train = dataclasses.replace(train, **values)
         try:
             counted = rehearsal.rehearse(dataclasses.replace(recipe, train=train), subjects)
         except UserError:  # a switch that this method does not have
             continue
-        turned.append(name)
-        screen.say(f"with {' '.join(f'--set {one}' for one in turned)}: {counted.peak / 1e9:.2f} GB")
+        switches.append(name)
+        screen.say(f"with {' '.join(f'--set {switch}' for switch in switches)}: {counted.peak / 1e9:.2f} GB")
         if counted.peak <= free:
-            return " ".join(turned)
+            return " ".join(switches)
     screen.say("it fits with none of these: use a smaller photos.size, or a device with more memory")
     return ""

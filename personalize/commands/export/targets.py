@@ -191,9 +191,9 @@ def _halve(model: LatentModel) -> None:
 
 def _write_tokenizer(model: LatentModel, part: str, folder: Path) -> None:
     """Put a tokenizer with the learned words in place of the base's, whose files may be links to the base's own."""
-    kept = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt") if (folder / name).exists()}
+    vocabulary = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt") if (folder / name).exists()}
     shutil.rmtree(folder)
     model.tokenizers[part].save_pretrained(folder)
-    for name, content in kept.items():
+    for name, content in vocabulary.items():
         (folder / name).write_bytes(content)
     write_json(folder / "added_tokens.json", model.tokenizers[part].get_added_vocab())

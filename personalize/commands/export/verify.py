@@ -84,11 +84,11 @@ def draw_in_fresh_process(model: LatentModel, files: Files, prompt: str, guidanc
         for network in model.networks.values():
             network.to("cpu")
         model.release(vae=True, texts=True)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if process.returncode:
+        last_line = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1].removeprefix("error: ")
         raise UserError(f"a fresh process cannot draw with what was written, so it is not kept: {last_line}")
-    return np.asarray(Image.open(json.loads(done.stdout)["files"][0]).convert("RGB"))
+    return np.asarray(Image.open(json.loads(process.stdout)["files"][0]).convert("RGB"))
 
 
 def compare_images(written: np.ndarray, run: np.ndarray, base: np.ndarray, *, half: bool) -> Check:
