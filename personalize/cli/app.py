@@ -8,27 +8,10 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
+from personalize.cli import options as opt
 from personalize.cli import tools
-from personalize.cli.options import (
-    Base,
-    Checkpoint,
-    Device,
-    DryRun,
-    Dtype,
-    Json,
-    Method,
-    Priors,
-    Quiet,
-    RecipeFile,
-    Run,
-    Runs,
-    Seed,
-    Set,
-    setting_option,
-    settings_of,
-    show,
-)
 from personalize.common.errors import Interrupted, UserError
+from personalize.common.prompts import read_prompts
 from personalize.common.terminal import Terminal
 
 app = typer.Typer(
@@ -41,22 +24,21 @@ app = typer.Typer(
 
 
 @app.command()
+@opt.with_settings("prior.count", "base", "seed", "device", "dtype")
 def prior(
     class_word: Annotated[str, typer.Argument(metavar="CLASS", help="What the subject is, such as dog.")],
-    count: Annotated[int | None, setting_option("prior.count")] = None,
+    *,
+    settings: list[str],
     out: Annotated[Path | None, typer.Option(help="Folder for them; default: one named by what decides them.")] = None,
-    base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
-    priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
+    recipe: opt.RecipeFile = None, priors: opt.Priors = Path("priors"), screen: Terminal, dry_run: opt.DryRun = False,
 ):  # fmt: skip
     """Class images, drawn by the frozen base."""
-    settings = settings_of(set_, {"prior.count": count, "base": base, "seed": seed, "device": device, "dtype": dtype})
     if dry_run:
         return _print_recipe(recipe, settings)
     from personalize.commands.prior import prior
 
-    screen = Terminal(quiet=quiet or as_json)
     result = prior(class_word, recipe=recipe, settings=settings, root=priors, folder=out, screen=screen)
-    show({"folder": result.folder, "drawn": result.drawn, "count": result.count}, "folder", as_json)
+    return vars(result), result.folder
 
 
 class TrainCommand(TyperCommand):
@@ -74,27 +56,23 @@ class TrainCommand(TyperCommand):
 
 
 @app.command(cls=TrainCommand)
+@opt.with_settings("train.steps", "train.lr", "token", "train.init_from", "base", "seed", "device", "dtype")
 def train(
     photos: Annotated[list[str] | None, typer.Argument(help="A folder, files, or hf:owner/name/config.")] = None,
+    *,
     class_word: Annotated[
         list[str], typer.Option("--class", help="What the subject is, such as dog; once for each folder of several.")
     ] = [],
-    method: Annotated[list[Method], setting_option("train.methods", more="; may be given twice")] = [],
+    method: opt.Methods = [],
     photos_option: Annotated[str, typer.Option("--photos", hidden=True)] = "",
-    steps: Annotated[int | None, setting_option("train.steps")] = None,
-    lr: Annotated[float | None, setting_option("train.lr")] = None,
-    token: Annotated[list[str], setting_option("token")] = [],
+    settings: list[str],
     prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class images.")] = None,
-    init_from: Annotated[str, setting_option("train.init_from")] = "",
     profile: Annotated[bool, typer.Option("--profile", help="Where a step's time goes, and a trace, into the run.")] = False,
-    base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
-    runs: Runs = Path("runs"), priors: Priors = Path("priors"),
-    quiet: Quiet = False, as_json: Json = False, dry_run: DryRun = False,
+    recipe: opt.RecipeFile = None, runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"), screen: Terminal,
+    dry_run: opt.DryRun = False,
 ):  # fmt: skip
     """DreamBooth on a few photos. The same command goes on where it stopped."""
-    named = {"train.steps": steps, "train.lr": lr, "base": base, "seed": seed, "device": device, "dtype": dtype}
-    named |= {"train.methods": method, "class_word": class_word, "token": token, "train.init_from": init_from}
-    settings = settings_of(set_, named)
+    settings = opt.settings_of(settings, {"train.methods": method, "class_word": class_word})
     if dry_run:
         return _print_recipe(recipe, settings)
     source = [*(photos or []), *([photos_option] if photos_option else [])]
@@ -104,109 +82,95 @@ def train(
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from personalize.commands.train import train
 
-    result = train(
-        source[0] if len(source) == 1 else source, recipe=recipe, settings=settings, runs=runs,
-        priors=priors, prior_folder=prior_folder, profile=profile, screen=Terminal(quiet=quiet or as_json),
-    )  # fmt: skip
+    folders = {"runs": runs, "priors": priors, "prior_folder": prior_folder}
+    result = train(opt.one_or_all(source), recipe=recipe, settings=settings, **folders, profile=profile, screen=screen)
     if os.environ.get("RANK", "0") == "0":
-        show({"folder": result.folder, "steps": result.steps, "seconds": round(result.seconds, 1)}, "folder", as_json)
+        return vars(result) | {"seconds": round(result.seconds, 1)}, result.folder
 
 
 @app.command()
+@opt.with_settings(
+    "draw.count", "draw.steps", "draw.guidance", "draw.negative", "draw.sampler", "draw.size", "seed", "device", "dtype"
+)
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="What to draw; {token} and {class} are filled in.")] = None,
+    *,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
-    count: Annotated[int | None, setting_option("draw.count")] = None,
-    steps: Annotated[int | None, setting_option("draw.steps")] = None,
-    guidance: Annotated[float | None, setting_option("draw.guidance")] = None,
-    negative: Annotated[str, setting_option("draw.negative")] = "",
-    sampler: Annotated[str, setting_option("draw.sampler")] = "",
-    size: Annotated[int | None, setting_option("draw.size")] = None,
+    settings: list[str],
     lora: Annotated[
         list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA file of diffusers, PEFT or kohya. May be given again.")
     ] = [],
     embedding: Annotated[
         list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
     ] = [],
-    run: Run = None, checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], seed: Seed = None, device: Device = "",
-    dtype: Dtype = "", runs: Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None,
-    quiet: Quiet = False, as_json: Json = False,
+    run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
 ):  # fmt: skip
     """Images of the subject, by the newest finished run; with --base alone, by the bare base."""
-    from personalize.common.prompts import read_prompts
-
-    wanted = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
-    if not wanted:
+    texts = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
+    if not texts:
         raise UserError('what to draw? Give a prompt, as in: personalize generate "a sks dog swimming"')
     from personalize.commands.generate import generate
 
-    named = {"draw.count": count, "draw.steps": steps, "draw.guidance": guidance, "draw.negative": negative}
-    named |= {"draw.sampler": sampler, "draw.size": size, "seed": seed, "device": device, "dtype": dtype}
-    result = generate(
-        wanted, run=run, base=base, checkpoint=checkpoint, loras=lora, embeddings=embedding,
-        settings=settings_of(set_, named), runs=runs, out=out, screen=Terminal(quiet=quiet or as_json),
-    )  # fmt: skip
-    show({"grid": result.grid, "files": result.files}, "grid", as_json)
+    source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
+    result = generate(texts, **source, settings=settings, out=out, screen=screen)
+    return vars(result), result.grid
 
 
 @app.command()
+@opt.with_settings("seed", "device", "dtype")
 def evaluate(
     run: Annotated[list[str] | None, typer.Argument(help="Run folders; default: the newest finished one.")] = None,
+    *,
     protocol: Annotated[str, typer.Option(help="quick, standard, toyland, or dreambench for a folder of subjects.")] = "",
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a template a line.")] = None,
     token: Annotated[str, typer.Option(help="Which subject, of a run that has several.")] = "",
     photos: Annotated[bool, typer.Option("--photos/--no-photos", help="Show your photos in the report.")] = True,
-    checkpoint: Checkpoint = "", base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None,
-    device: Device = "", dtype: Dtype = "", runs: Runs = Path("runs"), priors: Priors = Path("priors"),
-    quiet: Quiet = False, as_json: Json = False,
+    checkpoint: opt.Checkpoint = "", base: opt.Base = "", recipe: opt.RecipeFile = None, settings: list[str],
+    runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"), screen: Terminal,
 ):  # fmt: skip
     """Is it the same subject? Does it still listen? Is a dog still a dog? Several runs are compared."""
-    from personalize.common.prompts import read_prompts
-
-    screen, found = Terminal(quiet=quiet or as_json), run or []
-    named = {"seed": seed, "device": device, "dtype": dtype}
-    named["evaluate.prompts"] = read_prompts(prompts_file) if prompts_file else []
+    sources = run or []
+    settings = opt.settings_of(settings, {"evaluate.prompts": read_prompts(prompts_file) if prompts_file else []})
     if protocol == "dreambench":
-        if len(found) != 1:
+        if len(sources) != 1:
             raise UserError("dreambench needs one folder of subjects, or hf:google/dreambooth.")
         if checkpoint or token:
             raise UserError("--checkpoint and --token are about one run, and dreambench makes its own.")
         from personalize.commands.workflows import dreambench
 
-        settings = settings_of(set_, named | {"base": base})
-        result = dreambench(found[0], recipe=recipe, settings=settings, runs=runs, priors=priors, photos=photos, screen=screen)
-        return _compared(result, as_json)
+        options = {"recipe": recipe, "settings": opt.settings_of(settings, {"base": base}), "photos": photos, "screen": screen}
+        result = dreambench(sources[0], **options, runs=runs, priors=priors)
+        return _compared(result)
     if recipe:
         raise UserError(
             f"--recipe {recipe} is for dreambench, which trains; a run has its own. Change single settings by --set."
         )
-    settings = settings_of(set_, named | {"evaluate.protocol": protocol})
+    settings = opt.settings_of(settings, {"evaluate.protocol": protocol})
     options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "settings": settings, "screen": screen}
-    if len(found) > 1:
+    if len(sources) > 1:
         from personalize.commands.compare import compare
 
-        return _compared(compare(found, **options), as_json)
+        return _compared(compare(sources, **options))
     from personalize.commands.evaluate import evaluate
 
-    _evaluated(evaluate(found[0] if found else None, runs=runs, **options), as_json)
+    return _evaluated(evaluate(sources[0] if sources else None, runs=runs, **options))
 
 
 @app.command()
+@opt.with_settings("base", "seed", "device", "dtype")
 def quickstart(
     photos: Annotated[str, typer.Argument(help="Folder of photos.")] = "data_examples/dog",
+    *,
     class_word: Annotated[str, typer.Option("--class", help="What the subject is.")] = "dog",
-    base: Base = "", recipe: RecipeFile = None, set_: Set = [], seed: Seed = None, device: Device = "", dtype: Dtype = "",
-    runs: Runs = Path("runs"), priors: Priors = Path("priors"), quiet: Quiet = False, as_json: Json = False,
+    recipe: opt.RecipeFile = None, settings: list[str], runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"),
+    screen: Terminal,
 ):  # fmt: skip
     """prior, train, generate and evaluate in a row, on example photos."""
     from personalize.commands.workflows import quickstart
 
-    settings = settings_of(set_, {"base": base, "seed": seed, "device": device, "dtype": dtype})
-    result = quickstart(
-        photos, class_word=class_word, recipe=recipe, settings=settings, runs=runs, priors=priors,
-        screen=Terminal(quiet=quiet or as_json),
-    )  # fmt: skip
-    _evaluated(result, as_json)
+    options = {"recipe": recipe, "settings": settings, "runs": runs, "priors": priors, "screen": screen}
+    return _evaluated(quickstart(photos, class_word=class_word, **options))
 
 
 app.add_typer(tools.app)
@@ -236,18 +200,9 @@ def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
     print(recipe_to_toml(resolve(recipe, settings), comments=True), end="")
 
 
-def _evaluated(result, as_json: bool) -> None:
-    if not as_json:
-        for line in result.metrics["verdict"]:
-            print(line)
-    show({"metrics": result.metrics, "report": result.report}, "report", as_json)
+def _evaluated(result) -> tuple[dict, str]:
+    return vars(result), "\n".join([*result.metrics["verdict"], str(result.report)])
 
 
-def _compared(result, as_json: bool) -> None:
-    if not as_json:
-        print(result.text)
-    show({"rows": result.rows, "file": result.file}, "file", as_json)
-
-
-if __name__ == "__main__":
-    main()
+def _compared(result) -> tuple[dict, str]:
+    return {"rows": result.rows, "file": result.file}, f"{result.text}\n{result.file}"

@@ -1,29 +1,32 @@
 """Options that several commands have, and how a command turns them into settings and its result into a line."""
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_origin
 
 import typer
 
 from personalize.common.recipe import METHODS, SETTINGS
 from personalize.common.settings import meaning
+from personalize.common.terminal import Terminal
 
 
-def setting_option(key: str, *names: str, more: str = ""):
+def setting_option(key: str, *, more: str = ""):
     """A shorter name for a setting: its help is the setting's own meaning, with its choices."""
     text = meaning(SETTINGS[key])
-    return typer.Option(*names, help=f"{text[:1].upper()}{text[1:]}{more}.")
+    return typer.Option(help=f"{text[:1].upper()}{text[1:]}{more}.")
 
 
 Method = StrEnum("Method", {name: name for name in METHODS})
+Methods = Annotated[list[Method], setting_option("train.methods", more="; may be given twice")]
 Base = Annotated[str, setting_option("base")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.steps=400.")]
-Seed = Annotated[int | None, setting_option("seed")]
 Device = Annotated[str, setting_option("device")]
-Dtype = Annotated[str, setting_option("dtype")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
@@ -33,11 +36,51 @@ Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images."
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
 
 
+def with_settings(*keys: str) -> Callable[[Callable], Callable]:
+    """Gives a command its `settings`, of --set and an option for each of these keys, and its `screen`, of --quiet and --json.
+
+    An option has the last word of its key for a name: --steps is train.steps. The command returns what --json prints, what
+    is printed without it, and an exit status other than 0; or nothing, where there is nothing to print.
+    """
+    names = {key.rpartition(".")[2]: key for key in keys}
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def run(*, set_: list[str], quiet: bool, as_json: bool, **values) -> None:
+            settings = settings_of(set_, {key: values.pop(name) for name, key in names.items()})
+            if result := command(settings=settings, screen=Terminal(quiet=quiet or as_json), **values):
+                values, text, *status = result
+                print(json.dumps(values, default=str) if as_json else text)
+                raise typer.Exit(*status)
+
+        screen = [_option("quiet", Quiet, False), _option("as_json", Json, False)]
+        options = {"settings": [*map(_setting, keys), _option("set_", Set, [])], "screen": screen}
+        parameters = inspect.signature(command).parameters.items()
+        every = [option for name, p in parameters for option in options.get(name, [p.replace(kind=p.KEYWORD_ONLY)])]
+        run.__signature__ = inspect.Signature(every)  # which typer reads
+        return run
+
+    return decorate
+
+
+def _setting(key: str) -> inspect.Parameter:
+    """The option of a setting; its default says that it was not given."""
+    kind, default = SETTINGS[key].kind | None, None
+    if get_origin(SETTINGS[key].kind) is tuple:
+        kind, default = list[str], []
+    return _option(key.rpartition(".")[2], Annotated[kind, setting_option(key)], default)
+
+
+def _option(name: str, annotation, default) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
 def settings_of(texts: list[str], named: dict) -> list[str]:
-    """--set texts, then the options that were given: an option is a shorter name of a setting."""
-    shown = {key: json.dumps(value) if isinstance(value, list) else value for key, value in named.items() if value != []}
-    return [*texts, *(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))]
+    """Texts as of --set, then the options that were given: an option is a shorter name of a setting."""
+    given = {key: value for key, value in named.items() if value not in (None, "", [])}
+    return [*texts, *(f"{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in given.items())]
 
 
-def show(values: dict, main_key: str, as_json: bool) -> None:
-    print(json.dumps(values, default=str) if as_json else values[main_key])
+def one_or_all(sources: list[str]) -> str | list[str]:
+    """A folder or file alone, several as a list."""
+    return sources[0] if len(sources) == 1 else sources

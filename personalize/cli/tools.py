@@ -1,26 +1,13 @@
 """Commands beside the four: photos, tokens, plan, export, import-command, pretrain."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from personalize.cli.options import (
-    Base,
-    Checkpoint,
-    Device,
-    Dtype,
-    Json,
-    Method,
-    Quiet,
-    RecipeFile,
-    Runs,
-    Set,
-    setting_option,
-    settings_of,
-    show,
-)
+from personalize.cli import options as opt
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
 
@@ -28,8 +15,10 @@ app = typer.Typer()
 
 
 @app.command()
+@opt.with_settings("device")
 def export(
     run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    *,
     to: Annotated[str, typer.Option(help="diffusers, single-file, kohya or a1111-embedding.")] = "",
     fuse: Annotated[bool, typer.Option("--fuse", help="Bake an adapter into its base.")] = False,
     half: Annotated[bool, typer.Option("--half", help="In half precision.")] = False,
@@ -38,77 +27,71 @@ def export(
     push: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub, private unless --public.")] = "",
     public: Annotated[bool, typer.Option("--public", help="With --push: for everyone to see.")] = False,
     with_photos: Annotated[bool, typer.Option("--with-photos", help="With --push: publish the photos too.")] = False,
-    checkpoint: Checkpoint = "", base: Base = "", set_: Set = [], device: Device = "", runs: Runs = Path("runs"),
-    quiet: Quiet = False, as_json: Json = False,
+    checkpoint: opt.Checkpoint = "", base: opt.Base = "", settings: list[str], runs: opt.Runs = Path("runs"), screen: Terminal,
 ):  # fmt: skip
     """A run as files for diffusers, AUTOMATIC1111, ComfyUI or kohya's scripts, checked by drawing with them."""
     if not to:
         raise UserError("which format? Give --to diffusers, single-file, kohya or a1111-embedding.")
     from personalize.commands.export import export
 
-    settings, screen = settings_of(set_, {"device": device}), Terminal(quiet=quiet or as_json)
-    result = export(
-        run, to=to, fuse=fuse, half=half, out=out, checkpoint=checkpoint, base=base, check=check, push=push, public=public,
-        with_photos=with_photos, settings=settings, runs=runs, screen=screen,
-    )  # fmt: skip
+    source = {"checkpoint": checkpoint, "base": base, "settings": settings, "runs": runs}
+    form = {"to": to, "fuse": fuse, "half": half, "out": out, "check": check}
+    upload = {"push": push, "public": public, "with_photos": with_photos}
+    result = export(run, **source, **form, **upload, screen=screen)
     values = {"file": result.files[0], "files": result.files, "check": vars(result.check) if result.check else None}
-    show(values | {"url": result.url}, "file", as_json)
+    return values | {"url": result.url}, result.files[0]
 
 
 @app.command()
 def photos(
     source: Annotated[list[str], typer.Argument(metavar="PHOTOS", help="A folder, files, or hf:owner/name/config.")],
-    size: Annotated[int, setting_option("photos.size")] = 0,
-    base: Base = "toyland",
-    crop: Annotated[str, setting_option("photos.crop")] = "center",
+    size: Annotated[int, opt.setting_option("photos.size")] = 0,
+    base: opt.Base = "toyland",
+    crop: Annotated[str, opt.setting_option("photos.crop")] = "center",
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
-    quiet: Quiet = False, as_json: Json = False,
+    quiet: opt.Quiet = False, as_json: opt.Json = False,
 ):  # fmt: skip
     """What is wrong with these photos, and what will training see of them?"""
-    from dataclasses import asdict
-
     from personalize.commands.check_photos import check_photos
 
-    given = source[0] if len(source) == 1 else source
-    result = check_photos(given, size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json))
-    show({"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}, "sheet", as_json)
+    result = check_photos(
+        opt.one_or_all(source), size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json)
+    )
+    findings = [asdict(finding) for finding in result.findings]
+    print(json.dumps({"sheet": result.page, "findings": findings}, default=str) if as_json else result.page)
 
 
 @app.command()
+@opt.with_settings("base", "device", "dtype")
 def plan(
     photos: Annotated[list[str], typer.Argument(help="A folder, files, or hf:owner/name/config.")],
+    *,
     class_word: Annotated[list[str], typer.Option("--class", help="What the subject is, such as dog.")] = [],
-    method: Annotated[list[Method], setting_option("train.methods", more="; may be given twice")] = [],
-    base: Base = "", recipe: RecipeFile = None, set_: Set = [], device: Device = "", dtype: Dtype = "",
-    quiet: Quiet = False, as_json: Json = False,
+    method: opt.Methods = [],
+    recipe: opt.RecipeFile = None, settings: list[str], screen: Terminal,
 ):  # fmt: skip
     """Memory and time of a training run on this machine, before it begins; status 1 where it does not fit."""
     from personalize.commands.plan import plan
 
-    named = {"base": base, "device": device, "dtype": dtype, "train.methods": method, "class_word": class_word}
-    source = photos[0] if len(photos) == 1 else photos
-    screen = Terminal(quiet=quiet or as_json)
-    result = plan(source, recipe=recipe, settings=settings_of(set_, named), screen=screen)
+    settings = opt.settings_of(settings, {"train.methods": method, "class_word": class_word})
+    result = plan(opt.one_or_all(photos), recipe=recipe, settings=settings, screen=screen)
     if result.fits:
         line = f"it fits: {result.peak / 1e9:.2f} of {result.free / 1e9:.2f} GB"
     else:
         line = f"it does not fit; next: {result.switch or 'nothing helps here'}"
-    show(vars(result) | {"fits": result.fits, "line": line}, "line", as_json)
-    raise typer.Exit(not result.fits)
+    return vars(result) | {"fits": result.fits, "line": line}, line, not result.fits
 
 
 @app.command()
 def tokens(
-    base: Base = "toyland",
+    base: opt.Base = "toyland",
     limit: Annotated[int, typer.Option(help="How many.")] = 20,
-    device: Device = "cpu", as_json: Json = False,
+    device: opt.Device = "cpu", as_json: opt.Json = False,
 ):  # fmt: skip
     """Rare words of a base, one token each, the weakest prior first."""
-    from dataclasses import asdict
-
     from personalize.commands.rare_tokens import token_lines, tokens
 
-    rows = tokens(base, limit=limit, settings=settings_of([], {"device": device}))
+    rows = tokens(base, limit=limit, settings=opt.settings_of([], {"device": device}))
     print(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(token_lines(rows)))
 
 
@@ -129,7 +112,7 @@ def pretrain(
     preset: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     until: Annotated[str, typer.Option(help="Stop after world, vae, clip, identity, unet or probes.")] = "",
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as unet_steps=4000.")] = [],
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
 ):
     """Make Toyland's weights from nothing (two and a half hours on 2 cores)."""
     from personalize.commands.pretrain import pretrain

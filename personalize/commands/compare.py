@@ -1,7 +1,7 @@
 """Several evaluations side by side: runs against the first one, image by image; or subjects, and the mean over them."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,14 @@ def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen:
     """
     if len(runs) < 2:
         raise UserError("one run cannot be compared: name two or more.")
-    same, evaluations = _same_settings(Path(runs[0])), []
+    first = flat_settings(recipe_from_dict(load_run.require_run(Path(runs[0]))["recipe"], str(runs[0])))
+    # What images and scores depend on: the others are drawn and judged in the same way.
+    names = [name for name in first if name == "seed" or name.startswith(("draw.", "evaluate."))]
+    same, evaluations = [f"{name}={to_toml_value(first[name])}" for name in names], []
     for run in runs:
         screen.say(f"evaluating {run}")
         evaluations.append(evaluate(run, settings=[*same, *settings], screen=screen, **options).report.parent)
     return _compared([Path(run) for run in runs], evaluations)
-
-
-def _same_settings(folder: Path) -> list[str]:
-    """The settings that a run's images and scores depend on, so that others are drawn and judged the same way."""
-    recipe = flat_settings(recipe_from_dict(load_run.require_run(folder)["recipe"], str(folder)))
-    names = [name for name in recipe if name == "seed" or name.startswith(("draw.", "evaluate."))]
-    return [f"{name}={to_toml_value(recipe[name])}" for name in names]
 
 
 def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareResult:
@@ -56,43 +52,38 @@ def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareRe
         rows.append({"run": str(folder), "against": str(folders[0]), "changes": changes})
         lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
         for name, change in changes.items():
-            mean, low, high, above = (change[key] for key in ("mean", "low", "high", "above"))
-            lines.append(f"| {_title(name)} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {above:.2f} |")
+            spread = "{mean:+.3f} | {low:+.3f} to {high:+.3f} | {above:.2f}".format(**change)
+            lines.append(f"| {_title(name)} | {spread} |")
         lines.append("")
     return _written(evaluations[0] / "comparison.md", rows, lines)
 
 
-def subject_table(names: Sequence[str], evaluations: Sequence[Path], *, out: Path) -> CompareResult:
+def subject_table(evaluations: Mapping[str, Path], *, out: Path) -> CompareResult:
     """A row for each subject and their mean, whose interval is of a bootstrap over subjects, prompts, images."""
-    rows = [
-        {"subject": name, **_scores(read_json(folder / "metrics.json"))}
-        for name, folder in zip(names, evaluations, strict=True)
-    ]
-    keys = _always_measured()
+    keys = [key for key, metric in METRICS.items() if not metric.needs]
+    rows = [{"subject": name, **_scores(read_json(folder / "metrics.json"), keys)} for name, folder in evaluations.items()]
     lines = ["| subject | " + " | ".join(keys) + " | PRES |", "|---|" + "---|" * (len(keys) + 1)]
-    lines += [f"| {row['subject']} | " + " | ".join(_shown(row.get(m)) for m in (*keys, "pres")) + " |" for row in rows]
-    means = []
-    for measure in (*keys, "pres"):
-        kind, column = ("class", "dino") if measure == "pres" else ("subject", measure)
-        values, labels = [], []
-        for name, folder in zip(names, evaluations, strict=True):
-            for row in summary.of_kind(read_rows(folder), kind):
-                values.append(row.get(column))
-                labels.append((name, row["template"]))
-        interval = bootstrap.bootstrap_interval(values, labels)
-        means.append("-" if interval is None else f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    for row in rows:
+        values = [row.get(key) for key in (*keys, "pres")]
+        lines.append(f"| {row['subject']} | " + " | ".join("-" if v is None else f"{v:.3f}" for v in values) + " |")
+    images = [(name, row) for name, folder in evaluations.items() for row in read_rows(folder)]
+    means = [_mean(images, "subject", key) for key in keys] + [_mean(images, "class", "dino")]
     lines += ["| **mean** (95 %) | " + " | ".join(means) + " |"]
     return _written(out / "dreambench.md", rows, lines)
+
+
+def _mean(images: list[tuple[str, dict]], kind: str, column: str) -> str:
+    """images: the subject's name, and the row of an image."""
+    of_kind = [(name, row) for name, row in images if row["kind"] == kind]
+    labels = [(name, row["template"]) for name, row in of_kind]
+    interval = bootstrap.bootstrap_interval([row.get(column) for _, row in of_kind], labels)
+    return "-" if interval is None else f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def _title(key: str) -> str:
     if key == "pres":
         return PRES
     return f"truth: {METRICS[key].title}" if METRICS[key].truth else METRICS[key].title
-
-
-def _always_measured() -> list[str]:
-    return [key for key, metric in METRICS.items() if not metric.needs]
 
 
 def read_rows(evaluation: Path) -> list[dict]:
@@ -109,13 +100,9 @@ def _value(name: str, text: str):
     return {"": None, "True": 1.0, "False": 0.0}[text] if text in ("", "True", "False") else float(text)
 
 
-def _scores(metrics: dict) -> dict:
-    scores = {name: metrics["scores"][name]["score"] for name in _always_measured() if name in metrics["scores"]}
+def _scores(metrics: dict, keys: list[str]) -> dict:
+    scores = {key: metrics["scores"][key]["score"] for key in keys if key in metrics["scores"]}
     return scores | ({"pres": metrics["class"]["pres"]} if metrics["class"] else {})
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _written(path: Path, rows: list[dict], lines: list[str]) -> CompareResult:

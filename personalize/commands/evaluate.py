@@ -52,7 +52,6 @@ class _Job:
     checkpoint: str
     protocol: Protocol
     recipe: Recipe
-    with_photos: bool
 
     @property
     def out(self) -> Path:
@@ -80,34 +79,36 @@ def evaluate(
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     subject = load_run.run_subject(manifest, token)
     images = protocol(recipe.evaluate, model.has_world, subject["class"])
-    job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, images, recipe, photos)
+    job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, images, recipe)
     load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
     trained_on, held_out = _photos(subject)
     reference, names = _reference(model, job, trained_on, held_out)
     began = time.monotonic()
-    base_images = _image_set(model, job, "", screen)
+    image_sets = [_image_set(model, job, "", screen)]
     name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
-    image_sets = [base_images, _image_set(model, job, name, screen)]
-    drawn = time.monotonic() - began
+    image_sets.append(_image_set(model, job, name, screen))
+    drawing = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:
         loaded, reasons = image_cache.load_images(image_set)
         rows += scoring.score_images(reference, image_set, loaded, reasons)
         drawings += loaded
-    seconds = {"drawing": round(drawn, 2), "metrics": round(time.monotonic() - began - drawn, 2)}
-    all_photos = [*trained_on, *held_out]
+    seconds = {"drawing": round(drawing, 2), "metrics": round(time.monotonic() - began - drawing, 2)}
+    all_photos, crop = [*trained_on, *held_out], recipe.photos.crop
+    scored = checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE)
     metrics = _metrics(reference, rows, job) | {
+        "photos_included": photos,
         "run": _about(job, name, photos=len(reference.photos.dino)),
         "protocol": _protocol(images, recipe, model),
         "choice": manifest.get("why", ""),
-        "checkpoints": _checkpoints(job),
+        "checkpoints": checkpoint_selection.checkpoint_rows(scored, recipe.choose, manifest.get("chosen")),
         "seconds": seconds,
         "encoders": names,
         "preprocessing": reference.encoders.looks,
-        "photos": _health(all_photos, recipe, size=model.size, held_out=len(held_out)) if photos else [],
+        "photos": _health(all_photos, model.size, crop, trained=len(trained_on)) if photos else [],
     }
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
-    squares = photo_squares(all_photos, model.size, recipe.photos.crop) if photos else []
+    squares = photo_squares(all_photos, model.size, crop) if photos else []
     return _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True))))
 
 
@@ -119,16 +120,8 @@ def _reference(
     lpips = diversity.read_lpips(Path(settings.lpips), model.device) if settings.lpips else None
     probe = toyland_truth.load_probe(model.folder) if model.has_world and word in CLASSES else None
     judges = encoders.load_encoders(model.folder, model.device, dino=settings.dino, clip=settings.clip)
-    reference = scoring.make_reference(
-        judges,
-        trained_on,
-        held_out,
-        size=model.size,
-        crop=job.recipe.photos.crop,
-        class_word=word,
-        lpips=lpips,
-        probe=probe,
-    )
+    crop, tools = job.recipe.photos.crop, {"lpips": lpips, "probe": probe}
+    reference = scoring.make_reference(judges, trained_on, held_out, size=model.size, crop=crop, class_word=word, **tools)
     return reference, judges.names | ({"lpips": lpips.name} if lpips else {})
 
 
@@ -144,22 +137,16 @@ def _image_set(model: LatentModel, job: _Job, name: str, screen: Terminal) -> im
     return image_set
 
 
-def _checkpoints(job: _Job) -> list[dict]:
-    scored = checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE)
-    return checkpoint_selection.checkpoint_rows(scored, job.recipe.choose, job.manifest.get("chosen"))
-
-
 def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
     subject, tops = job.subject, ceilings(reference)
-    among = memorization.leave_one_out(reference.photos)
+    similarities = memorization.leave_one_out(reference.photos)
     scores = summary.scores(rows, tops)
     if reference.lpips and "diversity" in scores:
         scores["diversity"]["title"] = "DIV: LPIPS"
     return {
-        "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "photos_included": job.with_photos,
-        "scores": scores,
+        "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "scores": scores,
         "class": summary.drift(rows, fill(job.recipe.prior.prompt, "", subject["class"]), tops["dino"]),
-        "copying": summary.memorization(rows, None if among is None else among.tolist()),
+        "copying": summary.memorization(rows, None if similarities is None else similarities.tolist()),
         "truth": summary.truth_summary(rows), "prompts": summary.by_prompt(rows),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
         "versions": run_folder.library_versions(),
@@ -167,29 +154,28 @@ def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
 
 
 def _about(job: _Job, name: str, *, photos: int) -> dict:
-    manifest = job.manifest
+    manifest, subject = job.manifest, {key: job.subject[key] for key in ("prompt", "token", "class")}
     train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
     result = f"step {chosen}, chosen" if chosen else "the last step"
+    checkpoint = f"checkpoint {job.checkpoint}" if job.checkpoint else result
     return {
-        "name": job.folder.name, "model": name,
-        "prompt": job.subject["prompt"], "token": job.subject["token"], "class": job.subject["class"],
-        "base": public_name(manifest["base"]), "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"],
-        "checkpoint": f"checkpoint {job.checkpoint}" if job.checkpoint else result, "seed": manifest["seed"], "photos": photos,
+        "name": job.folder.name, "model": name, **subject, "base": public_name(manifest["base"]),
+        "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"], "checkpoint": checkpoint,
+        "seed": manifest["seed"], "photos": photos,
     }  # fmt: skip
 
 
 def _protocol(protocol: Protocol, recipe: Recipe, model: LatentModel) -> dict:
-    draw = recipe.draw
-    return {
-        "name": protocol.name, "prompts": len(protocol.templates), "count": protocol.count,
-        "class_count": protocol.class_count, "seed": recipe.seed, "sampler": draw.sampler, "steps": draw.steps,
-        "guidance": draw.guidance, "size": draw.size or model.size, "dtype": str(model.dtype).removeprefix("torch."),
-    }  # fmt: skip
+    draw, counts = recipe.draw, {"count": protocol.count, "class_count": protocol.class_count}
+    sampling = {"seed": recipe.seed, "sampler": draw.sampler, "steps": draw.steps, "guidance": draw.guidance}
+    sampling |= {"size": draw.size or model.size, "dtype": str(model.dtype).removeprefix("torch.")}
+    return {"name": protocol.name, "prompts": len(protocol.templates), **counts, **sampling}
 
 
 def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
     """Those that it was trained on and those that were held out. UserError where one is gone or has changed."""
-    sources = [row["path"] for row in subject["photos"]]
+    rows = subject["photos"]
+    sources = [row["path"] for row in rows]
     if sources[0].startswith("hf:"):
         photos, _ = load_photos(sources[0].rpartition("[")[0], min_size=1)
     else:
@@ -197,26 +183,22 @@ def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
         if gone:
             raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
         photos, _ = load_photos(sources, min_size=1)
-    rows = subject["photos"]
     if len(photos) != len(rows):
         raise UserError(f"{sources[0]} and its like are {len(photos)} photos now, and this run knew {len(rows)}.")
+    parts = [], []
     for photo, row in zip(photos, rows, strict=True):
         if photo.sha256 != row["sha256"]:
             raise UserError(
                 f"photo {photo.path} is not the one this run was trained on: its content has changed. Bring the old one back."
             )
-    kept = [row.get("held_out", False) for row in rows]
-    return [p for p, held in zip(photos, kept) if not held], [p for p, held in zip(photos, kept) if held]
+        parts[row.get("held_out", False)].append(photo)
+    return parts
 
 
-def _health(photos: list[Photo], recipe: Recipe, *, size: int, held_out: int) -> list[dict]:
+def _health(photos: list[Photo], size: int, crop: str, *, trained: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    report = photo_checks.examine_photos(photos, size, crop=recipe.photos.crop)
-    first_held = len(photos) - held_out
-    return [
-        {"file": photo.name, "trained": k < first_held, "notes": [finding.text for finding in report.each[k]]}
-        for k, photo in enumerate(photos)
-    ]
+    notes = [[finding.text for finding in each] for each in photo_checks.examine_photos(photos, size, crop=crop).each]
+    return [{"file": photo.name, "trained": k < trained, "notes": notes[k]} for k, photo in enumerate(photos)]
 
 
 def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> page.Shown:
@@ -224,13 +206,9 @@ def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.I
     prior, folder = [], job.subject["prior_folder"]
     if folder and Path(folder).is_dir():
         prior = class_images.load_class_images(Path(folder), min(PRIOR_SHOWN, len(class_images.present_images(Path(folder)))))
-    return page.Shown(
-        photos=photos,
-        prior=prior,
-        cells={(row["prompt"], row["index"]): image for row, image in drawn if row["kind"] == "subject"},
-        base_class=[image for row, image in drawn if row["kind"] == "base class"],
-        tuned_class=[image for row, image in drawn if row["kind"] == "class"],
-    )
+    base_class, tuned_class = ([image for row, image in drawn if row["kind"] == kind] for kind in ("base class", "class"))
+    cells = {(row["prompt"], row["index"]): image for row, image in drawn if row["kind"] == "subject"}
+    return page.Shown(photos=photos, prior=prior, cells=cells, base_class=base_class, tuned_class=tuned_class)
 
 
 def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> EvaluateResult:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
@@ -12,12 +12,14 @@ from personalize.commands.session import RUNS, open_base, open_run, resolve
 from personalize.common.errors import UserError
 from personalize.common.files import append_jsonl, key_of, read_jsonl, slug, writing
 from personalize.common.prompts import fill
-from personalize.common.recipe import Recipe, SamplingConfig
+from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.generation.sampling import image_generators, sample_latents, sampling_batches, to_pil
 from personalize.models.interface import LatentModel
 
+# what draws, prompts, the run and checkpoint as images.jsonl names them, and the folder for images
+Source = tuple[LatentModel, Recipe, list[str], dict, Path]
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
 
@@ -27,17 +29,6 @@ class GenerateResult:
 
     files: list[Path]
     grid: Path
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What draws: a base or a run put into it. origin: run and checkpoint, as images.jsonl names them."""
-
-    model: LatentModel
-    recipe: Recipe
-    prompts: list[str]
-    origin: dict[str, str]
-    out: Path
 
 
 def generate(
@@ -60,74 +51,59 @@ def generate(
     seed starts from the same noise for every prompt. UserError names what is wrong.
     """
     if base and not run:
-        source = _bare_base(list(prompts), base, settings, screen)
+        model, recipe, prompts, origin, home = _bare_base(list(prompts), base, settings, screen)
     else:
-        source = _opened_run(list(prompts), run, base, checkpoint, settings=settings, runs=runs, screen=screen)
-    origin = source.origin | _put_files(source.model, loras=loras, embeddings=embeddings)
-    config, folder = source.recipe.draw, Path(out or source.out)
+        opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+        model, recipe, prompts, origin, home = _loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
+    origin |= _put_files(model, loras=loras, embeddings=embeddings)
+    folder = Path(out or home)
     if folder.is_file():
         raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
-    for line in _remarks(source.model, source.prompts, origin):
+    for line in _remarks(model, prompts, origin):
         screen.say(line)
-    return _write_images(
-        source.model, source.prompts, config, seed=source.recipe.seed, out=folder, origin=origin, screen=screen
-    )
+    return _write_images(model, recipe, prompts, out=folder, origin=origin, screen=screen)
 
 
-def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> _Source:
+def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
     if any("{" in prompt for prompt in prompts):
         raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
     recipe = resolve(None, [*settings, f"base={base}"])
-    return _Source(open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images"))
+    return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images")
 
 
-def _opened_run(
-    prompts: list[str],
-    run: Path | str | None,
-    base: str,
-    checkpoint: str,
-    *,
-    settings: Sequence[str],
-    runs: Path,
-    screen: Terminal,
-) -> _Source:
+def _loaded_run(
+    prompts: list[str], folder: Path, model: LatentModel, recipe: Recipe, manifest: dict, *, at: str, screen: Terminal
+) -> Source:
     from personalize.training import load_run  # methods with it, which a bare base does without
 
-    folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
-    name, subjects = load_run.load_run(model, folder, manifest, at=checkpoint), manifest["subjects"]
+    name, subjects = load_run.load_run(model, folder, manifest, at=at), manifest["subjects"]
     token, word = subjects[0]["token"], subjects[0]["class"]
     prompts = [fill(prompt, token, word) for prompt in prompts]
     if not any(subject["token"] in prompt.split() for prompt in prompts for subject in subjects):
         screen.say(f"no prompt says {token!r}, the word for the subject: these images show any {word}.")
-    return _Source(model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images")
+    return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images"
 
 
 def _write_images(
-    model: LatentModel,
-    prompts: list[str],
-    config: SamplingConfig,
-    *,
-    seed: int,
-    out: Path,
-    origin: dict,
-    screen: Terminal,
+    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal
 ) -> GenerateResult:
+    config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
     out.mkdir(parents=True, exist_ok=True)
     rows = read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
-    known = {row["file"]: row for row in rows}
+    rows_by_file = {row["file"]: row for row in rows}
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
             z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config)
             for image, prompt, i in zip(to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
-                row = _row(model, config, prompt, origin=origin, seed=seed, index=i, size=image.size)
+                row = _row(model, recipe, prompt, origin=origin, index=i, size=image.size)
                 files.append(out / row["file"])
                 images.append(image)
                 with writing(files[-1]) as temporary:
                     image.save(temporary, pnginfo=_metadata(row))
-                if known.get(row["file"]) != row:
+                if rows_by_file.get(row["file"]) != row:
                     append_jsonl(out / "images.jsonl", row)
             advance(len(part))
     with writing(out / "grid.png") as temporary:
@@ -181,40 +157,32 @@ def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[s
             yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."
 
 
-def _row(
-    model: LatentModel, config: SamplingConfig, prompt: str, *, origin: dict, seed: int, index: int, size: tuple[int, int]
-) -> dict:
+def _row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index: int, size: tuple[int, int]) -> dict:
     """All that decides an image, and its file, whose name changes with any of it but the place of the run."""
-    settings = {
-        "prompt": prompt, "negative": config.negative, "sampler": config.sampler, "steps": config.steps,
-        "guidance": config.guidance, "rescale": config.rescale, "interval": list(config.interval), "seed": seed, "index": index,
-        "width": size[0], "height": size[1], "base": model.name, "fingerprint": model.fingerprint,
-    }  # fmt: skip
+    config, (width, height) = asdict(recipe.draw), size
+    settings = {"prompt": prompt} | {name: config[name] for name in ("negative", "sampler", "steps", "guidance", "rescale")}
+    settings |= {"interval": list(recipe.draw.interval), "seed": recipe.seed, "index": index, "width": width, "height": height}
+    settings |= {"base": model.name, "fingerprint": model.fingerprint}
     key = key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
-    return origin | {"file": f"{slug(prompt)[:60]}-{key}-{seed}-{index:03d}.png", **settings}
+    return origin | {"file": f"{slug(prompt)[:60]}-{key}-{recipe.seed}-{index:03d}.png", **settings}
 
 
 def _metadata(row: dict) -> PngInfo:
     """The text chunk `parameters`, as AUTOMATIC1111 writes and reads it."""
     lines = [row["prompt"]] + ([f"Negative prompt: {row['negative']}"] if row["negative"] else [])
-    fields = {
-        "Steps": row["steps"], "Sampler": row["sampler"], "CFG scale": f"{row['guidance']:g}", "Seed": row["seed"],
-        "Size": f"{row['width']}x{row['height']}", "Model": row["base"], "Run": row["run"] or "none", "Image": row["index"],
-    }  # fmt: skip
-    loras, embeddings = row.get("loras", []), row.get("embeddings", [])
+    fields = {"Steps": row["steps"], "Sampler": row["sampler"], "CFG scale": f"{row['guidance']:g}", "Seed": row["seed"]}
+    fields |= {"Size": f"{row['width']}x{row['height']}", "Model": row["base"], "Run": row["run"] or "none"}
+    fields["Image"] = row["index"]
+    loras, embeddings = [(Path(e["file"]).stem, e) for e in row.get("loras", [])], row.get("embeddings", [])
     if loras:
-        fields["Lora hashes"] = _quoted(f"{_stem(entry)}: {entry['sha256'][:12]}" for entry in loras)
-        fields["Lora weights"] = _quoted(f"{_stem(entry)}: {entry['weight']:g}" for entry in loras)
+        fields["Lora hashes"] = _quoted(f"{name}: {entry['sha256'][:12]}" for name, entry in loras)
+        fields["Lora weights"] = _quoted(f"{name}: {entry['weight']:g}" for name, entry in loras)
     if embeddings:
         fields["TI hashes"] = _quoted(f"{entry['token']}: {entry['sha256'][:12]}" for entry in embeddings)
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
     return info
-
-
-def _stem(entry: dict) -> str:
-    return Path(entry["file"]).stem
 
 
 def _quoted(parts: Iterable[str]) -> str:

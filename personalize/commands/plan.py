@@ -1,7 +1,7 @@
 """`personalize plan`: memory and time of a training run on this machine, before a weight is read; and what to turn."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data.subjects import Subject, load_subjects
 from personalize.models import devices
 from personalize.training.memory import machine, rehearsal
-from personalize.training.memory.counter import MemoryEstimate
 from personalize.training.preflight import duration
 
 
@@ -44,9 +43,9 @@ def plan(
     methods.check_methods(
         recipe.train.methods, quantize=recipe.train.quantize, text_encoder=recipe.train.text_encoder, lora=recipe.lora
     )
-    subjects = _subjects(sources, recipe)
-    device = devices.choose_device(recipe.device)
-    recipe = dataclasses.replace(recipe, token=tuple(subject.token for subject in subjects))
+    tokens = recipe.token or tuple(f"<subject-{i}>" for i in range(len(recipe.class_word)))  # any will do: none is read
+    subjects, _ = load_subjects(sources, recipe, tokens=tokens, size=1)
+    recipe, device = dataclasses.replace(recipe, token=tokens), devices.choose_device(recipe.device)
     counted, free = rehearsal.rehearse(recipe, subjects), machine.free_bytes(device)
     speed = machine.measure_speed(device, devices.dtype_for(device, recipe.dtype, screen.say))
     seconds = speed.seconds(counted.phases["step"].work) * recipe.train.steps
@@ -57,52 +56,35 @@ def plan(
     return PlanResult(counted.peak, free, seconds, switch)
 
 
-def _switches(recipe: Recipe) -> Iterator[tuple[str, dict]]:
+def _switches(recipe: Recipe) -> list[tuple[str, dict]]:
     """What saves memory, in the order of what it costs: (as for --set, values of train)."""
     train = recipe.train
     adapters = set(train.methods) & set(methods.ADAPTERS)
-    if not train.gradient_checkpointing:
-        yield "train.gradient_checkpointing=true", {"gradient_checkpointing": True}
-    if train.optimizer == "adamw" and not adapters:
-        yield "train.optimizer=adamw8bit", {"optimizer": "adamw8bit"}
     images = train.batch + (train.prior_batch or train.batch)
-    if train.accumulate < images:
-        yield f"train.accumulate={images}", {"accumulate": images}
-    if train.ema:
-        yield "train.ema=0", {"ema": 0.0}
-    if adapters and not train.quantize:
-        yield "train.quantize=8bit", {"quantize": "8bit"}
-    if adapters and train.quantize != "4bit":
-        yield "train.quantize=4bit", {"quantize": "4bit"}
-    if "full" in train.methods:
-        yield "train.methods=lora", {"methods": ("lora",), "optimizer": "adamw"}
+    switches = [
+        (not train.gradient_checkpointing, "gradient_checkpointing=true", {"gradient_checkpointing": True}),
+        (train.optimizer == "adamw" and not adapters, "optimizer=adamw8bit", {"optimizer": "adamw8bit"}),
+        (train.accumulate < images, f"accumulate={images}", {"accumulate": images}),
+        (train.ema, "ema=0", {"ema": 0.0}),
+        (adapters and not train.quantize, "quantize=8bit", {"quantize": "8bit"}),
+        (adapters and train.quantize != "4bit", "quantize=4bit", {"quantize": "4bit"}),
+        ("full" in train.methods, "methods=lora", {"methods": ("lora",), "optimizer": "adamw"}),
+    ]
+    return [(f"train.{text}", values) for saves, text, values in switches if saves]
 
 
 def _fitting(recipe: Recipe, subjects: list[Subject], free: int, screen: Terminal) -> str:
     """Turns one switch after the other until the run fits; says what each gives."""
-    turned, train = [], recipe.train
+    switches, train = [], recipe.train
     for name, values in _switches(recipe):
         train = dataclasses.replace(train, **values)
-        counted = _counted(dataclasses.replace(recipe, train=train), subjects)
-        if counted is None:
+        try:
+            counted = rehearsal.rehearse(dataclasses.replace(recipe, train=train), subjects)
+        except UserError:  # a switch that this method does not have
             continue
-        turned.append(name)
-        screen.say(f"with {' '.join(f'--set {one}' for one in turned)}: {counted.peak / 1e9:.2f} GB")
+        switches.append(name)
+        screen.say(f"with {' '.join(f'--set {switch}' for switch in switches)}: {counted.peak / 1e9:.2f} GB")
         if counted.peak <= free:
-            return " ".join(turned)
+            return " ".join(switches)
     screen.say("it fits with none of these: use a smaller photos.size, or a device with more memory")
     return ""
-
-
-def _counted(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate | None:
-    try:
-        return rehearsal.rehearse(recipe, subjects)
-    except UserError:  # a switch that this method does not have
-        return None
-
-
-def _subjects(sources: Sequence, recipe: Recipe) -> list[Subject]:
-    count = len(recipe.class_word)
-    tokens = recipe.token or tuple(f"<subject-{i}>" for i in range(count))  # any will do: nothing is read of it
-    subjects, _ = load_subjects(sources, recipe, tokens=tokens, size=1)
-    return subjects

@@ -8,8 +8,8 @@ and the probes that read an image are trained beside it.
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from personalize.common.errors import UserError, nearest
@@ -113,11 +113,11 @@ def _check_work_folder(path: Path, settings: Pretrain) -> None:
     if not path.exists():
         write_json(path, asdict(settings))
         return
-    before = read_json(path)
-    other = [f.name for f in fields(Pretrain) if before.get(f.name) != getattr(settings, f.name)]
-    if other:
-        changes = ", ".join(f"{name} was {before.get(name)} and is {getattr(settings, name)}" for name in other)
-        raise UserError(f"{path.parent} was begun with other settings: {changes}. Take them again, or another --work.")
+    before, now = read_json(path), asdict(settings)
+    changes = [f"{name} was {before.get(name)} and is {now[name]}" for name in now if before.get(name) != now[name]]
+    if changes:
+        problem = f"{path.parent} was begun with other settings: {', '.join(changes)}"
+        raise UserError(f"{problem}. Take them again, or another --work.")
 
 
 @contextmanager
@@ -137,13 +137,7 @@ def _manifest(work: Path, settings: Pretrain, preset: str, device) -> dict:
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     manifest = {"preset": preset, "settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
-    return manifest | {"commit": _commit(), "torch": torch.__version__}
-
-
-def _commit() -> str:
-    """Of the checkout that this code is in; empty where it is installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    command, commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], ""  # empty where it is installed
+    with suppress(OSError, subprocess.TimeoutExpired):
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    return manifest | {"commit": commit, "torch": torch.__version__}

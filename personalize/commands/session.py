@@ -28,10 +28,7 @@ def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> R
 
 
 def resolve_subjects(
-    photos: Path | str | Sequence[str],
-    class_word: str | Sequence[str],
-    recipe: Path | str | None,
-    settings: Sequence[str],
+    photos: Path | str | Sequence[str], class_word: str | Sequence[str], recipe: Path | str | None, settings: Sequence[str]
 ) -> tuple[Recipe, list]:
     """The recipe, and a source of photos for each of its subjects."""
     words = [class_word] if isinstance(class_word, str) else list(class_word)
@@ -41,9 +38,8 @@ def resolve_subjects(
     if len(resolved.class_word) == 1:
         return resolved, [photos]
     if isinstance(photos, str | Path):
-        raise UserError(
-            f"{len(resolved.class_word)} subjects, {', '.join(resolved.class_word)}, need as many folders of photos."
-        )
+        names = ", ".join(resolved.class_word)
+        raise UserError(f"{len(resolved.class_word)} subjects, {names}, need as many folders of photos.")
     return resolved, list(photos)
 
 

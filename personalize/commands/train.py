@@ -1,6 +1,6 @@
 """`personalize train`: DreamBooth (Ruiz et al. 2208.12242), whatever the method.
 
-The loop reads top to bottom in `_loop`. A run is its photos, class, token, base and recipe: the same command finds it
+A run is its photos, class, token, base and recipe: the same command finds it
 again and resumes it, bit for bit on the CPU; anything else gets a folder of its own.
 """
 
@@ -34,6 +34,8 @@ from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
 from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, mark, restore, save
+
+Folders = Mapping[str, Path]  # class word -> its class images
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,7 @@ def train(
     model = open_base(resolved, screen)
     with distributed.process_group(model.device):
         screen = screen if distributed.rank() == 0 else SILENT
-        resolved, subjects, notices = _checked(model, sources, resolved, profile=profile)
-        for line in notices:
-            screen.say(line)
+        resolved, subjects = _checked(model, sources, resolved, profile=profile, screen=screen)
         folders = {}
         for word in dict.fromkeys(resolved.class_word) if needs_class_images(resolved) else ():
             folder, _ = class_images.complete_set(model, resolved, word, root=Path(priors), folder=prior_folder, screen=screen)
@@ -80,9 +80,9 @@ def train(
 
 
 def _checked(
-    model: LatentModel, sources: Sequence, recipe: Recipe, *, profile: bool
-) -> tuple[Recipe, list[Subject], list[str]]:
-    """The recipe with its tokens, the subjects, notices. UserError for all that can be wrong before any long work begins."""
+    model: LatentModel, sources: Sequence, recipe: Recipe, *, profile: bool, screen: Terminal
+) -> tuple[Recipe, list[Subject]]:
+    """The recipe with its tokens, and the subjects. UserError for all that can be wrong before any long work begins."""
     train, size = recipe.train, recipe.photos.size or model.size
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
@@ -98,43 +98,32 @@ def _checked(
         for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.has_world), words):
             fill(template, "", word)
         encoders.load_encoders(model.folder, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
-    return dataclasses.replace(recipe, token=tokens), subjects, notices + remarks
+    for line in notices + remarks:
+        screen.say(line)
+    return dataclasses.replace(recipe, token=tokens), subjects
 
 
 def _train(
-    model: LatentModel,
-    recipe: Recipe,
-    subjects: list[Subject],
-    priors: Mapping[str, Path],
-    *,
-    runs: Path,
-    profile: bool,
-    screen: Terminal,
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, profile: bool, screen: Terminal
 ) -> TrainResult:
-    """The run of these subjects, begun or resumed. priors: folders of class images by class word."""
+    """The run of these subjects, begun or resumed."""
     writes = distributed.rank() == 0
     manifest = _manifest(model, recipe, subjects, priors)
-    folder = distributed.broadcast_from_rank0(_run_folder(runs, subjects, manifest) if writes else None)
+    folder = distributed.broadcast_from_rank0(_run_folder(runs, subjects, manifest["identity"]) if writes else None)
     with run_folder.lock(folder) if writes else nullcontext():
-        if distributed.broadcast_from_rank0(writes and _finished(folder)):
+        finished = writes and _is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished"
+        if distributed.broadcast_from_rank0(finished):
             screen.say(f"this run is finished: {folder}")
             if profile:
                 screen.say("nothing was trained, so nothing was profiled; with another --runs folder it is trained again")
             return TrainResult(folder, 0, 0.0)
-        run = _begin(model, recipe, subjects, priors, folder=folder, manifest=manifest, screen=screen)
+        run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
         run_folder.require_free_disk(folder, disk_bytes(run))
         return _finish_training(run, screen, profile=profile)
 
 
 def _begin(
-    model: LatentModel,
-    recipe: Recipe,
-    subjects: list[Subject],
-    priors: Mapping[str, Path],
-    *,
-    folder: Path,
-    manifest: dict,
-    screen: Terminal,
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
     latents = {}
@@ -183,11 +172,8 @@ def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> Tr
         with profiler.profiled_steps(run, start, screen) if profile else nullcontext():
             reached = _loop(run, start, trackers=trackers, screen=screen)
             finish(run, screen)
-    except UserError:
-        mark(run, "failed")
-        raise
-    except Interrupted:
-        mark(run, "interrupted")
+    except (UserError, Interrupted) as stop:
+        mark(run, "interrupted" if isinstance(stop, Interrupted) else "failed")
         raise
     finally:
         for tracker in trackers:
@@ -221,7 +207,7 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
                 save(run, step + 1, screen)
             if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
                 _sample(run, step + 1)
-            if stop and step + 1 < train.steps:
+            if stop and not last:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
             if scored and not last and _ended(run):
                 screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
@@ -230,16 +216,15 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
 
 
 def _ended(run: TrainingRun) -> bool:
-    return distributed.broadcast_from_rank0(
-        run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
-    )
+    stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
+    return distributed.broadcast_from_rank0(stalled)
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished"
+def _is_run(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()
 
 
-def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Mapping[str, Path]) -> dict:
+def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders) -> dict:
     """What the run is. Its identity hashes all that decides its weights."""
     settings = recipe_to_dict(recipe)
     decisive = {k: v for k, v in settings.items() if k not in ("device", "vae", "draw", "evaluate")}
@@ -265,32 +250,27 @@ def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], prior
     }
 
 
-def _subject_entry(subject: Subject, recipe: Recipe, priors: Mapping[str, Path]) -> dict:
-    photos = [
-        {
-            "path": photo.path if photo.path.startswith("hf:") else os.path.abspath(photo.path),
-            "sha256": photo.sha256,
-            "held_out": k >= len(subject.photos),
-        }
-        for k, photo in enumerate((*subject.photos, *subject.held_out))
-    ]
+def _subject_entry(subject: Subject, recipe: Recipe, priors: Folders) -> dict:
+    photos = [(photo, False) for photo in subject.photos] + [(photo, True) for photo in subject.held_out]
     return {
         "token": subject.token,
         "class": subject.class_word,
         "prompt": subject.prompt(recipe.train.prompt),
-        "photos": photos,
+        "photos": [{"path": _absolute(photo.path), "sha256": photo.sha256, "held_out": held_out} for photo, held_out in photos],
         "prior_folder": os.path.abspath(priors[subject.class_word]) if subject.class_word in priors else "",
     }
 
 
-def _run_folder(runs: Path, subjects: list[Subject], manifest: dict) -> Path:
+def _absolute(path: str) -> str:
+    return path if path.startswith("hf:") else os.path.abspath(path)
+
+
+def _run_folder(runs: Path, subjects: list[Subject], identity: str) -> Path:
     """The folder of this very run, or a new one: never one that holds another run."""
     name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     for number in range(1, 10_000):
         folder = runs / (name if number == 1 else f"{name}-{number}")
-        if not (folder / "manifest.json").exists():
-            return folder
-        if run_folder.read_manifest(folder).get("identity") == manifest["identity"]:
+        if not _is_run(folder) or run_folder.read_manifest(folder).get("identity") == identity:
             return folder
     raise UserError(f"{runs} holds 10000 runs called {name}. Give another folder: --runs.")
 

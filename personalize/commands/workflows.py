@@ -51,9 +51,9 @@ def dreambench(
 
     A folder's class word is in its subject.toml. What is there already is not made again.
     """
-    subjects, evaluations = list_subjects(source), []
-    for name, (folder, word) in subjects.items():
+    evaluations = {}
+    for name, (folder, word) in list_subjects(source).items():
         screen.say(f"{name}: {word}")
         run = train(folder, class_word=word, recipe=recipe, settings=settings, runs=runs, priors=priors, screen=screen).folder
-        evaluations.append(evaluate(run, photos=photos, settings=settings, screen=screen).report.parent)
-    return subject_table(list(subjects), evaluations, out=Path(runs))
+        evaluations[name] = evaluate(run, photos=photos, settings=settings, screen=screen).report.parent
+    return subject_table(evaluations, out=Path(runs))

@@ -10,6 +10,7 @@ import pytest
 import personalize
 from personalize import methods, models
 from personalize.cli import app
+from personalize.cli.options import Method
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.recipe import SETTINGS, load_recipe, recipe_to_toml
 from personalize.core.samplers import SAMPLERS
@@ -175,7 +176,7 @@ def test_a_stop_has_the_status_of_its_kind(terminal, monkeypatch, raised, status
 
 
 def test_the_options_name_what_the_tables_hold():
-    assert {method.value for method in app.Method} == set(methods.METHODS)
+    assert {method.value for method in Method} == set(methods.METHODS)
     assert sorted(SETTINGS["draw.sampler"].choices) == sorted([*SAMPLERS, *DIFFUSERS])
 
 

@@ -156,10 +156,10 @@ def test_without_a_run_it_says_how_to_make_one(tmp_path):
 
 
 def test_images_of_a_run_and_of_its_checkpoints_do_not_take_each_others_place(model, tmp_path):
-    how, files = load_recipe(None, FAST).draw, []
+    recipe, files = load_recipe(None, FAST), []
     for name, at in (("runs/a", "model"), ("runs/a", "step-000200"), ("runs/b", "model")):
         origin = {"run": name, "checkpoint": at}
-        files += generate._write_images(model, [PROMPT], how, seed=0, out=tmp_path, origin=origin, screen=SILENT).files
+        files += generate._write_images(model, recipe, [PROMPT], out=tmp_path, origin=origin, screen=SILENT).files
     assert len(set(files)) == 6 and len(rows(tmp_path)) == 6
 
 

@@ -20,6 +20,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import append_jsonl, content_hash, explained, read_json, read_jsonl, writing
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
+from personalize.formats import single_file
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
 
@@ -29,20 +30,14 @@ RECORD, STAGE, UPLOAD = "exports.jsonl", ".tmp-stage", "upload-to-hub"  # in tha
 
 @dataclass(frozen=True)
 class _Job:
-    """What is asked for.
-
-    at     a checkpoint, or "" for the run's result
-    out    the main file or folder, or for files a folder that is there; None: in the run's own folder `export`
-    check  whether a fresh process draws with what was written
-    push   where on the hub it goes, or None
-    """
+    """at: a checkpoint, or "" for the run's result; check: whether a fresh process draws with what was written."""
 
     folder: Path
+    manifest: dict
     form: Form
-    at: str = ""
-    out: Path | None = None
-    check: bool = True
-    push: Push | None = None
+    at: str
+    check: bool
+    push: Push | None
 
 
 @dataclass(frozen=True)
@@ -52,16 +47,6 @@ class ExportResult:
     files: list[Path]
     check: Check | None
     url: str = ""
-
-
-@dataclass(frozen=True)
-class _Written:
-    """name: what the run's state is called; files: in the stage; samples: (prompt, image) for a card."""
-
-    name: str
-    files: Files
-    check: Check | None
-    samples: list[tuple[str, Image]]
 
 
 def export(
@@ -91,96 +76,81 @@ def export(
     if not push and (public or with_photos):
         raise UserError("--public and --with-photos are about a repository on the hub: name it, --push owner/name.")
     folder = Path(run) if run else run_folder.newest_run(Path(runs))
-    goal = Push(push, public, with_photos) if push else None
-    job = _Job(folder, Form(to, fuse, half), at=checkpoint, out=Path(out) if out else None, check=check, push=goal)
-    _require_possible(job)
+    manifest, form, goal = load_run.require_run(folder), Form(to, fuse, half), Push(push, public, with_photos) if push else None
+    targets.require_possible(manifest["methods"], form)
+    place, stem = _place(folder, manifest, form, Path(out).expanduser() if out else None)
+    if goal:
+        hub.require_possible(goal, folder)
     # float32 whatever the device: an adapter baked into half precision would lose much of itself.
-    settings = [*settings, "dtype=float32"]
-    _, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
-    manifest, home = _unquantized(manifest), folder / FOLDER
-    place, stem = _place(job, manifest)
-    targets.require_packable(model, job.form)
-    products = targets.products_of(model, manifest["methods"], job.form, subjects=manifest["subjects"], stem=stem)
+    _, model, recipe, _ = open_run(run, runs=runs, base=base, settings=[*settings, "dtype=float32"], screen=screen)
+    manifest["recipe"]["train"]["quantize"] = ""  # adapters on a quantized base are exported for the plain one
+    job, home = _Job(folder, manifest, form, checkpoint, check, goal), folder / FOLDER
+    if form.to == "single-file":
+        single_file.require_packable(model.folder, f"base {model.name!r}")
+    products = targets.products_of(model, manifest["methods"], form, subjects=manifest["subjects"], stem=stem)
     with run_folder.lock(home):
         products = [product for product in products if not _vocabulary_is_there(model, place, product)]
         for product in products:
             _require_ours(home, place / product.name)
-        run_folder.require_free_disk(home, _bytes(model, job.form, products))
+        run_folder.require_free_disk(home, _bytes(model, form, products))
         with _stage(home) as stage:
-            written = _write(model, job, manifest, recipe, products=products, stage=stage, screen=screen)
+            name, written, result, samples = _write(model, job, recipe, products=products, stage=stage, screen=screen)
             files = [_put(stage / product.name, place / product.name) for product in products]
-        _record(home, files, job, written.check)
-        _say(files, products, written.check, screen)
+        _record(home, files, job, result)
+        _say(files, products, result, screen)
         if not goal:
-            return ExportResult(files, written.check)
-        card = _card(model, job, manifest, written, main=products[0])
+            return ExportResult(files, result)
+        card = _card(model, job, name, written, main=products[0], prompts=[prompt for prompt, _ in samples])
         photos = folder / hub.PHOTOS if with_photos else None
-        images = [image for _, image in written.samples]
-        upload = hub.prepare_upload(home / UPLOAD, card, files=files, images=images, photos=photos)
-    return ExportResult(files, written.check, hub.upload(upload, goal))
-
-
-def _require_possible(job: _Job) -> None:
-    """UserError for what can be known to fail before a base is loaded."""
-    manifest = load_run.require_run(job.folder)
-    targets.require_possible(manifest["methods"], job.form)
-    _place(job, manifest)
-    if job.push:
-        hub.require_possible(job.push, job.folder)
+        upload = hub.prepare_upload(home / UPLOAD, card, files=files, images=[image for _, image in samples], photos=photos)
+    return ExportResult(files, result, hub.upload(upload, goal))
 
 
 def _write(
-    model: LatentModel,
-    job: _Job,
-    manifest: dict,
-    recipe: Recipe,
-    *,
-    products: list[Product],
-    stage: Path,
-    screen: Terminal,
-) -> _Written:
-    """The products into the stage, checked. What the model draws comes first: writing takes it apart."""
-    prompt, form, draw = manifest["subjects"][0]["prompt"], job.form, recipe.draw
+    model: LatentModel, job: _Job, recipe: Recipe, *, products: list[Product], stage: Path, screen: Terminal
+) -> tuple[str, Files, Check | None, list[tuple[str, Image]]]:
+    """The products into the stage, checked -> the name of the run's state, the files, and (prompt, image) for a card.
+
+    What the model draws comes first: writing takes it apart.
+    """
+    manifest, form, draw = job.manifest, job.form, recipe.draw
+    prompt, samples = manifest["subjects"][0]["prompt"], []
     base = verify.draw_in_process(model, prompt, draw.guidance) if job.check else None
     name = load_run.load_run(model, job.folder, manifest, at=job.at)
-    own = verify.draw_in_process(model, prompt, draw.guidance) if job.check else None
     if job.check:
+        own = verify.draw_in_process(model, prompt, draw.guidance)
         verify.require_margin(own, base, half=form.half)
-    samples = []
     if job.push:
         samples = hub.sample_images(model, job.folder, manifest, draw, seed=recipe.seed, checkpoint=name, screen=screen)
     trained = recipe_from_dict(manifest["recipe"], str(job.folder))
     screen.say(f"writing {products[0].name}")
     files = targets.write(model, trained, form, products=products, stage=stage)
     if not job.check:
-        return _Written(name, files, None, samples)
+        return name, files, None, samples
     screen.say("drawing with it in a fresh process")
     # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
     fresh_prompt = model.expand_words(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
     written = verify.draw_in_fresh_process(model, files, fresh_prompt, draw.guidance, scratch=stage / ".check")
-    return _Written(name, files, verify.compare_images(written, own, base, half=form.half), samples)
+    return name, files, verify.compare_images(written, own, base, half=form.half), samples
 
 
-def _unquantized(manifest: dict) -> dict:
-    """Adapters on a quantized base are exported for the plain one, which the manifest names."""
-    recipe = manifest["recipe"]
-    return manifest | {"recipe": recipe | {"train": recipe["train"] | {"quantize": ""}}}
+def _place(folder: Path, manifest: dict, form: Form, out: Path | None) -> tuple[Path, str]:
+    """The folder that the products go into, and the main one's name without its ending.
 
-
-def _place(job: _Job, manifest: dict) -> tuple[Path, str]:
-    """The folder that the products go into, and the main one's name without its ending."""
-    run = job.folder.resolve().name
-    stem = targets.stem(manifest["methods"], job.form, subjects=manifest["subjects"], run=run)
-    if job.out is None:
-        return job.folder / FOLDER, stem
-    out, is_file = Path(job.out).expanduser(), job.form.to != "diffusers"
-    if not is_file and out.suffix == ".safetensors":
-        raise UserError(f"--to {job.form.to} writes a folder, and --out {out} names a file. Leave its ending out.")
-    if is_file and out.is_dir():
+    out: the main file or folder, or for files a folder that is there; None: in the run's own folder.
+    """
+    stem = targets.stem(manifest["methods"], form, subjects=manifest["subjects"], run=folder.resolve().name)
+    if out is None:
+        return folder / FOLDER, stem
+    if form.to == "diffusers":
+        if out.suffix == ".safetensors":
+            raise UserError(f"--to {form.to} writes a folder, and --out {out} names a file. Leave its ending out.")
+        return out.parent, out.name
+    if out.is_dir():
         return out, stem
-    if is_file and out.suffix != ".safetensors":
+    if out.suffix != ".safetensors":
         raise UserError(f"--out {out} should end with .safetensors, or be a folder that is there.")
-    return out.parent, out.stem if is_file else out.name
+    return out.parent, out.stem
 
 
 def _vocabulary_is_there(model: LatentModel, place: Path, product: Product) -> bool:
@@ -194,12 +164,9 @@ def _require_ours(home: Path, path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     rows = read_jsonl(home / RECORD) if (home / RECORD).exists() else []
-    ours = {row["path"]: row["sha256"] for row in rows}
-    if ours.get(_named(home, path)) != content_hash(path):
-        raise UserError(
-            f"{os.path.relpath(path)} is there already, and it is not what an export of this run left there. "
-            "Move it away, or give another place: --out."
-        )
+    if {row["path"]: row["sha256"] for row in rows}.get(_named(home, path)) != content_hash(path):
+        place = f"{os.path.relpath(path)} is there already, and it is not what an export of this run left there"
+        raise UserError(f"{place}. Move it away, or give another place: --out.")
 
 
 @contextmanager
@@ -252,15 +219,15 @@ def _say(files: list[Path], products: list[Product], check: Check | None, screen
     screen.say(str(check) if check else "not checked: nothing was drawn with it")
 
 
-def _card(model: LatentModel, job: _Job, manifest: dict, done: _Written, *, main: Product) -> model_card.Card:
+def _card(model: LatentModel, job: _Job, name: str, written: Files, *, main: Product, prompts: list[str]) -> model_card.Card:
     names = {main.name: targets.BASE} if main.kind == targets.BASE else {}
-    names |= {path.name: targets.LORA for path in done.files.loras}
-    names |= {path.name: targets.WORD for path, _ in done.files.embeddings}
+    names |= {path.name: targets.LORA for path in written.loras}
+    names |= {path.name: targets.WORD for path, _ in written.embeddings}
     path = job.folder / "evaluation" / "metrics.json"
     metrics = read_json(path) if path.exists() else {}
-    same = metrics.get("run", {}).get("model") == done.name
     return model_card.Card(
-        repo=job.push.repo, manifest=manifest, family=targets.family(model), to=job.form.to, fused=job.form.fuse, files=names,
-        samples=[(prompt, f"samples/{i}.png") for i, (prompt, _) in enumerate(done.samples, 1)],
-        scores=metrics["scores"] if same else {}, photos=hub.PHOTOS if job.push.with_photos else "",
+        repo=job.push.repo, manifest=job.manifest, family=targets.family(model), to=job.form.to, fused=job.form.fuse,
+        files=names, samples=[(prompt, f"samples/{i}.png") for i, prompt in enumerate(prompts, 1)],
+        scores=metrics["scores"] if metrics.get("run", {}).get("model") == name else {},
+        photos=hub.PHOTOS if job.push.with_photos else "",
     )  # fmt: skip

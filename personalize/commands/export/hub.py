@@ -9,13 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize.commands.export import model_card
+from personalize.commands.export import model_card, verify
 from personalize.common import prompts
 from personalize.common.errors import UserError
 from personalize.common.files import link_or_copy, read_jsonl, writing
 from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import Terminal
-from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
 SAMPLES = 4
@@ -28,8 +27,8 @@ class Push:
     """repo: owner/name; public: for everyone to see; with_photos: with an image of the photos, which else stay here."""
 
     repo: str
-    public: bool = False
-    with_photos: bool = False
+    public: bool
+    with_photos: bool
 
 
 def require_possible(push: Push, run: Path) -> None:
@@ -42,14 +41,12 @@ def require_possible(push: Push, run: Path) -> None:
 
 def sample_images(
     model: LatentModel, run: Path, manifest: dict, draw: SamplingConfig, *, seed: int, checkpoint: str, screen: Terminal
-) -> list[tuple[str, Image.Image]]:  # fmt: skip
+) -> list[tuple[str, Image.Image]]:
     """Up to four prompts with an image each: the newest of different prompts in the run's images/, else fresh ones."""
     place = run / "images"
     rows = read_jsonl(place / "images.jsonl") if (place / "images.jsonl").exists() else []
-    of_checkpoint = [
-        row for row in rows if row.get("checkpoint") == checkpoint and not row.get("loras") and not row.get("embeddings")
-    ]
-    files = {row["prompt"]: place / row["file"] for row in of_checkpoint if (place / row["file"]).exists()}
+    rows = [row for row in rows if row.get("checkpoint") == checkpoint and not row.get("loras") and not row.get("embeddings")]
+    files = {row["prompt"]: place / row["file"] for row in rows if (place / row["file"]).exists()}
     if files:
         screen.say(f"sample images for the card: the newest in {os.path.relpath(place)}")
         return [(prompt, Image.open(path)) for prompt, path in list(files.items())[-SAMPLES:]]
@@ -59,15 +56,14 @@ def sample_images(
     images = []
     with screen.progress("drawing samples for the card", len(filled), unit="images") as advance:
         for prompt in filled:
-            z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(seed, range(1)), draw)
-            images += sampling.to_pil(model.decode_latents(z0))
+            images.append(verify.draw(model, prompt, draw, seed))
             advance()
     return list(zip(filled, images, strict=True))
 
 
 def prepare_upload(
     place: Path, card: model_card.Card, *, files: Sequence[Path], images: Sequence[Image.Image], photos: Path | None
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the folder `place` that is uploaded: a single folder's content or the files, sample images, README.md."""
     with writing(place) as temporary:
         temporary.mkdir()

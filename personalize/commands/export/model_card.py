@@ -22,20 +22,14 @@ LICENSES = {  # of the bases on the hub, which what is made from them inherits
 FAMILIES = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
 PLACES = ("train.init_from", "evaluate.dino", "evaluate.clip")  # settings that may hold a path
 UNSAID = ("base", "token", "class_word", "device", "vae")  # said elsewhere on the card, or of the machine only
-USE = {
-    "folder": """from diffusers import DiffusionPipeline
+PRETRAINED = """from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{repo}")
-""",
-    "file": """from diffusers import {pipeline}
+pipeline = DiffusionPipeline.from_pretrained("{source}")
+"""
+SINGLE_FILE = """from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_single_file("{file}")  # the file of this repository
-""",
-    "adapter": """from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{base}")
-""",
-}
+"""
 ONE_ROW = 'pipeline.load_textual_inversion("{repo}", weight_name="{name}", token="{token}")\n'
 TWO_ROWS = """from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
@@ -50,26 +44,17 @@ for part, encoder, tokenizer in (
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made of.
+    """What a card is made of."""
 
-    repo    owner/name on the hub
-    to      the format, as in `export --to`
-    fused   whether an adapter was baked into the base
-    files   {name: "base", "LoRA" or "embedding"} of what is loaded
-    samples (prompt, path within the repository) of sample images
-    scores  what "scores" in evaluation/metrics.json holds, or {}
-    photos  path of the image of the user's photos, or "" (the default: they are nobody's business)
-    """
-
-    repo: str
+    repo: str  # owner/name on the hub
     manifest: dict
-    family: str
-    to: str
-    fused: bool
-    files: dict[str, str]
-    samples: Sequence[tuple[str, str]]
-    scores: dict
-    photos: str = ""
+    family: str  # "sd" or "sdxl"
+    to: str  # the format, as in `export --to`
+    fused: bool  # whether an adapter was baked into the base
+    files: dict[str, str]  # {name: "base", "LoRA" or "embedding"} of what is loaded
+    samples: Sequence[tuple[str, str]]  # (prompt, path within the repository) of sample images
+    scores: dict  # what "scores" in evaluation/metrics.json holds, or {}
+    photos: str = ""  # path of the image of the user's photos; by default they are nobody's business
 
 
 def text(card: Card) -> str:
@@ -134,9 +119,11 @@ def _use(card: Card) -> str:
         for subject, word in zip(card.manifest["subjects"], words):  # there a file's name is its word
             prompt = prompt.replace(subject["token"], word)
         return f"In AUTOMATIC1111 and ComfyUI: put {files} where such files lie, and say `{prompt}` in a prompt."
-    kind = "StableDiffusionXLPipeline" if card.family == "sdxl" else "StableDiffusionPipeline"
-    how = "file" if card.to == "single-file" else "folder" if "base" in card.files.values() else "adapter"
-    lines = USE[how].format(repo=card.repo, file=next(iter(card.files), ""), pipeline=kind, base=public_name(base))
+    if card.to == "single-file":
+        kind = "StableDiffusionXLPipeline" if card.family == "sdxl" else "StableDiffusionPipeline"
+        lines = SINGLE_FILE.format(pipeline=kind, file=next(iter(card.files)))
+    else:
+        lines = PRETRAINED.format(source=card.repo if "base" in card.files.values() else public_name(base))
     for name, what in card.files.items():
         if what == "LoRA":
             lines += f'pipeline.load_lora_weights("{card.repo}", weight_name="{name}")\n'
@@ -147,30 +134,24 @@ def _use(card: Card) -> str:
 
 
 def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:
-    if not samples:
-        return []
     rows = [(f"![{_plain(prompt).replace('<', '&lt;')}]({path})", f"`{_plain(prompt)}`") for prompt, path in samples]
-    return ["## Samples", _table(("image", "prompt"), rows)]
+    return ["## Samples", _table(("image", "prompt"), rows)] if rows else []
 
 
 def _scores(scores: dict) -> list[str]:
     """A table of means; base: the same prompts without the token, photos: the photos against each other."""
-    rows = []
-    for score in scores.values():
-        means = [score.get(name) for name in ("floor", "score", "ceiling")]
-        rows.append((score["title"], *("-" if mean is None else f"{mean:.3f}" for mean in means)))
+    means = [(score["title"], *map(score.get, ("floor", "score", "ceiling"))) for score in scores.values()]
+    rows = [(title, *("-" if mean is None else f"{mean:.3f}" for mean in values)) for title, *values in means]
     return ["## Scores", _table(("", "base", "this", "photos"), rows)] if rows else []
 
 
 def _recipe(recipe: Recipe) -> list[str]:
     plain, own = flat_settings(Recipe()), flat_settings(recipe)
-    rows = [
-        (f"`{key}`", f"`{_shown(key, value)}`", f"`{_shown(key, plain[key])}`")
-        for key, value in own.items()
-        if value != plain[key] and key not in UNSAID
-    ]
-    said = "What differs from the defaults of `personalize train`:" if rows else "The defaults of `personalize train`."
-    return ["## Recipe", said, *([_table(("setting", "here", "default"), rows)] if rows else [])]
+    names = [key for key in own if own[key] != plain[key] and key not in UNSAID]
+    rows = [(f"`{key}`", *(f"`{_shown(key, settings[key])}`" for settings in (own, plain))) for key in names]
+    if not rows:
+        return ["## Recipe", "The defaults of `personalize train`."]
+    return ["## Recipe", "What differs from the defaults of `personalize train`:", _table(("setting", "here", "default"), rows)]
 
 
 def _shown(key: str, value: Value) -> str:

@@ -66,12 +66,6 @@ def require_possible(trained: Sequence[str], form: Form) -> None:
     raise UserError(f"a run of {' and '.join(trained)} cannot be exported {options}. What works: {', '.join(works)}.")
 
 
-def require_packable(model: LatentModel, form: Form) -> None:
-    """UserError for a single file of a base that none can hold, such as Toyland."""
-    if form.to == "single-file":
-        single_file.require_packable(model.folder, f"base {model.name!r}")
-
-
 def stem(trained: Sequence[str], form: Form, *, subjects: Sequence[dict], run: str) -> str:
     """Name of the main file or folder without its ending, of a run in the folder `run`."""
     if form.to == "a1111-embedding":
@@ -83,10 +77,10 @@ def stem(trained: Sequence[str], form: Form, *, subjects: Sequence[dict], run: s
 
 def products_of(
     model: LatentModel, trained: Sequence[str], form: Form, *, subjects: Sequence[dict], stem: str
-) -> list[Product]:  # fmt: skip
+) -> list[Product]:
     """What will be written, the main one first."""
-    words = [Product(f"{_word(subject)}.safetensors", WORD, subject["token"]) for subject in subjects]
-    words = words if set(trained) & set(WITH_A_WORD) else []
+    with_words = subjects if set(trained) & set(WITH_A_WORD) else []
+    words = [Product(f"{_word(subject)}.safetensors", WORD, subject["token"]) for subject in with_words]
     if form.to == "diffusers":
         return [Product(stem, BASE if form.fuse or "full" in trained else FOLDER)]
     if form.to == "a1111-embedding":
@@ -102,26 +96,28 @@ def write(model: LatentModel, recipe: Recipe, form: Form, *, products: Sequence[
 
     A single file always gets its tokenizer beside it.
     """
-    main, words = stage / products[0].name, [product for product in products if product.kind == WORD]
-    for product in words:
-        rows = {part: _rows(model, part, product.token) for part in model.text_encoders}
-        embedding.write_a1111(stage / product.name, rows)
-    embeddings = [(stage / product.name, product.token) for product in words]
-    if products[0].kind == BASE:
+    main, kind, embeddings = stage / products[0].name, products[0].kind, []
+    for product in products:
+        if product.kind == WORD:
+            tables = {part: encoder.get_input_embeddings() for part, encoder in model.text_encoders.items()}
+            rows = {part: table.of(product.token).detach() for part, table in tables.items()}  # (n,D) each
+            embedding.write_a1111(stage / product.name, rows)
+            embeddings.append((stage / product.name, product.token))
+    if kind == BASE:
         _write_base(model, recipe, form, main)
         return Files(main, embeddings=embeddings)
-    if products[0].kind == WORD:
+    if kind == WORD:
         return Files(model.folder, embeddings=embeddings)
-    if products[0].kind == LORA:
+    if kind == LORA:
         _write_kohya(model, recipe, form, main)
         return Files(model.folder, loras=[main], embeddings=embeddings)
     methods.save(model, main, recipe)
     file = main / adapter_files.FILE
     if form.half and file.exists():
-        lora.write_diffusers(file, _halved(_adapter(model, file)))
-    names = {token: f"{textual_inversion.FILE}{end}.safetensors" for token, end in _name_endings(recipe).items()}
-    embeddings = [(main / name, token) for token, name in names.items() if (main / name).exists()]
-    return Files(model.folder, loras=[file] if file.exists() else [], embeddings=embeddings)
+        lora.write_diffusers(file, _read_adapter(model, file, half=True))
+    endings = {token: f"-{slug(token)}" if len(recipe.token) > 1 else "" for token in recipe.token}
+    words = [(main / f"{textual_inversion.FILE}{ending}.safetensors", token) for token, ending in endings.items()]
+    return Files(model.folder, loras=[file] if file.exists() else [], embeddings=[word for word in words if word[0].exists()])
 
 
 def bakes_words(trained: Sequence[str], form: Form) -> bool:
@@ -140,36 +136,20 @@ def _word(subject: dict) -> str:
     return word if word.endswith(kind) else f"{word}-{kind}"
 
 
-def _name_endings(recipe: Recipe) -> dict[str, str]:
-    """{token: ending of the name of its embedding file}, where there are several."""
-    return {token: f"-{slug(token)}" if len(recipe.token) > 1 else "" for token in recipe.token}
-
-
-def _rows(model: LatentModel, part: str, token: str):
-    """(n,D): what one text encoder has learned for a token."""
-    return model.text_encoders[part].get_input_embeddings().of(token).detach()
-
-
 def _write_kohya(model: LatentModel, recipe: Recipe, form: Form, path: Path) -> None:
     folder = path.with_name(".own")
     save(model, folder, recipe)
-    adapter = _adapter(model, folder / adapter_files.FILE)
+    adapter = _read_adapter(model, folder / adapter_files.FILE, half=form.half)
     shutil.rmtree(folder)
-    lora.write_kohya(
-        path, _halved(adapter) if form.half else adapter, family=family(model),
-        metadata={"ss_output_name": path.stem}, unet=set(peft_layers.adaptable_layers(model.unet)),
-    )  # fmt: skip
+    layers, metadata = set(peft_layers.adaptable_layers(model.unet)), {"ss_output_name": path.stem}
+    lora.write_kohya(path, adapter, family=family(model), metadata=metadata, unet=layers)
 
 
-def _adapter(model: LatentModel, file: Path) -> lora.Adapter:
-    layers = {
-        name: set(peft_layers.adaptable_layers(network)) for name, network in adapter_files.adapted_networks(model).items()
-    }
-    return lora.read_lora(file, layers, model.name)
-
-
-def _halved(adapter: lora.Adapter) -> lora.Adapter:
-    return dataclasses.replace(adapter, tensors={key: value.half() for key, value in adapter.tensors.items()})
+def _read_adapter(model: LatentModel, file: Path, *, half: bool) -> lora.Adapter:
+    networks = adapter_files.adapted_networks(model).items()
+    adapter = lora.read_lora(file, {name: set(peft_layers.adaptable_layers(net)) for name, net in networks}, model.name)
+    tensors = {key: value.half() if half else value for key, value in adapter.tensors.items()}
+    return dataclasses.replace(adapter, tensors=tensors)
 
 
 def _write_base(model: LatentModel, recipe: Recipe, form: Form, main: Path) -> None:
@@ -211,9 +191,9 @@ def _halve(model: LatentModel) -> None:
 
 def _write_tokenizer(model: LatentModel, part: str, folder: Path) -> None:
     """Put a tokenizer with the learned words in place of the base's, whose files may be links to the base's own."""
-    kept = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt") if (folder / name).exists()}
+    vocabulary = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt") if (folder / name).exists()}
     shutil.rmtree(folder)
     model.tokenizers[part].save_pretrained(folder)
-    for name, content in kept.items():
+    for name, content in vocabulary.items():
         (folder / name).write_bytes(content)
     write_json(folder / "added_tokens.json", model.tokenizers[part].get_added_vocab())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
@@ -32,10 +33,8 @@ class Check:
     allowed: float
 
     def __str__(self) -> str:
-        return (
-            f"drawn by a fresh process, {self.to_run:.2f} of 255 from the run's own image ({self.allowed:g} allowed) "
-            f"and {self.to_base:.1f} from the base's"
-        )
+        run = f"{self.to_run:.2f} of 255 from the run's own image ({self.allowed:g} allowed)"
+        return f"drawn by a fresh process, {run} and {self.to_base:.1f} from the base's"
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,14 @@ class Files:
     embeddings: Sequence[tuple[Path, str]] = ()
 
 
+def draw(model: LatentModel, prompt: str, config: SamplingConfig, seed: int) -> Image.Image:
+    z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(seed, range(1)), config)
+    return sampling.to_pil(model.decode_latents(z0))[0]
+
+
 def draw_in_process(model: LatentModel, prompt: str, guidance: float) -> np.ndarray:
     """The image by a model as it is now."""
-    config = SamplingConfig(SAMPLER, STEPS, guidance, size=model.size)
-    z0 = sampling.sample_latents(model, [prompt], sampling.image_generators(SEED, range(1)), config)
-    return np.asarray(sampling.to_pil(model.decode_latents(z0))[0])
+    return np.asarray(draw(model, prompt, SamplingConfig(SAMPLER, STEPS, guidance, size=model.size), SEED))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -68,41 +70,31 @@ def require_margin(run: np.ndarray, base: np.ndarray, *, half: bool) -> None:
         )
 
 
-def draw_in_fresh_process(
-    model: LatentModel, files: Files, prompt: str, guidance: float, *, scratch: Path
-) -> np.ndarray:  # fmt: skip
+def draw_in_fresh_process(model: LatentModel, files: Files, prompt: str, guidance: float, *, scratch: Path) -> np.ndarray:
     """The image by a fresh process on the same device. UserError quotes its last line where it fails."""
-    from PIL import Image
-
-    command = [sys.executable, "-m", "personalize", "generate", "--base", str(files.base), "--out", str(scratch / "drawn")]
-    command += [word for path in files.loras for word in ("--lora", str(path))]
-    command += [word for path, token in files.embeddings for word in ("--embedding", f"{path}:{token}")]
-    command += ["--count", "1", "--steps", str(STEPS), "--sampler", SAMPLER, "--guidance", repr(guidance), "--seed", str(SEED)]
-    command += ["--size", str(model.size), "--device", str(model.device), "--dtype", str(model.dtype).removeprefix("torch.")]
+    options = [("base", files.base), ("out", scratch / "drawn"), *(("lora", path) for path in files.loras)]
+    options += [("embedding", f"{path}:{token}") for path, token in files.embeddings]
+    options += [("count", 1), ("steps", STEPS), ("sampler", SAMPLER), ("guidance", guidance), ("seed", SEED)]
+    options += [("size", model.size), ("device", model.device), ("dtype", str(model.dtype).removeprefix("torch."))]
+    words = [word for name, value in options for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "personalize", "generate", *words, "--json", "--", prompt]
     # A single file is unpacked into the cache, where nobody will look for this one again.
     environment = os.environ | {"PERSONALIZE_CACHE": str(scratch / "cache")}
-    _free_device_memory(model)
-    done = subprocess.run([*command, "--json", "--", prompt], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
+    if model.device.type != "cpu":  # its memory is for the fresh process, which loads the same base
+        for network in model.networks.values():
+            network.to("cpu")
+        model.release(vae=True, texts=True)
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if process.returncode:
+        last_line = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1].removeprefix("error: ")
         raise UserError(f"a fresh process cannot draw with what was written, so it is not kept: {last_line}")
-    return np.asarray(Image.open(json.loads(done.stdout)["files"][0]).convert("RGB"))
+    return np.asarray(Image.open(json.loads(process.stdout)["files"][0]).convert("RGB"))
 
 
 def compare_images(written: np.ndarray, run: np.ndarray, base: np.ndarray, *, half: bool) -> Check:
     """UserError where what was written does not draw the run's image."""
     check = Check(distance(written, run), distance(written, base), SAME_HALF if half else SAME)
     if check.to_run > check.allowed:
-        raise UserError(
-            f"what was written does not draw the run's image, so it is not kept: {check}. "
-            "Please report it; --no-check keeps the files."
-        )
+        problem = f"what was written does not draw the run's image, so it is not kept: {check}"
+        raise UserError(f"{problem}. Please report it; --no-check keeps the files.")
     return check
-
-
-def _free_device_memory(model: LatentModel) -> None:
-    """For the fresh process, which loads the same base."""
-    if model.device.type != "cpu":
-        for network in model.networks.values():
-            network.to("cpu")
-        model.release(vae=True, texts=True)
