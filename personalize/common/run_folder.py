@@ -11,13 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from personalize.common.errors import UserError
-from personalize.common.files import (
-    explained,
-    read_json,
-    remove_folder,
-    sweep,
-    write_json,
-)
+from personalize.common.files import explained, read_json, remove_folder, sweep, write_json
 
 SCHEMA = 2
 STATUSES = ("running", "interrupted", "finished", "failed")

@@ -22,16 +22,7 @@ UNREAD = frozenset({f"diffusers.models.{part}" for part in ("autoencoders", "tra
     "torch._dynamo",
 }
 COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # decorators that only torch.compile reads
-LIBRARIES = (
-    "diffusers",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "huggingface_hub",
-    "datasets",
-    "accelerate",
-    "kernels",
-)
+LIBRARIES = ("diffusers", "transformers", "peft", "bitsandbytes", "huggingface_hub", "datasets", "accelerate", "kernels")
 
 
 @contextmanager
