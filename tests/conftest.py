@@ -151,7 +151,7 @@ def eyes(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photos() -> Path:
     """Five ordinary image files of one dog, 64 px."""
     return EXAMPLES / "dog"

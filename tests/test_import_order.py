@@ -28,7 +28,7 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 CALLERS = {"workflows", "compare"}  # commands that call other commands
 LIGHT = {
     "cli/__init__", "cli/app", "cli/tools", "cli/options", "common/errors", "common/recipe", "common/prompts",
-    "common/run_folder", "common/settings", "common/files", "common/terminal",
+    "common/run_folder", "common/settings", "common/files", "common/terminal", "common/untrusted",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

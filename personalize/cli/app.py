@@ -1,9 +1,14 @@
 """The terminal: parse, call, print. Nothing is computed here, and nothing heavy is imported before a command runs."""
 
+import errno
+import importlib.metadata
+import json
 import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -12,14 +17,15 @@ from personalize.cli import options as opt
 from personalize.cli import tools
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.prompts import read_prompts
-from personalize.common.terminal import Terminal
+from personalize.common.terminal import Terminal, printable
+
+STOPPED = "stopped; every file that was written is whole, and the same command can be run again"
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Teach a text-to-image model one subject from 3-5 photos, and measure that it learned it.",
 )
 
 
@@ -34,7 +40,7 @@ def prior(
 ):  # fmt: skip
     """Class images, drawn by the frozen base."""
     if dry_run:
-        return _print_recipe(recipe, settings)
+        return _resolved(recipe, settings)
     from personalize.commands.prior import prior
 
     result = prior(class_word, recipe=recipe, settings=settings, root=priors, folder=out, screen=screen)
@@ -67,6 +73,9 @@ def train(
     photos_option: Annotated[str, typer.Option("--photos", hidden=True)] = "",
     settings: list[str],
     prior_folder: Annotated[Path | None, typer.Option("--prior", help="Folder of class images.")] = None,
+    prior_images: Annotated[
+        Path | None, typer.Option("--prior-images", help="Folder of your own class images, in place of drawn ones.")
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where a step's time goes, and a trace, into the run.")] = False,
     recipe: opt.RecipeFile = None, runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"), screen: Terminal,
     dry_run: opt.DryRun = False,
@@ -74,7 +83,7 @@ def train(
     """DreamBooth on a few photos. The same command goes on where it stopped."""
     settings = opt.settings_of(settings, {"train.methods": method, "class_word": class_word})
     if dry_run:
-        return _print_recipe(recipe, settings)
+        return _resolved(recipe, settings)
     source = [*(photos or []), *([photos_option] if photos_option else [])]
     if not source:
         raise UserError("which photos? Give a folder of 3 to 5, as in: personalize train photos/ --class dog")
@@ -82,7 +91,7 @@ def train(
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from personalize.commands.train import train
 
-    folders = {"runs": runs, "priors": priors, "prior_folder": prior_folder}
+    folders = {"runs": runs, "priors": priors, "prior_folder": prior_folder, "prior_images": prior_images}
     result = train(opt.one_or_all(source), recipe=recipe, settings=settings, **folders, profile=profile, screen=screen)
     if os.environ.get("RANK", "0") == "0":
         return vars(result) | {"seconds": round(result.seconds, 1)}, result.folder
@@ -177,27 +186,86 @@ app.add_typer(tools.app)
 
 
 def main() -> None:
-    """Runs a command; errors that a person can put right have no traceback."""
+    """Runs a command. What a person can put right is one line, JSON with --json; other errors leave a traceback in a file."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not undo the work
+        stream.reconfigure(errors="backslashreplace")
+    as_json = "--json" in sys.argv
     try:
-        app()
+        status = app(standalone_mode=not as_json)
+        sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end("error", str(error), 2, as_json)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(130)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes a silent 130 of Ctrl-C
-            raise
-        print("stopped; every file that was written is whole, and the same command can be run again", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", str(stop), 130, as_json)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer makes a silent one of Ctrl-C
+            _end("interrupted", STOPPED, 130, as_json)
+        _flush()
+        raise
+    except KeyboardInterrupt:
+        _end("interrupted", STOPPED, 130, as_json)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of click: a wrong option, which it shows itself without --json
+            _end("error", error.format_message(), 2, as_json)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EPIPE) and error.filename is None:
+            _lost(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            _end("error", f"{error.filename}: {error.strerror}. Check the name and its rights.", 2, as_json)
+        _end("fault", f"{type(error).__name__}: {error}. Please report it with {_traceback_file()}", 1, as_json)
 
 
-def _print_recipe(recipe: Path | None, settings: list[str]) -> None:
+def _end(kind: str, message: str, status: int, as_json: bool) -> NoReturn:
+    line = printable(message)
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": line}}, ensure_ascii=False))
+    else:
+        print(line if kind == "interrupted" else f"error: {line}", file=sys.stderr)
+    _flush()
+    sys.exit(status)
+
+
+def _flush() -> None:
+    """Now, where a full device or a closed pipe is one line; at the interpreter's end it would be a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _lost(error)
+
+
+def _lost(error: OSError) -> NoReturn:
+    """Ends where the result cannot be printed; a reader that has gone needs no word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:
+        print(f"error: cannot write the result to stdout: {error.strerror}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _traceback_file() -> Path:
+    handle, name = tempfile.mkstemp(prefix="personalize-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        traceback.print_exc(file=file)
+    return Path(name)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"personalize {importlib.metadata.version('personalize')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and stop.")] = False,
+):
+    """Teach a text-to-image model one subject from 3-5 photos, and measure that it learned it."""
+
+
+def _resolved(recipe: Path | None, settings: list[str]) -> tuple[dict, str]:
     from personalize.commands.session import resolve
-    from personalize.common.recipe import recipe_to_toml
+    from personalize.common.recipe import recipe_to_dict, recipe_to_toml
 
-    print(recipe_to_toml(resolve(recipe, settings), comments=True), end="")
+    resolved = resolve(recipe, settings)
+    return recipe_to_dict(resolved), recipe_to_toml(resolved, comments=True).rstrip("\n")
 
 
 def _evaluated(result) -> tuple[dict, str]:

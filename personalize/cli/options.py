@@ -12,7 +12,7 @@ import typer
 
 from personalize.common.recipe import METHODS, SETTINGS
 from personalize.common.settings import meaning
-from personalize.common.terminal import Terminal
+from personalize.common.terminal import Terminal, printable
 
 
 def setting_option(key: str, *, more: str = ""):
@@ -50,7 +50,7 @@ def with_settings(*keys: str) -> Callable[[Callable], Callable]:
             settings = settings_of(set_, {key: values.pop(name) for name, key in names.items()})
             if result := command(settings=settings, screen=Terminal(quiet=quiet or as_json), **values):
                 values, text, *status = result
-                print(json.dumps(values, default=str) if as_json else text)
+                print(json.dumps(values, default=str) if as_json else "\n".join(map(printable, str(text).split("\n"))))
                 raise typer.Exit(*status)
 
         screen = [_option("quiet", Quiet, False), _option("as_json", Json, False)]

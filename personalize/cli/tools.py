@@ -51,7 +51,7 @@ def photos(
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
     quiet: opt.Quiet = False, as_json: opt.Json = False,
 ):  # fmt: skip
-    """What is wrong with these photos, and what will training see of them?"""
+    """What is wrong with these photos, and what will training see of them? Status 1 where a file cannot be used."""
     from personalize.commands.check_photos import check_photos
 
     result = check_photos(
@@ -59,6 +59,7 @@ def photos(
     )
     findings = [asdict(finding) for finding in result.findings]
     print(json.dumps({"sheet": result.page, "findings": findings}, default=str) if as_json else result.page)
+    raise typer.Exit(bool(result.unusable))
 
 
 @app.command()
@@ -96,13 +97,16 @@ def tokens(
 
 
 @app.command("import-command")
-def import_command(command: Annotated[str, typer.Argument(help="A command line of diffusers or PEFT, in quotes.")]):
+def import_command(
+    command: Annotated[str, typer.Argument(help="A command line of diffusers or PEFT, in quotes.")], as_json: opt.Json = False
+):
     """The recipe that does the same work as another trainer's command."""
     from personalize.cli.import_command import foundation, recipe_from, toml
     from personalize.commands.session import resolve
 
     imported = recipe_from(command)
-    print(toml(imported, start=resolve(None, foundation(imported))), end="")
+    text = toml(imported, start=resolve(None, foundation(imported)))
+    print(json.dumps(vars(imported) | {"recipe": text}) if as_json else text, end="\n" if as_json else "")
 
 
 @app.command()
@@ -112,9 +116,10 @@ def pretrain(
     preset: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     until: Annotated[str, typer.Option(help="Stop after world, vae, clip, identity, unet or probes.")] = "",
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as unet_steps=4000.")] = [],
-    quiet: opt.Quiet = False,
-):
+    quiet: opt.Quiet = False, as_json: opt.Json = False,
+):  # fmt: skip
     """Make Toyland's weights from nothing (two and a half hours on 2 cores)."""
     from personalize.commands.pretrain import pretrain
 
-    print(pretrain(out, work=work, preset=preset, settings=set_, until=until, screen=Terminal(quiet=quiet)) or work)
+    base = pretrain(out, work=work, preset=preset, settings=set_, until=until, screen=Terminal(quiet=quiet or as_json))
+    print(json.dumps({"base": base, "work": work}, default=str) if as_json else base or work)

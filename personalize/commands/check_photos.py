@@ -16,10 +16,13 @@ from personalize.models.locate import base_size
 
 @dataclass(frozen=True)
 class PhotosResult:
-    """findings: of each photo, then of all together; page: the HTML file that shows them."""
+    """findings: of each photo, then of all together; page: the HTML file that shows them; unusable: files that training
+    would refuse.
+    """
 
     findings: tuple[Finding, ...]
     page: Path
+    unusable: int = 0
 
 
 def check_photos(
@@ -52,7 +55,7 @@ def check_photos(
         screen.say("nothing to put right")
     with writing(out) as temporary:
         temporary.write_text(photo_page(report), encoding="utf-8", errors="replace")  # file names may be no Unicode
-    return PhotosResult(report.findings, out)
+    return PhotosResult(report.findings, out, sum(finding.severity == WARNING for finding in known))
 
 
 def _usable_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Photo], list[Finding]]:

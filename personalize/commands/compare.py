@@ -11,6 +11,7 @@ from personalize.common.files import read_json, write_json, write_text
 from personalize.common.recipe import flat_settings, recipe_from_dict
 from personalize.common.settings import to_toml_value
 from personalize.common.terminal import SILENT, Terminal
+from personalize.common.untrusted import read_bytes
 from personalize.evaluation import bootstrap, summary
 from personalize.evaluation.metrics import METRICS
 from personalize.training import load_run
@@ -88,8 +89,8 @@ def _title(key: str) -> str:
 
 def read_rows(evaluation: Path) -> list[dict]:
     """The rows of a per_image.csv, their numbers as numbers."""
-    with open(evaluation / "per_image.csv", newline="", encoding="utf-8") as file:
-        return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+    lines = read_bytes(evaluation / "per_image.csv", "table").decode(errors="replace").splitlines(keepends=True)
+    return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(lines)]
 
 
 def _value(name: str, text: str):
@@ -106,7 +107,6 @@ def _scores(metrics: dict, keys: list[str]) -> dict:
 
 
 def _written(path: Path, rows: list[dict], lines: list[str]) -> CompareResult:
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines).rstrip() + "\n"
     write_text(path, text)
     write_json(path.with_suffix(".json"), rows)

@@ -212,7 +212,6 @@ def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.I
 
 
 def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> EvaluateResult:
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", metrics)
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -8,16 +8,22 @@ from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 
-from personalize.commands.session import RUNS, open_base, open_run, resolve
+from personalize.commands.session import IMAGE_ROW, RUNS, open_base, open_run, resolve
 from personalize.common.errors import UserError
-from personalize.common.files import append_jsonl, key_of, read_jsonl, slug, writing
+from personalize.common.files import append_jsonl, explained, key_of, make_folder, read_jsonl, slug, sweep, writing
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
-from personalize.generation.sampling import image_generators, sample_latents, sampling_batches, to_pil
+from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
 from personalize.models.interface import LatentModel
+from personalize.models.locate import public_name
 
+A1111_SAMPLERS = {
+    "dpm++2m": "DPM++ 2M", "dpm++2m-karras": "DPM++ 2M Karras", "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler",
+    "euler-a": "Euler a", "heun": "Heun", "unipc": "UniPC", "pndm": "PLMS", "lcm": "LCM",
+}  # fmt: skip
+SYNTAX = re.compile(r"<lora:[^>]*>|\([^()]*:\s*[\d.]+\)|\bBREAK\b|\bAND\b")  # of other programs
 # what draws, prompts, the run and checkpoint as images.jsonl names them, and the folder for images
 Source = tuple[LatentModel, Recipe, list[str], dict, Path]
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
@@ -59,7 +65,7 @@ def generate(
     folder = Path(out or home)
     if folder.is_file():
         raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
-    for line in _remarks(model, prompts, origin):
+    for line in _remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
     return _write_images(model, recipe, prompts, out=folder, origin=origin, screen=screen)
 
@@ -79,7 +85,7 @@ def _loaded_run(
     name, subjects = load_run.load_run(model, folder, manifest, at=at), manifest["subjects"]
     token, word = subjects[0]["token"], subjects[0]["class"]
     prompts = [fill(prompt, token, word) for prompt in prompts]
-    if not any(subject["token"] in prompt.split() for prompt in prompts for subject in subjects):
+    if not any(model.says(text, subject["token"]) for text in (*prompts, recipe.draw.negative) for subject in subjects):
         screen.say(f"no prompt says {token!r}, the word for the subject: these images show any {word}.")
     return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images"
 
@@ -89,15 +95,16 @@ def _write_images(
 ) -> GenerateResult:
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
-    out.mkdir(parents=True, exist_ok=True)
-    rows = read_jsonl(out / "images.jsonl") if (out / "images.jsonl").exists() else []
-    rows_by_file = {row["file"]: row for row in rows}
+    with explained(out):
+        make_folder(out)
+    sweep(out)
+    rows_by_file = {row["file"]: row for row in read_jsonl(out / "images.jsonl", IMAGE_ROW)}
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
             z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config)
-            for image, prompt, i in zip(to_pil(model.decode_latents(z0)), texts, numbers, strict=True):
+            for image, prompt, i in zip(to_pil(require_images(model.decode_latents(z0), model)), texts, numbers, strict=True):
                 row = _row(model, recipe, prompt, origin=origin, index=i, size=image.size)
                 files.append(out / row["file"])
                 images.append(image)
@@ -148,12 +155,15 @@ def _embedding_argument(text: str) -> tuple[Path, str]:
     return Path(path), word
 
 
-def _remarks(model: LatentModel, prompts: list[str], origin: dict) -> Iterator[str]:
-    for prompt in prompts:
-        if rest := model.truncated_words(prompt):
-            yield f"prompt {prompt!r} is too long for this base; it does not see: {rest!r}"
+def _remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict) -> Iterator[str]:
+    texts = {**{prompt: "prompt" for prompt in prompts}, **({negative: "the negative prompt"} if negative else {})}
+    for text, what in texts.items():
+        if rest := model.truncated_words(text):
+            yield f"{what} {text!r} is too long for this base; it does not see: {rest!r}"
+    if marks := [match[0] for text in texts for match in SYNTAX.finditer(text)]:
+        yield f"{marks[0]!r} is read as letters: prompts have no weights or commands here. A LoRA is given by --lora FILE:0.8."
     for entry in origin.get("embeddings", []):
-        if not any(entry["token"].lower() in prompt.lower() for prompt in prompts):
+        if not any(model.says(text, entry["token"]) for text in texts):
             yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."
 
 
@@ -170,9 +180,14 @@ def _row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index
 def _metadata(row: dict) -> PngInfo:
     """The text chunk `parameters`, as AUTOMATIC1111 writes and reads it."""
     lines = [row["prompt"]] + ([f"Negative prompt: {row['negative']}"] if row["negative"] else [])
-    fields = {"Steps": row["steps"], "Sampler": row["sampler"], "CFG scale": f"{row['guidance']:g}", "Seed": row["seed"]}
-    fields |= {"Size": f"{row['width']}x{row['height']}", "Model": row["base"], "Run": row["run"] or "none"}
-    fields["Image"] = row["index"]
+    fields = {
+        "Steps": row["steps"],
+        "Sampler": A1111_SAMPLERS[row["sampler"]],
+        "CFG scale": f"{row['guidance']:g}",
+        "Seed": row["seed"],
+    }
+    fields |= {"Size": f"{row['width']}x{row['height']}", "Model": _plain(public_name(row["base"]))}
+    fields |= {"Run": _plain(Path(row["run"]).name or "none"), "Image": row["index"]}
     loras, embeddings = [(Path(e["file"]).stem, e) for e in row.get("loras", [])], row.get("embeddings", [])
     if loras:
         fields["Lora hashes"] = _quoted(f"{name}: {entry['sha256'][:12]}" for name, entry in loras)
@@ -183,6 +198,11 @@ def _metadata(row: dict) -> PngInfo:
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
     return info
+
+
+def _plain(text: str) -> str:
+    """As it is, or quoted where commas or colons would end the value."""
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:"\n') else text
 
 
 def _quoted(parts: Iterable[str]) -> str:

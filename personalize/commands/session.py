@@ -10,8 +10,10 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import ADAPTERS, DEFAULTS, Recipe, load_recipe
 from personalize.common.settings import read_toml
 from personalize.common.terminal import Terminal
+from personalize.common.untrusted import Table, Text
 
 RUNS, PRIORS = Path("runs"), Path("priors")
+IMAGE_ROW = Table({"file": Text(most=255), "prompt": Text()}, needs=("file", "prompt"))  # of images.jsonl
 
 
 def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:
@@ -35,6 +37,8 @@ def resolve_subjects(
     resolved = resolve(recipe, [*settings, f"class_word={json.dumps(words)}"] if any(words) else settings)
     if not resolved.class_word:
         raise UserError("what is the subject? Give its class, as in: personalize train PHOTOS --class dog")
+    if not all(word.strip() for word in resolved.class_word):
+        raise UserError("the class is empty. Give a word, as in: --class dog")
     if len(resolved.class_word) == 1:
         return resolved, [photos]
     if isinstance(photos, str | Path):

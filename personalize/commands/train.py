@@ -18,12 +18,14 @@ import torch
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
+from personalize.common.bases import absolute_base
 from personalize.common.errors import Interrupted, UserError
-from personalize.common.files import key_of, slug, write_text, writing
+from personalize.common.files import key_of, make_folder, slug, write_text, writing
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, needs_class_images, recipe_to_dict, recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images
+from personalize.data.captions import check_captions
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
@@ -32,8 +34,9 @@ from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
+from personalize.training.find_run import INDIFFERENT, find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
-from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, mark, restore, save
+from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, restore, save
 
 Folders = Mapping[str, Path]  # class word -> its class images
 
@@ -56,27 +59,52 @@ def train(
     runs: Path = RUNS,
     priors: Path = PRIORS,
     prior_folder: Path | None = None,
+    prior_images: Path | None = None,
     profile: bool = False,
     screen: Terminal = SILENT,
 ) -> TrainResult:
     """Train on photos; class images that are missing are drawn first.
 
     Several class words: as many folders of photos, each a subject with a token of its own. recipe: a TOML file; settings:
-    texts such as "train.steps=400". `profile` writes where a step's time goes, see `training.profiler`, and changes
-    nothing of the run. Of several processes each calls it. UserError names what is wrong, before any long work.
+    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `profile` writes where
+    a step's time goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it.
+    UserError names what is wrong, before any long work.
     """
     resolved, sources = resolve_subjects(photos, class_word, recipe, settings)
     if prior_folder and len(resolved.class_word) > 1:
         raise UserError(f"--prior {prior_folder} holds images of one class, and there are {len(resolved.class_word)} subjects.")
+    if prior_images:
+        _require_used(prior_images, prior_folder, resolved)
     model = open_base(resolved, screen)
     with distributed.process_group(model.device):
         screen = screen if distributed.rank() == 0 else SILENT
         resolved, subjects = _checked(model, sources, resolved, profile=profile, screen=screen)
         folders = {}
-        for word in dict.fromkeys(resolved.class_word) if needs_class_images(resolved) else ():
+        if prior_images:
+            word, own = resolved.class_word[0], None
+            if distributed.rank() == 0:
+                own = class_images.encode_own(model, resolved, word, prior_images, root=Path(priors), screen=screen)
+            folders[word], count = distributed.broadcast_from_rank0(own)
+            resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
+        for word in dict.fromkeys(resolved.class_word) if needs_class_images(resolved) and not prior_images else ():
             folder, _ = class_images.complete_set(model, resolved, word, root=Path(priors), folder=prior_folder, screen=screen)
             folders[word] = distributed.broadcast_from_rank0(folder)
         return _train(model, resolved, subjects, folders, runs=Path(runs), profile=profile, screen=screen)
+
+
+def _require_used(images: Path, drawn: Path | None, recipe: Recipe) -> None:
+    """UserError where a run would not use the user's own class images."""
+    if drawn:
+        raise UserError(f"--prior-images {images} is used in place of drawn images, and --prior {drawn} has those. Give one.")
+    if len(recipe.class_word) > 1:
+        raise UserError(
+            f"--prior-images {images} is of one class, and there are {len(recipe.class_word)} subjects. Leave it out."
+        )
+    if not needs_class_images(recipe):
+        raise UserError(
+            f"--prior-images {images}: this run uses no class images (prior.count, train.prior_weight, prior.kind or "
+            "train.methods say so). Leave it out, or set prior.count=1: all images in the folder are used."
+        )
 
 
 def _checked(
@@ -94,6 +122,18 @@ def _checked(
     words = recipe.class_word
     tokens, remarks = choose_tokens(model, recipe.token, len(words), train.methods, classes=words)
     subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size)
+    for subject in subjects:
+        notices += check_captions(
+            model, subject.photos, train.prompt, token=subject.token, word=subject.class_word,
+            learns_word=bool(set(train.methods) & set(methods.WITH_A_WORD)),
+        )  # fmt: skip
+    for word in words:
+        if rest := model.truncated_words(fill(recipe.prior.prompt, "", word)):
+            notices.append(f"prior.prompt is too long for this base, which does not see {rest!r}")
+        if len(word.split()) > 3 or word.split()[0] in ("a", "an", "the", "photo"):
+            notices.append(f"the class is {word!r}: it is put into prompts such as {subjects[0].prompt(train.prompt)!r}")
+    if train.init_from:
+        methods.init_source(recipe)
     if recipe.choose.every:
         for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.has_world), words):
             fill(template, "", word)
@@ -109,17 +149,21 @@ def _train(
     """The run of these subjects, begun or resumed."""
     writes = distributed.rank() == 0
     manifest = _manifest(model, recipe, subjects, priors)
-    folder = distributed.broadcast_from_rank0(_run_folder(runs, subjects, manifest["identity"]) if writes else None)
+    name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
+    folder, difference = distributed.broadcast_from_rank0(find_run(runs, name, manifest) if writes else None)
     with run_folder.lock(folder) if writes else nullcontext():
-        finished = writes and _is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished"
+        finished = writes and is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished"
         if distributed.broadcast_from_rank0(finished):
             screen.say(f"this run is finished: {folder}")
             if profile:
                 screen.say("nothing was trained, so nothing was profiled; with another --runs folder it is trained again")
             return TrainResult(folder, 0, 0.0)
-        run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
-        run_folder.require_free_disk(folder, disk_bytes(run))
-        return _finish_training(run, screen, profile=profile)
+        if difference:
+            screen.say(difference)
+        with run_folder.marked(folder) if writes else nullcontext():
+            run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
+            run_folder.require_free_disk(folder, disk_bytes(run))
+            return _finish_training(run, screen, profile=profile)
 
 
 def _begin(
@@ -152,7 +196,9 @@ def _begin(
 
 
 def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], *, size: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    if is_run(folder):
+        manifest["sha256"] = run_folder.read_manifest(folder).get("sha256", {})
     run_folder.write_manifest(folder, manifest)
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:
@@ -172,9 +218,6 @@ def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> Tr
         with profiler.profiled_steps(run, start, screen) if profile else nullcontext():
             reached = _loop(run, start, trackers=trackers, screen=screen)
             finish(run, screen)
-    except (UserError, Interrupted) as stop:
-        mark(run, "interrupted" if isinstance(stop, Interrupted) else "failed")
-        raise
     finally:
         for tracker in trackers:
             tracker.finish()
@@ -202,11 +245,14 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped), run.data.model.device)
+            # Before the checkpoint: a run that goes on from there draws none of this step.
+            if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
+                log.add_images(_sample(run, step + 1), step + 1)
             if due or scored or last or stop:
                 log.flush()
                 save(run, step + 1, screen)
-            if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
-                _sample(run, step + 1)
+                if scored and run.dev:
+                    log.add_scores(run.dev.scored[-1].values(), step + 1)
             if stop and not last:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
             if scored and not last and _ended(run):
@@ -220,15 +266,11 @@ def _ended(run: TrainingRun) -> bool:
     return distributed.broadcast_from_rank0(stalled)
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "manifest.json").exists()
-
-
 def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders) -> dict:
     """What the run is. Its identity hashes all that decides its weights."""
     settings = recipe_to_dict(recipe)
-    decisive = {k: v for k, v in settings.items() if k not in ("device", "vae", "draw", "evaluate")}
-    prior = {word: class_images.class_image_settings(model, recipe, word) for word in priors}
+    decisive = {k: v for k, v in settings.items() if k not in INDIFFERENT}
+    prior = {word: class_images.settings_in(folder, model, recipe, word) for word, folder in priors.items()}
     # photos in their order, which decides the batches
     photos = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in subjects]
     identity = {"photos": photos, "base": model.fingerprint, "recipe": decisive, "prior": prior}
@@ -239,12 +281,12 @@ def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], prior
         "kind": "run",
         "status": "running",
         "identity": key_of(identity),
-        "base": model.name,
+        "base": absolute_base(model.name),
         "fingerprint": model.fingerprint,
         "methods": list(recipe.train.methods),
         "subjects": [_subject_entry(subject, recipe, priors) for subject in subjects],
-        "prior": prior,
-        "recipe": settings,
+        "prior": {word: wanted | {"base": absolute_base(wanted["base"])} for word, wanted in prior.items()},
+        "recipe": _with_absolute_paths(settings),
         "seed": recipe.seed,
         "versions": run_folder.library_versions(),
     }
@@ -261,21 +303,20 @@ def _subject_entry(subject: Subject, recipe: Recipe, priors: Folders) -> dict:
     }
 
 
+def _with_absolute_paths(settings: dict) -> dict:
+    """A run's settings as its manifest has them: paths mean the same from any folder."""
+    source = settings["train"]["init_from"]
+    train = settings["train"] | {"init_from": source and os.path.abspath(os.path.expanduser(source))}
+    return settings | {"base": absolute_base(settings["base"]), "train": train}
+
+
 def _absolute(path: str) -> str:
     return path if path.startswith("hf:") else os.path.abspath(path)
 
 
-def _run_folder(runs: Path, subjects: list[Subject], identity: str) -> Path:
-    """The folder of this very run, or a new one: never one that holds another run."""
-    name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
-    for number in range(1, 10_000):
-        folder = runs / (name if number == 1 else f"{name}-{number}")
-        if not _is_run(folder) or run_folder.read_manifest(folder).get("identity") == identity:
-            return folder
-    raise UserError(f"{runs} holds 10000 runs called {name}. Give another folder: --runs.")
-
-
-def _sample(run: TrainingRun, step: int) -> None:
+def _sample(run: TrainingRun, step: int) -> Path:
+    path = run.folder / "samples" / f"step-{step:06d}.png"
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
     with validation.eval_mode(run.data.model):
-        validation.draw_samples(run.data.model, run.recipe, prompts, run.folder / "samples" / f"step-{step:06d}.png")
+        validation.draw_samples(run.data.model, run.recipe, prompts, path)
+    return path

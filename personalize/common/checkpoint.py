@@ -10,6 +10,8 @@ from torch import Tensor
 
 from personalize.common.errors import UserError
 from personalize.common.files import writing
+from personalize.common.finite import require_finite
+from personalize.common.untrusted import require_regular
 
 Checkpoint = dict[str, dict[str, Tensor]]
 
@@ -23,6 +25,7 @@ def save_state(path: Path, parts: Checkpoint, step: int) -> None:
 
 def load_state(path: Path) -> tuple[Checkpoint, int]:
     """(parts, step) that `save_state` wrote. UserError for a damaged file."""
+    require_regular(path, "checkpoint")
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
@@ -33,6 +36,7 @@ def load_state(path: Path) -> tuple[Checkpoint, int]:
         ) from error
     parts: Checkpoint = {}
     for key, value in tensors.items():
+        require_finite(value, f"{path}: {key}", "Delete its folder to go on without it.")
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
     return parts, step

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from personalize.common.errors import UserError
 
+LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets beside WORLD_SIZE
 SHARDED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
 
 
@@ -36,6 +37,11 @@ def process_group(device: torch.device) -> Iterator[None]:
     if world_size() == 1 or distributed.is_initialized():
         yield
         return
+    if missing := [name for name in LAUNCHED if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, and {missing[0]} is not: start several processes by torchrun or "
+            "`accelerate launch`, or unset WORLD_SIZE."
+        )
     # Imported later, its functions would keep this group, whose threads would then outlive Python.
     importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -12,13 +12,20 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from personalize.common.errors import UserError
+from personalize.common.untrusted import OBJECT, Table, open_regular, parse_json, read_bytes, require
+
+UMASK = os.umask(0o22)
+os.umask(UMASK)
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # of a file system that flushes no folders
+_SWEPT: set[Path] = set()  # folders in which this process has looked for what killed ones left
 
 
 @contextmanager
@@ -28,30 +35,58 @@ def writing(path: Path) -> Iterator[Path]:
     An existing folder is moved aside first: a kill between the two renames leaves no folder of that name.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    with scratch_folder(path) as place:  # libraries write temporary files of their own beside the one they are given
+        temporary = place / path.name
+        yield temporary
+        for written in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _open_to_others(written)
+            sync(written)
+        if temporary.is_dir() and path.is_dir():
+            remove_folder(path)
+        os.replace(temporary, path)
+        sync(path.parent)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder beside `path`, gone afterwards; what killed processes left there is removed first.
+
+    UserError names `path` where the disk is full, broken or forbidden.
+    """
+    place = _temporary(path)
     try:
         with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            for written in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-                _sync(written)
-            if temporary.is_dir() and path.is_dir():
-                remove_folder(path)
-            os.replace(temporary, path)
-            _sync(path.parent)
+            make_folder(path.parent)
+            if path.parent not in _SWEPT:
+                _SWEPT.add(path.parent)
+                sweep(path.parent, below=False)
+            place.mkdir()
+            yield place
     finally:
-        _discard(temporary)
+        _discard(place)
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the error of a full disk or a missing permission while `path` is written into a UserError."""
+    """Turn what a full, broken or forbidden disk does to the writing of `path` into a UserError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+    except Exception as error:
+        # safetensors wraps the system's error, and shutil gathers those of a whole folder
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
-        raise UserError(f"cannot write {path}: {error.strerror}. Free or change the disk, or the folder.") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
+        other = str(getattr(error, "filename", None) or path)
+        where = "" if ".tmp-" in other or other == str(path) else f" ({other})"
+        raise UserError(f"cannot write {path}: {reason}{where}. Free or change the disk, or the folder.") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; their names are on the disk afterwards."""
+    missing = [folder, *folder.parents][: [*(f.is_dir() for f in (folder, *folder.parents)), True].index(True)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for new in missing:
+        sync(new.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -61,8 +96,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file atomically."""
-    write_bytes(path, text.encode())
+    """Write a whole UTF-8 text file atomically. What is no character, as of a file's name, is escaped, as JSON reads it."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,14 +105,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. UserError names the path, and the line that is not JSON."""
-    try:
-        return json.loads(_read_bytes(Path(path)))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}). Restore or delete the file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}). Restore or delete the file.") from None
+def read_json(path: Path, kind: Table = OBJECT) -> Any:
+    """The object that a JSON file holds, of this kind. UserError names the path, and the line or field that is wrong."""
+    return require(parse_json(read_bytes(path, "JSON file"), str(path)), kind, str(path))
 
 
 def append_jsonl(path: Path, row: Mapping) -> None:
@@ -94,17 +124,20 @@ def append_jsonl(path: Path, row: Mapping) -> None:
                 file.truncate(end - len(tail))
             else:
                 separator = b"\n"
-        file.write(separator + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.write(separator + json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file without an incomplete last line. UserError names the path and any other bad line."""
-    lines = _read_bytes(Path(path)).split(b"\n")
+def read_jsonl(path: Path, kind: Table = OBJECT) -> list[dict]:
+    """The rows of a JSON-lines file, each of this kind, without an incomplete last line; none of a file that is not there.
+
+    UserError names the path and any other bad line.
+    """
+    lines = read_bytes(path, "log").split(b"\n") if os.path.lexists(path) else []
     rows = []
     for number, line in enumerate(lines, 1):
         row = _row(line)
         if row is not None:
-            rows.append(row)
+            rows.append(require(row, kind, f"{path}, line {number}", "Delete the line, or the file."))
         elif line.strip() and number < len(lines):
             raise UserError(f"{path}, line {number}: not a JSON object. Delete the line, or the file.")
     return rows
@@ -114,18 +147,18 @@ def sha256(source: Path | bytes) -> str:
     """The SHA-256 of a file or of bytes, in hex."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    try:
-        with open(source, "rb") as file:
+    with open_regular(source, "file") as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error.strerror}.") from None
+        except OSError as error:
+            raise UserError(f"cannot read {source}: {error.strerror}.") from None
 
 
 def content_hash(path: Path) -> str:
-    """The SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+    """The SHA-256 of a file; of a folder, that of the names and hashes of its files, but for what systems hide there."""
     if not path.is_dir():
         return sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sha256("".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files).encode())
 
 
@@ -142,10 +175,10 @@ def slug(text: str) -> str:
     return name or sha256(text.encode("utf-8", "surrogateescape"))[:8]
 
 
-def sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this host that have ended."""
+def sweep(folder: Path, *, below: bool = True) -> None:
+    """Remove temporary files of processes of this host that have ended, in a folder and, if not forbidden, all below it."""
     mark = f".tmp-{slug(platform.node())[:24]}-"
-    for path in list(folder.rglob(f"{mark}*")):
+    for path in list(folder.rglob(f"{mark}*") if below else folder.glob(f"{mark}*")):
         pid = path.name.removeprefix(mark).partition("-")[0]
         if pid.isdigit() and not _is_running(int(pid)):
             _discard(path)
@@ -154,7 +187,8 @@ def sweep(folder: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Rename a folder, then delete it: a kill half-way leaves no folder that looks whole."""
     aside = _temporary(folder)
-    os.rename(folder, aside)
+    with explained(folder):
+        os.rename(folder, aside)
     _discard(aside)
 
 
@@ -176,39 +210,42 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-
-
 def _opened_to_append(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return open(path, "ab+")
 
 
 def _row(line: bytes) -> dict | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
 
 def _temporary(path: Path) -> Path:
     owner = f".tmp-{slug(platform.node())[:24]}-{os.getpid()}-{secrets.token_hex(3)}"
-    return path.with_name(f"{owner}-{path.stem[:120]}{path.suffix}")
+    return path.with_name(f"{owner}-{path.stem[:60]}")
 
 
 def _discard(path: Path) -> None:
-    if path.is_dir():
+    """Never raises: it runs where another error is on its way."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def _open_to_others(path: Path) -> None:
+    """Give a file that a library wrote for its owner alone the rights that the umask leaves. A link's belong to the base."""
+    status = path.lstat()
+    if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600 and status.st_nlink == 1:
+        path.chmod(0o666 & ~UMASK)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's names, to the disk."""
     is_folder = path.is_dir()
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -216,6 +253,6 @@ def _sync(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-    except OSError:  # not every file system flushes folders
-        if not is_folder:
+    except OSError as error:
+        if not is_folder or error.errno not in NO_FLUSH:
             raise

@@ -5,6 +5,7 @@ import string
 from pathlib import Path
 
 from personalize.common.errors import UserError, nearest
+from personalize.common.untrusted import read_bytes
 
 PLACEHOLDERS = ("token", "class")
 LIVE_CLASSES = ("cat", "dog")
@@ -120,9 +121,10 @@ def read_prompts(path: Path) -> list[str]:
 
     UserError for a file that cannot be read or has no prompt.
     """
+    data = read_bytes(path, "prompts file")
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read the prompts in {path}: {error}. Give a UTF-8 text file.") from None
     prompts = [line.strip() for line in lines]
     prompts = [line for line in prompts if line and not line.startswith("#")]

@@ -35,7 +35,7 @@ METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
 class Photos:
     """The subject's photos."""
 
-    size: int = setting(0, "edge of the square a photo is cut to, px; 0: what the base trains at", least=0)
+    size: int = setting(0, "edge of the square a photo is cut to, px; 0: what the base trains at", least=0, most=8192)
     min_size: int = setting(0, "smallest edge a photo may have, px; 0: the same as size", least=0)
     crop: str = setting(
         "center", "where the square is cut; subject: centred on the mask; random: anew each step",
@@ -57,12 +57,12 @@ class Prior:
         "pictures", "what is preserved: class images, or without any the frozen base's predictions for the class prompt",
         choices=("pictures", "predictions"),
     )  # fmt: skip
-    count: int = setting(100, "class images, or predictions; 0: no prior preservation", least=0)
+    count: int = setting(100, "class images, or predictions; 0: no prior preservation", least=0, most=100_000)
     prompt: str = setting("a {class}", "prompt of the class images")
     negative: str = setting("", "negative prompt of the class images")
-    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
+    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0, most=1000)
     guidance: float = setting(5.0, "guidance scale; 1: plain conditional", least=0)
-    batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0)
+    batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0, most=1024)
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Train:
     methods: tuple[str, ...] = setting(("full",), "which parameters train; several compose", choices=METHODS)
     text_encoder: bool = setting(False, "train the text encoder too")
     prompt: str = setting("a {token} {class}", "prompt of the photos")
-    steps: int = setting(800, "optimizer steps", least=1)
-    batch: int = setting(1, "photos in a step", least=1)
-    prior_batch: int = setting(0, "class images in a step; 0: the same as batch", least=0)
+    steps: int = setting(800, "optimizer steps", least=1, most=100_000_000)
+    batch: int = setting(1, "photos in a step", least=1, most=4096)
+    prior_batch: int = setting(0, "class images in a step; 0: the same as batch", least=0, most=4096)
     prior_weight: float = setting(1.0, "weight of the class images' mean loss against the photos'", least=0)
     lr: float = setting(5e-6, "learning rate", least=0)
     text_lr: float = setting(0.0, "learning rate of the text encoder; 0: the same as lr", least=0)
@@ -89,7 +89,7 @@ class Train:
         "eager", "how a step runs; graph: recorded once and replayed, on CUDA (not yet tried on one); compiled: torch.compile",
         choices=("eager", "graph", "compiled"),
     )  # fmt: skip
-    accumulate: int = setting(1, "parts a step's batch is computed in, to save memory", least=1)
+    accumulate: int = setting(1, "parts a step's batch is computed in, to save memory", least=1, most=4096)
     masters: str = setting(
         "float32", "weights that full trains; split: bfloat16 and the 16 bits it lacks, exact, with adamw8bit a fifth less",
         choices=("float32", "split"),
@@ -109,13 +109,13 @@ class Train:
 class Lora:
     """Adapters: lora, lokr, loha, oft, boft."""
 
-    rank: int = setting(4, "rank of the update", least=1)
+    rank: int = setting(4, "rank of the update", least=1, most=8192)
     alpha: float = setting(0.0, "the update is scaled by alpha / rank; 0: the same as rank", least=0)
     targets: tuple[str, ...] = setting(("to_q", "to_k", "to_v", "to_out.0"), "layers adapted, by the end of the name")
     conv: bool = setting(False, "adapt the convolutions of the U-Net's blocks too")
     dora: bool = setting(False, "lora: magnitude and direction apart (Liu et al. 2402.09353)")
     rslora: bool = setting(False, "lora: scale by alpha / sqrt(rank) (Kalajdzievski 2312.03732)")
-    block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2)
+    block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2, most=8192)
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,14 @@ class SamplingConfig:
     """How an image is sampled from its prompt and noise."""
 
     sampler: str = setting("dpm++2m", "sampler of images and class images", choices=SAMPLERS)
-    steps: int = setting(25, "sampling steps", least=1)
+    steps: int = setting(25, "sampling steps", least=1, most=1000)
     guidance: float = setting(5.0, "guidance scale; 1: plain conditional", least=0)
     rescale: float = setting(0.0, "share of guidance rescaling (Lin et al. 2023); 0: off", least=0, most=1)
     interval: tuple[float, ...] = setting((), "low, high t / T that guidance acts in; empty: all", least=0, most=1)
     negative: str = setting("", "negative prompt")
-    size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0)
-    count: int = setting(4, "images of a prompt", least=1)
-    batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0)
+    size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0, most=8192)
+    count: int = setting(4, "images of a prompt", least=1, most=100_000)
+    batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0, most=1024)
 
     def decisive(self) -> dict[str, Any]:
         """What decides the images: all but their number, and how many are drawn at once."""
@@ -155,7 +155,7 @@ class Evaluate:
         choices=("", "quick", "standard", "toyland"),
     )  # fmt: skip
     prompts: tuple[str, ...] = setting((), "prompt templates; empty: the protocol's")
-    count: int = setting(0, "images of a prompt; 0: the protocol's", least=0)
+    count: int = setting(0, "images of a prompt; 0: the protocol's", least=0, most=100_000)
     class_count: int = setting(-1, "images of the class prompt, for drift of the prior; 0: none; -1: the protocol's", least=-1)
     dino: str = setting("", "identity encoder: a ViT's folder or hub id; empty: the base's own, or DINO ViT-S/16")
     clip: str = setting("", "CLIP encoder: a folder or hub id; empty: the base's own, or CLIP ViT-B/32")
@@ -168,9 +168,9 @@ class Choose:
 
     every: int = setting(0, "steps between scored checkpoints; 0: none is scored, and the last is the result", least=0)
     prompts: tuple[str, ...] = setting((), "prompt templates; empty: 8 that no protocol has")
-    count: int = setting(2, "images of a prompt", least=1)
+    count: int = setting(2, "images of a prompt", least=1, most=100_000)
     class_count: int = setting(4, "images of the class prompt; 0: its drift is not limited", least=0)
-    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0)
+    steps: int = setting(0, "sampling steps; 0: the same as draw.steps", least=0, most=1000)
     obedience: float = setting(0.05, "largest share of the base's CLIP-T that may be lost", least=0)
     drift: float = setting(0.25, "largest share of the way to the photos that class images may move", least=0)
     copying: float = setting(0.25, "largest share of images nearer to a photo than photos are to each other", least=0)
@@ -186,7 +186,7 @@ class Recipe:
     base: str = setting("toyland", "base model: toyland, a hub id, a diffusers folder or a .safetensors file")
     token: tuple[str, ...] = setting((), "rare word for the subject, one for each of several; empty: chosen")
     class_word: tuple[str, ...] = setting((), "what the subject is, such as dog; one for each of several")
-    seed: int = setting(0, "seed of all randomness", least=0)
+    seed: int = setting(0, "seed of all randomness", least=0, most=2**63 - 1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     dtype: str = setting("auto", "type that the model computes in", choices=("auto", "float32", "bfloat16", "float16"))
     vae: str = setting(

@@ -7,14 +7,20 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from personalize.common.errors import UserError
+from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import explained, read_json, remove_folder, sweep, write_json
+from personalize.common.untrusted import Number, Table, Text
 
 SCHEMA = 2
 STATUSES = ("running", "interrupted", "finished", "failed")
+MANIFEST = Table(
+    {"schema": Number(0, 1_000_000), "status": Text(STATUSES), "kind": Text(most=100)},
+    ("status",),
+    "Restore or delete the folder.",
+)
 LIBRARIES = (
     "personalize", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers",
     "huggingface-hub", "numpy", "pillow", "bitsandbytes",
@@ -35,15 +41,24 @@ def read_manifest(folder: Path) -> dict:
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise UserError(f"{folder} is not a folder that personalize made: it has no manifest.json. Check the path.")
-    manifest = read_json(path)
-    schema = manifest.get("schema", 0) if isinstance(manifest, dict) else None
-    if not isinstance(schema, int):
-        raise UserError(f"{path} is not a manifest. Restore or delete the folder.")
-    if schema > SCHEMA:
+    manifest = read_json(path, MANIFEST)
+    if (schema := manifest.get("schema", 0)) > SCHEMA:
         raise UserError(
             f"{path} has schema {schema}; this personalize reads up to {SCHEMA}. Update it: pip install -U personalize"
         )
     return manifest
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """What stops the work inside is in the folder's manifest: "interrupted" or "failed". The first error is the one told."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(UserError, OSError):
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+            write_manifest(folder, read_manifest(folder) | {"status": "interrupted" if stopped else "failed"})
+        raise
 
 
 @contextmanager
@@ -70,7 +85,8 @@ def lock(folder: Path) -> Iterator[None]:
             sweep(folder)
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):  # of a file system that became read-only: another error is on its way
+                holder.unlink(missing_ok=True)
 
 
 def newest_run(root: Path, status: str = "finished") -> Path:

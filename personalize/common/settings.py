@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from personalize.common.errors import UserError, nearest
+from personalize.common.untrusted import read_bytes
 
 Value = str | int | float | bool | tuple
 
+MOST = 1_000_000
 _EXPECTED = {
     str: "a text", int: "a whole number", float: "a number", bool: "true or false",
     tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers",
@@ -19,7 +21,11 @@ _EXPECTED = {
 
 
 def setting(default: Value, doc: str, *, choices: tuple = (), least: float | None = None, most: float | None = None):
-    """A dataclass field with its meaning and unit and the values it may have, from `least` to `most` inclusive."""
+    """A dataclass field with its meaning and unit and the values it may have, from `least` to `most` inclusive.
+
+    A whole number without a `most` is a million at most: what is larger is a slip, and would fill the memory.
+    """
+    most = MOST if most is None and type(default) is int else most
     return field(default=default, metadata={"doc": doc, "choices": choices, "least": least, "most": most})
 
 
@@ -79,11 +85,12 @@ def to_toml_value(value: Value) -> str:
 
 def read_toml(path: Path) -> dict:
     """The content of a TOML file. UserError names the path, and the line that is not TOML."""
+    data = read_bytes(path, "recipe")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read the recipe {path}: {error}. Give a UTF-8 TOML file.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the recipe {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
 
 
@@ -95,7 +102,7 @@ def parse_value(text: str, kind: Any) -> Any:
     item_kinds = get_args(kind)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         if not item_kinds:
             return text
         parts = text.removeprefix("[").removesuffix("]").split(",")  # shells eat the quotes of ["a","b"]

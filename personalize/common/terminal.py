@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def printable(text: str) -> str:
+    """One line without what moves a cursor, turns the direction or is no character: names of files and keys are strangers'."""
+    return "".join(c if c.isprintable() or c in " \u00a0\u202f\u3000" else c.encode("unicode_escape").decode() for c in text)
+
+
 class Terminal:
     """Lines and progress bars by Rich; `quiet` shows neither."""
 
@@ -15,7 +20,7 @@ class Terminal:
     def say(self, line: str) -> None:
         """Print one line, without markup."""
         if not self.quiet:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     @property
     def console(self):
@@ -40,7 +45,7 @@ class Terminal:
         )  # fmt: skip
         count = 0
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(title, total=total, completed=done, pace="", note="")
+            task = bar.add_task(printable(title), total=total, completed=done, pace="", note="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 nonlocal count

@@ -21,6 +21,8 @@ from personalize.common.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 # The largest phone sensors give 12 240 × 16 320; Pillow's own limit of 179 million would refuse them.
 MAX_PIXELS = 200_000_000
+WIDE_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # several bytes a value, which are held as floats
+LONGEST = 65_535  # px of a side
 # No base trains above 1024 px. A short side of twice that leaves room, and 30 phone photos fit in memory.
 KEEP_SIDE = 2048
 
@@ -66,11 +68,14 @@ def decode(data: bytes, where: str) -> Decoded:
         except Exception as error:
             raise UserError(_unreadable(data, where, error)) from error
         size = image.size
-        if size[0] * size[1] > MAX_PIXELS:
+        most = MAX_PIXELS // 8 if image.mode in WIDE_MODES else MAX_PIXELS
+        if size[0] * size[1] > most:
             raise UserError(
-                f"{where} says it is {size[0]}×{size[1]} px, more than the {MAX_PIXELS // 10**6} million pixels "
-                f"that are read. Save a smaller copy."
+                f"{where} says it is {size[0]}×{size[1]} px of mode {image.mode}, more than the {most // 10**6} million "
+                f"pixels that are read. Save a smaller copy, or one of 8 bits."
             )
+        if max(size) > LONGEST:
+            raise UserError(f"{where} is {size[0]}×{size[1]} px; sides of up to {LONGEST} px are read. Use another photo.")
         try:
             image.draft(None, (KEEP_SIDE, KEEP_SIDE))
             image.load()

@@ -14,6 +14,8 @@ from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
+from personalize.common.untrusted import read_bytes
+from personalize.data.captions import read_caption
 from personalize.data.crops import Photo, photo_squares
 from personalize.data.decode import SUBJECT_FROM, decode, decode_mask
 from personalize.data.image_grid import grid
@@ -68,13 +70,13 @@ def find_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], 
     Errors: `UserError` when the source does not exist or holds no photo.
     """
     if isinstance(source, (str, Path)):
-        folder = Path(source).expanduser()
+        folder = _path(source)
         if not folder.exists():
             raise UserError(f"{source} does not exist. Give a folder of photos, photo files, or hf:<owner>/<name>.")
         listed_files = sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else [folder]
     else:
         folder, listed_files = None, [_named_file(path) for path in source]
-    files = [path for path in listed_files if not path.is_dir() and not _is_leftover(path)]
+    files = [path for path in listed_files if not path.is_dir() and not is_leftover(path)]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES | SIDECARS]
     photos = [path for path in images if _masked(path) is None]
@@ -92,7 +94,7 @@ def find_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Path], 
 
 def read_photo(path: Path) -> Photo:
     """One photo with the caption and the mask beside it. UserError names the file, or the mask, that cannot be used."""
-    return _photo(_bytes_of(path), str(path), caption=_caption(path), mask=_mask_beside(path))
+    return _photo(read_bytes(path, "photo"), str(path), caption=read_caption(path), mask=_mask_beside(path))
 
 
 def preview(photos: Sequence[Photo], size: int, *, crop: str = "center") -> Image.Image:
@@ -100,9 +102,19 @@ def preview(photos: Sequence[Photo], size: int, *, crop: str = "center") -> Imag
     return grid(photo_squares(photos[:PREVIEW_MOST], min(size, PREVIEW_SIDE), crop), columns=5)
 
 
+def _path(text: str | Path) -> Path:
+    """A path as it was typed. UserError for an empty one, which would be the folder one is in, and for an unknown ~user."""
+    if not str(text).strip():
+        raise UserError("the name of the photos is empty. Give a folder of photos, photo files, or hf:<owner>/<name>.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no such user here. Write the path out.") from None
+
+
 def _named_file(path: str | Path) -> Path:
     """A file the user named one by one: unlike what a folder happens to hold, it must exist."""
-    path = Path(path).expanduser()
+    path = _path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder within a list of files. Give one folder, or photo files only.")
     if not path.exists():
@@ -110,7 +122,8 @@ def _named_file(path: str | Path) -> Path:
     return path
 
 
-def _is_leftover(path: Path) -> bool:
+def is_leftover(path: Path) -> bool:
+    """Whether a file is hidden, or what systems leave in folders."""
     return path.name.startswith((".", "~$")) or path.name.lower() in LEFTOVERS
 
 
@@ -119,7 +132,7 @@ def _nothing_found(folder: Path | None, listed_files: Sequence[Path], foreign: S
     message = "the list of photos is empty or has none" if folder is None else f"no photos in {folder}"
     message += f". There is {listed(foreign)}." if foreign else "."
     message += f" By its name, {masks[0]} is a mask; rename it if it is a photo." if masks else ""
-    subfolders = [path.name for path in listed_files if path.is_dir() and not _is_leftover(path)]
+    subfolders = [path.name for path in listed_files if path.is_dir() and not is_leftover(path)]
     if subfolders:
         message += f" Subfolders are not searched; name the one you mean: {listed(subfolders)}."
     return f"{message} Photos are {ACCEPTED}."
@@ -139,8 +152,9 @@ def _is_mask(path: Path) -> bool:
 
 def _masks_in(folder: Path) -> list[Path]:
     """The files of a folder of masks that stands beside photos."""
-    files = sorted((folder / MASK_FOLDER).glob("*"))
-    return [path for path in files if path.suffix.lower() in SUFFIXES and not _is_leftover(path)]
+    inside = folder / MASK_FOLDER
+    files = sorted(inside.iterdir()) if inside.is_dir() else []
+    return [path for path in files if path.suffix.lower() in SUFFIXES and not is_leftover(path)]
 
 
 def _masks_alone(photos: Sequence[Path], images: Sequence[Path]) -> list[str]:
@@ -164,31 +178,16 @@ def _mask_beside(photo: Path) -> Path | None:
     return masks[0] if masks else None
 
 
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}). Check that it is there and yours.") from error
-
-
 def _photo(data: bytes, where: str, *, caption: str | None, mask: Path | None = None) -> Photo:
     """A photo from a file's bytes; a mask file takes the place of the photo's own alpha."""
     decoded = decode(data, where)
     marks, mask_sha256 = decoded.alpha, None
     if mask is not None:
-        mask_data = _bytes_of(mask)
+        mask_data = read_bytes(mask, "mask")
         marks, mask_sha256 = decode_mask(mask_data, str(mask), decoded, where), sha256(mask_data)
     elif marks is not None and marks.getextrema()[1] < SUBJECT_FROM:
         raise UserError(f"{where} is transparent all over: it shows no subject. Use the photo as it was, or another.")
     return Photo(where, decoded.image, sha256(data), caption, decoded.size, marks, mask_sha256, decoded.orientation)
-
-
-def _caption(photo: Path) -> str | None:
-    """The words of `a.txt` beside `a.jpg`, on one line; None without such a file or when it is empty."""
-    beside = photo.with_suffix(".txt")
-    if not beside.is_file():
-        return None
-    return " ".join(beside.read_text(encoding="utf-8-sig", errors="replace").split()) or None
 
 
 def _load_hf(source: str) -> list[Photo]:
@@ -209,7 +208,7 @@ def _load_hf(source: str) -> list[Photo]:
         local = path.is_file()  # a data set read from a folder: its masks are rows too
         if local and _is_mask(path):
             continue
-        data = image["bytes"] if image["bytes"] is not None else _bytes_of(path)
+        data = image["bytes"] if image["bytes"] is not None else read_bytes(path, "photo")
         caption = text.strip() or None if isinstance(text, str) else None
         photos.append(_photo(data, f"{source}[{i}]", caption=caption, mask=_mask_beside(path) if local else None))
     if not photos:

@@ -10,12 +10,24 @@ from pathlib import Path
 
 from personalize.common.files import read_jsonl
 from personalize.common.recipe import Choose
+from personalize.common.untrusted import Either, Many, Number, Only, Table, Text
 from personalize.evaluation import bootstrap
 
 FILE = "choosing.jsonl"  # of a run: a row for each scored checkpoint
 
 Key = tuple  # token, template, number
 TABLES = ("identity", "obeys", "base_obeys", "pres", "base_pres")  # what a checkpoint holds a value of each image of
+_SHARE = Number(-10, 10, real=True)
+_ENTRY = Many(Either((Text(), Number(0, 10**9), _SHARE)), 2, 8)  # key, value
+ROW = Table(
+    {
+        "step": Number(0, 10**9),
+        "copied": _SHARE,
+        "ceiling": Either((_SHARE, Only((None,)))),
+        **dict.fromkeys(TABLES, Many(_ENTRY)),
+    },
+    needs=("step", "copied", "ceiling", *TABLES),
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,10 @@ class ScoredCheckpoint:
         moved = f", class drift {self.drift:.0%}" if self.pres else ""
         return f"step {self.step}: identity {_mean(self.identity):.3f}, CLIP-T lost {self.lost:.1%}{moved}"
 
+    def values(self) -> dict[str, float]:
+        """For a tracker."""
+        return {"choose/identity": _mean(self.identity), "choose/clip_t_lost": self.lost, "choose/class_drift": self.drift}
+
     def row(self) -> dict:
         """For a file: every dict of values as a list of [*key, value]."""
         row = {"step": self.step, "ceiling": self.ceiling, "copied": self.copied}
@@ -78,7 +94,7 @@ class ScoredCheckpoint:
 def read_scored(path: Path) -> list[ScoredCheckpoint]:
     """What `row` gave, a line each; a step that was scored again counts once, as it was last."""
     by_step = {}
-    for row in read_jsonl(path) if path.exists() else []:
+    for row in read_jsonl(path, ROW):
         tables = {k: {tuple(e[:-1]): e[-1] for e in v} for k, v in row.items() if isinstance(v, list)}
         by_step[row["step"]] = ScoredCheckpoint(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
     return [by_step[step] for step in sorted(by_step)]

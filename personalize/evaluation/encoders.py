@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalize.common.errors import UserError
+from personalize.common.files import read_json
+from personalize.common.untrusted import require_regular
 from personalize.evaluation.preprocessing import IMAGENET, OPENAI, PLAIN, Preprocessing, preprocess
 from personalize.models.lazy_imports import lazy_imports
 
@@ -153,10 +155,17 @@ def _network(source: _Source, kind: type[nn.Module], wanted: str, device: torch.
         raise _refusal(source, "there is no such folder")
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         raise _refusal(source, "it holds no model.safetensors, and pickled weights (.bin, .pth) are never read")
+    if folder.is_dir():
+        read_json(folder / "config.json")
+        for file in folder.glob("*.safetensors"):
+            require_regular(file, "weight file")
     config = _load(source, AutoConfig, source.place, trust_remote_code=False)
+    if getattr(config, "quantization_config", None):
+        raise _refusal(source, "its config asks for another library by quantization_config")
     if not isinstance(config, kind.config_class):
         raise _refusal(source, f"it is of the kind {config.model_type!r}, where {wanted} is needed")
     options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    options["attn_implementation"] = "sdpa"  # a config could name code of the hub
     network, info = _load(source, kind, source.place, config=config, **options)
     if info["missing_keys"]:
         raise _refusal(source, f"its weights lack {sorted(info['missing_keys'])[0]}")

@@ -3,6 +3,7 @@
 What was drawn is 8 bits a channel, as people see it; scores are of that, so a kept image scores as a fresh one.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from personalize.common.errors import UserError
-from personalize.common.files import key_of, slug, writing
+from personalize.common.files import key_of, slug, sweep, writing
 from personalize.common.prompts import fill, without_token
 from personalize.common.recipe import SamplingConfig
+from personalize.common.untrusted import read_bytes
 from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
@@ -71,17 +73,24 @@ def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str,
 def generate_missing(
     model: LatentModel, images: ImageSet, *, seed: int, purpose: str, config: SamplingConfig, progress: Callable, what: str
 ) -> None:
-    """Draws what is missing of an image set; what a stop interrupts is kept. progress: as `Terminal.progress`."""
-    todo = missing_images(images.place, images.jobs)
-    if not todo:
+    """Draws what is missing of an image set; what a stop interrupts is kept. progress: as `Terminal.progress`.
+
+    A batch of which an image is missing is drawn whole: images of other batches have other bits.
+    """
+    sweep(images.place)
+    missing = set(missing_images(images.place, images.jobs))
+    parts = sampling.sampling_batches(model, len(images.jobs), config)
+    parts = [part for part in parts if any(images.jobs[k] in missing for k in part)]
+    if not parts:
         return
-    images.place.mkdir(parents=True, exist_ok=True)
-    with progress(what, len(images.jobs), done=len(images.jobs) - len(todo), unit="images") as advance:
-        for part in sampling.sampling_batches(model, len(todo), config):
-            texts, numbers = zip(*(todo[k] for k in part))
+    done = len(images.jobs) - sum(map(len, parts))
+    with progress(what, len(images.jobs), done=done, unit="images") as advance:
+        for part in parts:
+            texts, numbers = zip(*(images.jobs[k] for k in part))
             z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers), purpose), config)
             for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
-                _write(image_file(images.place, todo[k]), image)
+                if images.jobs[k] in missing:
+                    _write(image_file(images.place, images.jobs[k]), image)
             advance(len(part))
 
 
@@ -94,7 +103,7 @@ def load_images(images: ImageSet) -> tuple[list[Image.Image], list[str]]:
     for job in images.jobs:
         path = image_file(images.place, job)
         try:
-            with Image.open(path, formats=("PNG",)) as image:
+            with Image.open(io.BytesIO(read_bytes(path, "image")), formats=("PNG",)) as image:
                 reasons.append(image.text.get(WHY, ""))
                 loaded.append(image.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG

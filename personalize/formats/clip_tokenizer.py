@@ -8,6 +8,7 @@ from pathlib import Path
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
+from personalize.common.untrusted import read_bytes
 
 HUB = "openai/clip-vit-large-patch14"
 VOCABULARY_SIZE = 49408  # of OpenAI's vocabulary, which every program has
@@ -48,8 +49,7 @@ def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: str, *, lo
 
 def _from_one_file(place: Path) -> tuple[dict[str, int], str]:
     """The vocabulary and merges of a tokenizer.json, which is all that transformers 5 writes."""
-    content = read_json(place)
-    model = content.get("model") if isinstance(content, dict) else None
+    model = read_json(place).get("model")
     merges = model.get("merges") if isinstance(model, dict) else None
     if not isinstance(merges, list):
         raise UserError(f"{place} has no vocabulary with merges: it is not a tokenizer of CLIP's kind.")
@@ -68,8 +68,8 @@ def _checked(place: Path, pieces) -> dict[str, int]:
 
 def _text(place: Path) -> str:
     try:
-        return place.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(place, "vocabulary").decode()
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read {place}: {error}.") from None
 
 

@@ -65,7 +65,21 @@ def to_ldm(parts: Mapping[str, State], family: str, configs: Mapping[str, Config
         _complete(part, set(state), set(table))
         for original, keys in _grouped(table).items():
             tensors[original] = _packed(original, [state[key] for key in keys])
-    return tensors
+    return tensors | (_sd2_rest(tensors) if family == "sd2" else {})
+
+
+def _sd2_rest(tensors: State) -> State:
+    """What OpenCLIP-H has beyond SD2's text encoder, and old loaders and ComfyUI expect; no image depends on it.
+
+    The values are those of kohya's sd-scripts: the last block once more, a projection of ones, a scale of one.
+    """
+    prefix = PREFIXES["sd2"]["text_encoder"]
+    block = f"{prefix}transformer.resblocks.{SD2_LAYERS - 1}."
+    last = f"{prefix}transformer.resblocks.{SD2_LAYERS}."
+    rest = {last + key.removeprefix(block): value for key, value in tensors.items() if key.startswith(block)}
+    norm = tensors[f"{prefix}ln_final.weight"]
+    width = norm.shape[0]
+    return rest | {f"{prefix}text_projection": norm.new_ones(width, width), f"{prefix}logit_scale": norm.new_ones(())}
 
 
 def from_ldm(tensors: State, family: str, configs: Mapping[str, Config]) -> dict[str, State]:

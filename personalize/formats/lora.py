@@ -26,11 +26,22 @@ from personalize.formats.safetensors_io import Header, load_tensors, read_header
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
 SIBLING = "adapter_config.json"  # PEFT's, beside the weights
-# part of a key -> what the file is, which is not read
-UNSUPPORTED = {".hada_": "a LoHa (LyCORIS)", ".lokr_": "a LoKr (LyCORIS)", ".lora_mid.": "a LoCon with a Tucker core (LyCORIS)"}
-UNSUPPORTED |= {".oft_": "an OFT", ".boft_": "a BOFT", ".on_input.": "an (IA)^3 (LyCORIS)"}
-UNSUPPORTED |= {".a1.weight.": "a GLoRA (LyCORIS)", ".diff.": "a file of whole differences (LyCORIS full)"}
-UNSUPPORTED |= {".lora_embedding_": "a LoRA of embeddings"}
+# what a key looks like -> what it holds, which is not read. Left out without a word, the rest would draw something else.
+NOT_READ = {
+    r"\.hada_": "a LoHa (LyCORIS)",
+    r"\.lokr_": "a LoKr (LyCORIS)",
+    r"\.lora_mid\.": "a LoCon with a Tucker core (LyCORIS)",
+    r"\.oft_": "an OFT",
+    r"\.boft_": "a BOFT",
+    r"\.on_input$": "an (IA)^3 (LyCORIS)",
+    r"\.[ab][12]\.weight$": "a GLoRA (LyCORIS)",
+    r"^bundle_emb\.|\.string_to_param\.": "embeddings of words (OneTrainer: switch off Bundle Embeddings and save it again)",
+    r"\.lora_embedding_": "a LoRA of embeddings",
+    r"\.(diff_b|lora_B(\.\w+)?\.bias|lora_up\.bias)$": "changes of biases (train it without: bias, lora_bias)",
+    r"\.[wb]_norm$|\bnorm[\w.]*\.diff$|_norm\d?\.diff$": "changes of norms (LyCORIS: train_norm=False)",
+    r"\.diff$": "whole differences (LyCORIS full)",
+    r"\.(set_weight|reshape_weight)$|\.modules_to_save\.": "whole modules (PEFT: modules_to_save)",
+}
 SD2_WIDTH = 1024  # of its text encoder, by which an SD2 is told from an SD1
 
 
@@ -84,6 +95,17 @@ def write_diffusers(path: Path, adapter: Adapter) -> None:
     save_tensors(path, tensors, {HEADER: json.dumps(header, sort_keys=True), "format": "pt"})
 
 
+def with_scale_in_weights(adapter: Adapter) -> Adapter:
+    """The same update with alpha equal to the rank in each layer: the scale alpha / rank goes into lora_B.
+
+    In diffusers' form the scale lies in the header alone, which diffusers before 0.34 and ComfyUI do not read.
+    """
+    tensors = dict(adapter.tensors)
+    for name, rank in adapter.ranks.items():
+        tensors[f"{name}.lora_B.weight"] = tensors[f"{name}.lora_B.weight"] * (adapter.alphas[name] / rank)
+    return Adapter(tensors, adapter.ranks, {name: float(rank) for name, rank in adapter.ranks.items()})
+
+
 def write_kohya(
     path: Path, adapter: Adapter, *, family: str, metadata: Mapping[str, str] | None = None, unet: Collection[str] | None = None
 ) -> None:
@@ -112,6 +134,7 @@ def write_kohya(
         "ss_network_dim": str(_most_common(adapter.ranks)),
         "ss_network_alpha": str(_most_common(adapter.alphas)),
         "ss_base_model_version": "sdxl_base_v1-0" if sdxl else sd,
+        "ss_v2": str(not sdxl and sd == "sd_v2"),  # by which AUTOMATIC1111 tells 2.x
     }
     save_tensors(path, tensors, header | dict(metadata or {}))
 
@@ -134,18 +157,36 @@ def _keys_by_layer(path: Path, header: Header, layers: Mapping[str, Collection[s
         else:
             roles[layer][role] = key
     if unknown:
-        nearest = max(sorted(index), key=lambda known: len(os.path.commonprefix([known, unknown[0]])), default="none")
+        why, key = _why_unknown(unknown, layers, base)
+        nearest = max(sorted(index), key=lambda known: len(os.path.commonprefix([known, key])), default="none")
         raise UserError(
-            f"{path} was made for another base than {base!r}: {len(unknown)} of its {len(keys)} tensors belong to no layer "
-            f"of it, such as {unknown[0][:160]!r} (a name that would: {nearest!r}). Use the base that it was trained on."
+            f"{path} {why}: {len(unknown)} of its {len(keys)} tensors belong to no layer of it, such as {key[:160]!r} (a name "
+            f"that would: {nearest!r}). Use the base that it was trained on, or save it in kohya's or diffusers' form."
         )
     return roles
 
 
+def _why_unknown(unknown: list[str], layers: Mapping[str, Collection[str]], base: str) -> tuple[str, str]:
+    """(whether keys are of another base, something else than a LoRA, or of layers in an unknown spelling; one such key)."""
+    tails = lora_names.layer_tails(layers)
+    beside, spelt = [], []
+    for key in unknown:
+        name, role = lora_names.split_key(key) or (key.rpartition(".")[0], "")
+        words = name.replace(".", "_").split("_")
+        is_of_base = any("_".join(words[k:]) in tails for k in range(len(words)))
+        if not is_of_base or (role and name.startswith(lora_names.HEADS)):
+            return f"was made for another base than {base!r}", key
+        (spelt if role else beside).append(key)
+    if beside:
+        return f"holds more than a LoRA of {base!r}", beside[0]
+    return f"spells layers that {base!r} has in a way unknown here", spelt[0]
+
+
 def _require_lora(path: Path, shapes: detect.Shapes) -> None:
-    for mark, kind in UNSUPPORTED.items():
-        if any(mark in f"{name}." for name in shapes):
-            raise UserError(f"{path} is {kind}, which is not read. Use a LoRA, LoCon or DoRA.")
+    for pattern, kind in NOT_READ.items():
+        if found := sorted(name for name in shapes if re.search(pattern, name)):
+            of_all = f"{len(found)} of its {len(shapes)} tensors, such as {found[0][:160]!r}"
+            raise UserError(f"{path} holds {kind}, which is not read: {of_all}. Use a LoRA, LoCon or DoRA.")
     if detect.CONV_IN in shapes:
         raise UserError(f"{path} is a whole checkpoint, not a LoRA. Give it as the base.")
     if not any((split := lora_names.split_key(name)) and split[1] == DOWN for name in shapes):

@@ -10,15 +10,19 @@ from collections.abc import Collection, Iterable, Mapping
 from personalize.formats.ldm_unet import unet_layers, unet_names
 
 Layer = tuple[str, str]  # part of the base, dotted name within it
+LYCORIS = "lycoris_"  # of its wrapper, which takes one network and says nothing of which
 KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
+# what a known spelling begins with: a layer that is unknown behind it is of another base
+HEADS = (*(head for heads in KOHYA.values() for head in heads), "unet.", "text_encoder.", "text_encoder_2.")
+COMFY = ("diffusion_model.", "model.diffusion_model.")  # before dotted names of the U-Net
 BARE = "base_model.model."  # PEFT's own files
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
-ENDINGS = {  # what a key of each role ends with
-    DOWN: ".lora_A.weight .lora_A.default.weight .lora_down.weight .lora.down.weight _lora.down.weight "
-    ".lora_linear_layer.down.weight",
-    UP: ".lora_B.weight .lora_B.default.weight .lora_up.weight .lora.up.weight _lora.up.weight .lora_linear_layer.up.weight",
-    ALPHA: ".alpha",
-    MAGNITUDE: ".dora_scale .lora_magnitude_vector .lora_magnitude_vector.weight .lora_magnitude_vector.default.weight",
+# what a key of each role ends with; PEFT may put the adapter's name in: `lora_A.default_0.weight`
+ENDINGS = {
+    DOWN: re.compile(r"(\.lora_A(\.\w+)?|[._]lora[._]down|\.lora_linear_layer\.down)\.weight$"),
+    UP: re.compile(r"(\.lora_B(\.\w+)?|[._]lora[._]up|\.lora_linear_layer\.up)\.weight$"),
+    ALPHA: re.compile(r"\.alpha$"),
+    MAGNITUDE: re.compile(r"\.(dora_scale|lora_magnitude_vector(\.\w+){0,2})$"),
 }
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 # What decides the names of SDXL's U-Net.
@@ -29,8 +33,8 @@ SDXL |= {"up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock
 
 def split_key(key: str) -> tuple[str, str] | None:
     """A key of a LoRA file as (name of a layer, DOWN, UP, ALPHA or MAGNITUDE), or None where it is not one."""
-    pairs = ((end, role) for role, ends in ENDINGS.items() for end in ends.split())
-    return next(((key.removesuffix(end), role) for end, role in pairs if key.endswith(end)), None)
+    found = ((ending.search(key), role) for role, ending in ENDINGS.items())
+    return next(((key[: match.start()], role) for match, role in found if match), None)
 
 
 def known_names(layers: Mapping[str, Collection[str]], *, first: str = "") -> dict[str, Layer]:
@@ -43,14 +47,21 @@ def known_names(layers: Mapping[str, Collection[str]], *, first: str = "") -> di
     for part in sorted(layers, key=lambda part: part != first):
         original = unet_layers(layers[part]) if part == "unet" else {}
         for layer in sorted(layers[part]):
-            forms = _text_forms(layer) if part != "unet" else _unet_forms(layer)
-            underscored = {form.replace(".", "_") for form in [*forms, original.get(layer, layer)]}
-            names = [f"{part}.{form}" for form in forms] + [BARE + form for form in forms]
-            names += [head + form for head in KOHYA.get(part, ()) for form in underscored]
-            names += forms if part == "unet" else []
+            forms = _forms(part, layer, original)
+            heads = [f"{part}.", BARE, *(("", *COMFY) if part == "unet" else ())]
+            names = [head + form for head in heads for form in forms]
+            underscored = dict.fromkeys(form.replace(".", "_") for form in forms)
+            names += [head + form for head in (*KOHYA.get(part, ()), LYCORIS) for form in underscored]
             for name in names:
                 index.setdefault(name, (part, layer))
     return index
+
+
+def layer_tails(layers: Mapping[str, Collection[str]]) -> set[str]:
+    """Every layer's names without what programs write before them, with underscores: `mid_block_attentions_0_proj_in`."""
+    originals = {part: unet_layers(layers[part]) if part == "unet" else {} for part in layers}
+    forms = (form for part in layers for layer in layers[part] for form in _forms(part, layer, originals[part]))
+    return {form.replace(".", "_") for form in forms}
 
 
 def kohya_name(part: str, layer: str, *, sdxl: bool, original: Mapping[str, str]) -> str | None:
@@ -70,6 +81,13 @@ def sdxl_layers() -> Iterable[str]:
 def with_text_model(layer: str) -> str:
     """A text encoder's layer as files name it, whatever the installed transformers calls it."""
     return layer if layer.startswith(("text_model.", "text_projection")) else f"text_model.{layer}"
+
+
+def _forms(part: str, layer: str, original: Mapping[str, str]) -> list[str]:
+    """The dotted names of a layer within its part; `original` has those of single files for the U-Net."""
+    if part != "unet":
+        return _text_forms(layer)
+    return list(dict.fromkeys([*_unet_forms(layer), original.get(layer, layer)]))
 
 
 def _unet_forms(layer: str) -> list[str]:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from personalize.common.errors import UserError
 from personalize.common.files import explained, writing
+from personalize.common.finite import require_finite
+from personalize.common.untrusted import require_regular
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
@@ -56,11 +58,14 @@ def read_header(path: Path) -> Header:
 
 
 def load_tensors(path: Path, kind: str = "a model") -> dict[str, Tensor]:
-    """The tensors of a `.safetensors`, on the CPU in their own dtypes. UserError as in `read_header`."""
+    """The tensors of a `.safetensors`, on the CPU in their own dtypes. UserError as in `read_header`, and for NaN."""
     refuse_pickle(path, kind)
     read_header(path)
     with _damage_as_user_error(path):
-        return load_file(path)
+        tensors = load_file(path)
+    for name, tensor in tensors.items():
+        require_finite(tensor, f"{path}: tensor {name[:80]!r}")
+    return tensors
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -93,6 +98,7 @@ def save_unsynced(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 @contextmanager
 def _damage_as_user_error(path: Path) -> Iterator[None]:
+    require_regular(path, ".safetensors file")
     try:
         yield
     except SafetensorError as error:

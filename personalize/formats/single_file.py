@@ -1,6 +1,7 @@
 """A base in one `.safetensors` file, as most are passed around, to and from a diffusers folder. No model is built."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, writing
+from personalize.common.untrusted import read_bytes
 from personalize.formats import clip_tokenizer, detect, reference_configs
 from personalize.formats.infer_config import first_difference, infer_configs
 from personalize.formats.ldm import CLIP, PREFIXES, State, from_ldm, to_ldm
 from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors, save_unsynced
 
 Config = dict[str, Any]
+PARAMETERIZATION = re.compile(r"""^[ \t]*parameterization:[ \t]*["']?(\w+)["']?[ \t]*(?:#.*)?\r?$""", re.MULTILINE)
 OLD_CONFIGS = "personalize.configs"  # header entry of earlier versions: the configs of the base, as JSON
 
 
@@ -23,8 +26,8 @@ def unpack_single_file(path: Path, folder: Path) -> None:
     """Unpack a single-file Stable Diffusion 1.x, 2.x or SDXL into a diffusers folder that does not exist yet.
 
     The configs are told from its tensors. SD2 exists with epsilon and v prediction, and is taken for the 768 pixel model
-    with v where the header says nothing; for the tokenizer see `clip_tokenizer.read_vocabulary`. UserError for a pickle,
-    a damaged or a foreign file.
+    with v where neither the header nor the `.yaml` beside it says anything; for the tokenizer see
+    `clip_tokenizer.read_vocabulary`. UserError for a pickle, a damaged or a foreign file.
     """
     path, folder = Path(path), Path(folder)
     refuse_pickle(path, "a base")
@@ -34,7 +37,8 @@ def unpack_single_file(path: Path, folder: Path) -> None:
     shapes = {name: shape for name, (_, shape) in header["tensors"].items()}
     family = detect.detect_family(shapes, path)
     try:
-        configs = _infer(shapes, family, header["metadata"])
+        beside = {"modelspec.prediction_type": said} if (said := prediction_beside(path)) else {}
+        configs = _infer(shapes, family, beside | header["metadata"])
         _refuse_old_configs(header["metadata"], configs)
         vocabulary, merges = clip_tokenizer.read_vocabulary(path)
         _require_vocabulary_fits(path, len(vocabulary), configs)
@@ -54,6 +58,18 @@ def unpack_single_file(path: Path, folder: Path) -> None:
         _write_json(temporary / "scheduler" / "scheduler_config.json", configs["scheduler"])
         index = reference_configs.pipeline(family, states, configs["scheduler"]["_class_name"])
         _write_json(temporary / "model_index.json", index)
+
+
+def prediction_beside(path: Path) -> str:
+    """ "v" or "epsilon" by the `.yaml` of Stability's and AUTOMATIC1111's programs beside a single file, "" where none says.
+
+    Only this one line is looked for; nothing is built from a stranger's YAML.
+    """
+    config = path.with_suffix(".yaml")
+    if not config.is_file():
+        return ""
+    text = read_bytes(config, "YAML file").decode("utf-8", "replace")
+    return {"v": "v", "eps": "epsilon"}.get(found[1], "") if (found := PARAMETERIZATION.search(text)) else ""
 
 
 def pack_single_file(folder: Path, out: Path, *, half: bool) -> None:
@@ -161,25 +177,18 @@ def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
     index = folder / "model_index.json"
     if not index.exists():
         raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json.")
-    kind = _config(index).get("_class_name", "?")
+    kind = read_json(index).get("_class_name", "?")
     if kind not in reference_configs.PIPELINES.values():
         known = ", ".join(dict.fromkeys(reference_configs.PIPELINES.values()))
         raise UserError(f"{folder} is a {kind}; a single file can hold {known} only.")
     parts = PREFIXES["sdxl" if kind == reference_configs.PIPELINES["sdxl"] else "sd1"]
-    configs = {part: _config(folder / part / "config.json") for part in parts}
+    configs = {part: read_json(folder / part / "config.json") for part in parts}
     if purpose := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
         raise UserError(f"{folder} is {purpose}, which personalize does not train.")
     # A reader takes the activation from the layout: GELU with OpenCLIP's names, its quick approximation with CLIP's.
     one_encoder = "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
-    configs["scheduler"] = _config(folder / "scheduler" / "scheduler_config.json")
+    configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     return configs, "sdxl" if "text_encoder_2" in parts else one_encoder
-
-
-def _config(path: Path) -> Config:
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object. Download it again.")
-    return config
 
 
 def _weight_files(place: Path) -> list[Path]:
@@ -189,7 +198,7 @@ def _weight_files(place: Path) -> list[Path]:
             if (whole := place / f"{stem}{variant}.safetensors").exists():
                 return [whole]
             if (index := place / f"{stem}.safetensors.index{variant}.json").exists():
-                shards = _config(index).get("weight_map")
+                shards = read_json(index).get("weight_map")
                 names = shards.values() if isinstance(shards, dict) else [None]
                 if not all(isinstance(name, str) and name == Path(name).name for name in names):
                     raise UserError(f"{index} has no weight_map of files beside it. Download it again.")

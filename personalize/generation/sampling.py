@@ -74,6 +74,18 @@ def image_generators(seed: int, indices: range | list[int], purpose: str = "imag
     return [rng.generator(seed, purpose, i) for i in indices]
 
 
+def require_images(images: Tensor, model: LatentModel) -> Tensor:
+    """Images as they are. UserError where one is not a number, which would be saved as black."""
+    if not images.isfinite().all():
+        remedy = (
+            "Use --dtype float32." if model.dtype != torch.float32 else "Draw with fewer LoRAs, lower weights or less guidance."
+        )
+        raise UserError(
+            f"{model.name!r} draws images that are not numbers in {str(model.dtype).removeprefix('torch.')}. {remedy}"
+        )
+    return images
+
+
 def to_pil(images: Tensor) -> list:
     """(B,3,H,W) in [-1,1] -> B PIL images."""
     from PIL import Image

@@ -124,13 +124,27 @@ def start_from(model: LatentModel, recipe: Recipe) -> None:
 
     UserError where it holds nothing for the methods, or what it holds has another shape than the recipe's.
     """
-    source = Path(recipe.train.init_from)
-    if not source.exists():
-        raise UserError(f"train.init_from = {str(source)!r}: there is no such file or folder.")
-    safetensors_io.refuse_pickle(source, "what to start from")
+    source = init_source(recipe)
     was_filled = [module.start_from(model, recipe, source) for module in _modules(recipe.train.methods).values()]
     if not any(was_filled):
         raise UserError(f"train.init_from = {str(source)!r} holds nothing for {', '.join(recipe.train.methods)}.")
+
+
+def init_source(recipe: Recipe) -> Path:
+    """The file or folder that `train.init_from` names; of a run its result. UserError for one that cannot be read."""
+    source = Path(recipe.train.init_from).expanduser()
+    if not source.exists():
+        raise UserError(f"train.init_from = {str(source)!r}: there is no such file or folder.")
+    safetensors_io.refuse_pickle(source, "what to start from")
+    source = source / "model" if (source / "manifest.json").exists() else source
+    files = sorted(source.rglob("*.safetensors")) if source.is_dir() else [source]
+    if not files:
+        raise UserError(
+            f"train.init_from = {str(source)!r} holds no .safetensors file. Give a run, its export, or such a file."
+        )
+    for file in files:
+        safetensors_io.read_header(file)
+    return source
 
 
 def unfreeze(module: nn.Module) -> list[nn.Parameter]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from personalize.common.errors import UserError
-from personalize.common.files import write_json
+from personalize.common.files import read_json, write_json
 from personalize.formats import lora, safetensors_io
 from personalize.methods import as_in
 from personalize.methods.peft_layers import adaptable_layers
@@ -121,6 +121,7 @@ def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
 def _read_peft_folder(folder: Path, name: str, model: LatentModel) -> dict[str, Part]:
     from peft import PeftConfig
 
+    read_json(folder / CONFIG)
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:

@@ -1,6 +1,5 @@
 """Full fine-tuning: every weight of the U-Net, and of the text encoder if asked. Saved as a whole diffusers folder."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -9,10 +8,15 @@ from torch import Tensor, nn
 from personalize.common.errors import UserError
 from personalize.common.files import link_or_copy, read_json, write_json
 from personalize.common.recipe import Recipe
+from personalize.common.untrusted import OBJECT, Table
 from personalize.core import bf16_split
-from personalize.formats import safetensors_io
+from personalize.formats import reference_configs, safetensors_io, text_encoder
 from personalize.methods import as_in, copy_all, require_folder, unfreeze
 from personalize.models.interface import LatentModel
+from personalize.models.locate import weight_files
+
+PLAIN_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)  # of an index; the third has the safety checker
+SHARDS = Table({"weight_map": OBJECT}, needs=("weight_map",), remedy="Download it again.")
 
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
@@ -45,20 +49,55 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
     """A folder that diffusers' `from_pretrained` loads; parts that did not train are linked to the base's.
 
     Parts that the base's index names and its folder lacks, such as a safety checker that was not downloaded, are
-    left out of the index too. Split weights are float32 from here on, in the model as in the files.
+    left out of the index too, and so is what only code beside the base could build. Split weights are float32 from here on,
+    in the model as in the files.
     """
-    trained, index = _trained(model, recipe), read_json(model.folder / "model_index.json")
-    for part in [name for name, value in index.items() if isinstance(value, list)]:
+    trained, base_index = _trained(model, recipe), read_json(model.folder / "model_index.json")
+    index = {key: value for key, value in base_index.items() if not isinstance(value, list) and key != "_name_or_path"}
+    for part in [name for name, value in base_index.items() if isinstance(value, list)]:
+        kind = _plain_class(part, base_index[part])
         if part in trained:
             bf16_split.merge_halves(trained[part])
             trained[part].save_pretrained(folder / part, safe_serialization=True)
-        elif (model.folder / part).is_dir():
-            shutil.copytree(model.folder / part, folder / part, copy_function=link_or_copy)
-            if part in model.tokenizers:
-                _load_in_float32(folder / part / "config.json")
+        elif kind and (model.folder / part).is_dir():
+            _link_part(model.folder / part, folder / part)
         else:
-            index[part] = [None, None]
-    write_json(folder / "model_index.json", index)
+            kind = [None, None]
+        index[part] = kind
+        if kind != [None, None]:
+            if part in model.tokenizers:
+                text_encoder.write_released_keys(folder / part)
+            _rewrite_config(folder / part / "config.json", {"dtype": "float32"} if part in model.tokenizers else {})
+    write_json(folder / "model_index.json", dict(sorted(index.items())))
+
+
+def _plain_class(part: str, named: list) -> list | None:
+    """What plain diffusers builds a part with: the class that personalize does, else the index's; None: code of the base's."""
+    if part in reference_configs.CLASSES:
+        return reference_configs.CLASSES[part]
+    if len(named) == 2 and named[0] in PLAIN_LIBRARIES:
+        return named
+    if part.startswith("tokenizer"):
+        return reference_configs.TOKENIZER
+    return ["diffusers", "DDIMScheduler"] if part == "scheduler" else None
+
+
+def _link_part(source: Path, target: Path) -> None:
+    """Links a part's folder. Weights that are there in half precision only get the plain names, which diffusers looks for."""
+    weights = weight_files(source)
+    variant = ".fp16" if weights and ".fp16" in weights[0].name else ""
+    for path in sorted(path for path in source.rglob("*") if path.is_file() and path.suffix != ".py"):
+        is_weights, is_index = path.suffix == ".safetensors", ".safetensors.index" in path.name
+        if (is_weights and path not in weights) or (is_index and (".fp16" in path.name) != bool(variant)):
+            continue
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if is_index and variant:
+            shards = read_json(path, SHARDS)
+            shards["weight_map"] = {key: str(name).replace(variant, "") for key, name in shards["weight_map"].items()}
+            write_json(place.with_name(path.name.replace(variant, "")), shards)
+        else:
+            link_or_copy(path, place.with_name(path.name.replace(variant, "")) if is_weights and variant else place)
 
 
 def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
@@ -94,8 +133,13 @@ def _split(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters())
 
 
-def _load_in_float32(path: Path) -> None:
-    """transformers loads a text encoder in the dtype of its config, which must be that of the U-Net that trained."""
-    config = read_json(path)
-    path.unlink()  # it is a link to the base's
-    write_json(path, {**config, "dtype": "float32"})
+def _rewrite_config(path: Path, more: dict) -> None:
+    """Without the path of the folder that it was loaded from, which names folders of this machine.
+
+    transformers loads a text encoder in the dtype of its config, which must be that of the U-Net that trained.
+    """
+    config = read_json(path) if path.exists() else {}
+    rewritten = {key: value for key, value in config.items() if key != "_name_or_path"} | more
+    if config not in ({}, rewritten):
+        path.unlink()  # it may be a link to the base's
+        write_json(path, rewritten)

@@ -10,9 +10,11 @@ with the largest id, the new one, instead of the prompt's end; here it is the en
 B texts, L tokens, n vectors of a token, D width of a text encoder.
 """
 
+import re
 from pathlib import Path
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
@@ -153,7 +155,8 @@ def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
         if not isinstance(table, Words):
             table = Words(table, len(tokenizer))
             encoder.set_input_embeddings(table)
-        tokenizer.add_tokens(names)
+        # a word of letters is no part of a longer one
+        tokenizer.add_tokens([AddedToken(name, single_word=bool(re.fullmatch(r"\w+", name))) for name in names])
         table.tokens.append(token)
         table.rows.append(nn.Parameter(rows[part].to(model.device, torch.float32, copy=True), requires_grad=False))
         assert len(tokenizer) == table.start + sum(map(len, table.rows)), names

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
+from personalize.models.config_schema import INDEX
 from personalize.models.interface import LatentModel
 from personalize.models.locate import fingerprint, locate_base
 
@@ -44,11 +45,11 @@ def family_of(folder: Path, base: str) -> str:
     """The name of the module for the pipeline in a diffusers folder. UserError where there is none."""
     index = folder / "model_index.json"
     if not index.exists():
-        raise UserError(f"base {base!r} is not a diffusers folder: {folder} has no model_index.json.")
-    kind = read_json(index).get("_class_name", "?")
+        raise UserError(f"base {base!r} is not a diffusers folder: {folder} has no model_index.json. Check the path.")
+    kind = read_json(index, INDEX)["_class_name"]
     if kind not in MODELS:
         why = " Its U-Net takes a mask and an image too: use the base it was made from." if "Inpaint" in str(kind) else ""
         raise UserError(
-            f"base {base!r} is a {kind}; personalize trains {', '.join(MODELS)}, such as Stable Diffusion 1.5.{why}"
+            f"base {base!r} is a {kind}; personalize trains {', '.join(MODELS)}, such as SD 1.5. Use one of these.{why}"
         )
     return MODELS[kind]

@@ -49,5 +49,8 @@ class LatentModel(Protocol):
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """(B,C,h,w), (B,), cond -> raw output (B,C,h,w)."""
 
+    def says(self, text: str, word: str, *, whole: bool = True) -> bool:
+        """Whether a text says a word as the tokenizer reads both; whole=False: in what is not cut off."""
+
     def truncated_words(self, prompt: str) -> str:
         """The words at a prompt's end that do not fit and are cut off; "" where all fit."""

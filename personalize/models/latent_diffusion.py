@@ -59,8 +59,9 @@ class LatentDiffusion:
         self.schedule = loading.load_schedule(folder)
         self._texts, self._vae = self._read_texts(), self._read_vae()
         self.tokenizers = {
-            part: loading.load_tokenizer(folder, place, most=self._texts[part].config.max_position_embeddings)
+            part: loading.load_tokenizer(folder, place, most=config.max_position_embeddings, size=config.vocab_size)
             for part, (_, place) in family.TEXT.items()
+            if (config := self._texts[part].config)
         }
         self.learned_words: dict[str, str] = {}
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
@@ -116,7 +117,20 @@ class LatentDiffusion:
         """A prompt with every learned word replaced by all of its tokens; in any case, as CLIP reads it."""
         words = "|".join(re.escape(word) for word in sorted(self.learned_words, key=len, reverse=True))
         tokens_of = {word.lower(): tokens for word, tokens in self.learned_words.items()}
-        return re.sub(rf"({words})(?!_\d)", lambda match: tokens_of[match[0].lower()], prompt, flags=re.I) if words else prompt
+        if not words:
+            return prompt
+        # a whole word where its edge is a letter: "qmj" is no part of "qmjolnir", and "<sks>" may touch anything
+        pattern = rf"(?:(?<!\w)|(?=\W))({words})(?!_\d)(?:(?!\w)|(?<=\W))"
+        return re.sub(pattern, lambda match: tokens_of[match[1].lower()], prompt, flags=re.I)
+
+    def says(self, text: str, word: str, *, whole: bool = True) -> bool:
+        """Whether a text says a word as the tokenizer reads both: in any case, beside any mark. whole=False: before the cut."""
+        tokenizer = next(iter(self.tokenizers.values()))
+        said, wanted = (tokenizer(self.expand_words(t), add_special_tokens=False).input_ids for t in (text, word))
+        said = said if whole else said[: tokenizer.model_max_length - 2]
+        pieces = tokenizer.convert_ids_to_tokens(said)
+        begins = [0, *(k + 1 for k, piece in enumerate(pieces) if piece.endswith(("</w>", ">")) or not piece.isalpha())]
+        return bool(wanted) and any(said[k : k + len(wanted)] == wanted for k in begins)
 
     @torch.no_grad()
     def prepare(self, cond: Cond) -> Cond:

@@ -8,7 +8,10 @@ from safetensors import SafetensorError
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
+from personalize.common.finite import require_finite
+from personalize.common.untrusted import require_regular
 from personalize.core import schedule as schedules
+from personalize.models.config_schema import SCHEDULER, TEXT_ENCODER, UNET, VAE
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.locate import weight_files
 
@@ -18,21 +21,19 @@ with lazy_imports():
 
 def read_configs(folder: Path, name: str) -> tuple[dict, dict]:
     """config.json of the U-Net and of the VAE. UserError, before weights are read, for a base of another kind of model."""
-    unet = {"in_channels": 4, **read_json(_part_folder(folder, "unet") / "config.json")}  # with diffusers' defaults
-    vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_part_folder(folder, "vae") / "config.json")}
+    unet = {"in_channels": 4, **read_json(_part_folder(folder, "unet") / "config.json", UNET)}  # with diffusers' defaults
+    vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_part_folder(folder, "vae") / "config.json", VAE)}
     takes, gives = unet["in_channels"], vae["latent_channels"]
     if takes != gives:
         raise UserError(
             f"base {name!r} takes {takes} channels where its VAE gives {gives}: an inpainting or editing U-Net, which "
             "personalize does not train. Use the plain text-to-image base."
         )
-    if not isinstance(unet.get("sample_size"), int):
+    if "sample_size" not in unet:
         raise UserError(
-            f"{folder}/unet/config.json has sample_size {unet.get('sample_size')!r}, which is no number. "
+            f"{folder}/unet/config.json does not say sample_size. "
             "Write the size this base was trained at there, in latent cells: 64 for 512 px."
         )
-    if vae.get("latents_mean") is not None:
-        raise UserError(f"base {name!r} has a VAE with latents_mean, which personalize does not know. Use another base.")
     return unet, vae
 
 
@@ -45,28 +46,46 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
             f"{place} has no .safetensors file (pickles such as .bin are not opened, they can run code). "
             "Convert it with diffusers: pipeline.save_pretrained(folder, safe_serialization=True)."
         )
-    variant = "fp16" if ".fp16" in files[0].name else None
+    for file in files:
+        require_regular(file, "weight file")
+    options = {"variant": "fp16" if ".fp16" in files[0].name else None, "torch_dtype": dtype, "use_safetensors": True}
+    if part.startswith("text_encoder"):
+        options |= text_options(place, kind)
     try:
         with lazy_imports():
-            module, loading_info = kind.from_pretrained(
-                place, torch_dtype=dtype, use_safetensors=True, variant=variant, output_loading_info=True
-            )
+            module, loading_info = kind.from_pretrained(place, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{place} lacks {len(missing)} weights, such as {missing[0]}: it is not whole. Download it again.")
+    for name, p in module.named_parameters():
+        require_finite(p, f"{place}: {name}")
     return module.eval().requires_grad_(False)
 
 
-def load_tokenizer(folder: Path, part: str, *, most: int) -> CLIPTokenizer:
-    """A base's tokenizer, which cuts at `most` tokens. UserError without its files: transformers would make an empty one."""
+def text_options(place: Path, kind) -> dict:
+    """Known fields of a text encoder's config alone: others could name code of the hub (`attn_implementation`)."""
+    config = read_json(place / "config.json", TEXT_ENCODER)
+    known = {name: config[name] for name in TEXT_ENCODER.fields if name in config}
+    return {"config": kind.config_class(**known), "attn_implementation": "sdpa"}
+
+
+def load_tokenizer(folder: Path, part: str, *, most: int, size: int) -> CLIPTokenizer:
+    """A base's tokenizer, which cuts at `most` tokens, for a text encoder with embeddings of `size` tokens.
+
+    UserError without its files, where transformers would make an empty one, and for one of more tokens.
+    """
     place = folder / part
     if not any((place / file).exists() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{place} has neither tokenizer.json nor vocab.json: it is not a whole Stable Diffusion base.")
     try:
+        for file in place.iterdir():
+            require_regular(file, "vocabulary")
         tokenizer = CLIPTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= size:
+        raise UserError(f"{place} has a token of id {largest}, and its text encoder knows {size}. Restore the folder.")
     tokenizer.model_max_length = min(tokenizer.model_max_length, most)
     return tokenizer
 
@@ -75,7 +94,7 @@ def load_schedule(folder: Path) -> schedules.Schedule:
     """The noise schedule and prediction type that the folder's scheduler config names."""
     path = folder / "scheduler" / "scheduler_config.json"
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
-    config |= read_json(path)
+    config |= read_json(path, SCHEDULER)
     if str(name := config.get("_class_name", "")).startswith(("EDM", "FlowMatch")):
         raise UserError(f"{path} is of {name}, whose noise levels are not those of Stable Diffusion. Use another base.")
     T, kind = config["num_train_timesteps"], config["beta_schedule"]
@@ -84,7 +103,7 @@ def load_schedule(folder: Path) -> schedules.Schedule:
     if config.get("trained_betas"):
         betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
     elif kind not in names:
-        raise UserError(f"{path} has beta_schedule {kind!r}; known are {', '.join(names)}.")
+        raise UserError(f"{path} has beta_schedule {kind!r}; known are {', '.join(names)}. Use another base.")
     elif kind == "squaredcos_cap_v2":
         betas = schedules.cosine(T)
     else:
@@ -99,7 +118,7 @@ def load_schedule(folder: Path) -> schedules.Schedule:
         ("timestep_spacing", spacing, schedules.SPACINGS),
     ):
         if value not in known:
-            raise UserError(f"{path} has {key} {value!r}; known are {', '.join(known)}.")
+            raise UserError(f"{path} has {key} {value!r}; known are {', '.join(known)}. Use another base.")
     return schedules.from_betas(
         betas,
         prediction,

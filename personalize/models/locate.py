@@ -11,12 +11,17 @@ from personalize.common.bases import folder_of
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, sweep, writing
 from personalize.common.run_folder import require_free_disk
+from personalize.common.untrusted import open_regular, read_bytes
+from personalize.models.config_schema import INDEX, SCHEDULER, UNET, VAE
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 NEEDED = ("model_index.json", *(f"{part}/*.{end}" for part in PARTS for end in ("json", "txt", "safetensors")))
 CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json")
 SAMPLES, SAMPLE = 64, 1 << 17  # pieces of a weight file that its fingerprint reads, and their size in bytes
+
+# Toyland with the text keys of released checkpoints -> as it was before: the same weights, for the runs of then.
+RENAMED = {"27223bd8e35e": "4dbf7bd25cdb"}
 
 
 def locate_base(base: str, say: Callable[[str], None] = print, needed: tuple[str, ...] = NEEDED) -> Path:
@@ -44,10 +49,10 @@ def locate_base(base: str, say: Callable[[str], None] = print, needed: tuple[str
 def base_size(base: str, say: Callable[[str], None] = print) -> int:
     """Edge in px of the images a base trains at, from its configs alone: of a hub id nothing else is downloaded."""
     folder = locate_base(base, say, CONFIGS)
-    cells = read_json(folder / "unet" / "config.json").get("sample_size")
-    if not isinstance(cells, int):
-        raise UserError(f"{folder}/unet/config.json has sample_size {cells!r}, which is no number. Give --size, in px.")
-    return cells * 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", [64])) - 1)
+    cells = read_json(folder / "unet" / "config.json", UNET).get("sample_size")
+    if cells is None:
+        raise UserError(f"{folder}/unet/config.json does not say sample_size. Give --size, in px.")
+    return cells * 2 ** (len(read_json(folder / "vae" / "config.json", VAE).get("block_out_channels", [64])) - 1)
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -69,15 +74,16 @@ def fingerprint(folder: Path) -> str:
                 digest.update(json.dumps([part.name, path.name]).encode())
                 _update_with_samples(digest, path)
             else:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+                digest.update(read_bytes(path, "JSON file"))
+    found = digest.hexdigest()[:12]
+    return RENAMED.get(found, found)
 
 
 def _update_with_samples(digest, path: Path) -> None:
     """Add a file's size and pieces of it, at even distances from its start to its end; small files whole."""
     size = path.stat().st_size
     digest.update(str(size).encode())
-    with path.open("rb") as file:
+    with open_regular(path, "weight file") as file:
         for k in range(SAMPLES):
             file.seek(k * max(size - SAMPLE, 0) // (SAMPLES - 1))
             digest.update(file.read(SAMPLE))
@@ -91,6 +97,7 @@ def _unpack(path: Path, say: Callable[[str], None]) -> Path:
 
     digest = hashlib.sha256()
     _update_with_samples(digest, path)
+    digest.update(single_file.prediction_beside(path).encode())
     folder = cache_folder() / "bases" / f"{path.stem}-{digest.hexdigest()[:12]}"
     if folder.is_dir():
         return folder
@@ -108,8 +115,8 @@ def _unpack(path: Path, say: Callable[[str], None]) -> Path:
         single_file.unpack_single_file(path, temporary)
         if folder.is_dir():
             raise _UnpackedMeanwhile
-    kind = read_json(folder / "model_index.json")["_class_name"]
-    prediction = read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+    kind = read_json(folder / "model_index.json", INDEX)["_class_name"]
+    prediction = read_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER).get("prediction_type", "epsilon")
     say(f"{path.name} is taken for a {kind} of {prediction} prediction")
     return folder
 

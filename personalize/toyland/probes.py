@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, write_json, writing
+from personalize.common.untrusted import OBJECT, Many, Number, Table, require_regular
 from personalize.core import rng
 from personalize.toyland.pretraining.stages import loss_logger, pixels, sample_rows
 from personalize.toyland.pretraining.trainer import train_stage
@@ -198,7 +199,12 @@ def load_probe(out: Path) -> Probe:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    sizes, remedy = read_json(out / SIZES), "Make it again: personalize pretrain"
+    remedy = "Make it again: personalize pretrain"
+    sizes = read_json(
+        out / SIZES,
+        Table({"channels": Many(Number(1, 4096), 1, 16), "tables": OBJECT}, ("channels", "tables", "values"), remedy),
+    )
+    require_regular(out / "model.safetensors", "probe")
     if {k: tuple(v) for k, v in sizes["tables"].items()} != TABLES or sizes["values"] != VALUES:
         raise UserError(f"{out} reads another Toyland than the one drawn here. {remedy}")
     model = Probe(sizes["channels"])

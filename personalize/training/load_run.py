@@ -1,26 +1,41 @@
 """Loading a finished run, or one of its checkpoints, into its base."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from personalize import methods
 from personalize.common import checkpoint
 from personalize.common.errors import UserError
+from personalize.common.files import content_hash
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.run_folder import checkpoints, read_manifest
+from personalize.common.untrusted import OBJECT, Many, Number, Table, Text, require
 from personalize.models.interface import LatentModel
 
 STATE = "state.safetensors"
+SUBJECT = Table(
+    {"token": Text(), "class": Text(), "prompt": Text(), "prior_folder": Text()}, needs=("token", "class", "prompt", "photos")
+)
+RUN = Table(
+    {
+        "base": Text(), "fingerprint": Text(most=100), "methods": Many(Text(most=100), 1, 8), "recipe": OBJECT,
+        "subjects": Many(SUBJECT, 1, 10_000), "chosen": Number(0, 10**9), "why": Text(), "sha256": OBJECT,
+    },
+    needs=("base", "methods", "recipe"), remedy="Restore or delete the folder.",
+)  # fmt: skip
+RUN_NOW = replace(RUN, needs=(*RUN.needs, "fingerprint", "subjects"))
 
 
 def require_run(folder: Path) -> dict:
     """A run's manifest. UserError for a folder that is not a run."""
     manifest = read_manifest(folder)
     if manifest.get("kind") != "run":
-        raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder.")
+        raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder. Name a run's folder.")
+    require(manifest, RUN, str(folder / "manifest.json"))
     if "subjects" not in manifest:  # of schema 1, when a run had one subject, and fingerprints were taken otherwise
         manifest["fingerprint"] = ""
         manifest["subjects"] = [{k: manifest.get(k, "") for k in ("token", "class", "prompt", "photos", "prior_folder")}]
-    return manifest
+    return require(manifest, RUN_NOW, str(folder / "manifest.json"))
 
 
 def run_subject(manifest: dict, token: str = "") -> dict:
@@ -59,12 +74,22 @@ def load_run(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
     name, recipe = resolve_checkpoint(model, folder, manifest, at), recipe_from_dict(manifest["recipe"], str(folder))
     if at not in ("", "best"):
         params = [p for group in methods.attach(model, recipe) for p in group["params"]]
+        require_unchanged(folder / "checkpoints" / name, manifest)
         load_checkpoint(model, recipe, params, folder / "checkpoints" / name)
     else:
+        require_unchanged(folder / "model", manifest)
         methods.load(model, folder / "model", recipe)
     for module in model.networks.values():
         module.to(model.dtype).eval().requires_grad_(False)
     return name
+
+
+def require_unchanged(path: Path, manifest: dict) -> None:
+    """UserError for a checkpoint or result that is not the one that the run wrote; older manifests do not say it."""
+    written = manifest.get("sha256", {}).get(path.name)
+    if written and content_hash(path) != written:
+        remedy = "Delete it to do without it." if path.parent.name == "checkpoints" else "Use a checkpoint: --checkpoint last."
+        raise UserError(f"{path} was damaged or changed: its SHA-256 is not the one of this run's manifest. {remedy}")
 
 
 def load_checkpoint(model: LatentModel, recipe: Recipe, params: list, folder: Path) -> None:

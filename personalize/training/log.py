@@ -1,11 +1,14 @@
 """What a run logs while it trains: rows of log.jsonl and accelerate's trackers; and how a signal stops it."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from personalize.common import run_folder
@@ -15,6 +18,7 @@ from personalize.training import preflight
 from personalize.training.engine import Engine
 
 FILE = "log.jsonl"
+DEAD_STEPS = 10  # the first steps of a run or its rest
 
 
 class RunLog:
@@ -27,7 +31,7 @@ class RunLog:
         self.folder, self.engine, self.trackers, self.line, self.writes = folder, engine, trackers, "", writes
         self.pending: list[tuple[int, float, dict[str, Tensor]]] = []
         self.every = 10 if engine.model.device.type == "cuda" else 1
-        self.began = time.monotonic()
+        self.began, self.without_gradient = time.monotonic(), 0
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         """Adds a step's values. Its learning rate is read now, because it has changed when the row is written."""
@@ -35,8 +39,23 @@ class RunLog:
         if len(self.pending) >= self.every:
             self.flush()
 
+    def add_images(self, path: Path, step: int) -> None:
+        """Gives a grid of sample images to the trackers that show images."""
+        for tracker in self.trackers:
+            if hasattr(tracker, "log_images"):
+                grid = np.asarray(Image.open(path).convert("RGB"))
+                grid = grid.transpose(2, 0, 1) if tracker.name == "tensorboard" else grid  # (3,H,W), others take (H,W,3)
+                tracker.log_images({"samples": grid[None]}, step=step)
+
+    def add_scores(self, values: dict[str, float], step: int) -> None:
+        """Gives a checkpoint's scores to the trackers."""
+        for tracker in self.trackers:
+            tracker.log(values, step=step)
+
     def flush(self) -> None:
-        """Writes the pending rows. UserError for a loss that is not finite, before a checkpoint is written."""
+        """Writes the pending rows. UserError, before a checkpoint is written, for a loss that is not finite and for ten first
+        steps without a gradient.
+        """
         if not self.pending:
             return
         seconds = (time.monotonic() - self.began) / len(self.pending)
@@ -46,6 +65,12 @@ class RunLog:
                 append_jsonl(self.folder / FILE, {"step": step, **row, "seconds": round(seconds, 4)})
             for tracker in self.trackers:
                 tracker.log(row, step=step)
+            self.without_gradient += 1 if row["norm"] == 0 else -math.inf
+            if self.without_gradient == DEAD_STEPS:
+                raise UserError(
+                    f"nothing trains: the gradient was zero at each of {DEAD_STEPS} steps. Check that the prompts say the "
+                    "token ({token} in train.prompt and captions), and that train.prior_weight is not all there is."
+                )
             if not row["loss"] < float("inf"):
                 raise UserError(divergence_message(self.folder, self.engine, f"the loss became {row['loss']} at step {step}"))
         prior = f", class {row['prior']:.3f}" if row["prior"] else ""

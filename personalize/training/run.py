@@ -13,7 +13,7 @@ from torch import Tensor
 from personalize import methods
 from personalize.common import checkpoint, distributed, run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import read_jsonl, remove_folder, write_text, writing
+from personalize.common.files import content_hash, read_jsonl, remove_folder, write_text, writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.data import training_set
@@ -57,9 +57,23 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
     with writing(_checkpoint(run, step)) as temporary:
         temporary.mkdir()
         checkpoint.save_state(temporary / load_run.STATE, parts, step)
+        _record(run, temporary)
     _score_checkpoint(run, step, screen)
+    _prune(run)
+
+
+def _prune(run: TrainingRun) -> None:
     best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
     run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
+
+
+def _record(run: TrainingRun, path: Path) -> None:
+    """Put the SHA-256 of a checkpoint or the result into the manifest, by which a reader knows it as it was written.
+
+    It is still under its temporary name: after a kill none lies there that the manifest does not know.
+    """
+    run.manifest["sha256"] = run.manifest.get("sha256", {}) | {path.name: content_hash(path)}
+    run_folder.write_manifest(run.folder, run.manifest)
 
 
 def is_scored(recipe: Recipe, step: int) -> bool:
@@ -85,6 +99,7 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
             methods.start_from(run.data.model, run.recipe)
         _drop_rows_after(run, 0)
         return 0
+    load_run.require_unchanged(newest.parent, run.manifest)
     parts, step = checkpoint.load_state(newest)
     methods.restore(run.data.model, run.recipe, parts["trained"])
     checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
@@ -94,7 +109,9 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
         run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
     _drop_rows_after(run, step)
     screen.say(f"resuming {run.folder} after step {step}")
-    _score_checkpoint(run, step, screen)  # a stop may have come between saving and scoring
+    if run.writes:  # a stop may have come between saving, scoring and deleting
+        _score_checkpoint(run, step, screen)
+        _prune(run)
     return step
 
 
@@ -104,19 +121,14 @@ def _drop_rows_after(run: TrainingRun, step: int) -> None:
         return
     for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
         if run.dev or log.name == FILE:
-            rows = [row for row in (read_jsonl(log) if log.exists() else []) if row["step"] <= step]
+            rows = [row for row in read_jsonl(log) if row["step"] <= step]
             write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     for folder in (run.folder / "choosing").glob("step-*"):
-        if int(folder.name.split("-")[1]) > step:
+        number = folder.name.split("-")[1]
+        if number.isdecimal() and int(number) > step:
             remove_folder(folder)
     if run.dev:
         run.dev.scored = checkpoint_selection.read_scored(run.folder / checkpoint_selection.FILE)
-
-
-def mark(run: TrainingRun, status: str) -> None:
-    """Writes the run's status into its manifest."""
-    if run.writes:
-        run_folder.write_manifest(run.folder, run.manifest | {"status": status})
 
 
 def finish(run: TrainingRun, screen: Terminal) -> None:
@@ -129,13 +141,15 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     if run.dev:
         choice = _choice(run)
         screen.say(f"keeping {choice.why}")
+        load_run.require_unchanged(_checkpoint(run, choice.step), run.manifest)
         load_run.load_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, choice.step))
         run.manifest |= {"chosen": choice.step, "why": choice.why}
     for module in model.networks.values():
         module.eval()
     with writing(run.folder / "model") as temporary:
         methods.save(model, temporary, run.recipe)
-    mark(run, "finished")
+        _record(run, temporary)
+    run_folder.write_manifest(run.folder, run.manifest | {"status": "finished"})
 
 
 def _choice(run: TrainingRun) -> checkpoint_selection.Choice:

@@ -63,7 +63,6 @@ def draw_samples(model: LatentModel, recipe: Recipe, prompts: list[str], path: P
     z0 = sampling.sample_latents(
         model, prompts, sampling.image_generators(recipe.seed, range(8), "sample"), sampling_config(recipe)
     )
-    path.parent.mkdir(exist_ok=True)
     with writing(path) as temporary:
         grid(sampling.to_pil(model.decode_latents(z0)), 4).save(temporary)
 

@@ -65,7 +65,7 @@ def test_an_error_is_one_line_on_stderr_with_status_2(tmp_path):
         (["generate"], "what to draw? Give a prompt"),
         (["generate", "a dog"], "Make one: personalize train PHOTOS --class WORD"),
         (["generate", "a dog", "--run", "runs/none"], "runs/none is not a folder that personalize made"),
-        (["generate", "--prompts", "none.txt"], "cannot read the prompts in none.txt"),
+        (["generate", "--prompts", "none.txt"], "cannot read the prompts file none.txt"),
         (["evaluate"], "Make one: personalize train PHOTOS --class WORD"),
         (["evaluate", "runs/none"], "runs/none is not a folder that personalize made"),
         (["train", "p", "--method", "lore"], "lore"),

@@ -7,6 +7,7 @@ import copy
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import safe_open
 
 import personalize
 from personalize import models
+from personalize.commands import export as export_command
 from personalize.commands.export import model_card, targets, verify
 from personalize.commands.export.model_card import Card
 from personalize.commands.export.targets import Form
@@ -335,7 +337,9 @@ def test_only_an_unchanged_export_of_the_same_run_is_replaced(run_of, tmp_path):
     assert out.stat().st_size < len(whole), "our own, in another precision now"
     with pytest.raises(UserError, match="is there already"):
         write("pivotal")
-    out.write_bytes(whole)
+    out.write_bytes(whole)  # also our own: as an export leaves it that was killed before it put the next one there
+    write("lora", half=True)
+    out.write_bytes(whole[:-1])
     with pytest.raises(UserError, match="is there already"):
         write("lora")
 
@@ -496,3 +500,76 @@ def test_a_card_of_a_base_on_the_hub_names_it_and_its_licence(run_of):
     ):  # fmt: skip
         assert line in card, card
     assert "secret" not in card and "Samples" not in card and "Scores" not in card
+
+
+@pytest.mark.parametrize("name", ["absolute", "../secret.png", "linked.png", "secret.jpg"])
+def test_a_run_of_a_stranger_publishes_no_image_but_its_own(run_of, hub, tmp_path, name):
+    """Its images.jsonl could name any file of yours: what is no PNG in its own folder is drawn anew instead."""
+    run, secret = tmp_path / "run", tmp_path / "run" / "secret.png"
+    shutil.copytree(run_of("pivotal"), run, ignore=shutil.ignore_patterns("export", "images"))
+    (run / "images").mkdir()
+    Image.new("RGB", (32, 32), (255, 0, 255)).save(secret)
+    (run / "images" / "linked.png").symlink_to(secret)
+    Image.new("RGB", (32, 32), (255, 0, 255)).save(run / "images" / "secret.jpg")
+    row = {"file": str(secret) if name == "absolute" else name, "prompt": "a dog", "checkpoint": "model"}
+    (run / "images" / "images.jsonl").write_text(json.dumps(row) + "\n")
+    pushed(run)
+    samples = sorted((run / "export" / "upload-to-hub" / "samples").iterdir())
+    assert len(samples) == 4 and all(np.any(pixels(path) != (255, 0, 255)) for path in samples)
+
+
+def test_an_export_that_was_killed_before_or_after_it_was_put_there_can_be_repeated(run_of, tmp_path, monkeypatch):
+    out = tmp_path / "dog.safetensors"
+    write = lambda **more: personalize.export(run_of("lora"), to="kohya", out=out, check=False, **more)  # noqa: E731
+    write(half=True)
+    put = export_command._put
+
+    def killed(source, final):
+        raise KeyboardInterrupt
+
+    def killed_after(source, final):
+        put(source, final)
+        raise KeyboardInterrupt
+
+    for kill in (killed, killed_after):
+        monkeypatch.setattr(export_command, "_put", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+        monkeypatch.setattr(export_command, "_put", put)
+        write(half=kill is killed)
+
+
+def test_no_config_of_an_export_names_a_folder_of_this_machine(run_of, tmp_path):
+    for method, fuse in (("full", False), ("lora", True)):
+        folder = personalize.export(run_of(method), to="diffusers", fuse=fuse, out=tmp_path / method, check=False).files[0]
+        configs = [path.read_text() for path in folder.rglob("*.json")]
+        assert len(configs) > 4 and not [text for text in configs if "_name_or_path" in text or str(tmp_path.parent) in text]
+
+
+def test_text_encoders_have_the_names_of_every_released_one(run_of, tmp_path):
+    """Those of transformers 5 lack "text_model.", and transformers 4 then fills the encoder with random numbers."""
+    for method, fuse in (("full", False), ("lora", True)):
+        folder = personalize.export(run_of(method), to="diffusers", fuse=fuse, out=tmp_path / method, check=False).files[0]
+        with safe_open(next((folder / "text_encoder").glob("*.safetensors")), "pt") as file:
+            keys = set(file.keys())
+        assert {"text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.self_attn.q_proj.weight",
+                "text_model.encoder.layers.1.mlp.fc2.bias", "text_model.final_layer_norm.weight"} <= keys  # fmt: skip
+        assert all(key.startswith("text_model.") for key in keys)
+
+
+def test_a_dora_is_not_exported_to_kohyas_form_that_programs_read_in_two_ways(run_of, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_of("lora"), run, ignore=shutil.ignore_patterns("export", "images"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["recipe"]["lora"]["dora"] = True
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="dora = true has no form of kohya's .*--to single-file --fuse"):
+        personalize.export(run, to="kohya", out=tmp_path, check=False)
+
+
+def test_a_diffusers_lora_has_its_scale_in_its_weights(run_of, tmp_path):
+    """The run has alpha 7.5 and rank 3; who reads no header takes alpha for the rank."""
+    (folder, *_) = personalize.export(run_of("lora"), to="diffusers", out=tmp_path / "lora", check=False).files
+    with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert header["unet.lora_alpha"] == header["unet.r"] == 3 and not header["unet.alpha_pattern"]

@@ -12,9 +12,10 @@ from PIL import Image
 import personalize
 from personalize import models
 from personalize.commands import generate
+from personalize.commands.generate import A1111_SAMPLERS
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
-from personalize.common.recipe import load_recipe
+from personalize.common.recipe import SAMPLERS, load_recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.formats import embedding, lora, safetensors_io
 
@@ -86,7 +87,7 @@ def test_an_image_carries_its_parameters_as_automatic1111_writes_them(draw, tiny
     assert lines[:2] == [PROMPT, "Negative prompt: a red hat"]
     fields = dict(part.split(": ", 1) for part in lines[2].split(", "))
     assert fields == {
-        "Steps": "2", "Sampler": "dpm++2m", "CFG scale": "4.5", "Seed": "3", "Size": "32x32", "Model": str(tiny_sd),
+        "Steps": "2", "Sampler": "DPM++ 2M", "CFG scale": "4.5", "Seed": "3", "Size": "32x32", "Model": tiny_sd.name,
         "Run": "none", "Image": "1",
     }  # fmt: skip
 
@@ -173,7 +174,7 @@ def test_an_interrupted_write_leaves_no_half_image(draw, tmp_path, monkeypatch):
         raise OSError("no more")
 
     monkeypatch.setattr(Image.Image, "save", broken)
-    with pytest.raises(OSError, match="no more"):
+    with pytest.raises(UserError, match="cannot write .*png: no more"):
         draw()
     assert not list((tmp_path / "out").iterdir())
 
@@ -327,3 +328,31 @@ def test_a_file_that_cannot_be_used_is_the_users_error_and_nothing_is_drawn(draw
         with pytest.raises(UserError, match=said):
             draw(**options)
     assert not (tmp_path / "out").exists()
+
+
+def test_every_sampler_has_a_name_of_automatic1111s():
+    assert A1111_SAMPLERS.keys() == set(SAMPLERS)
+
+
+@pytest.mark.parametrize(
+    "prompt, said",
+    [("a dog <lora:x:0.8>", "<lora:x:0.8>"), ("a (red:1.2) dog", "(red:1.2)"), ("a dog BREAK snow", "BREAK"), ("a dog", None)],
+)
+def test_marks_of_other_programs_are_said_to_be_letters_once(draw, prompt, said):
+    screen = Heard()
+    draw([prompt, prompt + " again"], screen=screen)
+    lines = [line for line in screen.lines if "is read as letters" in line]
+    assert [f"'{said}'" in line for line in lines] == ([True] if said else [])
+
+
+def test_what_is_cut_from_a_negative_prompt_is_said(draw):
+    screen = Heard()
+    draw(["a dog"], "draw.negative=" + "snow " * 100, screen=screen)
+    assert any("the negative prompt" in line and "does not see" in line for line in screen.lines)
+
+
+def test_images_that_are_no_numbers_are_not_saved(draw, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "decode_latents", lambda z0: torch.full((len(z0), 3, 32, 32), torch.nan))
+    with pytest.raises(UserError, match="draws images that are not numbers in float32. Draw with fewer LoRAs"):
+        draw()
+    assert not list((tmp_path / "out").glob("*.png"))

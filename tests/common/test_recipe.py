@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from personalize.common import errors, files, prompts, run_folder, settings
+from personalize.common import errors, files, prompts, run_folder, settings, untrusted
 from personalize.common import recipe as config
 from personalize.common.errors import UserError
 from personalize.common.recipe import (
@@ -219,7 +219,7 @@ def test_a_recipe_cannot_be_changed():
         Recipe().train.steps = 3
 
 
-@pytest.mark.parametrize("module", [config, errors, files, prompts, run_folder, settings])
+@pytest.mark.parametrize("module", [config, errors, files, prompts, run_folder, settings, untrusted])
 def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_only(module):
     names = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
@@ -227,5 +227,18 @@ def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module if node.module.startswith("personalize") else node.module.split(".")[0])
-    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "settings")} | {"filelock"}
+    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "settings", "untrusted")} | {"filelock"}
     assert names and names <= set(sys.stdlib_module_names) | allowed
+
+
+def test_every_whole_number_has_a_most():
+    numbers = [s for s in config.SETTINGS.values() if s.kind is int]
+    assert len(numbers) > 20 and all(s.most is not None for s in numbers)
+    for text in (
+        "seed=99999999999999999999999",
+        "train.batch=1000000000",
+        "draw.count=1000000000",
+        f"train.steps={'1' * 6000}",
+    ):
+        with pytest.raises(UserError, match=text.partition("=")[0]):
+            config.load_recipe(None, [text])

@@ -1,18 +1,21 @@
 """Run folders: what survives a kill, who may hold a folder, what is found again."""
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import personalize
-from personalize.common import run_folder
+from personalize.common import files, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import (
     append_jsonl,
@@ -100,7 +103,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_holder_only_if_it_is_d
     with writing(tmp_path / "b.png") as mine:
         mine.write_bytes(b"b")
         with run_folder.lock(tmp_path):
-            assert list(tmp_path.rglob(".tmp-*")) == [mine]
+            assert list(tmp_path.rglob(".tmp-*")) == [mine.parent]
     assert (tmp_path / "b.png").read_bytes() == b"b"
 
 
@@ -117,9 +120,10 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path):
 def test_writing_keeps_the_suffix_and_makes_the_folder(tmp_path):
     path = tmp_path / "new" / "weights.safetensors"
     with writing(path) as temporary:
-        assert temporary.suffix == ".safetensors" and temporary.parent == path.parent
+        assert temporary.name == path.name and temporary.parent.parent == path.parent
+        (temporary.parent / "of-the-library").touch()
         temporary.write_bytes(b"w")
-    assert path.read_bytes() == b"w"
+    assert path.read_bytes() == b"w" and os.listdir(path.parent) == ["weights.safetensors"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
@@ -317,3 +321,70 @@ def test_library_versions_come_without_importing_the_libraries():
     process = python(code)
     assert process.returncode == 0
     assert run_folder.library_versions()["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+CONTENDER = """
+import os, sys
+from pathlib import Path
+from personalize.common.errors import UserError
+from personalize.common.run_folder import lock
+folder, held = Path(sys.argv[1]), 0
+for _ in range(150):
+    try:
+        with lock(folder):
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+            held += 1
+            os.unlink(folder / "inside")
+    except UserError:
+        pass
+print(held)
+"""
+
+
+def test_six_processes_never_hold_a_folder_at_once(tmp_path):
+    contenders = [
+        subprocess.Popen([sys.executable, "-c", CONTENDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(6)
+    ]
+    held = [int(process.communicate(timeout=60)[0]) for process in contenders]
+    assert all(process.returncode == 0 for process in contenders) and sum(held) > 30
+    assert sorted(os.listdir(tmp_path)) == ["lock.flock"]
+
+
+DISKS = [OSError(code, os.strerror(code)) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)]
+DISKS += [shutil.Error([("a", "b", "No space left")]), SafetensorError("I/O error: No space left on device")]
+
+
+@pytest.mark.parametrize("error", DISKS, ids=repr)
+def test_a_disk_that_fails_is_one_error_that_names_the_file(tmp_path, error):
+    path = tmp_path / "model.safetensors"
+    with (
+        pytest.raises(UserError, match=r"cannot write .*model.safetensors: .+Free or change the disk"),
+        writing(path) as temporary,
+    ):
+        temporary.write_bytes(b"half")
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_cleaning_up_does_not_hide_the_error_that_came_first(tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(UserError, match="a.json: No space left"), run_folder.lock(tmp_path), writing(tmp_path / "a.json"):
+        monkeypatch.setattr(Path, "unlink", fails)
+        monkeypatch.setattr("os.unlink", fails)
+        monkeypatch.setattr("os.rmdir", fails)
+        raise OSError(errno.ENOSPC, "No space left")
+
+
+def test_what_is_written_for_its_owner_alone_is_given_to_whom_the_umask_lets(tmp_path):
+    with writing(tmp_path / "w.safetensors") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o666 & ~files.UMASK
+
+
+def test_a_name_that_is_no_unicode_is_stored_escaped_and_read_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_json(tmp_path / "a.json", {"path": name})
+    append_jsonl(tmp_path / "a.jsonl", {"path": name})
+    assert read_json(tmp_path / "a.json") == {"path": name} == read_jsonl(tmp_path / "a.jsonl")[0]

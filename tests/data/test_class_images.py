@@ -258,9 +258,17 @@ def test_a_set_of_another_base_is_refused(model, six):
 def test_a_folder_with_files_of_others_is_refused_and_left_alone(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match="did not make, holiday.png"):
+    with pytest.raises(UserError, match="did not make, holiday.png.*--prior-images .*mine"):
         draw(model, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["holiday.png"]
+
+
+@pytest.mark.parametrize("leftover", [".DS_Store", ".ipynb_checkpoints/", "Thumbs.db", "desktop.ini", "._a.png"])
+def test_what_systems_leave_in_a_folder_is_no_ones_file(model, tmp_path, leftover):
+    place = tmp_path / leftover
+    place.mkdir() if leftover.endswith("/") else place.write_bytes(b"left")
+    class_images.check_folder(tmp_path, settings_of(model, recipe_of()))
+    assert place.exists()
 
 
 def test_too_few_class_images_are_counted_and_the_remedy_named(six):

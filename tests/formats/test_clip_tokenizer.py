@@ -23,7 +23,7 @@ def test_a_tokenizer_in_one_file_is_read_too(tmp_path):
 def test_a_vocabulary_that_is_none_is_refused(tmp_path, text):
     folder = tiny.vocabulary(tmp_path / "tokenizer")
     (folder / "vocab.json").write_text(text)
-    with pytest.raises(UserError, match="is no vocabulary"):
+    with pytest.raises(UserError, match="is no vocabulary|expected an object"):
         clip_tokenizer.read_vocabulary(tmp_path / "m")
     (folder / "vocab.json").unlink()
     (folder / "tokenizer.json").write_text(text)

@@ -53,7 +53,7 @@ def test_a_single_row_may_be_a_vector(path):
         ({"<x>": torch.ones(2, 8, 1)}, "not rows"),
         ({"<x>": torch.ones(0, 8)}, "not rows"),
         ({"<x>": torch.ones(2, 8, dtype=torch.int64)}, "not rows"),
-        ({"<x>": torch.full((2, 8), float("nan"))}, "not rows"),
+        ({"<x>": torch.full((2, 8), float("nan"))}, "not a finite number"),
     ],
 )
 def test_what_is_no_embedding_is_refused(path, tensors, word):

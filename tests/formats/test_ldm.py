@@ -102,6 +102,27 @@ def test_the_last_layer_of_sd2s_openclip_is_left_out():
     assert same(back["text_encoder"], tiny.states("sd2")["text_encoder"])
 
 
+def test_a_file_of_sd2_has_what_old_loaders_expect_of_openclip():
+    """As sd-scripts writes it: block 23 is block 22 again, a square projection of ones; nobody's image depends on them."""
+    states, configs = dict(tiny.states("sd2")), dict(tiny.configs("sd2"))
+    text, depth = states["text_encoder"], ldm.SD2_LAYERS
+    layers = {key: v for key, v in text.items() if ".layers.0." in key}
+    text = {key: v for key, v in text.items() if ".layers." not in key}
+    text |= {key.replace(".0.", f".{k}."): v + k for key, v in layers.items() for k in range(depth)}
+    configs["text_encoder"] = configs["text_encoder"] | {"num_hidden_layers": depth}
+    file = ldm.to_ldm(states | {"text_encoder": text}, "sd2", configs)
+    prefix = "cond_stage_model.model."
+    blocks = [
+        {key.split(f"resblocks.{k}.")[1]: v for key, v in file.items() if f"{prefix}transformer.resblocks.{k}." in key}
+        for k in (depth - 1, depth)
+    ]
+    assert same(*blocks) and len(blocks[0]) == 12
+    width = configs["text_encoder"]["hidden_size"]
+    assert torch.equal(file[f"{prefix}text_projection"], torch.ones(width, width)) and file[f"{prefix}logit_scale"] == 1
+    assert same(ldm.from_ldm(file, "sd2", configs)["text_encoder"], text)
+    assert not any("logit_scale" in key for family in ("sd1", "sdxl") for key in tiny.tensors(family))
+
+
 def test_state_dicts_of_other_versions_are_tidied():
     clip = {"embeddings.position_ids": torch.ones(3), "encoder.layers.0.mlp.fc1.bias": torch.ones(1)}
     assert set(ldm.tidy("text_encoder", clip)) == {"text_model.encoder.layers.0.mlp.fc1.bias"}

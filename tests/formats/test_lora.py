@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny_releases import same
 
 from personalize.common.errors import UserError
-from personalize.formats import lora, lora_names
+from personalize.formats import lora, lora_names, safetensors_io
 
 
 @pytest.fixture
@@ -122,6 +122,51 @@ def test_older_spellings_of_diffusers_are_read(path, spelling):
     assert equal(read(path), made)
 
 
+def spelt(made, rename):
+    """The tensors of a U-Net's LoRA with layers renamed by `rename(diffusers' name, single files' name)`."""
+    original = lora_names.unet_layers(tiny.layers("sd1")["unet"])
+    split = {key: key.removeprefix("unet.").split(".lora_") for key in made.tensors}
+    return {f"{rename(name, original[name])}.lora_{end}": made.tensors[key] for key, (name, end) in split.items()}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name, original: f"lycoris_{name.replace('.', '_')}",
+        lambda name, original: f"unet.{original}",
+        lambda name, original: f"diffusion_model.{original}",
+        lambda name, original: f"model.diffusion_model.{original}",
+        lambda name, original: f"diffusion_model.{name}",
+        lambda name, original: f"lora_unet_{original.replace('.', '_')}",
+    ],
+    ids=[
+        "lycoris_",
+        "unet.input_blocks",
+        "diffusion_model.input_blocks",
+        "model.",
+        "diffusion_model.down_blocks",
+        "lora_unet_",
+    ],
+)
+@pytest.mark.parametrize("halves", ["lora_A lora_B", "lora_down lora_up", "lora_A.default_0 lora_B.default_0"])
+def test_spellings_of_other_programs_are_read(path, rename, halves):
+    """As ComfyUI, LyCORIS' wrapper and PEFT with a named adapter write them; every layer of the U-Net."""
+    made = adapter("sd1", where=r"^unet\.", rank=lambda k: 2, alpha=lambda k: 2.0)
+    down, up = halves.split()
+    renamed = {key.replace("lora_A", down).replace("lora_B", up): v for key, v in spelt(made, rename).items()}
+    assert len(renamed) == len(made.tensors) and not set(renamed) & set(made.tensors)
+    save_file(renamed, path)
+    assert equal(read(path), made)
+
+
+def test_lycoris_names_of_text_encoders_are_read(path):
+    made = adapter("sd1", where=r"^text_encoder\.", rank=lambda k: 2, alpha=lambda k: 2.0)
+    keys = {key: re.split(r"\.(?=lora_)", key.partition(".")[2]) for key in made.tensors}
+    tensors = {f"lycoris_{layer.replace('.', '_')}.{end}": made.tensors[key] for key, (layer, end) in keys.items()}
+    save_file(tensors, path)
+    assert equal(read(path), made)
+
+
 @pytest.mark.parametrize("prefix", ["text_model.", ""])
 @pytest.mark.parametrize("ending", [".q_proj.lora_linear_layer.down", ".to_q_lora.down", ".q_proj.lora_A"])
 def test_text_layers_are_found_with_and_without_text_model(path, prefix, ending):
@@ -197,6 +242,15 @@ def test_a_lora_of_another_base_says_how_much_does_not_fit(path):
         ("lora_unet_x.oft_blocks", "an OFT"),
         ("model.diffusion_model.input_blocks.0.0.weight", "a whole checkpoint"),
         ("emb_params", "not a LoRA"),
+        ("lora_unet_x.diff_b", "changes of biases"),
+        ("unet.x.lora_B.bias", "changes of biases"),
+        ("unet.x.lora_B.default_0.bias", "changes of biases"),
+        ("lora_unet_x.w_norm", "changes of norms"),
+        ("lora_unet_x.b_norm", "changes of norms"),
+        ("bundle_emb.my_dog.string_to_param.*", "embeddings of words .*Bundle Embeddings"),
+        ("bundle_emb.my_dog.clip_l", "embeddings of words"),
+        ("base_model.model.conv_in.modules_to_save.weight", "whole modules"),
+        ("diffusion_model.img_in.set_weight", "whole modules"),
     ],
 )
 def test_other_files_are_refused_by_name(path, key, word):
@@ -205,6 +259,22 @@ def test_other_files_are_refused_by_name(path, key, word):
         read(path)
     with pytest.raises(UserError, match="is a pickle"):
         read(path.with_suffix(".pt"))
+
+
+@pytest.mark.parametrize("key, kind", [
+    ("{}.diff_b", "1 of its 3 tensors, such as '.*diff_b'"),
+    ("{}.w_norm", "1 of its 3 tensors, such as '.*w_norm'"),
+    ("bundle_emb.dog.clip_g", "1 of its 3 tensors, such as 'bundle_emb.dog.clip_g'"),
+    ("unet.conv_in.weight", "holds more than a LoRA of 'base': 1 of its 3 tensors .*'unet.conv_in"),
+    ("lora_xyz_mid_block_attentions_0_proj_in.lora_up.weight", "spells layers that 'base' has in a way unknown here"),
+    ("unknown.mid_block.attentions.0.proj_in.lora_A.weight", "spells layers that 'base' has in a way unknown here"),
+    ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "was made for another base than 'base': 1 of its 3"),
+    ("lora_unet_single_blocks_0.lora_up.weight", "was made for another base than 'base': 1 of its 3"),
+])  # fmt: skip
+def test_what_is_beside_a_lora_is_told_apart(path, key, kind):
+    save_file(GOOD | {key.format(STEM): torch.ones(2, 2)}, path)
+    with pytest.raises(UserError, match=kind):
+        read(path)
 
 
 STEM = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -219,11 +289,11 @@ GOOD = {f"{STEM}.lora_down.weight": torch.ones(2, 32), f"{STEM}.lora_up.weight":
         ({f"{STEM}.lora_up.weight": torch.ones(0, 2)}, "do not fit each other"),
         ({f"{STEM}.lora_down.weight": torch.ones(2)}, "do not fit each other"),
         ({f"{STEM}.alpha": torch.ones(2)}, "not one finite number"),
-        ({f"{STEM}.alpha": torch.tensor(float("nan"))}, "not one finite number"),
+        ({f"{STEM}.alpha": torch.tensor(float("nan"))}, "not a finite number"),
         ({f"{STEM}.dora_scale": torch.ones(1, 32)}, "scales the inputs"),
         ({f"{STEM}.dora_scale": torch.ones(31, 1)}, "scales the inputs"),
         ({f"{STEM.replace('to_q', 'to_k')}.lora_down.weight": torch.ones(2, 32)}, "only one half"),
-        ({f"{STEM}.unknown": torch.ones(1)}, "another base"),
+        ({f"{STEM}.unknown": torch.ones(1)}, "holds more than a LoRA"),
         ({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 32)}, "twice"),
     ],
 )
@@ -258,3 +328,26 @@ def test_the_same_adapter_gives_the_same_bytes(path):
             write(path, made)
             files.append(path.read_bytes())
         assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_with_its_scale_in_the_weights_a_lora_is_the_same_update_to_who_reads_no_header(path, dora):
+    made = adapter("sd1", dora=dora)
+    baked = lora.with_scale_in_weights(made)
+    assert baked.alphas == baked.ranks and any(made.alphas[name] != made.ranks[name] for name in made.ranks)
+    for name, rank in made.ranks.items():
+        update = made.tensors[f"{name}.lora_B.weight"].flatten(1) @ made.tensors[f"{name}.lora_A.weight"].flatten(1)
+        plain = baked.tensors[f"{name}.lora_B.weight"].flatten(1) @ baked.tensors[f"{name}.lora_A.weight"].flatten(1)
+        torch.testing.assert_close(plain, update * made.alphas[name] / rank)
+    lora.write_diffusers(path, baked)
+    header = json.loads(safetensors_io.read_header(path)["metadata"][lora.HEADER])
+    assert header["unet.lora_alpha"] == header["unet.r"] and header["unet.alpha_pattern"] == header["unet.rank_pattern"]
+
+
+@pytest.mark.parametrize("family, is_v2", [("sd1", "False"), ("sd2", "True"), ("sdxl", "False")])
+def test_a_file_of_kohyas_says_whether_its_base_is_2(path, family, is_v2):
+    width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[family]
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, width), f"{name}.lora_B.weight": torch.ones(640, 2)}
+    lora.write_kohya(path, lora.Adapter(tensors, {name: 2}, {name: 2.0}), family="sdxl" if family == "sdxl" else "sd")
+    assert safetensors_io.read_header(path)["metadata"]["ss_v2"] == is_v2

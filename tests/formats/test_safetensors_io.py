@@ -107,8 +107,8 @@ def test_bytes_after_the_last_tensor_are_refused(path):
 
 
 def test_a_missing_file_and_a_folder_are_errors_of_the_user(tmp_path):
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(UserError, match="cannot read"):
+    for path, fault in ((tmp_path / "none.safetensors", "cannot read"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(UserError, match=fault):
             safetensors_io.read_header(path)
 
 

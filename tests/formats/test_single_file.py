@@ -261,7 +261,7 @@ def test_folders_that_are_not_bases_are_refused(folders, path):
     with pytest.raises(UserError, match="is an inpainting model"):
         pack_single_file(folder, path, half=False)
     unet.write_text("[]")
-    with pytest.raises(UserError, match="not a JSON object"):
+    with pytest.raises(UserError, match="expected an object"):
         pack_single_file(folder, path, half=False)
     shutil.copy(folders["sd1"] / "unet" / "config.json", unet)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
@@ -367,3 +367,28 @@ def test_toyland_is_refused_by_name(path):
     toyland = Path(clip_tokenizer.__file__).parents[1] / "toyland" / "weights"
     with pytest.raises(UserError, match="^base 'toyland' has unet.attention_head_dim = .*--to diffusers"):
         require_packable(toyland, "base 'toyland'")
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize(
+    "text, prediction",
+    [
+        ('model:\n  params:\n    parameterization: "v"\n', "v_prediction"),
+        ("model:\r\n  params:\r\n    parameterization: v # 768\r\n", "v_prediction"),
+        ("    parameterization: eps\n", "epsilon"),
+        ("    # parameterization: v\n", ""),
+        ("    parameterization: x0\n", ""),
+        ("!!python/object/apply:os.system [exit 1]\n", ""),
+    ],
+)
+def test_the_yaml_beside_a_file_says_what_it_predicts(tmp_path, family, text, prediction):
+    path = foreign(tmp_path / "model.safetensors", family)
+    path.with_suffix(".yaml").write_bytes(text.encode())
+    unpacked = tmp_path / "unpacked"
+    unpack_single_file(path, unpacked)
+    said = json.loads((unpacked / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
+    assert said == (prediction or {"sd1": "epsilon", "sd2": "v_prediction"}[family])
+    foreign(path, family, **{"modelspec.prediction_type": "epsilon"})
+    unpack_single_file(path, tmp_path / "header")
+    said = json.loads((tmp_path / "header" / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
+    assert said == "epsilon", "the file's own header counts first"

@@ -107,6 +107,20 @@ def test_a_saved_result_draws_what_the_trained_model_draws(folder, case, tmp_pat
     assert files and all((tmp_path / "model" / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
 
 
+@pytest.mark.parametrize("text", ["false", "true"])
+def test_a_whole_folder_has_the_text_keys_of_released_checkpoints(tiny_sd, tiny_sdxl, tmp_path, text):
+    """transformers 4 draws with a random text encoder where they begin otherwise; trained or linked to the base's."""
+    for base_folder in (tiny_sd, tiny_sdxl):
+        model, recipe = base(base_folder), Case(("full",)).recipe(f"train.text_encoder={text}")
+        methods.save(model, tmp_path / base_folder.name, recipe)
+        for part, encoder in model.text_encoders.items():
+            keys = set(load_file(tmp_path / base_folder.name / part / "model.safetensors"))
+            assert all(key.startswith(("text_model.embeddings.", "text_model.encoder.layers.", "text_model.final_layer_norm.",
+                                       "text_projection.")) for key in keys), part  # fmt: skip
+            assert len(keys) == len(encoder.state_dict())
+        methods.load(base(base_folder), tmp_path / base_folder.name, recipe)
+
+
 @battery(CASES)
 def test_a_fresh_method_changes_no_prompt_without_a_new_word(folder, case):
     """Adapters and full: no prompt at all. A fresh word is the word it begins as."""

@@ -128,9 +128,9 @@ def test_an_inpainting_unet_is_refused_before_any_weights_are_read(copy):
 @pytest.mark.parametrize(
     ("file", "values", "match"),
     [
-        ("unet/config.json", {"sample_size": None}, "sample_size None, which is no number"),
-        ("unet/config.json", {"sample_size": [16, 24]}, "sample_size .16, 24., which is no number"),
-        ("vae/config.json", {"latents_mean": [0.0] * 4}, "VAE with latents_mean"),
+        ("unet/config.json", {"sample_size": None}, "sample_size is null; expected a whole number"),
+        ("unet/config.json", {"sample_size": [16, 24]}, "sample_size is a list; expected a whole number"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4}, "latents_mean is a list; expected null. .*use another base"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler, whose noise levels"),
         ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch.*another base"),
     ],
@@ -388,3 +388,28 @@ def test_what_a_lean_import_leaves_out_can_still_be_imported(tiny_sd):
     """PEFT, torch's compiler, other models and pipelines, in the process that loaded a base; and all of it silent."""
     done = subprocess.run([sys.executable, "-c", LATER.format(folder=str(tiny_sd))], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
+
+
+def test_a_text_encoders_config_names_no_code_of_the_hub(copy, monkeypatch):
+    """transformers would ask the hub for a kernel; the network is closed here, so it would fail."""
+    edit(copy / "text_encoder/config.json", attn_implementation="kernels-community/x", _attn_implementation="owner/name")
+    model = models.load_model(str(copy), device="cpu", dtype="float32", say=lambda line: None)
+    assert model.text_encoders["text_encoder"].config._attn_implementation == "sdpa"
+
+
+def test_a_vocabulary_larger_than_its_text_encoder_is_refused(copy):
+    tokenizer = loading.CLIPTokenizer.from_pretrained(copy / "tokenizer")
+    tokenizer.add_tokens(["unheard-of"])
+    tokenizer.save_pretrained(copy / "tokenizer")
+    refused(copy, "tokenizer has a token of id .*, and its text encoder knows .*Restore")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_weight_that_is_not_a_number_is_refused_by_its_name(copy, part):
+    (path,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = float("nan")
+    path.unlink()
+    save_file(tensors, path)
+    refused(copy, f"{part}: .*{name.removeprefix('text_model.')} holds a value that is not a finite number")

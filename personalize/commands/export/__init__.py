@@ -3,8 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,15 +16,17 @@ from personalize.commands.export.verify import Check, Files
 from personalize.commands.session import RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import append_jsonl, content_hash, explained, read_json, read_jsonl, writing
+from personalize.common.files import append_jsonl, content_hash, read_json, read_jsonl, scratch_folder, writing
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
+from personalize.common.untrusted import Table, Text
 from personalize.formats import single_file
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
 
 FOLDER = "export"  # in the run's folder
-RECORD, STAGE, UPLOAD = "exports.jsonl", ".tmp-stage", "upload-to-hub"  # in that one
+RECORD, STAGE, UPLOAD = "exports.jsonl", "stage", "upload-to-hub"  # in that one
+RECORD_ROW = Table({"path": Text(), "sha256": Text()}, needs=("path", "sha256"))
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def export(
         raise UserError("--public and --with-photos are about a repository on the hub: name it, --push owner/name.")
     folder = Path(run) if run else run_folder.newest_run(Path(runs))
     manifest, form, goal = load_run.require_run(folder), Form(to, fuse, half), Push(push, public, with_photos) if push else None
-    targets.require_possible(manifest["methods"], form)
+    targets.require_possible(manifest["methods"], form, dora=manifest["recipe"].get("lora", {}).get("dora", False))
     place, stem = _place(folder, manifest, form, Path(out).expanduser() if out else None)
     if goal:
         hub.require_possible(goal, folder)
@@ -89,20 +90,23 @@ def export(
         single_file.require_packable(model.folder, f"base {model.name!r}")
     products = targets.products_of(model, manifest["methods"], form, subjects=manifest["subjects"], stem=stem)
     with run_folder.lock(home):
-        products = [product for product in products if not _vocabulary_is_there(model, place, product)]
-        for product in products:
+        new = [product for product in products if not _vocabulary_is_there(model, place, product)]
+        for product in new:
             _require_ours(home, place / product.name)
         run_folder.require_free_disk(home, _bytes(model, form, products))
-        with _stage(home) as stage:
+        with scratch_folder(home / STAGE) as stage:
             name, written, result, samples = _write(model, job, recipe, products=products, stage=stage, screen=screen)
-            files = [_put(stage / product.name, place / product.name) for product in products]
-        _record(home, files, job, result)
-        _say(files, products, result, screen)
+            for product in new:  # the record first: what lies there after a kill is known as ours
+                _record(home, stage / product.name, place / product.name, job, result)
+                _put(stage / product.name, place / product.name)
+        files = [place / product.name for product in new]
+        _say(files, new, result, screen)
         if not goal:
             return ExportResult(files, result)
         card = _card(model, job, name, written, main=products[0], prompts=[prompt for prompt, _ in samples])
         photos = folder / hub.PHOTOS if with_photos else None
-        upload = hub.prepare_upload(home / UPLOAD, card, files=files, images=[image for _, image in samples], photos=photos)
+        everything, images = [place / product.name for product in products], [image for _, image in samples]
+        upload = hub.prepare_upload(home / UPLOAD, card, files=everything, images=images, photos=photos)
     return ExportResult(files, result, hub.upload(upload, goal))
 
 
@@ -127,6 +131,9 @@ def _write(
     files = targets.write(model, trained, form, products=products, stage=stage)
     if not job.check:
         return name, files, None, samples
+    if products[0].kind == targets.BASE and form.to == "diffusers":
+        screen.say("opening it with plain diffusers")
+        verify.require_opens_plainly(files.base)
     screen.say("drawing with it in a fresh process")
     # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
     fresh_prompt = model.expand_words(prompt) if targets.bakes_words(manifest["methods"], form) else prompt
@@ -163,31 +170,17 @@ def _require_ours(home: Path, path: Path) -> None:
     """UserError for something that is not, unchanged, what an export of this run left there."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    rows = read_jsonl(home / RECORD) if (home / RECORD).exists() else []
-    if {row["path"]: row["sha256"] for row in rows}.get(_named(home, path)) != content_hash(path):
+    rows = read_jsonl(home / RECORD, RECORD_ROW)
+    if content_hash(path) not in [row["sha256"] for row in rows if row["path"] == _named(home, path)]:
         place = f"{os.path.relpath(path)} is there already, and it is not what an export of this run left there"
         raise UserError(f"{place}. Move it away, or give another place: --out.")
 
 
-@contextmanager
-def _stage(home: Path) -> Iterator[Path]:
-    """An empty folder that is gone afterwards. The lock is held: one that is there is of an export that was killed."""
-    stage = home / STAGE
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
-        with explained(stage):
-            stage.mkdir()
-            yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _put(source: Path, final: Path) -> Path:
+def _put(source: Path, final: Path) -> None:
     if final.is_dir() and not source.is_dir():
         raise UserError(f"{final} is a folder, and a file goes there. Move it away, or give another place: --out.")
     with writing(final) as temporary:
         shutil.move(source, temporary)
-    return final
 
 
 def _named(home: Path, path: Path) -> str:
@@ -196,10 +189,9 @@ def _named(home: Path, path: Path) -> str:
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
-def _record(home: Path, files: list[Path], job: _Job, check: Check | None) -> None:
+def _record(home: Path, staged: Path, final: Path, job: _Job, check: Check | None) -> None:
     entry = asdict(job.form) | {"checkpoint": job.at, "check": asdict(check) if check else None, "time": time.time()}
-    for file in files:
-        append_jsonl(home / RECORD, {"path": _named(home, file), "sha256": content_hash(file)} | entry)
+    append_jsonl(home / RECORD, {"path": _named(home, final), "sha256": content_hash(staged)} | entry)
 
 
 def _bytes(model: LatentModel, form: Form, products: list[Product]) -> int:

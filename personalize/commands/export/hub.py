@@ -1,5 +1,6 @@
 """A run on the Hugging Face hub: sample images, the folder that is uploaded with its model card, and the upload."""
 
+import io
 import os
 import re
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from PIL import Image
 
 from personalize.commands.export import model_card, verify
+from personalize.commands.session import IMAGE_ROW
 from personalize.common import prompts
 from personalize.common.errors import UserError
 from personalize.common.files import link_or_copy, read_jsonl, writing
 from personalize.common.recipe import SamplingConfig
 from personalize.common.terminal import Terminal
+from personalize.common.untrusted import read_bytes
 from personalize.models.interface import LatentModel
 
 SAMPLES = 4
@@ -35,8 +38,8 @@ def require_possible(push: Push, run: Path) -> None:
     """UserError for an invalid name, and for photos that the run does not have."""
     if not REPO.fullmatch(push.repo):
         raise UserError(f"--push {push.repo!r} is not the name of a repository. Give owner/name, such as me/sks-dog.")
-    if push.with_photos and not (run / PHOTOS).exists():
-        raise UserError(f"--with-photos: {run} has no {PHOTOS}. Leave --with-photos out.")
+    if push.with_photos and not _drawn_here(run, PHOTOS):
+        raise UserError(f"--with-photos: {run} has no {PHOTOS} of its own. Leave --with-photos out.")
 
 
 def sample_images(
@@ -44,12 +47,12 @@ def sample_images(
 ) -> list[tuple[str, Image.Image]]:
     """Up to four prompts with an image each: the newest of different prompts in the run's images/, else fresh ones."""
     place = run / "images"
-    rows = read_jsonl(place / "images.jsonl") if (place / "images.jsonl").exists() else []
+    rows = read_jsonl(place / "images.jsonl", IMAGE_ROW)
     rows = [row for row in rows if row.get("checkpoint") == checkpoint and not row.get("loras") and not row.get("embeddings")]
-    files = {row["prompt"]: place / row["file"] for row in rows if (place / row["file"]).exists()}
+    files = {row["prompt"]: place / row["file"] for row in rows if _drawn_here(place, row["file"])}
     if files:
         screen.say(f"sample images for the card: the newest in {os.path.relpath(place)}")
-        return [(prompt, Image.open(path)) for prompt, path in list(files.items())[-SAMPLES:]]
+        return [(prompt, _opened(path)) for prompt, path in list(files.items())[-SAMPLES:]]
     subject = manifest["subjects"][0]
     templates = prompts.TOYLAND if model.has_world else prompts.dreambench(subject["class"])
     filled = [prompts.fill(template, subject["token"], subject["class"]) for template in templates[:SAMPLES]]
@@ -59,6 +62,21 @@ def sample_images(
             images.append(verify.draw(model, prompt, draw, seed))
             advance()
     return list(zip(filled, images, strict=True))
+
+
+def _drawn_here(place: Path, name: str) -> bool:
+    """Whether a file of a run's record is a PNG in its own folder: a stranger's run could name any file of yours."""
+    path = place / name
+    is_bare = Path(name).name == name and path.suffix == ".png"
+    return is_bare and not place.is_symlink() and not path.is_symlink() and path.is_file()
+
+
+def _opened(path: Path) -> Image.Image:
+    """A PNG. UserError for anything else."""
+    try:
+        return Image.open(io.BytesIO(read_bytes(path, "image")), formats=("PNG",)).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} is no PNG: {error}. Delete it.") from None
 
 
 def prepare_upload(
@@ -77,7 +95,7 @@ def prepare_upload(
             (temporary / name).parent.mkdir(exist_ok=True)
             _without_metadata(image).save(temporary / name)
         if photos:
-            _without_metadata(Image.open(photos)).save(temporary / card.photos)
+            _without_metadata(_opened(photos)).save(temporary / card.photos)
         (temporary / "README.md").write_text(model_card.text(card), encoding="utf-8")
     return place
 

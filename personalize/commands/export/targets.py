@@ -53,8 +53,13 @@ class Product:
     token: str = ""
 
 
-def require_possible(trained: Sequence[str], form: Form) -> None:
+def require_possible(trained: Sequence[str], form: Form, *, dora: bool = False) -> None:
     """UserError, which says what works, where a run of these methods cannot be exported to this form."""
+    if dora and form.to == "kohya":
+        raise UserError(
+            "a LoRA with lora.dora = true has no form of kohya's that programs agree on: some read dora_scale along the "
+            "inputs, some along the outputs. What works: --to diffusers, --to single-file --fuse, --to diffusers --fuse."
+        )
     if form.to not in TARGETS:
         raise UserError(f"unknown format --to {form.to!r}{nearest(form.to, TARGETS) or '.'} Known: {', '.join(TARGETS)}.")
     kinds = ["another adapter" if name in ADAPTERS and name != "lora" else name for name in trained]
@@ -113,8 +118,8 @@ def write(model: LatentModel, recipe: Recipe, form: Form, *, products: Sequence[
         return Files(model.folder, loras=[main], embeddings=embeddings)
     methods.save(model, main, recipe)
     file = main / adapter_files.FILE
-    if form.half and file.exists():
-        lora.write_diffusers(file, _read_adapter(model, file, half=True))
+    if file.exists():
+        lora.write_diffusers(file, _in_dtype(lora.with_scale_in_weights(_read_adapter(model, file)), form))
     endings = {token: f"-{slug(token)}" if len(recipe.token) > 1 else "" for token in recipe.token}
     words = [(main / f"{textual_inversion.FILE}{ending}.safetensors", token) for token, ending in endings.items()]
     return Files(model.folder, loras=[file] if file.exists() else [], embeddings=[word for word in words if word[0].exists()])
@@ -139,16 +144,19 @@ def _word(subject: dict) -> str:
 def _write_kohya(model: LatentModel, recipe: Recipe, form: Form, path: Path) -> None:
     folder = path.with_name(".own")
     save(model, folder, recipe)
-    adapter = _read_adapter(model, folder / adapter_files.FILE, half=form.half)
+    adapter = _in_dtype(_read_adapter(model, folder / adapter_files.FILE), form)
     shutil.rmtree(folder)
     layers, metadata = set(peft_layers.adaptable_layers(model.unet)), {"ss_output_name": path.stem}
     lora.write_kohya(path, adapter, family=family(model), metadata=metadata, unet=layers)
 
 
-def _read_adapter(model: LatentModel, file: Path, *, half: bool) -> lora.Adapter:
+def _read_adapter(model: LatentModel, file: Path) -> lora.Adapter:
     networks = adapter_files.adapted_networks(model).items()
-    adapter = lora.read_lora(file, {name: set(peft_layers.adaptable_layers(net)) for name, net in networks}, model.name)
-    tensors = {key: value.half() if half else value for key, value in adapter.tensors.items()}
+    return lora.read_lora(file, {name: set(peft_layers.adaptable_layers(net)) for name, net in networks}, model.name)
+
+
+def _in_dtype(adapter: lora.Adapter, form: Form) -> lora.Adapter:
+    tensors = {key: value.half() if form.half else value for key, value in adapter.tensors.items()}
     return dataclasses.replace(adapter, tensors=tensors)
 
 

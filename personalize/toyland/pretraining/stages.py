@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from personalize.common.files import writing
 from personalize.core import losses, rng
 from personalize.core.schedule import Schedule
+from personalize.formats.text_encoder import write_released_keys
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, sample_scene, sample_subject
@@ -241,6 +242,7 @@ def export(out: Path, settings, tokenizer, vae, text, unet, clip, identity) -> N
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(out, max_shard_size=MAX_SHARD_SIZE)
+    write_released_keys(out / "text_encoder")
     for name, model in (("clip", clip), ("identity", identity)):
         model.save_pretrained(out / "encoders" / name)
     for folder in (out / "text_encoder", out / "encoders" / "clip", out / "encoders" / "identity"):
