@@ -13,7 +13,7 @@ from torch import Tensor
 from personalize import methods
 from personalize.common import checkpoint, distributed, run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import content_hash, read_jsonl, remove_folder, write_text, writing
+from personalize.common.files import content_hash, read_jsonl, remove_folder, sync, write_text, writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.data import training_set
@@ -54,6 +54,9 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
         parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
         raise UserError(divergence_message(run.folder, run.engine, f"a weight is not finite after step {step}"))
+    for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
+        if log.exists():
+            sync(log)  # a checkpoint never outlives the rows before it
     with writing(_checkpoint(run, step)) as temporary:
         temporary.mkdir()
         checkpoint.save_state(temporary / load_run.STATE, parts, step)
