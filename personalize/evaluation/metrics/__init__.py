@@ -7,6 +7,7 @@ What tells copies of the photos (`memorization`) is no score of a run and stands
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from personalize.evaluation.metrics import diversity, foreground, similarity, toyland_truth
@@ -66,9 +67,13 @@ METRICS = {
     },
     "identity_error": Metric(
         "identity error", "lower", "probe",
-        lambda images: toyland_truth.identity_error(images.reading, images.reference.identity, images.reference.class_word),
+        lambda images: torch.stack(list(images.errors.values())).mean(0),
         truth=True,
     ),
+    **{
+        f"off_{part}": Metric(f"{part} off", "lower", "probe", lambda images, part=part: images.errors.get(part), truth=True)
+        for part in toyland_truth.PARTS
+    },
 }  # fmt: skip
 
 

@@ -49,3 +49,7 @@ class Images:
     @cached_property
     def adherence(self) -> dict[str, Tensor]:
         return toyland_truth.prompt_adherence(self.reading, self.wanted.plain, self.reference.class_word)
+
+    @cached_property
+    def errors(self) -> dict[str, Tensor]:
+        return toyland_truth.errors(self.reading, self.reference.identity, self.reference.class_word)

@@ -25,6 +25,7 @@ from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLOURS, PLACES, PROPORTIONS, Subject, sample_scene
 
 KINDS = ("pattern", "ear", "tail")
+PARTS = (*probes.VALUES, *KINDS)  # of an identity
 SEEN = 5.0  # px of an image's 4096 that another word or proportion must change, or nobody could see it
 CONTRAST = (COLOURS["white"], COLOURS["black"])
 PAIRED = 200  # subjects of a class, whose pairs tell how far two at random are apart
