@@ -10,12 +10,11 @@ adherence  images with the place, action and accessory that were asked for, over
 drift      share of the way to the subject that the error of class images moved
 """
 
-import json
 import os
 import shutil
 import statistics
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +70,13 @@ def train(work: Path, name: str, k: int, steps: int) -> Path:
         photo.save(photos / f"{i:02d}.png")
         if technique.captions:
             (photos / f"{i:02d}.txt").write_text(f"a photo of a {{token}} {{class}} standing {place}\n")
-    settings = [*technique.settings, *technique.draw, f"train.steps={steps}", "choose.every=0", f"train.checkpoint_every={steps // 2}"]
+    settings = [
+        *technique.settings,
+        *technique.draw,
+        f"train.steps={steps}",
+        "choose.every=0",
+        f"train.checkpoint_every={steps // 2}",
+    ]
     with technique.patch():
         folder = personalize.train(
             photos, class_word=word, settings=[*settings, "train.keep=2"], runs=work / "new" / run.name, priors=work / "priors"

@@ -101,7 +101,9 @@ def evaluate(
         "run": _about(job, name, photos=len(reference.photos.dino)),
         "protocol": _protocol(images, recipe, model),
         "choice": manifest.get("why", ""),
-        "checkpoints": checkpoint_selection.checkpoint_rows(scored, recipe.choose, manifest.get("chosen")),
+        "checkpoints": checkpoint_selection.checkpoint_rows(
+            scored, recipe.choose, (manifest.get("chosen"), manifest.get("strength", 1.0))
+        ),
         "seconds": seconds,
         "encoders": names,
         "preprocessing": reference.encoders.looks,
@@ -156,7 +158,8 @@ def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
 def _about(job: _Job, name: str, *, photos: int) -> dict:
     manifest, subject = job.manifest, {key: job.subject[key] for key in ("prompt", "token", "class")}
     train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
-    result = f"step {chosen}, chosen" if chosen else "the last step"
+    state = checkpoint_selection.state_name(chosen or 0, manifest.get("strength", 1.0))
+    result = f"{state}, chosen" if chosen else "the last step"
     checkpoint = f"checkpoint {job.checkpoint}" if job.checkpoint else result
     return {
         "name": job.folder.name, "model": name, **subject, "base": public_name(manifest["base"]),

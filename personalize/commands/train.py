@@ -34,7 +34,7 @@ from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
-from personalize.training.find_run import IN_FINGERPRINT, INDIFFERENT, find_run, is_run
+from personalize.training.find_run import decisive_settings, find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
 from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, restore, save
 
@@ -185,6 +185,8 @@ def _begin(
     text_trains = any(group["name"] != "unet" for group in groups)
     data = build_training_set(model, recipe, subjects, priors=latents, text_trains=text_trains)
     run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
+    if dev and recipe.choose.strengths:
+        run.base = methods.base_state(model, recipe)
     shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
     vae_lines = preflight.representable(data, shown)
     data.release()
@@ -269,11 +271,10 @@ def _ended(run: TrainingRun) -> bool:
 def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders) -> dict:
     """What the run is. Its identity hashes all that decides its weights."""
     settings = recipe_to_dict(recipe)
-    decisive = {k: v for k, v in settings.items() if k not in (*INDIFFERENT, *IN_FINGERPRINT)}
     prior = {word: class_images.settings_in(folder, model, recipe, word) for word, folder in priors.items()}
     # photos in their order, which decides the batches
     photos = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in subjects]
-    identity = {"photos": photos, "base": model.fingerprint, "recipe": decisive, "prior": prior}
+    identity = {"photos": photos, "base": model.fingerprint, "recipe": decisive_settings(settings), "prior": prior}
     if recipe.choose.every:  # the scores of one run are of images drawn in one way and judged by the same encoders
         sampling = validation.sampling_config(recipe, recipe.choose.steps).decisive()
         identity["choosing"] = [sampling, recipe.evaluate.dino, recipe.evaluate.clip]

@@ -174,6 +174,10 @@ class Choose:
     obedience: float = setting(0.05, "largest share of the base's CLIP-T that may be lost", least=0)
     drift: float = setting(0.25, "largest share of the way to the photos that class images may move", least=0)
     copying: float = setting(0.25, "largest share of images nearer to a photo than photos are to each other", least=0)
+    strengths: tuple[float, ...] = setting(
+        (), "strengths besides 1 that the best checkpoint is scored at: an adapter's scale, or how far from the base",
+        least=0.05, most=2,
+    )  # fmt: skip
     patience: int = setting(
         3, "scored checkpoints without a gain in identity, with more drift, that end the run; 0: never", least=0
     )

@@ -23,6 +23,7 @@ ROW = Table(
     {
         "step": Number(0, 10**9),
         "copied": _SHARE,
+        "strength": Number(0, 10, real=True),
         "ceiling": Either((_SHARE, Only((None,)))),
         **dict.fromkeys(TABLES, Many(_ENTRY)),
     },
@@ -32,7 +33,7 @@ ROW = Table(
 
 @dataclass(frozen=True)
 class ScoredCheckpoint:
-    """A checkpoint on the dev split.
+    """A checkpoint on the dev split, at a strength (`methods.set_strength`).
 
     identity, obeys, base_obeys  DINO with the photos, CLIP-T, and the base's, of each subject image
     pres, base_pres              DINO with the photos of each class image
@@ -48,6 +49,7 @@ class ScoredCheckpoint:
     base_pres: dict[Key, float] = field(default_factory=dict)
     ceiling: float | None = None
     copied: float = 0.0
+    strength: float = 1.0
 
     @property
     def lost(self) -> float:
@@ -79,56 +81,91 @@ class ScoredCheckpoint:
     def words(self) -> str:
         """The checkpoint in one line."""
         moved = f", class drift {self.drift:.0%}" if self.pres else ""
-        return f"step {self.step}: identity {_mean(self.identity):.3f}, CLIP-T lost {self.lost:.1%}{moved}"
+        return f"{state_name(self.step, self.strength)}: identity {identity(self):.3f}, CLIP-T lost {self.lost:.1%}{moved}"
 
     def values(self) -> dict[str, float]:
         """For a tracker."""
-        return {"choose/identity": _mean(self.identity), "choose/clip_t_lost": self.lost, "choose/class_drift": self.drift}
+        return {"choose/identity": identity(self), "choose/clip_t_lost": self.lost, "choose/class_drift": self.drift}
 
     def row(self) -> dict:
         """For a file: every dict of values as a list of [*key, value]."""
-        row = {"step": self.step, "ceiling": self.ceiling, "copied": self.copied}
+        row = {"step": self.step, "strength": self.strength, "ceiling": self.ceiling, "copied": self.copied}
         return row | {name: [[*key, value] for key, value in getattr(self, name).items()] for name in TABLES}
 
 
 def read_scored(path: Path) -> list[ScoredCheckpoint]:
-    """What `row` gave, a line each; a step that was scored again counts once, as it was last."""
-    by_step = {}
+    """What `row` gave, a line each; a state that was scored again counts once, as it was last."""
+    by_state = {}
     for row in read_jsonl(path, ROW):
         tables = {k: {tuple(e[:-1]): e[-1] for e in v} for k, v in row.items() if isinstance(v, list)}
-        by_step[row["step"]] = ScoredCheckpoint(row["step"], ceiling=row["ceiling"], copied=row["copied"], **tables)
-    return [by_step[step] for step in sorted(by_step)]
+        numbers = {"ceiling": row["ceiling"], "copied": row["copied"], "strength": row.get("strength", 1.0)}
+        by_state[row["step"], numbers["strength"]] = ScoredCheckpoint(row["step"], **numbers, **tables)
+    return [by_state[state] for state in sorted(by_state)]
+
+
+def state_name(step: int, strength: float) -> str:
+    return f"step {step}" + (f" at {strength:g} of its strength" if strength != 1 else "")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The step to keep, and why in words."""
+    """The step to keep and its strength, and why in words."""
 
     step: int
     why: str
+    strength: float = 1.0
 
 
 def choose_checkpoint(scored: Sequence[ScoredCheckpoint], limits: Choose) -> Choice:
     """Checkpoints by step -> the earliest within one paired standard error of the best identity among those in the limits.
 
-    Where none keeps to them, the one that is least over, and which limits failed.
+    Of a step's strengths in the limits the one with the best identity counts. Where none keeps to them, the one that is
+    least over, and which limits failed.
     """
     fit = [s for s in scored if not s.over(limits)]
     if not fit:
         least = min(scored, key=lambda s: (sum(by for by, _ in s.over(limits)), s.step))
         failed = "; ".join(words for _, words in least.over(limits))
-        why = f"none of {len(scored)} keeps to the limits, this one is least over ({failed})"
-        return Choice(least.step, f"step {least.step}: {why}")
-    best = max(fit, key=lambda s: _mean(s.identity))
-    step = next(s.step for s in fit if s is best or _gap(best, s) <= 0)
+        return _choice(least, f"none of {len(scored)} keeps to the limits, this one is least over ({failed})")
+    by_step = [max((s for s in fit if s.step == step), key=identity) for step in sorted({s.step for s in fit})]
+    best = max(by_step, key=identity)
+    kept = next(s for s in by_step if s is best or _gap(best, s) <= 0)
     among = f"among {len(fit)} of {len(scored)} that keep to the limits" if len(fit) < len(scored) else f"of {len(scored)}"
-    if step == best.step:
-        return Choice(step, f"step {step}: the best identity {among}")
-    return Choice(step, f"step {step}: the earliest within one standard error of the best identity (step {best.step}) {among}")
+    if kept is best:
+        return _choice(best, f"the best identity {among}")
+    return _choice(kept, f"the earliest within one standard error of the best identity (step {best.step}) {among}")
+
+
+def _choice(kept: ScoredCheckpoint, why: str) -> Choice:
+    return Choice(kept.step, f"{state_name(kept.step, kept.strength)}: {why}", kept.strength)
+
+
+def next_strength(scored: Sequence[ScoredCheckpoint], strengths: Sequence[float], limits: Choose) -> tuple[int, float] | None:
+    """The step and strength to score next, or None: downwards where the best checkpoint breaks a limit, else upwards.
+
+    The best is that of the best identity at strength 1. Down until the limits hold, up while they hold and identity gains.
+    """
+    best = max((s for s in scored if s.strength == 1), key=identity)
+    own = {s.strength: s for s in scored if s.step == best.step}
+    down = bool(best.over(limits))
+    before = best
+    for strength in sorted((s for s in strengths if (s < 1 if down else s > 1)), reverse=down):
+        if strength not in own:
+            return best.step, strength
+        ends = (
+            not own[strength].over(limits)
+            if down
+            else own[strength].over(limits) or identity(own[strength]) <= identity(before)
+        )
+        if ends:
+            return None
+        before = own[strength]
+    return None
 
 
 def stalled(scored: Sequence[ScoredCheckpoint], patience: int) -> bool:
     """Whether more steps only harm: `patience` checkpoints without a clear gain in identity, and further drift."""
+    scored = [s for s in scored if s.strength == 1]
     if not patience or len(scored) <= patience:
         return False
     then, since = scored[-1 - patience], scored[-patience:]
@@ -149,19 +186,25 @@ def _share(a: dict[Key, float], b: dict[Key, float], *, room: float) -> tuple[fl
     return (change.mean / room, change.se / room) if room > 0 else (0.0, 0.0)
 
 
+def identity(s: ScoredCheckpoint) -> float:
+    """Mean DINO of the subject's images with the photos."""
+    return _mean(s.identity)
+
+
 def _mean(values: dict[Key, float]) -> float:
     return bootstrap.mean(list(values.values()), [key[:-1] for key in values])
 
 
-def checkpoint_rows(scored: Sequence[ScoredCheckpoint], limits: Choose, chosen: int | None) -> list[dict]:
-    """A row for each checkpoint, for people and files."""
+def checkpoint_rows(scored: Sequence[ScoredCheckpoint], limits: Choose, chosen: tuple[int | None, float]) -> list[dict]:
+    """A row for each checkpoint at each strength that was scored, for people and files; chosen: step and strength."""
     rows = []
     for s in scored:
-        identity = bootstrap.bootstrap_interval(list(s.identity.values()), [key[:-1] for key in s.identity])
+        nearness = bootstrap.bootstrap_interval(list(s.identity.values()), [key[:-1] for key in s.identity])
         failed = [words for _, words in s.over(limits)]
         rows.append({
-            "step": s.step, "identity": identity.mean, "low": identity.low, "high": identity.high,
+            "step": s.step, "strength": s.strength,
+            "identity": nearness.mean, "low": nearness.low, "high": nearness.high,
             "obeys": _mean(s.obeys), "base_obeys": _mean(s.base_obeys), "drift": s.drift,
-            "failed": failed, "qualifies": not failed, "chosen": s.step == chosen,
+            "failed": failed, "qualifies": not failed, "chosen": (s.step, s.strength) == chosen,
         })  # fmt: skip
     return rows

@@ -11,7 +11,8 @@ A group's name is that of the network it is in. Methods compose: ["textual-inver
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,8 @@ METHODS = {
     "full": "full", **dict.fromkeys(ADAPTERS, "lora"),
     "textual-inversion": "textual_inversion", "custom-diffusion": "custom_diffusion",
 }  # fmt: skip
+FACTOR = re.compile(r"\.(lora_B|lokr_w1|lokr_w1_a|hada_w1_a)(\.weight)?$")  # an adapter's update is linear in it
+IN_PLACE = re.compile(r"^full:|_custom_diffusion\.weight$")  # weights of the base that train themselves
 WITH_A_WORD = ("textual-inversion", "custom-diffusion")  # these learn the token itself, so it must be a new word
 
 
@@ -104,6 +107,30 @@ def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> N
     """Puts what `state` returned into a model to which the same methods are attached."""
     for name, module in _modules(recipe.train.methods).items():
         module.restore(model, recipe, {k.removeprefix(f"{name}:"): v for k, v in tensors.items() if k.startswith(f"{name}:")})
+
+
+def base_state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
+    """Copies on the CPU of what trains in place, as the base has it: call it after `attach`. Adapters and words have none."""
+    return {key: value.to("cpu", copy=True) for key, value in state(model, recipe).items() if IN_PLACE.search(key)}
+
+
+def set_strength(model: LatentModel, recipe: Recipe, strength: float, base: Mapping[str, Tensor]) -> None:
+    """Makes what was trained act `strength` times: an adapter's update is scaled, other weights lie so far from the base's.
+
+    base: what `base_state` gave. A learned word stays as it is, and so does a method without `has_strength`.
+    """
+    tensors = state(model, recipe)
+    for key, value in tensors.items():
+        if key in base:
+            tensors[key] = torch.lerp(base[key].to(value), value, strength)
+        elif FACTOR.search(key):
+            tensors[key] = strength * value
+    restore(model, recipe, tensors)
+
+
+def has_strength(names: Sequence[str]) -> bool:
+    """Whether the effect of these methods can be scaled. oft and boft rotate, and a word alone has no strength."""
+    return bool(set(names) & {"full", "custom-diffusion", "lora", "lokr", "loha"})
 
 
 def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:

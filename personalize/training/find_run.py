@@ -4,12 +4,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from personalize.common.errors import UserError
-from personalize.common.recipe import SETTINGS
+from personalize.common.recipe import flat_settings, recipe_from_dict
 from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
 INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
+LATER = {"choose.strengths": []}  # settings that older recipes lack, and the default that changes nothing
 IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
 
 
@@ -34,17 +35,23 @@ def find_run(runs: Path, name: str, manifest: dict) -> tuple[Path, str]:
     raise UserError(f"{runs} holds 10000 runs called {name}. Give another folder: --runs.")
 
 
+def decisive_settings(recipe: dict) -> dict:
+    """What of a manifest's recipe decides weights and is not in the base's fingerprint, in its sections.
+
+    A setting of LATER counts only where it is set, so that runs from before it keep their identity.
+    """
+    kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
+    for key, default in LATER.items():
+        section, name = key.split(".")
+        if kept[section].get(name) == default:
+            kept[section] = {other: value for other, value in kept[section].items() if other != name}
+    return kept
+
+
 def _difference(earlier: Path, manifest: dict) -> str:
-    old, new = (_decisive_settings(m["recipe"]) for m in (require_run(earlier), manifest))
-    old = {key: settings.default for key, settings in SETTINGS.items() if key in IN_FINGERPRINT} | old
-    changed = [f"{key} = {value!r}, there {old.get(key)!r}" for key, value in new.items() if value != old.get(key)]
+    old, new = (flat_settings(recipe_from_dict(m["recipe"], "the run's recipe")) for m in (require_run(earlier), manifest))
+    decides = [key for key in new if key.split(".")[0] not in INDIFFERENT]
+    changed = [f"{key} = {new[key]!r}, there {old[key]!r}" for key in decides if new[key] != old[key]]
     why = ", ".join(changed[:3]) or "photos, captions, base or class images"
     option = f"--base {earlier / 'model'}" if "full" in manifest["methods"] else f"--init-from {earlier}"
     return f"this is not the run in {earlier}, which stays ({why}). To go on from its result: {option}"
-
-
-def _decisive_settings(recipe: dict) -> dict:
-    """The settings of a manifest's recipe that decide weights, by dotted key."""
-    decisive = {key: value for key, value in recipe.items() if key not in INDIFFERENT}
-    sections = {key: value if isinstance(value, dict) else {"": value} for key, value in decisive.items()}
-    return {f"{key}.{name}".rstrip("."): value for key, section in sections.items() for name, value in section.items()}

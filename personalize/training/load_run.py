@@ -19,7 +19,8 @@ SUBJECT = Table(
 RUN = Table(
     {
         "base": Text(), "fingerprint": Text(most=100), "methods": Many(Text(most=100), 1, 8), "recipe": OBJECT,
-        "subjects": Many(SUBJECT, 1, 10_000), "chosen": Number(0, 10**9), "why": Text(), "sha256": OBJECT,
+        "subjects": Many(SUBJECT, 1, 10_000), "chosen": Number(0, 10**9), "strength": Number(0, 10, real=True),
+        "why": Text(), "sha256": OBJECT,
     },
     needs=("base", "methods", "recipe"), remedy="Restore or delete the folder.",
 )  # fmt: skip
@@ -66,7 +67,12 @@ def resolve_checkpoint(model: LatentModel, folder: Path, manifest: dict, at: str
         raise UserError(
             f"{folder} is {manifest['status']}, not finished. Run the same train command again, or give --checkpoint."
         )
-    return f"step-{manifest['chosen']:06d}" if "chosen" in manifest else "model"
+    return result_name(manifest["chosen"], manifest.get("strength", 1.0)) if "chosen" in manifest else "model"
+
+
+def result_name(step: int, strength: float) -> str:
+    """The name of a checkpoint's weights at a strength, by which images of them are kept."""
+    return f"step-{step:06d}" + (f"-strength-{strength:g}" if strength != 1 else "")
 
 
 def load_run(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") -> str:

@@ -4,7 +4,7 @@ Of several processes all compute, and the first one writes.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class TrainingRun:
     manifest: dict
     writes: bool
     dev: validation.DevSplit | None = None
+    base: dict[str, Tensor] = field(default_factory=dict)  # the base's values of what trains, where strengths are scored
 
     @property
     def recipe(self) -> Recipe:
@@ -66,8 +67,11 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
 
 
 def _prune(run: TrainingRun) -> None:
-    best = [_checkpoint(run, _choice(run).step).name] if run.dev and run.dev.scored else []
-    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=best)
+    steps = {_choice(run).step} if run.dev and run.dev.scored else set()
+    if steps and run.recipe.choose.strengths:
+        steps.add(max(run.dev.scored, key=checkpoint_selection.identity).step)
+    protect = [_checkpoint(run, step).name for step in steps]
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect)
 
 
 def _record(run: TrainingRun, path: Path) -> None:
@@ -142,11 +146,13 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     for p, mean in zip(run.engine.params, run.ema):
         p.data.copy_(mean)
     if run.dev:
+        _score_strengths(run, screen)
         choice = _choice(run)
         screen.say(f"keeping {choice.why}")
         load_run.require_unchanged(_checkpoint(run, choice.step), run.manifest)
         load_run.load_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, choice.step))
-        run.manifest |= {"chosen": choice.step, "why": choice.why}
+        methods.set_strength(model, run.recipe, choice.strength, run.base)
+        run.manifest |= {"chosen": choice.step, "strength": choice.strength, "why": choice.why}
     for module in model.networks.values():
         module.eval()
     with writing(run.folder / "model") as temporary:
@@ -155,14 +161,29 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     run_folder.write_manifest(run.folder, run.manifest | {"status": "finished"})
 
 
+def _score_strengths(run: TrainingRun, screen: Terminal) -> None:
+    """Scores the best checkpoint at other strengths, as far as `checkpoint_selection.next_strength` asks for it."""
+    model, choose = run.data.model, run.recipe.choose
+    if not methods.has_strength(run.recipe.train.methods):
+        return
+    while state := checkpoint_selection.next_strength(_with_files(run), choose.strengths, choose):
+        step, strength = state
+        load_run.load_checkpoint(model, run.recipe, run.engine.params, _checkpoint(run, step))
+        methods.set_strength(model, run.recipe, strength, run.base)
+        with validation.eval_mode(model):
+            screen.say(run.dev.score(step, strength).words())
+
+
+def _with_files(run: TrainingRun) -> list[checkpoint_selection.ScoredCheckpoint]:
+    return [s for s in run.dev.scored if _checkpoint(run, s.step).exists()]
+
+
 def _choice(run: TrainingRun) -> checkpoint_selection.Choice:
     """The choice among all scored checkpoints, or among those still there if later scores favour one that was pruned."""
     choice = checkpoint_selection.choose_checkpoint(run.dev.scored, run.recipe.choose)
     if _checkpoint(run, choice.step).exists():
         return choice
-    return checkpoint_selection.choose_checkpoint(
-        [s for s in run.dev.scored if _checkpoint(run, s.step).exists()], run.recipe.choose
-    )
+    return checkpoint_selection.choose_checkpoint(_with_files(run), run.recipe.choose)
 
 
 def _checkpoint(run: TrainingRun, step: int) -> Path:
@@ -175,5 +196,5 @@ def disk_bytes(run: TrainingRun) -> int:
     unet = sum(p.numel() for p in run.data.model.unet.parameters())
     train, every = run.recipe.train, run.recipe.choose.every
     interval = min(train.checkpoint_every or 10**9, every or 10**9)
-    copies = min(train.keep + 1 + bool(every), 1 + train.steps // interval)
+    copies = min(train.keep + 1 + bool(every) + bool(run.recipe.choose.strengths), 1 + train.steps // interval)
     return 4 * weights * (3 + bool(train.ema)) * copies + (4 * unet if "full" in train.methods else 0)

@@ -25,6 +25,7 @@ from personalize.evaluation.protocols import Protocol
 from personalize.evaluation.summary import keyed, of_kind
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
+from personalize.training import load_run
 
 BASE_IMAGES = "base-pictures"  # beside the runs, which share them
 
@@ -93,13 +94,13 @@ class DevSplit:
         self.base = [self._rows(k, "", root, base_cache_name(model)) for k in range(len(subjects))]
         return self
 
-    def score(self, step: int) -> ScoredCheckpoint:
+    def score(self, step: int, strength: float = 1.0) -> ScoredCheckpoint:
         """Scores images by the present weights -> the checkpoint's scores, which are also written to the run."""
         parts = []
         for k, subject in enumerate(self.subjects):
-            rows = self._rows(k, subject.token, self.folder / "choosing", f"step-{step:06d}")
+            rows = self._rows(k, subject.token, self.folder / "choosing", load_run.result_name(step, strength))
             top = METRICS["dino"].ceiling(self.references[k])
-            parts.append(_scored(step, rows, self.base[k], top=top, token=subject.token))
+            parts.append(_scored(step, strength, rows, self.base[k], top=top, token=subject.token))
         scored = _pooled(parts)
         self.scored.append(scored)
         append_jsonl(self.folder / checkpoint_selection.FILE, scored.row())
@@ -123,7 +124,9 @@ class DevSplit:
             return scoring.score_images(self.references[k], images, loaded, reasons)
 
 
-def _scored(step: int, rows: list[dict], base: list[dict], *, top: float | None, token: str) -> ScoredCheckpoint:
+def _scored(
+    step: int, strength: float, rows: list[dict], base: list[dict], *, top: float | None, token: str
+) -> ScoredCheckpoint:
     def table(scores: list[dict], kind: str, name: str) -> dict:
         return {(token, *key): value for key, value in keyed(of_kind(scores, kind), name).items()}
 
@@ -137,6 +140,7 @@ def _scored(step: int, rows: list[dict], base: list[dict], *, top: float | None,
         base_pres=table(base, "base class", "dino"),
         ceiling=top,
         copied=sum(bool(row.get("copied")) for row in subject_rows) / len(subject_rows),
+        strength=strength,
     )
 
 
@@ -146,4 +150,5 @@ def _pooled(parts: list[ScoredCheckpoint]) -> ScoredCheckpoint:
     together = {name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in tables}
     tops = [part.ceiling for part in parts if part.ceiling is not None]
     top = sum(tops) / len(tops) if tops else None
-    return ScoredCheckpoint(parts[0].step, ceiling=top, copied=sum(p.copied for p in parts) / len(parts), **together)
+    numbers = {"ceiling": top, "copied": sum(p.copied for p in parts) / len(parts), "strength": parts[0].strength}
+    return ScoredCheckpoint(parts[0].step, **numbers, **together)

@@ -25,6 +25,7 @@ from personalize.common.files import read_jsonl, remove_folder, sha256
 from personalize.common.recipe import load_recipe, recipe_from_dict
 from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
+from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, load_run, preflight
 
 ROOT = Path(personalize.__file__).parents[1]
@@ -666,3 +667,23 @@ def test_paths_in_manifests_are_absolute(tiny_sd, tmp_path, monkeypatch):
     assert manifest["recipe"]["train"]["init_from"] == str(tmp_path / "runs" / first.name)
     assert all(Path(path).is_absolute() for path in (subject["prior_folder"], *(photo["path"] for photo in subject["photos"])))
     assert personalize.train(photos, settings=more, runs=Path("more"), priors=Path("priors")).steps == 0
+
+
+def test_a_checkpoint_is_kept_at_the_strength_that_keeps_to_the_limits(photos, tmp_path, monkeypatch):
+    over = lambda self, limits: [(1.0, "too far")] * (self.strength == 1)  # noqa: E731
+    monkeypatch.setattr(checkpoint_selection.ScoredCheckpoint, "over", over)
+    settings = ["device=cpu", "train.methods=lora", "train.steps=2", "train.batch=1", "prior.count=0", "choose.every=2"]
+    settings += ["choose.steps=1", "choose.count=1", "choose.class_count=1", "choose.strengths=[0.5, 0.25]", "train.lr=1e-2"]
+    folder = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["chosen"], manifest["strength"]) == (2, 0.5)
+    assert manifest["why"].startswith("step 2 at 0.5 of its strength: the best identity among 1 of 2")
+    saved = load_file(folder / "model" / "pytorch_lora_weights.safetensors")
+    state = load_file(folder / "checkpoints" / "step-000002" / "state.safetensors")
+    key = next(key for key in saved if key.endswith("lora_B.weight"))
+    (own,) = [value for name, value in state.items() if name.startswith("trained") and name.endswith(key)]
+    assert own.abs().max() > 0 and torch.equal(saved[key], 0.5 * own)
+    result = personalize.evaluate(folder, settings=["evaluate.count=1", "evaluate.class_count=1", "draw.steps=1"])
+    assert result.metrics["run"]["model"] == "step-000002-strength-0.5"
+    assert [(row["strength"], row["chosen"]) for row in result.metrics["checkpoints"]] == [(0.5, True), (1.0, False)]
+    assert "2 × 0.5, chosen" in result.report.read_text()

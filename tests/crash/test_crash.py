@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
 TINY = ["device=cpu", "dtype=float32", "photos.min_size=16", "draw.size=32", "draw.steps=1", "draw.sampler=ddim"]
 TINY += ["train.steps=2", "train.checkpoint_every=1", "train.keep=1", "prior.count=0", "lora.rank=1", "photos.hold_out=0"]
-CHOOSE = ["choose.every=1", "choose.count=1", "choose.class_count=2", "choose.prompts=a {token} {class}", "choose.steps=1"]
+CHOOSE = ["choose.every=1", "choose.count=1", "choose.strengths=[0.5, 1.5]"]
+CHOOSE += ["choose.class_count=2", "choose.prompts=a {token} {class}", "choose.steps=1"]
 PRIOR = ["prior.count=3", "prior.steps=1", "prior.batch=2"]
 EVALUATE = ["evaluate.prompts=a {token} {class} in the snow", "evaluate.count=2", "evaluate.class_count=2"]
 MORE = {

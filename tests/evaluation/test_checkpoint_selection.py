@@ -11,6 +11,7 @@ from personalize.evaluation.checkpoint_selection import (
     ScoredCheckpoint,
     checkpoint_rows,
     choose_checkpoint,
+    next_strength,
     read_scored,
     stalled,
 )
@@ -20,7 +21,7 @@ LIMITS = Choose(every=100, obedience=0.05, drift=0.25, copying=0.25)
 NOISE = dict(zip(KEYS, np.random.default_rng(0).normal(0, 0.05, len(KEYS)), strict=True))
 
 
-def scored(step, identity, *, lost=0.0, drift=0.0, copied=0.0, jitter=0.02):
+def scored(step, identity, *, lost=0.0, drift=0.0, copied=0.0, jitter=0.02, strength=1.0):
     rng = np.random.default_rng(step)
     return ScoredCheckpoint(
         step,
@@ -31,6 +32,7 @@ def scored(step, identity, *, lost=0.0, drift=0.0, copied=0.0, jitter=0.02):
         base_pres={("sks", "a dog", n): 0.2 for n in range(4)},
         ceiling=0.9,
         copied=copied,
+        strength=strength,
     )
 
 
@@ -89,14 +91,44 @@ def test_a_run_ends_when_identity_stalls_and_drift_rises():
     assert not stalled(still, 3)
 
 
+STRENGTHS = (0.6, 0.8, 1.2, 1.4)
+
+
+@pytest.mark.parametrize(
+    ("course", "asks"),
+    [
+        ([(200, 1, 0.7, 0.1)], 1.2),
+        ([(200, 1, 0.7, 0.1), (200, 1.2, 0.8, 0.2)], 1.4),
+        ([(200, 1, 0.7, 0.1), (200, 1.2, 0.6, 0.2)], None),  # no gain
+        ([(200, 1, 0.7, 0.1), (200, 1.2, 0.9, 0.4)], None),  # over the limit
+        ([(200, 1, 0.7, 0.4)], 0.8),
+        ([(100, 1, 0.5, 0.0), (200, 1, 0.7, 0.4), (200, 0.8, 0.6, 0.3)], 0.6),
+        ([(100, 1, 0.5, 0.0), (200, 1, 0.7, 0.4), (200, 0.8, 0.6, 0.1)], None),
+        ([(200, 1, 0.7, 0.4), (200, 0.8, 0.6, 0.4), (200, 0.6, 0.5, 0.4)], None),
+    ],
+)
+def test_strengths_are_scored_down_until_the_limits_hold_and_up_while_it_gains(course, asks):
+    states = [scored(step, identity, drift=drift, strength=strength) for step, strength, identity, drift in course]
+    assert next_strength(states, STRENGTHS, LIMITS) == (asks and (200, asks))
+
+
+def test_a_weaker_late_checkpoint_is_kept_where_it_keeps_to_the_limits():
+    course = [scored(100, 0.3), scored(200, 0.7, drift=0.5), scored(200, 0.6, drift=0.2, strength=0.8)]
+    choice = choose_checkpoint(course, LIMITS)
+    assert (choice.step, choice.strength) == (200, 0.8)
+    assert choice.why == "step 200 at 0.8 of its strength: the best identity among 2 of 3 that keep to the limits"
+    rows = checkpoint_rows(course, LIMITS, (200, 0.8))
+    assert [(row["strength"], row["chosen"]) for row in rows] == [(1, False), (1, False), (0.8, True)]
+
+
 def test_scores_are_read_back_as_they_were_and_the_newest_of_a_step_counts(tmp_path):
-    course = [scored(100, 0.3), scored(200, 0.1), scored(200, 0.5, copied=0.1)]
+    course = [scored(100, 0.3), scored(200, 0.1), scored(200, 0.5, copied=0.1), scored(200, 0.4, strength=0.8)]
     path = tmp_path / "choosing.jsonl"
     path.write_text("".join(json.dumps(s.row()) + "\n" for s in course))
-    assert read_scored(path) == [course[0], course[2]] and read_scored(tmp_path / "none") == []
+    assert read_scored(path) == [course[0], course[3], course[2]] and read_scored(tmp_path / "none") == []
 
 
 def test_the_table_marks_the_chosen_and_says_what_failed():
-    rows = checkpoint_rows([scored(100, 0.5), scored(200, 0.9, drift=0.5)], LIMITS, 100)
+    rows = checkpoint_rows([scored(100, 0.5), scored(200, 0.9, drift=0.5)], LIMITS, (100, 1.0))
     assert [row["chosen"] for row in rows] == [True, False] and [row["qualifies"] for row in rows] == [True, False]
     assert rows[0]["low"] < rows[0]["identity"] < rows[0]["high"] and "50%" in rows[1]["failed"][0]

@@ -220,7 +220,7 @@ def columns_agree(text: str):
 def test_markdown_tables_have_as_many_cells_in_each_row():
     text = markdown(reports.evaluation())
     columns_agree(text)
-    assert text.count("| --- |") == 5 and "81 % of the way" in text and "| 300 | 0.800 | 0.750–0.850 | −0.012 |" in text
+    assert text.count("| --- |") == 5 and "81 % of the way" in text and "| 300 | 1 | 0.800 | 0.750–0.850 | −0.012 |" in text
     assert "Unusable images: 1; they count." in text
 
 

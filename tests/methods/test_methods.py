@@ -252,3 +252,34 @@ def test_a_missing_result_is_an_error_that_says_so(folder, case, tmp_path):
 def test_what_does_not_go_together_is_refused(names, more, said):
     with pytest.raises(UserError, match=said):
         methods.check_methods(names, **more)
+
+
+@battery([case for case in PLAIN if methods.has_strength(case.methods)])
+def test_strength_leads_from_the_base_to_what_was_trained_and_is_saved(folder, case, tmp_path):
+    """At 0 the base draws (of a DoRA all but its magnitudes), at 1 the run; a weight of the base half way at a half."""
+    model, recipe = base(folder), case.recipe()
+    methods.attach(model, recipe)
+    own, taught = methods.base_state(model, recipe), {k: v.clone() for k, v in learned(folder, case).kept[MARKS[-1]][0].items()}
+    image = {}
+    for strength in (0.0, 0.5, 1.0):
+        methods.restore(model, recipe, taught)
+        methods.set_strength(model, recipe, strength, own)
+        image[strength] = predicted(model, ["a dog", "a red hat"])  # no learned word, which keeps its strength
+        for key, value in methods.state(model, recipe).items():
+            if key in own:
+                assert torch.allclose(value, own[key] + strength * (taught[key] - own[key]), atol=1e-6)
+    plain = predicted(base(folder), ["a dog", "a red hat"])
+    if "lora.dora=true" not in case.settings:
+        assert torch.allclose(image[0.0], plain, atol=1e-5), (image[0.0] - plain).abs().max()
+    assert torch.equal(image[1.0], predicted(learned(folder, case).model, ["a dog", "a red hat"]))
+    gap = (image[1.0] - plain).abs().mean()
+    assert 0.2 * gap < (image[0.5] - plain).abs().mean() < 0.95 * gap
+    methods.set_strength(model, recipe, 0.5, own)
+    methods.save(model, tmp_path, recipe)
+    loaded = base(folder)
+    methods.load(loaded, tmp_path, recipe)
+    assert torch.allclose(predicted(loaded, ["a dog", "a red hat"]), image[0.5], atol=1e-5)
+
+
+def test_a_rotation_and_a_word_alone_have_no_strength():
+    assert [name for name in methods.METHODS if not methods.has_strength([name])] == ["oft", "boft", "textual-inversion"]

@@ -132,7 +132,8 @@ def _checkpoints(rows: list[dict], dots: list[tuple[float, float]]) -> list[Mark
         if chosen:
             marks.append(el("circle", cx=x, cy=y, r=10, class_="ring"))
         marks.append(el("circle", cx=x, cy=y, r=5.5, class_=f"step{chosen}{' hollow' * (not row['qualifies'])}"))
-        text = f"{row['step']}, chosen" if chosen else str(row["step"])
+        state = str(row["step"]) + (f" × {row['strength']:g}" if row.get("strength", 1.0) != 1 else "")
+        text = f"{state}, chosen" if chosen else state
         left, foot = _free_spot(x, y, 7.2 * len(text), taken, away=15 if chosen else 10)
         marks.append(el("text", text, x=left, y=foot, class_="label" + chosen))
     return marks

@@ -104,11 +104,12 @@ def prompt_table(prompts: list[dict]) -> Table:
 
 def checkpoint_table(checkpoints: list[dict]) -> Table:
     cells = [
-        [str(row["step"]), number(row["identity"]), interval(row.get("low"), row.get("high")),
+        [str(row["step"]), number(row.get("strength", 1.0), "g"), number(row["identity"]),
+         interval(row.get("low"), row.get("high")),
          number(row["obeys"] - row["base_obeys"], "+.3f"), number(row.get("drift")), limits(row)]
         for row in checkpoints
     ]  # fmt: skip
-    return ["step", "identity", "95 %", "adherence", "drift", ""], cells
+    return ["step", "strength", "identity", "95 %", "adherence", "drift", ""], cells
 
 
 def photo_table(photos: list[dict]) -> Table:
@@ -124,7 +125,7 @@ def limits(row: dict) -> str:
 
 
 def by_step(evaluation: dict) -> list[dict]:
-    return sorted(evaluation.get("checkpoints") or [], key=lambda row: row["step"])
+    return sorted(evaluation.get("checkpoints") or [], key=lambda row: (row["step"], row.get("strength", 1.0)))
 
 
 def provenance(evaluation: dict) -> list[tuple[str, list[tuple[str, str]]]]:
