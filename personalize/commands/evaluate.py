@@ -149,7 +149,8 @@ def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
         "schema": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "scores": scores,
         "class": summary.drift(rows, fill(job.recipe.prior.prompt, "", subject["class"]), tops["dino"]),
         "copying": summary.memorization(rows, None if similarities is None else similarities.tolist()),
-        "truth": summary.truth_summary(rows), "prompts": summary.by_prompt(rows),
+        "truth": summary.truth_summary(rows), "parts": summary.parts_off(rows, subject["class"]),
+        "prompts": summary.by_prompt(rows),
         "unusable": [{"prompt": r["prompt"], "index": r["index"], "why": r["unusable"]} for r in rows if r["unusable"]],
         "versions": run_folder.library_versions(),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from personalize.common.errors import UserError
 from personalize.evaluation import bootstrap
 from personalize.evaluation.bootstrap import Interval
-from personalize.evaluation.metrics import METRICS
+from personalize.evaluation.metrics import METRICS, toyland_truth
 
 Row = Mapping
 PAIRS = 6  # nearest images that are shown beside their photos
@@ -80,6 +80,16 @@ def truth_summary(rows: Sequence[Row]) -> dict | None:
         count = len(keyed(of_kind(rows, "subject"), name))
         summary[METRICS[name].title] = {**_bounds(score), "base": floor and floor.mean, "count": count}
     return summary or None
+
+
+def parts_off(rows: Sequence[Row], class_word: str) -> list[dict]:
+    """Toyland: in how many images each part of the subject is another's, and in words; usual: as a probe misreads it anyway."""
+    parts = []
+    for part, (least, usual) in toyland_truth.OFF.items():
+        if values := keyed(of_kind(rows, "subject"), f"off_{part}").values():
+            off, words = sum(value > least for value in values), toyland_truth.off_in_words(part, class_word)
+            parts.append({"part": part, "words": words, "off": off, "of": len(values), "usual": usual})
+    return parts
 
 
 def by_prompt(rows: Sequence[Row]) -> list[dict]:

@@ -1,6 +1,7 @@
 """The truth probes: what they read of drawn images they never saw, what prompts ask, how far a subject is off."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from personalize.commands.pretrain import Pretrain
 from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
 from personalize.common.files import write_json
+from personalize.evaluation import image_cache, summary
 from personalize.evaluation.metrics import toyland_truth
 from personalize.models import fingerprint
 from personalize.toyland import probes
@@ -222,3 +224,34 @@ def test_disturbing_is_a_function_of_its_generator_and_keeps_most_of_an_image(sc
     a, b = (probes.augment(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and a.abs().max() <= 1
     assert 0.005 < (a - x).abs().mean() < 0.25
+
+
+@pytest.mark.parametrize("word", ["dog", "duck", "robot"])
+def test_a_part_of_another_is_counted_in_words_and_a_right_one_is_not(probe, word):
+    """Scenes of a subject, of it with one part changed, and the words for that."""
+    who = sample_subject(77, word)
+    changes = {"detail": {"detail": (60, 160, 75)}, "pattern": {"pattern": "plain" if who.pattern != "plain" else "belt"}}
+    seeds = range(HELD_OUT + 91_000, HELD_OUT + 91_024)
+
+    def off(**change):
+        scenes = [sample_scene(seed, subject=replace(who, **change), accessory=None) for seed in seeds]
+        images = image_cache.load_tensors([draw_scene(scene)[0] for scene in scenes])
+        errors = toyland_truth.errors(toyland_truth.read_images(probe, images), toyland_truth.parameters(who), word)
+        rows = [
+            {"kind": "subject", "template": "a", "index": k} | {f"off_{part}": v[k].item() for part, v in errors.items()}
+            for k in range(len(images))
+        ]
+        return {part["part"]: part["off"] / part["of"] for part in summary.parts_off(rows, word)}
+
+    right = off()
+    for part, change in changes.items():
+        assert off(**change)[part] > right[part] + 0.3, (part, right)
+    assert "pattern is another's" in toyland_truth.off_in_words("pattern", word)
+
+
+def test_every_class_has_words_for_its_parts():
+    for word in CLASSES:
+        words = {toyland_truth.off_in_words(part, word) for part in toyland_truth.OFF}
+        assert len(words) == len(toyland_truth.OFF) == len(toyland_truth.PARTS)
+    assert toyland_truth.off_in_words("detail", "dog") == "the feet and tail have another colour"
+    assert toyland_truth.off_in_words("tail", "cat") == "the tail has another shape"

@@ -42,6 +42,21 @@ def test_the_class(share, level, words):
     assert third[0] == level and words in third[1]
 
 
+def part(words, off, usual=0.1):
+    return {"part": "x", "words": words, "off": off, "of": 32, "usual": usual}
+
+
+def test_where_truth_is_known_it_says_which_parts_are_anothers():
+    wrong = [part("the pattern is another's", 8), part("the feet and tail have another colour", 20), part("the ears have", 5)]
+    found = verdict(metrics(parts=wrong))
+    assert found[1] == (
+        WARN, "The feet and tail have another colour in 20 of 32 images, the pattern is another's in 8 of 32 images."
+    )  # fmt: skip
+    assert found[0][0] == WARN and "resembles" in found[0][1]  # DINO says 80 %, but the feet are another's in most
+    good = verdict(metrics(parts=[part("the ears have", 5)]))
+    assert good[1][0] == GOOD and good[0] == (GOOD, "It is the same subject: 80% of the way from any dog to the photos.")
+
+
 def test_copies_and_unusable_images_are_said_only_where_there_are_some():
     assert levels(verdict(metrics())) == [GOOD] * 3
     assert len(verdict(metrics(**{"class": None}))) == 2

@@ -26,6 +26,9 @@ from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLO
 
 KINDS = ("pattern", "ear", "tail")
 PARTS = (*probes.VALUES, *KINDS)  # of an identity
+# part -> error above which another subject is seen, and the share of rendered scenes of the right one that are misread so
+OFF = {"body": (0.5, 0.04), "second": (0.5, 0.10), "detail": (0.5, 0.11), "proportions": (0.6, 0.02),
+       "pattern": (0.9, 0.16), "ear": (0.9, 0.18), "tail": (0.9, 0.17)}  # fmt: skip
 SEEN = 5.0  # px of an image's 4096 that another word or proportion must change, or nobody could see it
 CONTRAST = (COLOURS["white"], COLOURS["black"])
 PAIRED = 200  # subjects of a class, whose pairs tell how far two at random are apart
@@ -126,6 +129,17 @@ def errors(reading: Reading, reference: Identity, class_word: str) -> dict[str, 
     """
     usual = expected(class_word)
     return {part: off / usual[part] for part, off in _apart(reading, reference, class_word).items()}
+
+
+def off_in_words(part: str, class_word: str) -> str:
+    """What is another than the subject's where a part is off, such as "the feet and tail have another colour"."""
+    second, detail, ear, tail = scenes.PART_NAMES[class_word]
+    colours, kinds = {"body": "body", "second": second, "detail": detail}, {"ear": ear, "tail": tail}
+    if part in ("pattern", "proportions"):
+        return f"the {part} {'is' if part == 'pattern' else 'are'} another's"
+    name = (colours | kinds)[part]
+    has = "have" if name.endswith("s") or " and " in name else "has"
+    return f"the {name} {has} another {'colour' if part in colours else 'shape'}"
 
 
 @cache

@@ -3,6 +3,7 @@
 GOOD, WARN, BAD = "good", "warn", "bad"
 SAME, RELATIVE = 0.6, 0.3  # of the way from the base to the photos
 LISTENS, HARDLY = 0.05, 0.12  # of the base's CLIP-T that may be lost
+CLEARLY, OFTEN = 0.1, 0.3  # of the images in which a part is another's, beyond what is misread
 STILL, DRIFTED = 0.25, 0.5  # of the way that class images may move to the photos
 
 Line = tuple[str, str]  # level, sentence
@@ -11,7 +12,10 @@ Line = tuple[str, str]  # level, sentence
 def verdict(metrics: dict) -> list[Line]:
     """What metrics.json holds -> one sentence for each question, its level first."""
     word = metrics["run"]["class"]
-    lines = [_identity(metrics["scores"]["dino"], word), _adherence(metrics["scores"]["clip_t"])]
+    lines = [_identity(metrics["scores"]["dino"], word, parts := metrics.get("parts") or [])]
+    if parts:
+        lines.append(_parts(parts))
+    lines.append(_adherence(metrics["scores"]["clip_t"]))
     if metrics["class"]:
         lines.append(_class(metrics["class"], word))
     if metrics["copying"] and metrics["copying"]["copied"]:
@@ -23,19 +27,35 @@ def verdict(metrics: dict) -> list[Line]:
     return lines
 
 
-def _identity(dino: dict, word: str) -> Line:
+def _identity(dino: dict, word: str, parts: list[dict]) -> Line:
     share = dino["relative"]
     if dino["ceiling"] is None:
         return WARN, "There is one photo only: no ceiling to compare with."
     if share is None:
         return WARN, f"The photos are no more alike than any {word} is to them: no scale to read identity on."
-    if share >= SAME:
+    if share >= SAME and not _off(parts, OFTEN):
         level, how = GOOD, "It is the same subject"
     elif share >= RELATIVE:
         level, how = WARN, "It resembles the subject"
     else:
         level, how = BAD, "It is not yet the subject"
     return level, f"{how}: {share:.0%} of the way from any {word} to the photos."
+
+
+def _parts(parts: list[dict]) -> Line:
+    """Toyland: which parts are another's, in more images than a probe misreads of the right one."""
+    wrong = _off(parts, CLEARLY)
+    if not wrong:
+        return GOOD, "Every part is the subject's: its colours, pattern, shapes and proportions."
+    text = ", ".join(
+        f"{part['words']} in {part['off']} of {part['of']} images" for part in sorted(wrong, key=lambda p: -p["off"])
+    )
+    return WARN, f"{text[0].upper()}{text[1:]}."
+
+
+def _off(parts: list[dict], share: float) -> list[dict]:
+    """Those that are another's in a larger share of the images than is misread of the right subject, by `share`."""
+    return [part for part in parts if part["off"] > (part["usual"] + share) * part["of"]]
 
 
 def _adherence(clip_t: dict) -> Line:

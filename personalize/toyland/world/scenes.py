@@ -45,6 +45,20 @@ ACCESSORIES = {  # %s: its colour word with article, "a red"; glasses need none
 PATTERNS = ("plain", "spots", "stripes", "saddle", "belt", "belly")
 EARS = ("floppy", "pointed", "round")  # of a thing: its sail, knob, roof, antenna, handle or bells
 TAILS = ("up", "curled", "stub")  # of a thing: its handle, arms, strap, stern or hands
+PART_NAMES = {  # class -> what shows the second colour, the detail colour, the kind of ear and of tail
+    "dog": ("ears", "feet and tail", "ears", "tail"),
+    "cat": ("ears", "feet and tip of the tail", "ears", "tail"),
+    "rabbit": ("ears", "feet and tail", "ears", "tail"),
+    "horse": ("mane and tail", "feet", "mane", "tail"),
+    "duck": ("wing", "tail", "crest", "tail"),
+    "owl": ("rings around the eyes", "wings and tufts", "tufts", "wings"),
+    "teapot": ("lid", "handle, knob and foot", "knob", "handle"),
+    "car": ("wheels", "sill", "roof", "rear"),
+    "boat": ("sail", "rail and keel", "sail", "stern"),
+    "robot": ("screen and antennas", "arms and feet", "antennas", "arms"),
+    "backpack": ("flap", "pocket and straps", "loop", "side"),
+    "clock": ("rim", "bells and feet", "bells", "hands"),
+}
 PROPORTIONS = {"length": (0.82, 1.18), "height": (0.82, 1.18), "legs": (0.65, 1.35), "head": (0.82, 1.18)}  # spans
 COLOURS = {
     "red": (214, 40, 40),
