@@ -25,7 +25,7 @@ from personalize.common.files import read_jsonl, remove_folder, sha256
 from personalize.common.recipe import load_recipe, recipe_from_dict
 from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
-from personalize.training import engine, load_run, preflight
+from personalize.training import engine, load_run, preflight, validation
 
 ROOT = Path(personalize.__file__).parents[1]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
@@ -585,9 +585,15 @@ def test_a_tracker_gets_the_scores_of_a_checkpoint(photos, tmp_path, monkeypatch
         def finish(self):
             pass
 
+    def raising(*args):
+        raise Interrupted("killed while it is scored")
+
     monkeypatch.setattr(command, "start_trackers", lambda names, folder: [Tracker()])
     settings = ["device=cpu", "train.methods=lora", "train.steps=2", "train.batch=1", "prior.count=0", "choose.every=1"]
     settings += ["choose.steps=1", "choose.count=1", "choose.class_count=1"]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):  # the first is scored while the run resumes
+        patch.setattr(validation.DevSplit, "score", raising)
+        personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path)
     folder = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path).folder
     scores = {step: values for step, values in logged if "choose/identity" in values}
     rows = {row["step"]: row for row in read_jsonl(folder / "choosing.jsonl")}
