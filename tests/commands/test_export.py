@@ -47,7 +47,7 @@ CASES = [
     "lora sd diffusers", "lora sd diffusers half", "lora sd kohya", "lora sd kohya half",
     "lora sd diffusers fuse", "lora sd single-file fuse",
     "lora sdxl diffusers", "lora sdxl kohya", "lora sdxl single-file fuse",
-    "lokr sd kohya", "lokr sd kohya half", "lokr sd diffusers fuse", "lokr sd single-file fuse",
+    "lokr sd kohya", "lokr sd diffusers fuse", "lokr sd single-file fuse",
     "words sd diffusers", "words sd a1111-embedding", "words sdxl a1111-embedding",
     "pivotal sd diffusers", "pivotal sd kohya", "pivotal sd diffusers fuse", "pivotal sd single-file fuse",
     "custom sd diffusers fuse", "custom sd single-file fuse",
