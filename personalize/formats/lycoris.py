@@ -156,15 +156,19 @@ def _flat(role: str, value: Tensor) -> Tensor:
 
 
 def _loadable(factors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The factors in a form that LyCORIS loads: it takes w2's factors of a convolution for those of another width."""
+    """The factors in a form that LyCORIS loads; ComfyUI and others load every form.
+
+    It makes its own module for a weight and copies into it: w2 is whole there from a rank of half its width on, and of w2's
+    factors it takes a convolution's window for a part of the width, which fails for some widths, such as 1920 to 640.
+    """
     if "hada_w1_a" in factors:
         return dict(factors)
-    made = {role: value for role, value in factors.items() if role.startswith("lokr_w2")}
-    made["lokr_w1"] = _product(factors, "lokr_w1")
-    if len(shape) == 4 and shape[2:] != (1, 1):
-        w2 = _product(factors, "lokr_w2", "lokr_t2")
-        made = {"lokr_w1": made["lokr_w1"], "lokr_w2": w2.reshape(len(w2), -1, *shape[2:]).contiguous()}
-    return made
+    w1, w2 = _product(factors, "lokr_w1"), _product(factors, "lokr_w2", "lokr_t2")
+    window = shape[2:]
+    w2 = w2.reshape(len(w2), -1, *window)
+    if "lokr_w2" in factors or set(window) - {1} or 2 * _rank(factors) >= max(w2.shape[:2]):
+        return {"lokr_w1": w1, "lokr_w2": w2.contiguous()}
+    return {"lokr_w1": w1} | {role: factors[role] for role in ("lokr_w2_a", "lokr_w2_b")}
 
 
 def _require_fits(path: Path, name: str, kind: str, factors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
