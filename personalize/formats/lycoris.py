@@ -84,7 +84,7 @@ def write_kohya(
     tensors: dict[str, Tensor] = {}
     for name, factors in adapter.layers.items():
         part, _, layer = name.partition(".")
-        whole = _loadable(factors, shapes[part][layer])
+        whole = _whole(factors, shapes[part][layer])
         tensors |= {f"{names[name]}.{role}": value.half() if half else value for role, value in whole.items()}
         tensors[f"{names[name]}.alpha"] = torch.tensor(float(_rank(whole) or 1))
     sd2 = any(layer.endswith("attn2.to_k") and shape[1] == lora.SD2_WIDTH for layer, shape in shapes["unet"].items())
@@ -155,20 +155,16 @@ def _flat(role: str, value: Tensor) -> Tensor:
     return value.flatten(1) if role.endswith(("_a", "_b")) and value.ndim > 2 else value
 
 
-def _loadable(factors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The factors in a form that LyCORIS loads; ComfyUI and others load every form.
+def _whole(factors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """A lokr as two whole matrices, small as they are: no alpha, no rank, one reading.
 
-    It makes its own module for a weight and copies into it: w2 is whole there from a rank of half its width on, and of w2's
-    factors it takes a convolution's window for a part of the width, which fails for some widths, such as 1920 to 640.
+    LyCORIS guesses the layout of w2's factors from their shapes, wrongly for some convolutions (1920 to 640); AUTOMATIC1111's
+    reader stops at them.
     """
     if "hada_w1_a" in factors:
         return dict(factors)
     w1, w2 = _product(factors, "lokr_w1"), _product(factors, "lokr_w2", "lokr_t2")
-    window = shape[2:]
-    w2 = w2.reshape(len(w2), -1, *window)
-    if "lokr_w2" in factors or set(window) - {1} or 2 * _rank(factors) >= max(w2.shape[:2]):
-        return {"lokr_w1": w1, "lokr_w2": w2.contiguous()}
-    return {"lokr_w1": w1} | {role: factors[role] for role in ("lokr_w2_a", "lokr_w2_b")}
+    return {"lokr_w1": w1, "lokr_w2": w2.reshape(len(w2), -1, *shape[2:]).contiguous()}
 
 
 def _require_fits(path: Path, name: str, kind: str, factors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
