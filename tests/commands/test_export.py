@@ -280,6 +280,7 @@ def test_a_run_that_is_hardly_trained_cannot_be_checked(run_of, monkeypatch, tmp
         (["lora"], "single-file", "--to diffusers, --to kohya, --to diffusers --fuse, --to single-file --fuse"),
         (["lora"], "kohya --fuse", "--to diffusers, --to kohya, --to diffusers --fuse, --to single-file --fuse"),
         (["boft"], "kohya", "--to diffusers --fuse, --to single-file --fuse"),
+        (["loha"], "diffusers", "--to kohya, --to diffusers --fuse, --to single-file --fuse"),
         (["textual-inversion"], "single-file", "--to diffusers, --to a1111-embedding"),
         (["lora", "textual-inversion"], "a1111-embedding", "--to diffusers, --to kohya, --to diffusers --fuse"),
         (["textual-inversion", "oft"], "diffusers", "--to diffusers --fuse, --to single-file --fuse"),
