@@ -13,7 +13,7 @@ test: $(BIN)/.installed
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m slow
 
-clients: $(BIN)/.installed  # fills .venv-clients/, 3 GB, on first use
+clients: $(BIN)/.installed  # fills .venv-clients/, 2.3 GB, on first use
 	$(BIN)/python -m pytest -q -m clients tests/clients
 
 check: $(BIN)/.installed
