@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
+from personalize.formats import lycoris
 from personalize.methods import adapter_files, copy_all, peft_layers, require_folder
 from personalize.methods.adapter_files import Part
 from personalize.models.interface import LatentModel
@@ -96,7 +97,7 @@ def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
 
 
 def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) -> None:
-    """Adds a user's adapter to those attached: a LoRA file of diffusers, PEFT or kohya, or a folder of ours or of PEFT.
+    """Adds a user's adapter to those attached: a LoRA, LoKr or LoHa file, or a folder of ours or of PEFT.
 
     `name` is new to the model; `weight` times the adapter's effect is added. UserError for an adapter that is damaged or was
     made for another base, and for a weight other than 1 of oft and boft, which rotate and do not add.
@@ -111,7 +112,10 @@ def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) 
         network = adapter_files.adapted_networks(model)[part]
         for p in peft_layers.inject_adapter(network, adapter.config, name=name, what=what):
             p.requires_grad_(False)
-        copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
+        if adapter.loose:
+            peft_layers.put_factors(network, name, adapter.tensors)
+        else:
+            copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
         peft_layers.set_adapter_scale(network, name, weight)
 
 
@@ -144,7 +148,19 @@ def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> Non
         raise UserError(f"{source} has adapters of {has}, expected are {wanted}. Set train.text_encoder to what it was.")
     for part, adapter in attached.items():
         _check_same(given[part], adapter, source)
-        copy_all(adapter.tensors, given[part].tensors, what=what)
+        theirs = _tightened(given[part], adapter, source) if given[part].loose else given[part].tensors
+        copy_all(adapter.tensors, theirs, what=what)
+
+
+def _tightened(theirs: Part, ours: Part, source: Path) -> dict[str, Tensor]:
+    """The tensors of LyCORIS' factors in the form, rank and scale of the adapter that trains: their update is the same."""
+    wanted, tensors = adapter_files.layers_of({"": ours}), {}
+    for layer, factors in adapter_files.layers_of({"": theirs}).items():
+        if layer in wanted:  # a layer too many is told by its name
+            scaled = lycoris.scaled(factors, ours.config.r / ours.alpha)
+            factors = lycoris.fitted(f"{source}: layer {layer[1:]}", scaled, wanted[layer], ours.config.r)
+        tensors |= {f"{layer[1:]}.{role}": value for role, value in factors.items()}
+    return tensors
 
 
 def _attached(model: LatentModel, recipe: Recipe) -> dict[str, Part]:
@@ -192,6 +208,8 @@ def _check_block(kind: str, block: int, layers: dict[str, nn.Module]) -> None:
 def _check_same(theirs: Part, ours: Part, source: Path) -> None:
     if theirs.kind != ours.kind:
         raise UserError(f"{source} is a {theirs.kind}, but train.methods has {ours.kind}. Set train.methods = {theirs.kind}.")
+    if theirs.loose:
+        return
     if getattr(theirs.config, "rank_pattern", None) or getattr(theirs.config, "alpha_pattern", None):
         raise UserError(
             f"{source} has ranks or alphas that differ by layer, which a recipe cannot say. Merge it into the base."

@@ -22,6 +22,14 @@ def adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's weight, (out,in[,k,k]), also where it is quantized."""
+    return {
+        name: (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
+        for name, layer in adaptable_layers(network).items()
+    }
+
+
 def matching_layers(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     """The layers that targets name: each is a layer's name or the end of it, from a dot on."""
     suffixes = tuple(f".{target}" for target in targets)
@@ -53,6 +61,22 @@ def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
 
     tensors = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
     return {key.replace(".base_layer.", "."): value for key, value in tensors.items()}
+
+
+def put_factors(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+    """Makes these the factors of a LoKr or LoHa, {"<layer>.lokr_w1": tensor}, whatever form its config gave the layers."""
+    from peft.tuners.lycoris_utils import LycorisLayer
+
+    for path, layer in network.named_modules():
+        if not isinstance(layer, LycorisLayer) or name not in layer.r:
+            continue
+        device = layer.get_base_layer().weight.device
+        for role in layer.adapter_layer_names:
+            factors, value = getattr(layer, role), tensors.get(f"{path.replace('.base_layer', '')}.{role}")
+            if name in factors:
+                del factors[name]
+            if value is not None:
+                factors[name] = nn.Parameter(value.to(device), requires_grad=False)
 
 
 def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:

@@ -235,8 +235,8 @@ def test_a_lora_of_another_base_says_how_much_does_not_fit(path):
 @pytest.mark.parametrize(
     "key, word",
     [
-        ("lora_unet_x.hada_w1_a", "a LoHa"),
-        ("lora_unet_x.lokr_w1", "a LoKr"),
+        ("lora_unet_x.hada_w1_a", "a LoHa or LoKr beside a LoRA"),
+        ("lora_unet_x.lokr_w1", "a LoHa or LoKr beside a LoRA"),
         ("lora_unet_x.lora_mid.weight", "Tucker"),
         ("lora_unet_x.diff", "whole differences"),
         ("lora_unet_x.oft_blocks", "an OFT"),

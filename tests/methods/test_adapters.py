@@ -26,9 +26,10 @@ from method_cases import (
     saved,
 )
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from personalize import methods
+from personalize.commands.export import targets
 from personalize.common.errors import UserError
 from personalize.core import rng
 from personalize.formats import lora
@@ -276,3 +277,44 @@ def test_training_starts_from_what_a_file_holds(tiny_sd, tmp_path):
         recipe = case.recipe(f"train.init_from={source}")
         with pytest.raises(UserError, match=said):
             methods.start_from(attached(base(tiny_sd), recipe).model, recipe)
+
+
+@battery([Case((kind,), more) for kind in ("lokr", "loha") for more in ((), (CONV,), (TEXT, "lora.rank=40"))])
+def test_a_file_in_lycoris_form_draws_and_trains_on_as_the_folder(tiny_sd, tmp_path, case):
+    """alpha is not the rank; rank 40 makes LoKr's matrices whole. Weights, names and scale: tests/formats/test_lycoris.py."""
+    saved(tiny_sd, case, tmp_path)
+    trained, file = learned(tiny_sd, case).model, tmp_path / "kohya.safetensors"
+    targets._write_kohya(trained, case.recipe(), targets.Form("kohya", False, False), file)
+    own = predicted(trained, case.prompts()[:2])
+    plain = predicted(base(tiny_sd), case.prompts()[:2])
+    renamed = {key.replace("lora_unet_", "lycoris_").replace("lora_te_", "lycoris_"): v for key, v in load_file(file).items()}
+    save_file(renamed, tmp_path / "wrapper.safetensors")
+    for source in (file, tmp_path / "wrapper.safetensors"):
+        model = base(tiny_sd)
+        load_adapter(model, source, name="it", weight=1.0)
+        assert (predicted(model, case.prompts()[:2]) - own).abs().max() < 1e-5 < 0.01 < (plain - own).abs().max()
+        fuse_adapters(model)
+        assert (predicted(model, case.prompts()[:2]) - own).abs().max() < 1e-5
+    engine = attached(base(tiny_sd), case.recipe())
+    methods.start_from(engine.model, case.recipe(f"train.init_from={file}"))
+    assert (predicted(engine.model, case.prompts()[:2]) - own).abs().max() < 1e-5
+
+
+def test_a_file_in_lycoris_form_has_a_weight_and_a_kind(tiny_sd, tmp_path):
+    case = Case(("loha",))
+    saved(tiny_sd, case, tmp_path)
+    trained, file = learned(tiny_sd, case).model, tmp_path / "kohya.safetensors"
+    targets._write_kohya(trained, case.recipe(), targets.Form("kohya", False, False), file)
+    model, folder = base(tiny_sd), base(tiny_sd)
+    load_adapter(model, file, name="it", weight=0.5)
+    load_adapter(folder, tmp_path, name="it", weight=0.5)
+    assert (predicted(model, case.prompts()[:2]) - predicted(folder, case.prompts()[:2])).abs().max() < 1e-5
+    for other, words in (
+        (Case(("lora",)), "is a loha, but train.methods has lora"),
+        (Case(("loha",), (CONV,)), "other layers"),
+    ):
+        with pytest.raises(UserError, match=words):
+            methods.start_from(attached(base(tiny_sd), other.recipe()).model, other.recipe(f"train.init_from={file}"))
+    wider = Case(("loha",), ("lora.rank=4",))
+    with pytest.raises(UserError, match="layer .* has the rank 3, expected is the recipe's 4. Set lora.rank = 3"):
+        methods.start_from(attached(base(tiny_sd), wider.recipe()).model, wider.recipe(f"train.init_from={file}"))
