@@ -52,7 +52,10 @@ def open_base(recipe: Recipe, screen: Terminal):
     from personalize import models
     from personalize.common.malloc import keep_freed_memory_for
 
-    model = models.load_model(recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, say=screen.say)
+    model = models.load_model(
+        recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, prediction=recipe.prediction,
+        base_vae=recipe.base_vae, say=screen.say,
+    )  # fmt: skip
     return keep_freed_memory_for(model)
 
 

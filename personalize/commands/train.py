@@ -34,7 +34,7 @@ from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
-from personalize.training.find_run import INDIFFERENT, find_run, is_run
+from personalize.training.find_run import IN_FINGERPRINT, INDIFFERENT, find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
 from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, restore, save
 
@@ -271,7 +271,7 @@ def _ended(run: TrainingRun) -> bool:
 def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders) -> dict:
     """What the run is. Its identity hashes all that decides its weights."""
     settings = recipe_to_dict(recipe)
-    decisive = {k: v for k, v in settings.items() if k not in INDIFFERENT}
+    decisive = {k: v for k, v in settings.items() if k not in (*INDIFFERENT, *IN_FINGERPRINT)}
     prior = {word: class_images.settings_in(folder, model, recipe, word) for word, folder in priors.items()}
     # photos in their order, which decides the batches
     photos = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in subjects]
@@ -307,9 +307,14 @@ def _subject_entry(subject: Subject, recipe: Recipe, priors: Folders) -> dict:
 
 def _with_absolute_paths(settings: dict) -> dict:
     """A run's settings as its manifest has them: paths mean the same from any folder."""
-    source = settings["train"]["init_from"]
-    train = settings["train"] | {"init_from": source and os.path.abspath(os.path.expanduser(source))}
-    return settings | {"base": absolute_base(settings["base"]), "train": train}
+    source, vae = (
+        path and os.path.abspath(os.path.expanduser(path)) for path in (settings["train"]["init_from"], settings["base_vae"])
+    )
+    return settings | {
+        "base": absolute_base(settings["base"]),
+        "base_vae": vae,
+        "train": settings["train"] | {"init_from": source},
+    }
 
 
 def _absolute(path: str) -> str:

@@ -193,6 +193,13 @@ class Recipe:
         "whole", "how the VAE works, from fast to small: all images at once, one at a time, in tiles",
         choices=("whole", "sliced", "tiled"),
     )  # fmt: skip
+    prediction: str = setting(
+        "", "what the base's U-Net predicts, where its files say nothing or the wrong; empty: as they say",
+        choices=("", "epsilon", "v_prediction"),
+    )  # fmt: skip
+    base_vae: str = setting(
+        "", "VAE in place of the base's, or for a checkpoint without one: a .safetensors file, or a folder of diffusers"
+    )
     photos: Photos = Photos()
     prior: Prior = Prior()
     train: Train = Train()

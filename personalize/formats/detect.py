@@ -32,7 +32,7 @@ CHANNELS = {  # input channels of U-Nets of the same layout that take more than 
 ADVICE = "A base is a Stable Diffusion 1.x, 2.x or SDXL checkpoint with U-Net, VAE and text encoders in one file."
 
 
-def detect_family(shapes: Shapes, path: Path) -> str:
+def detect_family(shapes: Shapes, path: Path, *, needs_vae: bool = True) -> str:
     """ "sd1", "sd2" or "sdxl" of a single-file checkpoint {name: shape}. UserError says what else the file is."""
     if adapter := detect_adapter(shapes):
         raise _refused(path, adapter)
@@ -42,8 +42,11 @@ def detect_family(shapes: Shapes, path: Path) -> str:
         raise _refused(path, f"{purpose}, which personalize does not train")
     if "edm_mean" in shapes:
         raise _refused(path, "a model with EDM's noise schedule (Playground 2.5), which personalize does not train")
-    if not _any(shapes, VAE):
-        raise _refused(path, f"a checkpoint without a VAE (no name begins with {VAE})")
+    if needs_vae and not _any(shapes, VAE):
+        raise UserError(
+            f"{path} is a checkpoint without a VAE (no name begins with {VAE}). Give one, a .safetensors file or a folder of "
+            "diffusers: --set base_vae=FILE."
+        )
     for family, prefixes in reversed(PREFIXES.items()):
         if all(_any(shapes, prefix) for part, prefix in prefixes.items() if part.startswith("text_encoder")):
             return family

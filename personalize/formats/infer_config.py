@@ -12,7 +12,7 @@ from typing import Any
 from personalize.common.errors import UserError
 from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.formats.detect import Shapes
-from personalize.formats.ldm import PREFIXES, SD2_LAYERS, file_keys, names
+from personalize.formats.ldm import NETWORKS, PREFIXES, SD2_LAYERS, file_keys, names
 from personalize.formats.ldm_unet import MOST, count
 
 Config = dict[str, Any]
@@ -34,12 +34,15 @@ NOT_TOLD_BY_SHAPES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT, "text_enco
 
 
 def infer_configs(shapes: Shapes, family: str, *, prediction: str) -> dict[str, Config]:
-    """{part: config} of a single file {name: shape}. UserError where the shapes are not of the family's layout."""
-    configs = {"unet": _unet(shapes, family), "vae": _vae(shapes, family)}
+    """{part: config} of a single file {name: shape}, without a VAE where it has none.
+
+    UserError where the shapes are not of the family's layout.
+    """
+    configs = {"unet": _unet(shapes, family)}
+    if has_vae(shapes):
+        configs["vae"] = infer_vae(shapes) | {"scaling_factor": SCALE[family]}
     configs |= {part: _text(shapes, family, part) for part in PREFIXES[family] if part.startswith("text_encoder")}
-    size = LATENT_SIZE_SD2_V if (family, prediction) == ("sd2", "v_prediction") else LATENT_SIZE[family]
-    configs["unet"]["sample_size"] = size
-    configs["vae"]["sample_size"] = size * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    set_size(configs, family, prediction)
     if family == "sdxl":
         condition_width = _size(shapes, PREFIXES[family]["unet"] + "label_emb.0.0.weight", 1)
         pooled = configs["text_encoder_2"]["projection_dim"]
@@ -117,8 +120,22 @@ def _depth(shapes: Shapes, prefix: str) -> int:
     return count(shapes, prefix + "transformer_blocks.{}.norm1.weight")
 
 
-def _vae(shapes: Shapes, family: str) -> Config:
-    prefix = PREFIXES[family]["vae"]
+def has_vae(shapes: Shapes) -> bool:
+    """Whether a single file has a VAE."""
+    return any(name.startswith(NETWORKS["vae"]) for name in shapes)
+
+
+def set_size(configs: dict[str, Config], family: str, prediction: str) -> None:
+    """Write the size that a family is released at, which for SD2 its prediction decides, into the configs of U-Net and VAE."""
+    size = LATENT_SIZE_SD2_V if (family, prediction) == ("sd2", "v_prediction") else LATENT_SIZE[family]
+    configs["unet"]["sample_size"] = size
+    if "vae" in configs:
+        configs["vae"]["sample_size"] = size * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+
+
+def infer_vae(shapes: Shapes) -> Config:
+    """A VAE's config from the names and shapes of a single file; its scale is that of SD 1 and 2."""
+    prefix = NETWORKS["vae"]
     blocks = f"{prefix}encoder.down."
     levels = count(shapes, blocks + "{}.block.0.conv1.weight")
     widths = [_size(shapes, f"{blocks}{k}.block.0.conv1.weight", 0) for k in range(levels)]
@@ -134,7 +151,7 @@ def _vae(shapes: Shapes, family: str) -> Config:
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "norm_num_groups": math.gcd(32, *widths),
-        "scaling_factor": SCALE[family],
+        "scaling_factor": SCALE["sd1"],
         "mid_block_add_attention": f"{prefix}encoder.mid.attn_1.q.weight" in shapes,
         "use_quant_conv": f"{prefix}quant_conv.weight" in shapes,
         "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in shapes,

@@ -62,7 +62,7 @@ def to_ldm(parts: Mapping[str, State], family: str, configs: Mapping[str, Config
     for part in PREFIXES[family]:
         state = tidy(part, parts[part])
         table = names(part, family, configs[part])
-        _complete(part, set(state), set(table))
+        require_complete(part, set(state), set(table))
         for original, keys in _grouped(table).items():
             tensors[original] = _packed(original, [state[key] for key in keys])
     return tensors | (_sd2_rest(tensors) if family == "sd2" else {})
@@ -83,13 +83,13 @@ def _sd2_rest(tensors: State) -> State:
 
 
 def from_ldm(tensors: State, family: str, configs: Mapping[str, Config]) -> dict[str, State]:
-    """The tensors of one file -> {part: diffusers state dict}. What belongs to no part is left out."""
+    """The tensors of one file -> {part: diffusers state dict}, of parts with a config. What belongs to no part is left out."""
     parts = {}
-    for part, prefix in PREFIXES[family].items():
+    for part, prefix in ((part, prefix) for part, prefix in PREFIXES[family].items() if part in configs):
         groups = _grouped(names(part, family, configs[part]))
         keys_in_file = file_keys(tensors, prefix)
         weights = {name for name in keys_in_file if name in groups or not _unused(name[len(prefix) :], family)}
-        _complete(part, weights, set(groups))
+        require_complete(part, weights, set(groups))
         parts[part] = {
             key: tensor
             for original, keys in groups.items()
@@ -227,7 +227,8 @@ def _unused(rest: str, family: str) -> bool:
     return beyond or rest.removeprefix("text_model.embeddings.") in UNUSED or rest.startswith(UNUSED_BEGINNINGS)
 
 
-def _complete(part: str, present: set[str], expected: set[str]) -> None:
+def require_complete(part: str, present: set[str], expected: set[str]) -> None:
+    """UserError where keys are missing or beyond those expected."""
     if missing := sorted(expected - present):
         raise UserError(
             f"the {part} lacks {len(missing)} of {len(expected)} weights, such as {missing[0]}: the file is not whole, "

@@ -2,6 +2,9 @@
 
 The update of a layer is `alpha / rank * up @ down` (Hu et al. 2106.09685; kohya's `networks/lora.py`; PEFT's `LoraLayer`).
 A file without alpha means alpha = rank, as in kohya's and diffusers' loaders.
+
+Beside it a file may change weights and biases by a plain difference, without alpha: `diff` and `diff_b` of whole layers,
+`w_norm` and `b_norm` of norms (LyCORIS, modules/full.py and norms.py); or by the bias of PEFT's `lora_B`, with it.
 """
 
 import json
@@ -10,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.formats import detect, lora_names
+from personalize.formats.embedding import BUNDLED, bundled_words
 from personalize.formats.ldm_unet import unet_layers
-from personalize.formats.lora_names import ALPHA, BARE, DOWN, MAGNITUDE, UP, Layer
+from personalize.formats.lora_names import ALPHA, BARE, BIAS, DOWN, MAGNITUDE, UP, UP_BIAS, WEIGHT, Layer
 from personalize.formats.safetensors_io import Header, load_tensors, read_header, refuse_pickle, save_tensors
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
@@ -34,11 +38,7 @@ NOT_READ = {
     r"\.boft_": "a BOFT",
     r"\.on_input$": "an (IA)^3 (LyCORIS)",
     r"\.[ab][12]\.weight$": "a GLoRA (LyCORIS)",
-    r"^bundle_emb\.|\.string_to_param\.": "embeddings of words (OneTrainer: switch off Bundle Embeddings and save it again)",
     r"\.lora_embedding_": "a LoRA of embeddings",
-    r"\.(diff_b|lora_B(\.\w+)?\.bias|lora_up\.bias)$": "changes of biases (train it without: bias, lora_bias)",
-    r"\.[wb]_norm$|\bnorm[\w.]*\.diff$|_norm\d?\.diff$": "changes of norms (LyCORIS: train_norm=False)",
-    r"\.diff$": "whole differences (LyCORIS full)",
     r"\.(set_weight|reshape_weight)$|\.modules_to_save\.": "whole modules (PEFT: modules_to_save)",
 }
 SD2_WIDTH = 1024  # of its text encoder, by which an SD2 is told from an SD1
@@ -51,23 +51,30 @@ class Adapter:
     tensors: dict[str, Tensor]
     ranks: dict[str, int]
     alphas: dict[str, float]
+    differences: dict[str, Tensor] = field(default_factory=dict)  # {"part.dotted.name.weight" or ".bias": what is added}
+    words: tuple[str, ...] = ()  # whose embeddings are in the file: `embedding.read_bundled`
 
 
 def read_lora(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapter:
     """The LoRA in a `.safetensors` of diffusers, PEFT, kohya or LyCORIS (LoCon), for the base with these layers.
 
-    `layers` is {part: dotted names of its Linear and Conv2d}. UserError where the file is not a LoRA, is not whole, or has
-    layers that the base lacks; whether the widths are the base's is the caller's to check.
+    `layers` is {part: dotted names of its Linear and Conv2d, and of norms, which have plain differences}. UserError where the
+    file is not a LoRA, is not whole, or has layers that the base lacks; whether the widths are the base's is the caller's to
+    check.
     """
     path = Path(path)
     refuse_pickle(path, "a LoRA")
     header = read_header(path)
-    _require_lora(path, {key: shape for key, (_, shape) in header["tensors"].items()})
+    _require_lora(path, {key: shape for key, (_, shape) in header["tensors"].items() if not BUNDLED.match(key)})
     by_layer = keys_by_layer(path, header, layers, base)
     settings, tensors = _settings(path, header, layers), load_tensors(path)
-    adapter, ranks, alphas = {}, {}, {}
+    adapter, ranks, alphas, differences = {}, {}, {}, {}
     for (part, layer), keys in sorted(by_layer.items()):
         name = f"{part}.{layer}"
+        plain = {end: tensors[keys[role]] for role, end in ((WEIGHT, "weight"), (BIAS, "bias")) if role in keys}
+        differences |= {f"{name}.{end}": value for end, value in plain.items()}
+        if plain and not keys.keys() - {WEIGHT, BIAS, ALPHA}:
+            continue
         down, up = (tensors[keys[role]] if role in keys else None for role in (DOWN, UP))
         ranks[name] = _rank(path, name, down, up)
         adapter |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
@@ -77,7 +84,10 @@ def read_lora(path: Path, layers: Mapping[str, Collection[str]], base: str) -> A
             alphas[name] = number(path, keys[ALPHA], tensors[keys[ALPHA]])
         else:
             alphas[name] = _alpha(path, settings.get(part, {}), layer, ranks[name])
-    return Adapter(adapter, ranks, alphas)
+        if UP_BIAS in keys:
+            bias = tensors[keys[UP_BIAS]].float() * (alphas[name] / ranks[name])
+            differences[f"{name}.bias"] = differences.get(f"{name}.bias", 0) + bias
+    return Adapter(adapter, ranks, alphas, differences, bundled_words(header["tensors"]))
 
 
 def write_diffusers(path: Path, adapter: Adapter) -> None:
@@ -157,7 +167,7 @@ def kohya_metadata(family: str, *, sd2: bool, module: str, rank: float, alpha: f
 
 def keys_by_layer(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:
     """{layer: {role: key}}. UserError where a key belongs to no layer."""
-    keys = header["tensors"]
+    keys = {key: value for key, value in header["tensors"].items() if not BUNDLED.match(key)}
     first = max((part for part in layers if path.parent.name.startswith(part)), key=len, default="")
     index = lora_names.known_names(layers, first=first)
     roles: dict[Layer, dict[str, str]] = {}
@@ -209,7 +219,7 @@ def _require_lora(path: Path, shapes: detect.Shapes) -> None:
     refuse_kinds(path, shapes, NOT_READ)
     if detect.CONV_IN in shapes:
         raise UserError(f"{path} is a whole checkpoint, not a LoRA. Give it as the base.")
-    if not any((split := lora_names.split_key(name)) and split[1] == DOWN for name in shapes):
+    if not any((split := lora_names.split_key(name)) and split[1] in (DOWN, WEIGHT, BIAS) for name in shapes):
         raise UserError(f"{path} is not a LoRA: none of its {len(shapes)} tensors is a lora_down or lora_A.")
 
 

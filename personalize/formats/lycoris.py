@@ -58,7 +58,7 @@ def read_lycoris(path: Path, shapes: Shapes, base: str) -> Adapter:
                 f"{path} is a {kind} with dora_scale, which is not read ({keys[MAGNITUDE]}). Train it without dora_wd."
             )
         if others := [key for role, key in keys.items() if not role.startswith(KINDS[kind]) and role != ALPHA]:
-            raise UserError(f"{path} holds a {kind} and another adapter in one file, which is not read, such as {others[0]!r}.")
+            raise UserError(f"{path} holds a {kind} and something else in one file, which is not read, such as {others[0]!r}.")
         alpha = lora.number(path, keys[ALPHA], tensors[keys[ALPHA]]) if ALPHA in keys else 0.0
         factors = {role: _flat(role, tensors[key].float()) for role, key in keys.items() if role != ALPHA}
         _require_fits(path, name, kind, factors, shapes[part][layer])

@@ -13,7 +13,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json, writing
 from personalize.common.untrusted import read_bytes
 from personalize.formats import clip_tokenizer, detect, reference_configs
-from personalize.formats.infer_config import first_difference, infer_configs
+from personalize.formats.infer_config import first_difference, infer_configs, set_size
 from personalize.formats.ldm import CLIP, PREFIXES, State, from_ldm, to_ldm
 from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors, save_unsynced
 
@@ -22,12 +22,13 @@ PARAMETERIZATION = re.compile(r"""^[ \t]*parameterization:[ \t]*["']?(\w+)["']?[
 OLD_CONFIGS = "personalize.configs"  # header entry of earlier versions: the configs of the base, as JSON
 
 
-def unpack_single_file(path: Path, folder: Path) -> None:
+def unpack_single_file(path: Path, folder: Path, *, needs_vae: bool = True) -> None:
     """Unpack a single-file Stable Diffusion 1.x, 2.x or SDXL into a diffusers folder that does not exist yet.
 
     The configs are told from its tensors. SD2 exists with epsilon and v prediction, and is taken for the 768 pixel model
     with v where neither the header nor the `.yaml` beside it says anything; for the tokenizer see
-    `clip_tokenizer.read_vocabulary`. UserError for a pickle, a damaged or a foreign file.
+    `clip_tokenizer.read_vocabulary`. Of a file without a VAE, if that will do, the folder has none either. UserError for a
+    pickle, a damaged or a foreign file.
     """
     path, folder = Path(path), Path(folder)
     refuse_pickle(path, "a base")
@@ -35,7 +36,7 @@ def unpack_single_file(path: Path, folder: Path) -> None:
         raise UserError(f"{folder} is there already. Give a folder that is new or empty.")
     header = read_header(path)
     shapes = {name: shape for name, (_, shape) in header["tensors"].items()}
-    family = detect.detect_family(shapes, path)
+    family = detect.detect_family(shapes, path, needs_vae=needs_vae)
     try:
         beside = {"modelspec.prediction_type": said} if (said := prediction_beside(path)) else {}
         configs = _infer(shapes, family, beside | header["metadata"])
@@ -56,8 +57,23 @@ def unpack_single_file(path: Path, folder: Path) -> None:
                 openclip = not PREFIXES[family][part].endswith(CLIP)
                 clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=longest, openclip=openclip)
         _write_json(temporary / "scheduler" / "scheduler_config.json", configs["scheduler"])
-        index = reference_configs.pipeline(family, states, configs["scheduler"]["_class_name"])
+        index = reference_configs.pipeline(family, PREFIXES[family], configs["scheduler"]["_class_name"])
         _write_json(temporary / "model_index.json", index)
+
+
+def says_prediction(path: Path) -> bool:
+    """Whether a single file, or the `.yaml` beside it, says what its U-Net predicts."""
+    header = read_header(path)
+    stated = header["metadata"].get("modelspec.prediction_type") in reference_configs.MODELSPEC_PREDICTIONS
+    return stated or reference_configs.V_MARK in header["tensors"] or bool(prediction_beside(path))
+
+
+def predicting(folder: Path, prediction: str) -> dict[str, Config]:
+    """{part: config} of an unpacked single file as they are where its U-Net predicts this."""
+    configs, family = _folder_configs(folder)
+    set_size(configs, family, prediction)
+    scheduler = reference_configs.scheduler(family, prediction, zero_snr=False)
+    return {"scheduler": scheduler} | {part: configs[part] for part in ("unet", "vae")}
 
 
 def prediction_beside(path: Path) -> str:

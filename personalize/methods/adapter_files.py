@@ -8,7 +8,7 @@ LoRA, LoKr and LoHa files of other programs are read too.
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, write_json
 from personalize.formats import lora, lycoris, safetensors_io
-from personalize.formats.lora_names import split_key
+from personalize.formats.lora_names import ALPHA, split_key
 from personalize.methods import as_in
-from personalize.methods.peft_layers import adaptable_layers, weight_shapes
+from personalize.methods.peft_layers import adaptable_layers, norm_layers, weight_shapes
 from personalize.models.interface import LatentModel
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -33,11 +33,15 @@ class Part:
     """The adapter of one network: its PEFT config, and its tensors by the names PEFT gives them.
 
     loose: LyCORIS' factors, whose form, shapes and rank may be each layer's own, with a scale of 1; the config has the layers.
+    A file of another program may hold more: plain changes of parameters, without or beside an adapter, whose config is None
+    where there is none; and embeddings of words.
     """
 
     config: Any
     tensors: dict[str, Tensor]
     loose: bool = False
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -72,7 +76,7 @@ def holds_adapter(source: Path) -> bool:
     if source.is_dir():
         return any((source / name).exists() for name in (FILE, CONFIG)) or bool(_folders(source))
     keys = safetensors_io.read_header(source)["tensors"] if source.suffix == ".safetensors" else ()
-    return any(".lora" in key or key.startswith("lora_") or split_key(key) for key in keys)
+    return any(".lora" in key or key.startswith("lora_") or (split_key(key) or ("", ALPHA))[1] != ALPHA for key in keys)
 
 
 def read_adapter(source: Path, model: LatentModel) -> dict[str, Part]:
@@ -137,11 +141,15 @@ def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
     """A LoRA file of any program, in which each layer has its own rank and alpha."""
     from peft import LoraConfig
 
-    names = {name: set(adaptable_layers(network)) for name, network in adapted_networks(model).items()}
+    networks = adapted_networks(model).items()
+    names = {name: {*adaptable_layers(network), *norm_layers(network)} for name, network in networks}
     adapter, parts = lora.read_lora(path, names, model.name), {}
     for name in names:
         tensors, ranks, alphas = (_of(name, values) for values in (adapter.tensors, adapter.ranks, adapter.alphas))
+        differences = _of(name, adapter.differences)
         if not ranks:
+            if differences:
+                parts[name] = Part(None, {}, differences, adapter.words)
             continue
         r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
         config = LoraConfig(
@@ -150,7 +158,7 @@ def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
             alpha_pattern={f"^{layer}": value for layer, value in alphas.items() if value != alpha},
             use_dora=any(key.endswith("lora_magnitude_vector") for key in tensors),
         )  # fmt: skip
-        parts[name] = Part(config, tensors)
+        parts[name] = Part(config, tensors, differences, adapter.words)
     return parts
 
 

@@ -107,9 +107,12 @@ def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) 
         raise UserError(f"there is no adapter {str(source)!r}. Give a .safetensors file, or the folder of a run or of PEFT.")
     what = f"{source} was made for another base than {model.name!r}"
     for part, adapter in adapter_files.read_adapter(source, model).items():
+        network = adapter_files.adapted_networks(model)[part]
+        peft_layers.add_differences(network, adapter.differences, weight, what=what)
+        if adapter.config is None:
+            continue
         if weight != 1 and adapter.kind in ("oft", "boft"):
             raise UserError(f"{source} is {adapter.kind}, which has no weight: {weight:g} is not possible, give 1.")
-        network = adapter_files.adapted_networks(model)[part]
         for p in peft_layers.inject_adapter(network, adapter.config, name=name, what=what):
             p.requires_grad_(False)
         if adapter.loose:
@@ -143,6 +146,7 @@ def fuse_adapters(model: LatentModel) -> None:
 def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> None:
     """Copies an adapter into the attached one of the same kind, rank, scale and layers."""
     given, attached = adapter_files.read_adapter(source, model), _attached(model, recipe)
+    _require_adapter_alone(given, source)
     if given.keys() != attached.keys():
         has, wanted = (" and ".join(sorted(parts)) for parts in (given, attached))
         raise UserError(f"{source} has adapters of {has}, expected are {wanted}. Set train.text_encoder to what it was.")
@@ -203,6 +207,24 @@ def _check_block(kind: str, block: int, layers: dict[str, nn.Module]) -> None:
     needed = 4 * sum(width**2 for width in widths.values())
     if kind == "boft" and needed > MOST_BYTES:
         raise UserError(f"boft would keep {needed >> 30} GB of permutations. Set lora.conv = false, or fewer lora.targets.")
+
+
+def _require_adapter_alone(given: dict[str, Part], source: Path) -> None:
+    """UserError for a file with more than an adapter, which the one that trains cannot hold."""
+    for name, part in given.items():
+        if part.differences:
+            example = (
+                f"{len(part.differences)} changes of weights and biases themselves, such as of {name}.{min(part.differences)}"
+            )
+            raise UserError(
+                f"{source} holds {example}, from which no adapter can go on. Save it without them (LyCORIS: train_norm=False; "
+                "PEFT: bias, lora_bias), or draw with it by generate --lora."
+            )
+        if part.words:
+            raise UserError(
+                f"{source} holds embeddings of {', '.join(map(repr, part.words))}, from which no adapter can go on. Save it "
+                "without them (OneTrainer: Bundle Embeddings), or draw with it by generate --lora."
+            )
 
 
 def _check_same(theirs: Part, ours: Part, source: Path) -> None:

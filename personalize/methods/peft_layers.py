@@ -30,6 +30,31 @@ def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
+def norm_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The norms with weights by their names."""
+    kinds = (nn.LayerNorm, nn.GroupNorm)
+    return {name: m for name, m in network.named_modules() if isinstance(m, kinds) and m.weight is not None}
+
+
+def add_differences(network: nn.Module, differences: dict[str, Tensor], weight: float, *, what: str) -> None:
+    """Adds `weight` times each difference {"layer.weight" or "layer.bias": tensor} to the network's own parameters.
+
+    UserError, which `what` begins, for a layer without such a parameter, or of another shape; and for a quantized one.
+    """
+    layers = {**adaptable_layers(network), **norm_layers(network)}
+    for key, difference in differences.items():
+        name, _, end = key.rpartition(".")
+        p = getattr(layers[name], end)
+        if p is None:
+            raise UserError(f"{what}: it changes the {end} of {name}, which has none.")
+        if not p.is_floating_point():
+            raise UserError(f"{what}: it changes {key} itself, which is quantized. Load it into the plain base.")
+        if p.shape != difference.shape:
+            shape = tuple(difference.shape)
+            raise UserError(f"{what}: its change of {key} has the shape {shape}, expected is {tuple(p.shape)}.")
+        p.data = (p.data.float() + weight * difference.to(p.device).float()).to(p.dtype)
+
+
 def matching_layers(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     """The layers that targets name: each is a layer's name or the end of it, from a dot on."""
     suffixes = tuple(f".{target}" for target in targets)

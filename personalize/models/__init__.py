@@ -21,15 +21,17 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     vae: str = "whole",
+    prediction: str = "",
+    base_vae: str = "",
     say: Callable[[str], None] = print,
     make_network: Callable | None = None,
 ) -> LatentModel:
     """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, loaded to a device.
 
-    `vae` says how the VAE works, as in the recipe. `make_network` takes the place of `loading.load_network` in the memory
-    estimate. UserError for anything else.
+    `vae`, `prediction` and `base_vae` are as in the recipe. `make_network` takes the place of `loading.load_network` in the
+    memory estimate. UserError for anything else.
     """
-    folder = locate_base(base, say)
+    folder = locate_base(base, say, prediction=prediction, base_vae=base_vae)
     family = family_of(folder, base)
     from personalize.models import devices, latent_diffusion, loading
 

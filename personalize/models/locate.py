@@ -24,12 +24,33 @@ SAMPLES, SAMPLE = 64, 1 << 17  # pieces of a weight file that its fingerprint re
 RENAMED = {"27223bd8e35e": "4dbf7bd25cdb"}
 
 
-def locate_base(base: str, say: Callable[[str], None] = print, needed: tuple[str, ...] = NEEDED) -> Path:
+def locate_base(
+    base: str,
+    say: Callable[[str], None] = print,
+    needed: tuple[str, ...] = NEEDED,
+    *,
+    prediction: str = "",
+    base_vae: str = "",
+) -> Path:
     """The local folder of a base; of a hub id, the `needed` files are downloaded first (HF_HOME, HF_TOKEN and
     HF_HUB_OFFLINE count).
 
-    A single file is unpacked into a folder of the user's cache, once. UserError for what is none of these.
+    A single file is unpacked into a folder of the user's cache, once. Where `prediction` or `base_vae`, as in the recipe,
+    make another base of it, its folder is there too, and links to the files that are the same; so whatever is read from
+    the folder, its fingerprint first, is that of this base. UserError for what is none of these.
     """
+    folder = _own_folder(base, say, needed, base_vae)
+    is_file = folder_of(base).is_file()
+    if base_vae and is_file and not _has_vae(folder_of(base)):
+        base_vae = ""  # it is in the folder already
+    if not (prediction or base_vae):
+        return folder
+    from personalize.models.base_settings import folder_with_settings
+
+    return folder_with_settings(folder, base, say, prediction=prediction, base_vae=base_vae)
+
+
+def _own_folder(base: str, say: Callable[[str], None], needed: tuple[str, ...], base_vae: str) -> Path:
     path = folder_of(base)
     if path.is_dir():
         return path
@@ -37,7 +58,7 @@ def locate_base(base: str, say: Callable[[str], None] = print, needed: tuple[str
 
     safetensors_io.refuse_pickle(path, "a base")
     if path.suffix.lower() == ".safetensors":
-        return _unpack(path, say)
+        return _unpack(path, say, base_vae)
     if path.exists() or base.count("/") != 1 or base.startswith((".", "/", "~")):
         hint = nearest(base, ["toyland"]) or "."
         raise UserError(
@@ -72,14 +93,14 @@ def fingerprint(folder: Path) -> str:
         for path in sorted([*weights, *part.glob("config.json"), *part.glob("scheduler_config.json")]):
             if path in weights:
                 digest.update(json.dumps([part.name, path.name]).encode())
-                _update_with_samples(digest, path)
+                update_with_samples(digest, path)
             else:
                 digest.update(read_bytes(path, "JSON file"))
     found = digest.hexdigest()[:12]
     return RENAMED.get(found, found)
 
 
-def _update_with_samples(digest, path: Path) -> None:
+def update_with_samples(digest, path: Path) -> None:
     """Add a file's size and pieces of it, at even distances from its start to its end; small files whole."""
     size = path.stat().st_size
     digest.update(str(size).encode())
@@ -89,39 +110,60 @@ def _update_with_samples(digest, path: Path) -> None:
             digest.update(file.read(SAMPLE))
 
 
-def _unpack(path: Path, say: Callable[[str], None]) -> Path:
-    """The diffusers folder of a single file, made in the user's cache where it is not there yet."""
+def _has_vae(path: Path) -> bool:
+    from personalize.formats.infer_config import has_vae
+    from personalize.formats.safetensors_io import read_header
+
+    return has_vae(read_header(path)["tensors"])
+
+
+def _unpack(path: Path, say: Callable[[str], None], base_vae: str) -> Path:
+    """The diffusers folder of a single file, made in the user's cache where it is not there yet.
+
+    Of a file without a VAE it has the one that is given.
+    """
     if not path.is_file():
         raise UserError(f"base {str(path)!r} is not there. Check the path.")
     from personalize.formats import single_file
+    from personalize.models import base_settings
+    from personalize.models import base_vae as vaes
 
     digest = hashlib.sha256()
-    _update_with_samples(digest, path)
+    update_with_samples(digest, path)
     digest.update(single_file.prediction_beside(path).encode())
+    if adds_vae := bool(base_vae) and not _has_vae(path):
+        digest.update(vaes.digest_of_vae(base_vae).encode())
     folder = cache_folder() / "bases" / f"{path.stem}-{digest.hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {cache_folder()}: {error.strerror}. Set PERSONALIZE_CACHE to a folder with room."
-        ) from error
+    make_cache(folder.parent)
     size = path.stat().st_size
     require_free_disk(folder, size + size // 20)
     sweep(folder.parent)
     say(f"turning {path.name} ({size / 1e9:.2f} GB) into a diffusers folder, this once: {folder}")
-    with suppress(_UnpackedMeanwhile), writing(folder) as temporary:
-        single_file.unpack_single_file(path, temporary)
+    with suppress(MadeMeanwhile), writing(folder) as temporary:
+        single_file.unpack_single_file(path, temporary, needs_vae=not adds_vae)
+        if adds_vae:
+            vaes.write_vae(base_vae, temporary, temporary / "vae", say)
+        how = "" if single_file.says_prediction(path) else base_settings.try_prediction(temporary, str(path))
         if folder.is_dir():
-            raise _UnpackedMeanwhile
+            raise MadeMeanwhile
     kind = read_json(folder / "model_index.json", INDEX)["_class_name"]
     prediction = read_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER).get("prediction_type", "epsilon")
-    say(f"{path.name} is taken for a {kind} of {prediction} prediction")
+    say(f"{path.name} is taken for a {kind} of {prediction} prediction{how}")
     return folder
 
 
-class _UnpackedMeanwhile(Exception):
+def make_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {cache_folder()}: {error.strerror}. Set PERSONALIZE_CACHE to a folder with room."
+        ) from error
+
+
+class MadeMeanwhile(Exception):
     """Another process made the folder, and may be reading from it."""
 
 

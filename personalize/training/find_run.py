@@ -4,11 +4,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from personalize.common.errors import UserError
+from personalize.common.recipe import SETTINGS
 from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
 INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
+IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
 
 
 def is_run(folder: Path) -> bool:
@@ -34,6 +36,7 @@ def find_run(runs: Path, name: str, manifest: dict) -> tuple[Path, str]:
 
 def _difference(earlier: Path, manifest: dict) -> str:
     old, new = (_decisive_settings(m["recipe"]) for m in (require_run(earlier), manifest))
+    old = {key: settings.default for key, settings in SETTINGS.items() if key in IN_FINGERPRINT} | old
     changed = [f"{key} = {value!r}, there {old.get(key)!r}" for key, value in new.items() if value != old.get(key)]
     why = ", ".join(changed[:3]) or "photos, captions, base or class images"
     option = f"--base {earlier / 'model'}" if "full" in manifest["methods"] else f"--init-from {earlier}"

@@ -155,7 +155,7 @@ def test_a_single_file_is_unpacked_once_and_says_so(single, cache, tiny_sd):
     assert first.parent == cache / "bases" and first.name.startswith("dreamy v2-")
     assert [line.split(":")[0] for line in said] == [
         f"turning dreamy v2.safetensors ({single.stat().st_size / 1e9:.2f} GB) into a diffusers folder, this once",
-        "dreamy v2.safetensors is taken for a StableDiffusionPipeline of epsilon prediction",
+        "dreamy v2.safetensors is taken for a StableDiffusionPipeline of epsilon prediction, which the file does not say",
     ]
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     assert locate.locate_base(str(single), said.append) == first and len(said) == 2
@@ -202,8 +202,8 @@ def test_a_folder_that_another_process_unpacked_meanwhile_is_kept(single, monkey
 
     to_folder, made = single_file.unpack_single_file, []
 
-    def slow(path, folder):
-        to_folder(path, folder)
+    def slow(path, folder, **more):
+        to_folder(path, folder, **more)
         if not made:
             made.append(path)
             (locate.locate_base(str(path), ignore) / "mark").touch()

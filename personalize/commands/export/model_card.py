@@ -20,7 +20,7 @@ LICENSES = {  # of the bases on the hub, which what is made from them inherits
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
 }
 FAMILIES = {"sd": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
-PLACES = ("train.init_from", "evaluate.dino", "evaluate.clip")  # settings that may hold a path
+PLACES = ("base_vae", "train.init_from", "evaluate.dino", "evaluate.clip")  # settings that may hold a path
 UNSAID = ("base", "token", "class_word", "device", "vae")  # said elsewhere on the card, or of the machine only
 PRETRAINED = """from diffusers import DiffusionPipeline
 

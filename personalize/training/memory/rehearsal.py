@@ -46,8 +46,9 @@ class Rehearsal:
     def load(self, counter: Counter | None) -> None:
         r = self.recipe
         self.model = models.load_model(
-            r.base, device=r.device, dtype=r.dtype, vae=r.vae, say=lambda line: None, make_network=self.make_network
-        )
+            r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
+            say=lambda line: None, make_network=self.make_network,
+        )  # fmt: skip
 
     def prior(self, counter: Counter | None) -> None:
         size = self.recipe.draw.size or self.model.size
@@ -102,5 +103,7 @@ class Rehearsal:
 def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     """The memory estimate of a run of the recipe on these photos. UserError as from the run itself."""
     device = devices.choose_device(recipe.device).type
+    # a single file is unpacked here, with real tensors
+    models.locate_base(recipe.base, lambda line: None, prediction=recipe.prediction, base_vae=recipe.base_vae)
     run = Rehearsal(recipe, subjects, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
     return estimate_memory(run.phases(), device=device)
