@@ -13,6 +13,9 @@ test: $(BIN)/.installed
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m slow
 
+clients: $(BIN)/.installed  # fills .venv-clients/, 2.3 GB, on first use
+	$(BIN)/python -m pytest -q -m clients tests/clients
+
 check: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,4 +26,4 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-.PHONY: quickstart test test-slow check
+.PHONY: quickstart test test-slow clients check

@@ -107,7 +107,7 @@ def generate(
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
     settings: list[str],
     lora: Annotated[
-        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA file of diffusers, PEFT or kohya. May be given again.")
+        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA, LoKr or LoHa file of any program. May be given again.")
     ] = [],
     embedding: Annotated[
         list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")

@@ -61,7 +61,7 @@ def generate(
     else:
         opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
         model, recipe, prompts, origin, home = _loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
-    origin |= _put_files(model, loras=loras, embeddings=embeddings)
+    origin |= _put_files(model, loras=loras, embeddings=embeddings, screen=screen)
     folder = Path(out or home)
     if folder.is_file():
         raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
@@ -118,10 +118,11 @@ def _write_images(
     return GenerateResult(files, out / "grid.png")
 
 
-def _put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str]) -> dict:
+def _put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str], screen: Terminal) -> dict:
     """LoRAs as FILE or FILE:weight and embeddings as FILE or FILE:word into a model -> {} or their names, hashes and weights.
 
-    UserError for one that is missing, damaged, a pickle, or made for another base.
+    Embeddings that are in a LoRA's file are loaded too. UserError for one that is missing, damaged, a pickle, or made for
+    another base.
     """
     if not (loras or embeddings):
         return {}
@@ -132,6 +133,11 @@ def _put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence
     for path, word in map(_embedding_argument, embeddings):
         token = textual_inversion.load_embedding(model, path, word)
         entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
+    for path, _ in map(_lora_argument, loras):  # before any LoRA is in the text encoders
+        for token, line in textual_inversion.load_bundled(model, path):
+            screen.say(line)
+            if token:
+                entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
     for i, (path, weight) in enumerate(map(_lora_argument, loras)):
         lora.load_adapter(model, path, name=f"file{i}", weight=weight)
         inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
@@ -162,8 +168,9 @@ def _remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict
             yield f"{what} {text!r} is too long for this base; it does not see: {rest!r}"
     if marks := [match[0] for text in texts for match in SYNTAX.finditer(text)]:
         yield f"{marks[0]!r} is read as letters: prompts have no weights or commands here. A LoRA is given by --lora FILE:0.8."
+    loras = {entry["file"] for entry in origin.get("loras", [])}  # what is in them was told already
     for entry in origin.get("embeddings", []):
-        if not any(model.says(text, entry["token"]) for text in texts):
+        if entry["file"] not in loras and not any(model.says(text, entry["token"]) for text in texts):
             yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."
 
 

@@ -230,6 +230,8 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
     """Returns the step it ended at: the last one, or where more would only harm."""
     train = run.recipe.train
     log = RunLog(run.folder, run.engine, trackers, writes=run.writes)
+    if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
+        log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
     if start and run.recipe.choose.every and _ended(run):
         return start
     steps = screen.progress("training", train.steps, done=start, unit="steps")

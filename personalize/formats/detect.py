@@ -63,7 +63,7 @@ def more_than_noise(channels: Any) -> str:
 def detect_adapter(shapes: Shapes) -> str:
     """ "a LoRA …" or "a textual-inversion embedding …" where the file is that, else ""."""
     roles = {split[1] for name in shapes if (split := split_key(name))}
-    if roles - {ALPHA} or any(mark in name for mark in (".hada_w1_", ".lokr_w1") for name in shapes):
+    if roles - {ALPHA}:
         return "a LoRA, which changes a base and is not one itself"
     are_rows = all(len(shape) == 2 and shape[0] <= 256 for shape in shapes.values())
     are_few = 0 < len(shapes) <= 2 and not any(name.endswith((".weight", ".bias")) for name in shapes)

@@ -4,7 +4,8 @@ diffusers writes `{"<token>": (n,D)}`, AUTOMATIC1111 `{"emb_params": (n,D)}`; fo
 `{"clip_l": (n,768), "clip_g": (n,1280)}`. n rows are n tokens one after another (Gal et al. 2208.01618).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from personalize.common.errors import UserError
 from personalize.formats.safetensors_io import load_tensors, read_header, refuse_pickle, save_tensors
 
 A1111_NAME = "emb_params"
+BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)")  # word, name within its file: in the LoRA files of OneTrainer and A1111
 SDXL_NAMES = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 Rows = dict[str, Tensor]
 
@@ -38,6 +40,28 @@ def read_embedding(path: Path) -> tuple[str, Rows]:
     if len({len(part) for part in rows.values()}) > 1:
         raise UserError(f"{path} has {' and '.join(str(len(r)) for r in rows.values())} rows for its two text encoders.")
     return token, rows
+
+
+def bundled_words(keys: Iterable[str]) -> tuple[str, ...]:
+    """The words whose embeddings are in a LoRA file with these keys."""
+    return tuple(dict.fromkeys(match[1] for key in sorted(keys) if (match := BUNDLED.match(key))))
+
+
+def read_bundled(path: Path) -> dict[str, Rows]:
+    """{word: rows as of `read_embedding`} in a LoRA file, no rows for what is not an embedding of Stable Diffusion.
+
+    UserError for rows that are not finite numbers.
+    """
+    found: dict[str, dict[str, str]] = {word: {} for word in bundled_words(read_header(path)["tensors"])}
+    tensors = load_tensors(path) if found else {}
+    for key in sorted(tensors):
+        if match := BUNDLED.match(key):
+            found[match[1]]["one" if match[2].startswith("string_to_param.") else match[2]] = key
+    parts = {("one",): {"one": "text_encoder"}, ("clip_l",): {"clip_l": "text_encoder"}, tuple(SDXL_NAMES): SDXL_NAMES}
+    return {
+        word: {part: _rows(path, keys[name], tensors[keys[name]]) for name, part in parts.get(tuple(sorted(keys)), {}).items()}
+        for word, keys in found.items()
+    }
 
 
 def write_diffusers(path: Path, token: str, rows: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,9 @@
 
 The update of a layer is `alpha / rank * up @ down` (Hu et al. 2106.09685; kohya's `networks/lora.py`; PEFT's `LoraLayer`).
 A file without alpha means alpha = rank, as in kohya's and diffusers' loaders.
+
+Beside it a file may change weights and biases by a plain difference, without alpha: `diff` and `diff_b` of whole layers,
+`w_norm` and `b_norm` of norms (LyCORIS, modules/full.py and norms.py); or by the bias of PEFT's `lora_B`, with it.
 """
 
 import json
@@ -10,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +23,22 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.formats import detect, lora_names
+from personalize.formats.embedding import BUNDLED, bundled_words
 from personalize.formats.ldm_unet import unet_layers
-from personalize.formats.lora_names import ALPHA, BARE, DOWN, MAGNITUDE, UP, Layer
+from personalize.formats.lora_names import ALPHA, BARE, BIAS, DOWN, MAGNITUDE, UP, UP_BIAS, WEIGHT, Layer
 from personalize.formats.safetensors_io import Header, load_tensors, read_header, refuse_pickle, save_tensors
 
 HEADER = "lora_adapter_metadata"  # diffusers' name for the adapters' settings, as JSON
 SIBLING = "adapter_config.json"  # PEFT's, beside the weights
 # what a key looks like -> what it holds, which is not read. Left out without a word, the rest would draw something else.
 NOT_READ = {
-    r"\.hada_": "a LoHa (LyCORIS)",
-    r"\.lokr_": "a LoKr (LyCORIS)",
+    r"\.(hada|lokr)_": "a LoHa or LoKr beside a LoRA (LyCORIS)",
     r"\.lora_mid\.": "a LoCon with a Tucker core (LyCORIS)",
     r"\.oft_": "an OFT",
     r"\.boft_": "a BOFT",
     r"\.on_input$": "an (IA)^3 (LyCORIS)",
     r"\.[ab][12]\.weight$": "a GLoRA (LyCORIS)",
-    r"^bundle_emb\.|\.string_to_param\.": "embeddings of words (OneTrainer: switch off Bundle Embeddings and save it again)",
     r"\.lora_embedding_": "a LoRA of embeddings",
-    r"\.(diff_b|lora_B(\.\w+)?\.bias|lora_up\.bias)$": "changes of biases (train it without: bias, lora_bias)",
-    r"\.[wb]_norm$|\bnorm[\w.]*\.diff$|_norm\d?\.diff$": "changes of norms (LyCORIS: train_norm=False)",
-    r"\.diff$": "whole differences (LyCORIS full)",
     r"\.(set_weight|reshape_weight)$|\.modules_to_save\.": "whole modules (PEFT: modules_to_save)",
 }
 SD2_WIDTH = 1024  # of its text encoder, by which an SD2 is told from an SD1
@@ -52,32 +51,43 @@ class Adapter:
     tensors: dict[str, Tensor]
     ranks: dict[str, int]
     alphas: dict[str, float]
+    differences: dict[str, Tensor] = field(default_factory=dict)  # {"part.dotted.name.weight" or ".bias": what is added}
+    words: tuple[str, ...] = ()  # whose embeddings are in the file: `embedding.read_bundled`
 
 
 def read_lora(path: Path, layers: Mapping[str, Collection[str]], base: str) -> Adapter:
     """The LoRA in a `.safetensors` of diffusers, PEFT, kohya or LyCORIS (LoCon), for the base with these layers.
 
-    `layers` is {part: dotted names of its Linear and Conv2d}. UserError where the file is not a LoRA, is not whole, or has
-    layers that the base lacks; whether the widths are the base's is the caller's to check.
+    `layers` is {part: dotted names of its Linear and Conv2d, and of norms, which have plain differences}. UserError where the
+    file is not a LoRA, is not whole, or has layers that the base lacks; whether the widths are the base's is the caller's to
+    check.
     """
     path = Path(path)
     refuse_pickle(path, "a LoRA")
     header = read_header(path)
-    keys_by_layer = _keys_by_layer(path, header, layers, base)
+    _require_lora(path, {key: shape for key, (_, shape) in header["tensors"].items() if not BUNDLED.match(key)})
+    by_layer = keys_by_layer(path, header, layers, base)
     settings, tensors = _settings(path, header, layers), load_tensors(path)
-    adapter, ranks, alphas = {}, {}, {}
-    for (part, layer), keys in sorted(keys_by_layer.items()):
+    adapter, ranks, alphas, differences = {}, {}, {}, {}
+    for (part, layer), keys in sorted(by_layer.items()):
         name = f"{part}.{layer}"
+        plain = {end: tensors[keys[role]] for role, end in ((WEIGHT, "weight"), (BIAS, "bias")) if role in keys}
+        differences |= {f"{name}.{end}": value for end, value in plain.items()}
+        if plain and not keys.keys() - {WEIGHT, BIAS, ALPHA}:
+            continue
         down, up = (tensors[keys[role]] if role in keys else None for role in (DOWN, UP))
         ranks[name] = _rank(path, name, down, up)
         adapter |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         if MAGNITUDE in keys:
             adapter[f"{name}.lora_magnitude_vector"] = _magnitude(path, name, tensors[keys[MAGNITUDE]], up)
         if ALPHA in keys:
-            alphas[name] = _number(path, keys[ALPHA], tensors[keys[ALPHA]])
+            alphas[name] = number(path, keys[ALPHA], tensors[keys[ALPHA]])
         else:
             alphas[name] = _alpha(path, settings.get(part, {}), layer, ranks[name])
-    return Adapter(adapter, ranks, alphas)
+        if UP_BIAS in keys:
+            bias = tensors[keys[UP_BIAS]].float() * (alphas[name] / ranks[name])
+            differences[f"{name}.bias"] = differences.get(f"{name}.bias", 0) + bias
+    return Adapter(adapter, ranks, alphas, differences, bundled_words(header["tensors"]))
 
 
 def write_diffusers(path: Path, adapter: Adapter) -> None:
@@ -113,36 +123,51 @@ def write_kohya(
 
     SDXL's names depend on all of the base's U-Net layers, which are `unet`, else those of the released SDXL.
     """
-    assert family in ("sd", "sdxl"), family
-    sdxl = family == "sdxl"
-    original = unet_layers(unet or lora_names.sdxl_layers()) if sdxl else {}
+    names = kohya_names(adapter.alphas, family=family, unet=unet)
     tensors: dict[str, Tensor] = {}
     for name, alpha in adapter.alphas.items():
-        part, _, layer = name.partition(".")
-        key = lora_names.kohya_name(part, layer, sdxl=sdxl, original=original)
-        if key is None:
-            raise UserError(f"the LoRA's layer {name} has no name in an SDXL file of kohya's: it was made for another base.")
+        key = names[name]
         up = adapter.tensors[f"{name}.lora_B.weight"]
         tensors |= {f"{key}.lora_down.weight": adapter.tensors[f"{name}.lora_A.weight"], f"{key}.lora_up.weight": up}
         tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
         if (magnitude := adapter.tensors.get(f"{name}.lora_magnitude_vector")) is not None:
             tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
     cross_attention = [value for key, value in adapter.tensors.items() if key.endswith("attn2.to_k.lora_A.weight")]
-    sd = "sd_v2" if any(value.shape[1] == SD2_WIDTH for value in cross_attention) else "sd_v1"
-    header = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(_most_common(adapter.ranks)),
-        "ss_network_alpha": str(_most_common(adapter.alphas)),
-        "ss_base_model_version": "sdxl_base_v1-0" if sdxl else sd,
-        "ss_v2": str(not sdxl and sd == "sd_v2"),  # by which AUTOMATIC1111 tells 2.x
-    }
+    sd2 = any(value.shape[1] == SD2_WIDTH for value in cross_attention)
+    rank, alpha = _most_common(adapter.ranks), _most_common(adapter.alphas)
+    header = kohya_metadata(family, sd2=sd2, module="networks.lora", rank=rank, alpha=alpha)
     save_tensors(path, tensors, header | dict(metadata or {}))
 
 
-def _keys_by_layer(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:
+def kohya_names(names: Iterable[str], *, family: str, unet: Collection[str] | None = None) -> dict[str, str]:
+    """{`part.dotted.name`: kohya's name of the layer}. UserError for a layer that has none there."""
+    assert family in ("sd", "sdxl"), family
+    sdxl = family == "sdxl"
+    original, found = unet_layers(unet or lora_names.sdxl_layers()) if sdxl else {}, {}
+    for name in names:
+        part, _, layer = name.partition(".")
+        key = lora_names.kohya_name(part, layer, sdxl=sdxl, original=original)
+        if key is None:
+            raise UserError(f"the LoRA's layer {name} has no name in an SDXL file of kohya's: it was made for another base.")
+        found[name] = key
+    return found
+
+
+def kohya_metadata(family: str, *, sd2: bool, module: str, rank: float, alpha: float) -> dict[str, str]:
+    """The entries of a file's header by which other programs tell what it is for."""
+    sd2 = sd2 and family == "sd"
+    return {
+        "ss_network_module": module,
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_base_model_version": "sdxl_base_v1-0" if family == "sdxl" else "sd_v2" if sd2 else "sd_v1",
+        "ss_v2": str(sd2),  # by which AUTOMATIC1111 tells 2.x
+    }
+
+
+def keys_by_layer(path: Path, header: Header, layers: Mapping[str, Collection[str]], base: str) -> dict[Layer, dict[str, str]]:
     """{layer: {role: key}}. UserError where a key belongs to no layer."""
-    keys = header["tensors"]
-    _require_lora(path, {key: shape for key, (_, shape) in keys.items()})
+    keys = {key: value for key, value in header["tensors"].items() if not BUNDLED.match(key)}
     first = max((part for part in layers if path.parent.name.startswith(part)), key=len, default="")
     index = lora_names.known_names(layers, first=first)
     roles: dict[Layer, dict[str, str]] = {}
@@ -182,14 +207,19 @@ def _why_unknown(unknown: list[str], layers: Mapping[str, Collection[str]], base
     return f"spells layers that {base!r} has in a way unknown here", spelt[0]
 
 
+def refuse_kinds(path: Path, keys: Collection[str], kinds: Mapping[str, str]) -> None:
+    """UserError where a key is of one of the kinds {pattern: what it is}."""
+    for pattern, kind in kinds.items():
+        if found := sorted(name for name in keys if re.search(pattern, name)):
+            of_all = f"{len(found)} of its {len(keys)} tensors, such as {found[0][:160]!r}"
+            raise UserError(f"{path} holds {kind}, which is not read: {of_all}. Use a LoRA, LoCon, DoRA, LoKr or LoHa.")
+
+
 def _require_lora(path: Path, shapes: detect.Shapes) -> None:
-    for pattern, kind in NOT_READ.items():
-        if found := sorted(name for name in shapes if re.search(pattern, name)):
-            of_all = f"{len(found)} of its {len(shapes)} tensors, such as {found[0][:160]!r}"
-            raise UserError(f"{path} holds {kind}, which is not read: {of_all}. Use a LoRA, LoCon or DoRA.")
+    refuse_kinds(path, shapes, NOT_READ)
     if detect.CONV_IN in shapes:
         raise UserError(f"{path} is a whole checkpoint, not a LoRA. Give it as the base.")
-    if not any((split := lora_names.split_key(name)) and split[1] == DOWN for name in shapes):
+    if not any((split := lora_names.split_key(name)) and split[1] in (DOWN, WEIGHT, BIAS) for name in shapes):
         raise UserError(f"{path} is not a LoRA: none of its {len(shapes)} tensors is a lora_down or lora_A.")
 
 
@@ -213,7 +243,8 @@ def _magnitude(path: Path, name: str, scale: Tensor, up: Tensor) -> Tensor:
     return scale.reshape(-1) if up.ndim == 2 else scale.reshape(1, -1, 1, 1)
 
 
-def _number(path: Path, key: str, tensor: Tensor) -> float:
+def number(path: Path, key: str, tensor: Tensor) -> float:
+    """A tensor of one finite number, as alpha is."""
     if tensor.numel() != 1 or not math.isfinite(value := float(tensor)):
         raise UserError(f"{path}: {key} is not one finite number.")
     return value

@@ -17,12 +17,26 @@ HEADS = (*(head for heads in KOHYA.values() for head in heads), "unet.", "text_e
 COMFY = ("diffusion_model.", "model.diffusion_model.")  # before dotted names of the U-Net
 BARE = "base_model.model."  # PEFT's own files
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
+# LyCORIS' matrices, each a role of its own; formats/lycoris.py says what they are
+FACTORS = (
+    *(f"{head}_w{i}_{end}" for head in ("lokr", "hada") for i in "12" for end in "ab"),
+    "lokr_w1",
+    "lokr_w2",
+    "lokr_t2",
+    "hada_t1",
+    "hada_t2",
+)
+WEIGHT, BIAS, UP_BIAS = "change of weight", "change of bias", "bias of the update"
 # what a key of each role ends with; PEFT may put the adapter's name in: `lora_A.default_0.weight`
 ENDINGS = {
     DOWN: re.compile(r"(\.lora_A(\.\w+)?|[._]lora[._]down|\.lora_linear_layer\.down)\.weight$"),
     UP: re.compile(r"(\.lora_B(\.\w+)?|[._]lora[._]up|\.lora_linear_layer\.up)\.weight$"),
     ALPHA: re.compile(r"\.alpha$"),
     MAGNITUDE: re.compile(r"\.(dora_scale|lora_magnitude_vector(\.\w+){0,2})$"),
+    **{factor: re.compile(rf"\.{factor}$") for factor in FACTORS},
+    WEIGHT: re.compile(r"\.(diff|w_norm)$"),
+    BIAS: re.compile(r"\.(diff_b|b_norm)$"),
+    UP_BIAS: re.compile(r"(\.lora_B(\.\w+)?|[._]lora[._]up)\.bias$"),
 }
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 # What decides the names of SDXL's U-Net.
@@ -32,7 +46,7 @@ SDXL |= {"up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A key of a LoRA file as (name of a layer, DOWN, UP, ALPHA or MAGNITUDE), or None where it is not one."""
+    """A key of a LoRA file as (name of a layer, a role of ENDINGS), or None where it is not one."""
     found = ((ending.search(key), role) for role, ending in ENDINGS.items())
     return next(((key[: match.start()], role) for match, role in found if match), None)
 

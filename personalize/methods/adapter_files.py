@@ -3,12 +3,12 @@
 pytorch_lora_weights.safetensors   "<network>.<layer>.lora_A.weight"; ranks and alphas in its header, where diffusers looks
 <network>_adapter/                 adapter_config.json and adapter_model.safetensors, for `peft.PeftModel.from_pretrained`
 
-LoRA files of other programs are read too.
+LoRA, LoKr and LoHa files of other programs are read too.
 """
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, write_json
-from personalize.formats import lora, safetensors_io
+from personalize.formats import lora, lycoris, safetensors_io
+from personalize.formats.lora_names import ALPHA, split_key
 from personalize.methods import as_in
-from personalize.methods.peft_layers import adaptable_layers
+from personalize.methods.peft_layers import adaptable_layers, norm_layers, weight_shapes
 from personalize.models.interface import LatentModel
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -29,10 +30,18 @@ RANK = ".lora_A.weight"  # its first dimension
 
 @dataclass(frozen=True)
 class Part:
-    """The adapter of one network: its PEFT config, and its tensors by the names PEFT gives them."""
+    """The adapter of one network: its PEFT config, and its tensors by the names PEFT gives them.
+
+    loose: LyCORIS' factors, whose form, shapes and rank may be each layer's own, with a scale of 1; the config has the layers.
+    A file of another program may hold more: plain changes of parameters, without or beside an adapter, whose config is None
+    where there is none; and embeddings of words.
+    """
 
     config: Any
     tensors: dict[str, Tensor]
+    loose: bool = False
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -67,16 +76,16 @@ def holds_adapter(source: Path) -> bool:
     if source.is_dir():
         return any((source / name).exists() for name in (FILE, CONFIG)) or bool(_folders(source))
     keys = safetensors_io.read_header(source)["tensors"] if source.suffix == ".safetensors" else ()
-    return any(".lora" in key or key.startswith("lora_") for key in keys)
+    return any(".lora" in key or key.startswith("lora_") or (split_key(key) or ("", ALPHA))[1] != ALPHA for key in keys)
 
 
 def read_adapter(source: Path, model: LatentModel) -> dict[str, Part]:
-    """Reads the adapters of a LoRA file, or of a folder of ours or of PEFT, by network.
+    """Reads the adapters of a LoRA, LoKr or LoHa file, or of a folder of ours or of PEFT, by network.
 
     UserError where there is none, or one for a layer or network that the base does not have.
     """
     if not source.is_dir():
-        return _read_lora(source, model)
+        return _read_file(source, model)
     if (source / FILE).exists():
         return _read_lora(source / FILE, model)
     subfolders = {path.name.removesuffix(ENDING): path for path in _folders(source)}
@@ -97,15 +106,50 @@ def adapted_networks(model: LatentModel) -> dict[str, nn.Module]:
     return {"unet": model.unet, **model.text_encoders}
 
 
+def layer_shapes(model: LatentModel) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{network: {layer: shape of its weight}} of all that can carry an adapter."""
+    return {name: weight_shapes(network) for name, network in adapted_networks(model).items()}
+
+
+def layers_of(parts: dict[str, Part]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of LoKr or LoHa parts as {`network.layer`: {"lokr_w1": tensor, …}}."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, part in parts.items():
+        for key, value in part.tensors.items():
+            layer, _, role = key.rpartition(".")
+            layers.setdefault(f"{name}.{layer}", {})[role] = value
+    return layers
+
+
+def _read_file(path: Path, model: LatentModel) -> dict[str, Part]:
+    """A file of any program."""
+    safetensors_io.refuse_pickle(path, "an adapter")
+    if not lycoris.kind_of(safetensors_io.read_header(path)):
+        return _read_lora(path, model)
+    import peft
+
+    adapter, parts = lycoris.read_lycoris(path, layer_shapes(model), model.name), {}
+    config = {"lokr": peft.LoKrConfig, "loha": peft.LoHaConfig}[adapter.kind]
+    for name in adapted_networks(model):
+        if layers := _of(name, adapter.layers):
+            tensors = {f"{layer}.{role}": value for layer, factors in layers.items() for role, value in factors.items()}
+            parts[name] = Part(config(r=1, alpha=1, target_modules=sorted(layers)), tensors, loose=True)
+    return parts
+
+
 def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
     """A LoRA file of any program, in which each layer has its own rank and alpha."""
     from peft import LoraConfig
 
-    names = {name: set(adaptable_layers(network)) for name, network in adapted_networks(model).items()}
+    networks = adapted_networks(model).items()
+    names = {name: {*adaptable_layers(network), *norm_layers(network)} for name, network in networks}
     adapter, parts = lora.read_lora(path, names, model.name), {}
     for name in names:
         tensors, ranks, alphas = (_of(name, values) for values in (adapter.tensors, adapter.ranks, adapter.alphas))
+        differences = _of(name, adapter.differences)
         if not ranks:
+            if differences:
+                parts[name] = Part(None, {}, differences, adapter.words)
             continue
         r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
         config = LoraConfig(
@@ -114,7 +158,7 @@ def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
             alpha_pattern={f"^{layer}": value for layer, value in alphas.items() if value != alpha},
             use_dora=any(key.endswith("lora_magnitude_vector") for key in tensors),
         )  # fmt: skip
-        parts[name] = Part(config, tensors)
+        parts[name] = Part(config, tensors, differences, adapter.words)
     return parts
 
 

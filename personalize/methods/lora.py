@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
+from personalize.formats import lycoris
 from personalize.methods import adapter_files, copy_all, peft_layers, require_folder
 from personalize.methods.adapter_files import Part
 from personalize.models.interface import LatentModel
@@ -96,7 +97,7 @@ def load(model: LatentModel, folder: Path, recipe: Recipe) -> None:
 
 
 def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) -> None:
-    """Adds a user's adapter to those attached: a LoRA file of diffusers, PEFT or kohya, or a folder of ours or of PEFT.
+    """Adds a user's adapter to those attached: a LoRA, LoKr or LoHa file, or a folder of ours or of PEFT.
 
     `name` is new to the model; `weight` times the adapter's effect is added. UserError for an adapter that is damaged or was
     made for another base, and for a weight other than 1 of oft and boft, which rotate and do not add.
@@ -106,12 +107,18 @@ def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) 
         raise UserError(f"there is no adapter {str(source)!r}. Give a .safetensors file, or the folder of a run or of PEFT.")
     what = f"{source} was made for another base than {model.name!r}"
     for part, adapter in adapter_files.read_adapter(source, model).items():
+        network = adapter_files.adapted_networks(model)[part]
+        peft_layers.add_differences(network, adapter.differences, weight, what=what)
+        if adapter.config is None:
+            continue
         if weight != 1 and adapter.kind in ("oft", "boft"):
             raise UserError(f"{source} is {adapter.kind}, which has no weight: {weight:g} is not possible, give 1.")
-        network = adapter_files.adapted_networks(model)[part]
         for p in peft_layers.inject_adapter(network, adapter.config, name=name, what=what):
             p.requires_grad_(False)
-        copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
+        if adapter.loose:
+            peft_layers.put_factors(network, name, adapter.tensors)
+        else:
+            copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
         peft_layers.set_adapter_scale(network, name, weight)
 
 
@@ -139,12 +146,25 @@ def fuse_adapters(model: LatentModel) -> None:
 def _fill(model: LatentModel, recipe: Recipe, source: Path, *, what: str) -> None:
     """Copies an adapter into the attached one of the same kind, rank, scale and layers."""
     given, attached = adapter_files.read_adapter(source, model), _attached(model, recipe)
+    _require_adapter_alone(given, source)
     if given.keys() != attached.keys():
         has, wanted = (" and ".join(sorted(parts)) for parts in (given, attached))
         raise UserError(f"{source} has adapters of {has}, expected are {wanted}. Set train.text_encoder to what it was.")
     for part, adapter in attached.items():
         _check_same(given[part], adapter, source)
-        copy_all(adapter.tensors, given[part].tensors, what=what)
+        theirs = _tightened(given[part], adapter, source) if given[part].loose else given[part].tensors
+        copy_all(adapter.tensors, theirs, what=what)
+
+
+def _tightened(theirs: Part, ours: Part, source: Path) -> dict[str, Tensor]:
+    """The tensors of LyCORIS' factors in the form, rank and scale of the adapter that trains: their update is the same."""
+    wanted, tensors = adapter_files.layers_of({"": ours}), {}
+    for layer, factors in adapter_files.layers_of({"": theirs}).items():
+        if layer in wanted:  # a layer too many is told by its name
+            scaled = lycoris.scaled(factors, ours.config.r / ours.alpha)
+            factors = lycoris.fitted(f"{source}: layer {layer[1:]}", scaled, wanted[layer], ours.config.r)
+        tensors |= {f"{layer[1:]}.{role}": value for role, value in factors.items()}
+    return tensors
 
 
 def _attached(model: LatentModel, recipe: Recipe) -> dict[str, Part]:
@@ -189,9 +209,29 @@ def _check_block(kind: str, block: int, layers: dict[str, nn.Module]) -> None:
         raise UserError(f"boft would keep {needed >> 30} GB of permutations. Set lora.conv = false, or fewer lora.targets.")
 
 
+def _require_adapter_alone(given: dict[str, Part], source: Path) -> None:
+    """UserError for a file with more than an adapter, which the one that trains cannot hold."""
+    for name, part in given.items():
+        if part.differences:
+            example = (
+                f"{len(part.differences)} changes of weights and biases themselves, such as of {name}.{min(part.differences)}"
+            )
+            raise UserError(
+                f"{source} holds {example}, from which no adapter can go on. Save it without them (LyCORIS: train_norm=False; "
+                "PEFT: bias, lora_bias), or draw with it by generate --lora."
+            )
+        if part.words:
+            raise UserError(
+                f"{source} holds embeddings of {', '.join(map(repr, part.words))}, from which no adapter can go on. Save it "
+                "without them (OneTrainer: Bundle Embeddings), or draw with it by generate --lora."
+            )
+
+
 def _check_same(theirs: Part, ours: Part, source: Path) -> None:
     if theirs.kind != ours.kind:
         raise UserError(f"{source} is a {theirs.kind}, but train.methods has {ours.kind}. Set train.methods = {theirs.kind}.")
+    if theirs.loose:
+        return
     if getattr(theirs.config, "rank_pattern", None) or getattr(theirs.config, "alpha_pattern", None):
         raise UserError(
             f"{source} has ranks or alphas that differ by layer, which a recipe cannot say. Merge it into the base."

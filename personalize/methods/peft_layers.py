@@ -22,6 +22,39 @@ def adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's weight, (out,in[,k,k]), also where it is quantized."""
+    return {
+        name: (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
+        for name, layer in adaptable_layers(network).items()
+    }
+
+
+def norm_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The norms with weights by their names."""
+    kinds = (nn.LayerNorm, nn.GroupNorm)
+    return {name: m for name, m in network.named_modules() if isinstance(m, kinds) and m.weight is not None}
+
+
+def add_differences(network: nn.Module, differences: dict[str, Tensor], weight: float, *, what: str) -> None:
+    """Adds `weight` times each difference {"layer.weight" or "layer.bias": tensor} to the network's own parameters.
+
+    UserError, which `what` begins, for a layer without such a parameter, or of another shape; and for a quantized one.
+    """
+    layers = {**adaptable_layers(network), **norm_layers(network)}
+    for key, difference in differences.items():
+        name, _, end = key.rpartition(".")
+        p = getattr(layers[name], end)
+        if p is None:
+            raise UserError(f"{what}: it changes the {end} of {name}, which has none.")
+        if not p.is_floating_point():
+            raise UserError(f"{what}: it changes {key} itself, which is quantized. Load it into the plain base.")
+        if p.shape != difference.shape:
+            shape = tuple(difference.shape)
+            raise UserError(f"{what}: its change of {key} has the shape {shape}, expected is {tuple(p.shape)}.")
+        p.data = (p.data.float() + weight * difference.to(p.device).float()).to(p.dtype)
+
+
 def matching_layers(network: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     """The layers that targets name: each is a layer's name or the end of it, from a dot on."""
     suffixes = tuple(f".{target}" for target in targets)
@@ -53,6 +86,22 @@ def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
 
     tensors = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
     return {key.replace(".base_layer.", "."): value for key, value in tensors.items()}
+
+
+def put_factors(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+    """Makes these the factors of a LoKr or LoHa, {"<layer>.lokr_w1": tensor}, whatever form its config gave the layers."""
+    from peft.tuners.lycoris_utils import LycorisLayer
+
+    for path, layer in network.named_modules():
+        if not isinstance(layer, LycorisLayer) or name not in layer.r:
+            continue
+        device = layer.get_base_layer().weight.device
+        for role in layer.adapter_layer_names:
+            factors, value = getattr(layer, role), tensors.get(f"{path.replace('.base_layer', '')}.{role}")
+            if name in factors:
+                del factors[name]
+            if value is not None:
+                factors[name] = nn.Parameter(value.to(device), requires_grad=False)
 
 
 def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:

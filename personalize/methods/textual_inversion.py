@@ -111,6 +111,26 @@ def load_embedding(model: LatentModel, path: Path, token: str = "") -> str:
     return token
 
 
+def load_bundled(model: LatentModel, path: Path) -> list[tuple[str, str]]:
+    """Loads the embeddings that are in a user's LoRA file -> (word, what to say of it) of each, "" for one left out.
+
+    UserError for rows that are damaged or of another base.
+    """
+    if not path.is_file() or path.suffix != ".safetensors":
+        return []
+    told = []
+    for word, rows in embedding_files.read_bundled(path).items():
+        if not rows:
+            told.append(("", f"{path.name} holds an embedding {word!r} of a kind that is not read: it is left out"))
+        elif _is_known(model, word):
+            told.append(("", f"{path.name} holds an embedding {word!r}, a word that has a meaning already: it is left out"))
+        else:
+            _check_rows(model, path, rows)
+            _add(model, word, rows)
+            told.append((word, f"{path.name} holds an embedding too: a prompt that says {word!r} uses it"))
+    return told
+
+
 def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
     """Copies the vectors of a file or folder into the tokens that train. UserError for another number of vectors."""
     files = _files(recipe)
@@ -147,9 +167,8 @@ def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
     """Adds a token to every tokenizer, with its rows (n,D) by text encoder. UserError where it is not new."""
     n = len(next(iter(rows.values())))
     names = [token, *(f"{token}_{i}" for i in range(1, n))]
-    for tokenizer in model.tokenizers.values():
-        if token in tokenizer.get_vocab() or len(tokenizer(token, add_special_tokens=False).input_ids) <= 1:
-            raise UserError(f"{token!r} has a meaning in base {model.name!r} already. Give a new word, such as '<{token}>'.")
+    if _is_known(model, token):
+        raise UserError(f"{token!r} has a meaning in base {model.name!r} already. Give a new word, such as '<{token}>'.")
     for part, encoder in model.text_encoders.items():
         table, tokenizer = encoder.get_input_embeddings(), model.tokenizers[part]
         if not isinstance(table, Words):
@@ -161,6 +180,12 @@ def _add(model: LatentModel, token: str, rows: dict[str, Tensor]) -> None:
         table.rows.append(nn.Parameter(rows[part].to(model.device, torch.float32, copy=True), requires_grad=False))
         assert len(tokenizer) == table.start + sum(map(len, table.rows)), names
     model.learned_words[token] = " ".join(names)
+
+
+def _is_known(model: LatentModel, token: str) -> bool:
+    """Whether a tokenizer has this word, or reads it as one token or none."""
+    tokenizers = model.tokenizers.values()
+    return any(token in t.get_vocab() or len(t(token, add_special_tokens=False).input_ids) <= 1 for t in tokenizers)
 
 
 def _first_rows(model: LatentModel, part: str, recipe: Recipe, *, token: str, word: str) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from personalize.common.bases import folder_of
+from personalize.common.errors import UserError
 from personalize.common.files import key_of, read_json, slug, writing
 from personalize.formats import single_file
 from personalize.models.base_vae import digest_of_vae, write_vae
@@ -69,12 +70,15 @@ def _link_all_but(source: Path, target: Path, names: tuple[str, ...]) -> None:
         (target / path.name).symlink_to(path)
 
 
-def try_prediction(folder: Path) -> str:
+def try_prediction(folder: Path, name: str) -> str:
     """Try which prediction an unpacked file's U-Net makes, and write that into its configs -> how it was told, in words."""
     from personalize import models  # which imports this
 
     assumed = read_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)["prediction_type"]
-    found, errors = fitting_prediction(models.load_model(str(folder), say=lambda line: None))
+    try:
+        found, errors = fitting_prediction(models.load_model(str(folder), say=lambda line: None))
+    except UserError as error:  # the folder is a temporary one
+        raise UserError(str(error).replace(str(folder), name)) from None
     if found not in ("", assumed):
         _write_configs(folder, single_file.predicting(folder, found))
     means = "by one pass of its U-Net" if found else "as its release, and one pass of its U-Net does not tell"

@@ -145,7 +145,7 @@ def _unpack(path: Path, say: Callable[[str], None], base_vae: str) -> Path:
         single_file.unpack_single_file(path, temporary, needs_vae=not adds_vae)
         if adds_vae:
             vaes.write_vae(base_vae, temporary, temporary / "vae", say)
-        how = "" if single_file.says_prediction(path) else base_settings.try_prediction(temporary)
+        how = "" if single_file.says_prediction(path) else base_settings.try_prediction(temporary, str(path))
         if folder.is_dir():
             raise MadeMeanwhile
     kind = read_json(folder / "model_index.json", INDEX)["_class_name"]

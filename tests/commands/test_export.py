@@ -23,6 +23,8 @@ import personalize
 from personalize import models
 from personalize.commands import export as export_command
 from personalize.commands.export import model_card, targets, verify
+from personalize.commands.export.hub import Push
+from personalize.commands.export.hub import require_possible as require_push_possible
 from personalize.commands.export.model_card import Card
 from personalize.commands.export.targets import Form
 from personalize.common.errors import UserError
@@ -47,7 +49,7 @@ CASES = [
     "lora sd diffusers", "lora sd diffusers half", "lora sd kohya", "lora sd kohya half",
     "lora sd diffusers fuse", "lora sd single-file fuse",
     "lora sdxl diffusers", "lora sdxl kohya", "lora sdxl single-file fuse",
-    "lokr sd diffusers fuse", "lokr sd single-file fuse",
+    "lokr sd kohya", "lokr sd diffusers fuse", "lokr sd single-file fuse",
     "words sd diffusers", "words sd a1111-embedding", "words sdxl a1111-embedding",
     "pivotal sd diffusers", "pivotal sd kohya", "pivotal sd diffusers fuse", "pivotal sd single-file fuse",
     "custom sd diffusers fuse", "custom sd single-file fuse",
@@ -280,6 +282,7 @@ def test_a_run_that_is_hardly_trained_cannot_be_checked(run_of, monkeypatch, tmp
         (["lora"], "single-file", "--to diffusers, --to kohya, --to diffusers --fuse, --to single-file --fuse"),
         (["lora"], "kohya --fuse", "--to diffusers, --to kohya, --to diffusers --fuse, --to single-file --fuse"),
         (["boft"], "kohya", "--to diffusers --fuse, --to single-file --fuse"),
+        (["loha"], "diffusers", "--to kohya, --to diffusers --fuse, --to single-file --fuse"),
         (["textual-inversion"], "single-file", "--to diffusers, --to a1111-embedding"),
         (["lora", "textual-inversion"], "a1111-embedding", "--to diffusers, --to kohya, --to diffusers --fuse"),
         (["textual-inversion", "oft"], "diffusers", "--to diffusers --fuse, --to single-file --fuse"),
@@ -516,6 +519,15 @@ def test_a_run_of_a_stranger_publishes_no_image_but_its_own(run_of, hub, tmp_pat
     pushed(run)
     samples = sorted((run / "export" / "upload-to-hub" / "samples").iterdir())
     assert len(samples) == 4 and all(np.any(pixels(path) != (255, 0, 255)) for path in samples)
+
+
+def test_a_run_that_is_reached_by_a_link_has_its_photos(run_of, tmp_path):
+    (tmp_path / "run").symlink_to(run_of("lora"))
+    require_push_possible(Push("owner/name", False, True), tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photos.png").symlink_to(run_of("lora") / "photos.png")
+    with pytest.raises(UserError, match="other has no photos.png of its own"):
+        require_push_possible(Push("owner/name", False, True), tmp_path / "other")
 
 
 def test_an_export_that_was_killed_before_or_after_it_was_put_there_can_be_repeated(run_of, tmp_path, monkeypatch):

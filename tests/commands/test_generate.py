@@ -263,6 +263,25 @@ def test_an_embedding_whose_word_nobody_says_is_told(draw, files):
     assert screen.lines == ["no prompt says 'rex-dog', the word of rex-dog.safetensors, which does nothing then."]
 
 
+def test_embeddings_in_a_lora_file_are_loaded_under_their_words(draw, files):
+    lora_file, word = files / "kohya.safetensors", files / "learned.safetensors"
+    tensors, rows_of_word = safetensors_io.load_tensors(lora_file), safetensors_io.load_tensors(word)["<rex>"]
+    more = {"string_to_param.*": ("<rex>", rows_of_word), "clip_l": ("dog", rows_of_word), "t5_out": ("qmj", rows_of_word)}
+    bundled = {f"bundle_emb.{name}.{end}": rows for end, (name, rows) in more.items()}
+    safetensors_io.save_tensors(files / "bundle.safetensors", tensors | bundled)
+    screen = Heard()
+    image = draw(["a <rex> dog"], loras=[f"{files / 'bundle.safetensors'}:0.5"], out="bundle", screen=screen).files[0]
+    apart_files = draw(["a <rex> dog"], loras=[f"{lora_file}:0.5"], embeddings=[str(word)], out="apart").files[0]
+    assert apart(image, apart_files) == 0
+    assert apart(image, draw(["a <rex> dog"], loras=[f"{lora_file}:0.5"], out="unloaded").files[0]) > 0
+    assert screen.lines == [
+        "bundle.safetensors holds an embedding too: a prompt that says '<rex>' uses it",
+        "bundle.safetensors holds an embedding 'dog', a word that has a meaning already: it is left out",
+        "bundle.safetensors holds an embedding 'qmj' of a kind that is not read: it is left out",
+    ]
+    assert [entry["token"] for entry in rows(image.parent)[0]["embeddings"]] == ["<rex>"]
+
+
 def test_a_row_and_an_image_name_the_files_with_hash_and_weight(draw, files, tmp_path):
     path, word = files / "kohya.safetensors", files / "learned.safetensors"
     image = draw(["a <rex> dog"], loras=[f"{path}:0.75"], embeddings=[str(word)]).files[0]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from screens import RecordingScreen, terminate
 
 import personalize
@@ -26,7 +27,7 @@ from personalize.common.recipe import load_recipe, recipe_from_dict
 from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
 from personalize.evaluation import checkpoint_selection
-from personalize.training import engine, load_run, preflight
+from personalize.training import engine, load_run, preflight, validation
 
 ROOT = Path(personalize.__file__).parents[1]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
@@ -527,6 +528,32 @@ def test_a_renamed_run_is_found_and_another_recipe_says_what_differs_and_how_to_
     run(tiny_sd, photos, tmp_path, *LORA, "train.steps=4", f"train.init_from={folder}")
 
 
+def test_a_base_with_another_prediction_and_vae_trains_as_another_base(tiny_sd, photos, tmp_path, monkeypatch, prior):
+    monkeypatch.setenv("PERSONALIZE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    vae = shutil.copytree(tiny_sd / "vae", tmp_path / "vae")
+    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_out.weight"] *= 2
+    save_file(weights, vae / "diffusion_pytorch_model.safetensors")
+    settings, changed = [*FULL, "train.steps=1", "token=zqv"], ["prediction=v_prediction", "base_vae=vae"]
+    plain = run(tiny_sd, photos, tmp_path / "runs", *settings)
+    screen = RecordingScreen()
+    other = run(tiny_sd, photos, tmp_path / "runs", *settings, *changed, screen=screen)
+    assert "(prediction = 'v_prediction', there '', base_vae = " in "\n".join(screen.lines) and other != plain
+    assert run_folder.read_manifest(other)["recipe"]["base_vae"] == str(vae)
+    assert run_folder.read_manifest(other)["fingerprint"] != run_folder.read_manifest(plain)["fingerprint"]
+    with pytest.raises(UserError, match="do not fit this run: fingerprint is"):
+        run(tiny_sd, photos, tmp_path / "runs", *settings, *changed, "prior.count=3", prior=prior)
+    saved = base(other / "model")
+    assert saved.schedule.prediction == "v_prediction"
+    assert torch.equal(saved.vae.decoder.conv_out.weight, weights["decoder.conv_out.weight"])
+    assert not any(path.is_symlink() for path in (other / "model").rglob("*"))
+    monkeypatch.chdir(tmp_path / "runs")
+    assert len(personalize.generate(["a dog"], run=other, settings=DRAW, out=tmp_path / "out").files) == 1
+    shutil.rmtree(tmp_path / "cache")
+    assert run(tiny_sd, photos, tmp_path / "runs", *settings, "prediction=v_prediction", f"base_vae={vae}") == other
+
+
 def test_a_failure_at_any_place_is_in_the_manifest(tiny_sd, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("personalize.commands.train.build_training_set", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -586,9 +613,15 @@ def test_a_tracker_gets_the_scores_of_a_checkpoint(photos, tmp_path, monkeypatch
         def finish(self):
             pass
 
+    def raising(*args):
+        raise Interrupted("killed while it is scored")
+
     monkeypatch.setattr(command, "start_trackers", lambda names, folder: [Tracker()])
     settings = ["device=cpu", "train.methods=lora", "train.steps=2", "train.batch=1", "prior.count=0", "choose.every=1"]
     settings += ["choose.steps=1", "choose.count=1", "choose.class_count=1"]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):  # the first is scored while the run resumes
+        patch.setattr(validation.DevSplit, "score", raising)
+        personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path)
     folder = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path).folder
     scores = {step: values for step, values in logged if "choose/identity" in values}
     rows = {row["step"]: row for row in read_jsonl(folder / "choosing.jsonl")}

@@ -235,20 +235,16 @@ def test_a_lora_of_another_base_says_how_much_does_not_fit(path):
 @pytest.mark.parametrize(
     "key, word",
     [
-        ("lora_unet_x.hada_w1_a", "a LoHa"),
-        ("lora_unet_x.lokr_w1", "a LoKr"),
+        ("lora_unet_x.hada_w1_a", "a LoHa or LoKr beside a LoRA"),
+        ("lora_unet_x.lokr_w1", "a LoHa or LoKr beside a LoRA"),
         ("lora_unet_x.lora_mid.weight", "Tucker"),
-        ("lora_unet_x.diff", "whole differences"),
+        ("lora_unet_x.diff", "made for another base .*'lora_unet_x.diff'"),
         ("lora_unet_x.oft_blocks", "an OFT"),
         ("model.diffusion_model.input_blocks.0.0.weight", "a whole checkpoint"),
         ("emb_params", "not a LoRA"),
-        ("lora_unet_x.diff_b", "changes of biases"),
-        ("unet.x.lora_B.bias", "changes of biases"),
-        ("unet.x.lora_B.default_0.bias", "changes of biases"),
-        ("lora_unet_x.w_norm", "changes of norms"),
-        ("lora_unet_x.b_norm", "changes of norms"),
-        ("bundle_emb.my_dog.string_to_param.*", "embeddings of words .*Bundle Embeddings"),
-        ("bundle_emb.my_dog.clip_l", "embeddings of words"),
+        ("lora_unet_x.b_norm", "made for another base .*'lora_unet_x.b_norm'"),
+        ("unet.x.lora_B.default_0.bias", "not a LoRA"),
+        ("bundle_emb.my_dog.clip_l", "not a LoRA"),
         ("base_model.model.conv_in.modules_to_save.weight", "whole modules"),
         ("diffusion_model.img_in.set_weight", "whole modules"),
     ],
@@ -262,9 +258,7 @@ def test_other_files_are_refused_by_name(path, key, word):
 
 
 @pytest.mark.parametrize("key, kind", [
-    ("{}.diff_b", "1 of its 3 tensors, such as '.*diff_b'"),
-    ("{}.w_norm", "1 of its 3 tensors, such as '.*w_norm'"),
-    ("bundle_emb.dog.clip_g", "1 of its 3 tensors, such as 'bundle_emb.dog.clip_g'"),
+    ("lora_unet_x.diff_b", "made for another base than 'base': 1 of its 3 tensors .*'lora_unet_x.diff_b'"),
     ("unet.conv_in.weight", "holds more than a LoRA of 'base': 1 of its 3 tensors .*'unet.conv_in"),
     ("lora_xyz_mid_block_attentions_0_proj_in.lora_up.weight", "spells layers that 'base' has in a way unknown here"),
     ("unknown.mid_block.attentions.0.proj_in.lora_A.weight", "spells layers that 'base' has in a way unknown here"),
@@ -275,6 +269,39 @@ def test_what_is_beside_a_lora_is_told_apart(path, key, kind):
     save_file(GOOD | {key.format(STEM): torch.ones(2, 2)}, path)
     with pytest.raises(UserError, match=kind):
         read(path)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_plain_changes_and_bundled_embeddings_are_read_beside_a_lora_and_alone(path, family):
+    """In kohya's names of layers and norms, SDXL's original ones among them, with the bias of PEFT's lora_B by its scale."""
+    layers = {part: names | tiny.norms(family)[part] for part, names in tiny.layers(family).items()}
+    norm, text = "mid_block.attentions.0.transformer_blocks.0.norm2", "encoder.layers.0.layer_norm1"
+    conv, to_q = "mid_block.resnets.0.conv1", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    original = lora_names.unet_layers(layers["unet"]) if family == "sdxl" else {}
+    key = {name: "lora_unet_" + original.get(name, name).replace(".", "_") for name in (norm, conv, to_q)}
+    made = {
+        f"{key[conv]}.diff": torch.full((3, 3), 2.0),
+        f"{key[conv]}.diff_b": torch.ones(3),
+        f"{key[conv]}.alpha": torch.ones(()),
+    }
+    made |= {f"{key[norm]}.w_norm": torch.ones(5), f"{key[norm]}.b_norm": torch.zeros(5)}
+    made |= {f"lora_te{'1' * (family == 'sdxl')}_text_model_{text.replace('.', '_')}.w_norm": torch.ones(7)}
+    made |= {"bundle_emb.zqv.string_to_param.*": torch.ones(2, 8), "bundle_emb.abc.clip_l": torch.ones(8)}
+    save_file(made, path)
+    found = lora.read_lora(path, layers, "base")
+    assert not found.ranks and found.words == ("abc", "zqv")
+    assert {key: value.shape.numel() for key, value in found.differences.items()} == {
+        f"unet.{conv}.weight": 9, f"unet.{conv}.bias": 3, f"unet.{norm}.weight": 5, f"unet.{norm}.bias": 5,
+        f"text_encoder.{text}.weight": 7,
+    }  # fmt: skip
+    halves = {f"{key[to_q]}.lora_down.weight": torch.ones(2, 32), f"{key[to_q]}.lora_up.weight": torch.ones(32, 2)}
+    save_file(made | halves | {f"{key[to_q]}.lora_up.bias": torch.ones(32), f"{key[to_q]}.alpha": torch.tensor(3.0)}, path)
+    beside = lora.read_lora(path, layers, "base")
+    assert list(beside.ranks) == [f"unet.{to_q}"] and len(beside.differences) == 6
+    assert torch.equal(beside.differences[f"unet.{to_q}.bias"], torch.full((32,), 1.5))
+    save_file(made | {f"{key[conv]}.diff": torch.full((3, 3), float("nan"))}, path)
+    with pytest.raises(UserError, match="diff' holds a value that is not a finite number"):
+        lora.read_lora(path, layers, "base")
 
 
 STEM = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

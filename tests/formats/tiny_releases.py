@@ -92,6 +92,14 @@ def layers(family: str) -> dict[str, set[str]]:
     return {part: {name for name, m in model.named_modules() if isinstance(m, wanted)} for part, model in parts.items()}
 
 
+@cache
+def norms(family: str) -> dict[str, set[str]]:
+    """{part: dotted names of its norms}."""
+    wanted = (torch.nn.LayerNorm, torch.nn.GroupNorm)
+    parts = {part: model for part, model in models(family).items() if part != "vae"}
+    return {part: {name for name, m in model.named_modules() if isinstance(m, wanted)} for part, model in parts.items()}
+
+
 def vocabulary(folder: Path) -> Path:
     """A folder with vocab.json and merges.txt, as many pieces as the text encoders have rows."""
     folder.mkdir(parents=True)

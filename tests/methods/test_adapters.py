@@ -26,9 +26,10 @@ from method_cases import (
     saved,
 )
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from personalize import methods
+from personalize.commands.export import targets
 from personalize.common.errors import UserError
 from personalize.core import rng
 from personalize.formats import lora
@@ -256,6 +257,83 @@ def test_adapters_that_cannot_be_weighed_found_or_fused_say_so(tiny_sd, tmp_path
         fuse_adapters(learned(tiny_sd, QUANTIZED[0]).model)
 
 
+CHANGED = {  # key as LyCORIS and PEFT write it -> the parameter it changes, by name
+    "lora_unet_conv_in.diff": ("unet", "conv_in.weight"),
+    "lora_unet_conv_in.diff_b": ("unet", "conv_in.bias"),
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_norm1.w_norm": ("unet", "{}norm1.weight"),
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_norm1.b_norm": ("unet", "{}norm1.bias"),
+    "lora_unet_conv_norm_out.w_norm": ("unet", "conv_norm_out.weight"),
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.bias": ("unet", "{}attn1.to_out.0.bias"),
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.diff": ("text_encoder", "encoder.layers.0.mlp.fc1.weight"),
+    "lora_te_text_model_final_layer_norm.b_norm": ("text_encoder", "final_layer_norm.bias"),
+}
+BLOCK = "mid_block.attentions.0.transformer_blocks.0."
+
+
+def with_changes(model, path):
+    """A file that changes parameters of the base, beside a LoRA of one layer of rank 2 and alpha 3 -> its changes by key."""
+    g = rng.generator(0, "changes")
+    params = {key: model.networks[part].get_parameter(name.format(BLOCK)) for key, (part, name) in CHANGED.items()}
+    changes = {key: 0.1 * torch.randn(p.shape, generator=g) for key, p in params.items()}
+    stem = f"unet.{BLOCK}attn1.to_out.0"
+    width = len(params[f"{stem}.lora_B.bias"])
+    halves = {f"{stem}.lora_A.weight": torch.randn(2, width, generator=g), f"{stem}.lora_B.weight": torch.zeros(width, 2)}
+    save_file(changes | halves | {f"{stem}.alpha": torch.tensor(3.0)}, path)
+    return changes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weight", [1.0, -0.5])
+def test_plain_changes_of_a_file_are_added_as_by_hand(tiny_sd, tmp_path, dtype, weight):
+    model, by_hand = base(tiny_sd, dtype), base(tiny_sd, dtype)
+    for key, change in with_changes(model, tmp_path / "it.safetensors").items():
+        part, name = CHANGED[key]
+        p = by_hand.networks[part].get_parameter(name.format(BLOCK))
+        scale = 3 / 2 if "lora_B" in key else 1
+        p.data = (p.data.float() + weight * (scale * change)).to(p.dtype)
+    load_adapter(model, tmp_path / "it.safetensors", name="it", weight=weight)
+    fuse_adapters(model)  # whose lora_B is zero
+    for part, network in by_hand.networks.items():
+        state = model.networks[part].state_dict()
+        assert state.keys() == network.state_dict().keys()
+        assert all(torch.equal(state[key], value) for key, value in network.state_dict().items()), part
+    assert torch.equal(predicted(model, ["a", "b"]), predicted(by_hand, ["a", "b"]))
+
+
+def test_plain_changes_go_under_adapters_that_are_there_already(tiny_sd, tmp_path):
+    saved(tiny_sd, Case(("lora",)), tmp_path / "first")
+    models = [base(tiny_sd) for _ in range(2)]
+    with_changes(models[0], tmp_path / "it.safetensors")
+    for model, order in zip(models, (["first", "it.safetensors"], ["it.safetensors", "first"]), strict=True):
+        for k, name in enumerate(order):
+            load_adapter(model, tmp_path / name, name=f"file{k}", weight=1.0)
+    torch.testing.assert_close(*(predicted(model, ["a", "b"]) for model in models), rtol=1e-5, atol=1e-6)
+
+
+def test_plain_changes_that_do_not_fit_or_cannot_train_are_refused_by_name(tiny_sd, tmp_path):
+    path, case = tmp_path / "it.safetensors", Case(("lora",))
+    for key, change, said in (
+        ("lora_unet_conv_in.diff", torch.ones(2, 2), "its change of conv_in.weight has the shape \\(2, 2\\), expected is"),
+        (
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.diff_b",
+            torch.ones(2),
+            "bias of .*to_q, which has none",
+        ),
+    ):
+        save_file({key: change}, path)
+        with pytest.raises(UserError, match=f"it.safetensors was made for another base .*{said}"):
+            load_adapter(base(tiny_sd), path, name="it", weight=1.0)
+    with_changes(base(tiny_sd), path)
+    recipe = case.recipe(f"train.init_from={path}")
+    with pytest.raises(UserError, match="it.safetensors holds 6 changes of weights .*such as of unet.conv_in.bias, .*--lora"):
+        methods.start_from(attached(base(tiny_sd), recipe).model, recipe)
+    saved(tiny_sd, case, tmp_path / "own")
+    altered(tmp_path / "own" / LORA, lambda t: t | {"bundle_emb.zqv.string_to_param.*": torch.ones(1, 32)})
+    recipe = case.recipe(f"train.init_from={tmp_path / 'own'}")
+    with pytest.raises(UserError, match="holds embeddings of 'zqv', from which no adapter can go on.*Bundle Embeddings"):
+        methods.start_from(attached(base(tiny_sd), recipe).model, recipe)
+
+
 def test_training_starts_from_what_a_file_holds(tiny_sd, tmp_path):
     word, adapter, pivotal = (Case(names) for names in (("textual-inversion",), ("lora",), ("textual-inversion", "lora")))
     saved(tiny_sd, word, tmp_path / "word"), saved(tiny_sd, adapter, tmp_path / "adapter")
@@ -276,3 +354,44 @@ def test_training_starts_from_what_a_file_holds(tiny_sd, tmp_path):
         recipe = case.recipe(f"train.init_from={source}")
         with pytest.raises(UserError, match=said):
             methods.start_from(attached(base(tiny_sd), recipe).model, recipe)
+
+
+@battery([Case((kind,), more) for kind in ("lokr", "loha") for more in ((), (CONV,), (TEXT, "lora.rank=40"))])
+def test_a_file_in_lycoris_form_draws_and_trains_on_as_the_folder(tiny_sd, tmp_path, case):
+    """alpha is not the rank; rank 40 makes LoKr's matrices whole. Weights, names and scale: tests/formats/test_lycoris.py."""
+    saved(tiny_sd, case, tmp_path)
+    trained, file = learned(tiny_sd, case).model, tmp_path / "kohya.safetensors"
+    targets._write_kohya(trained, case.recipe(), targets.Form("kohya", False, False), file)
+    own = predicted(trained, case.prompts()[:2])
+    plain = predicted(base(tiny_sd), case.prompts()[:2])
+    renamed = {key.replace("lora_unet_", "lycoris_").replace("lora_te_", "lycoris_"): v for key, v in load_file(file).items()}
+    save_file(renamed, tmp_path / "wrapper.safetensors")
+    for source in (file, tmp_path / "wrapper.safetensors"):
+        model = base(tiny_sd)
+        load_adapter(model, source, name="it", weight=1.0)
+        assert (predicted(model, case.prompts()[:2]) - own).abs().max() < 1e-5 < 0.01 < (plain - own).abs().max()
+        fuse_adapters(model)
+        assert (predicted(model, case.prompts()[:2]) - own).abs().max() < 1e-5
+    engine = attached(base(tiny_sd), case.recipe())
+    methods.start_from(engine.model, case.recipe(f"train.init_from={file}"))
+    assert (predicted(engine.model, case.prompts()[:2]) - own).abs().max() < 1e-5
+
+
+def test_a_file_in_lycoris_form_has_a_weight_and_a_kind(tiny_sd, tmp_path):
+    case = Case(("loha",))
+    saved(tiny_sd, case, tmp_path)
+    trained, file = learned(tiny_sd, case).model, tmp_path / "kohya.safetensors"
+    targets._write_kohya(trained, case.recipe(), targets.Form("kohya", False, False), file)
+    model, folder = base(tiny_sd), base(tiny_sd)
+    load_adapter(model, file, name="it", weight=0.5)
+    load_adapter(folder, tmp_path, name="it", weight=0.5)
+    assert (predicted(model, case.prompts()[:2]) - predicted(folder, case.prompts()[:2])).abs().max() < 1e-5
+    for other, words in (
+        (Case(("lora",)), "is a loha, but train.methods has lora"),
+        (Case(("loha",), (CONV,)), "other layers"),
+    ):
+        with pytest.raises(UserError, match=words):
+            methods.start_from(attached(base(tiny_sd), other.recipe()).model, other.recipe(f"train.init_from={file}"))
+    wider = Case(("loha",), ("lora.rank=4",))
+    with pytest.raises(UserError, match="layer .* has the rank 3, expected is the recipe's 4. Set lora.rank = 3"):
+        methods.start_from(attached(base(tiny_sd), wider.recipe()).model, wider.recipe(f"train.init_from={file}"))

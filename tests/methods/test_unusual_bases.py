@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from personalize.commands.export import verify
+import personalize
+from personalize.commands.export import open_plainly, verify
 from personalize.common.errors import UserError
-from personalize.common.recipe import Recipe, Train
+from personalize.common.recipe import Lora, Recipe, Train
 from personalize.formats import safetensors_io
-from personalize.methods import full
+from personalize.methods import full, lora
 from personalize.models import load_model
 from personalize.models.lazy_imports import lazy_imports
 
@@ -70,6 +72,7 @@ def linked_folders(base, folder):
         (folder / path.name).symlink_to(path)
 
 
+PHOTOS = Path(__file__).parents[2] / "data_examples" / "dog"
 BASES = [half_only, sharded, half_only_and_sharded, both_precisions, custom_classes, symbolic_links, linked_folders]
 
 
@@ -83,7 +86,7 @@ def test_a_saved_model_opens_with_plain_diffusers_whatever_its_base_looks_like(t
     model.unet.conv_in.weight.data.add_(1)
     folder.mkdir()
     full.save(model, folder, recipe)
-    assert verify.open_plainly(folder) == ""
+    assert open_plainly.open_base(folder) == ""
     opened = DiffusionPipeline.from_pretrained(folder)
     for part, network in (*model.networks.items(), ("vae", model.vae)):
         for (name, p), q in zip(network.named_parameters(), getattr(opened, part).parameters(), strict=True):
@@ -108,10 +111,10 @@ def random_encoder(tiny_sd, tmp_path):
 
 
 def test_a_folder_whose_weights_plain_diffusers_does_not_take_is_told(random_encoder):
-    assert verify.open_plainly(random_encoder).startswith("it does not take text_encoder.")
+    assert open_plainly.open_base(random_encoder).startswith("it does not take text_encoder.")
     shutil.rmtree(random_encoder / "unet")
     with pytest.raises(OSError, match="config.json"):
-        verify.open_plainly(random_encoder)
+        open_plainly.open_base(random_encoder)
 
 
 @pytest.mark.slow
@@ -119,3 +122,38 @@ def test_it_is_opened_by_a_fresh_process(random_encoder, tiny_sd):
     verify.require_opens_plainly(tiny_sd)
     with pytest.raises(UserError, match=r"plain diffusers cannot open .*not take text_encoder\..* from model.safetensors"):
         verify.require_opens_plainly(random_encoder)
+
+
+@pytest.mark.parametrize(
+    "fault", ["a tensor is renamed", *(pytest.param(f, marks=pytest.mark.slow) for f in ("the scale is elsewhere", ""))]
+)
+def test_a_lora_that_plain_diffusers_would_not_take_whole_is_told(tiny_sdxl, tmp_path, fault):
+    model = load_model(str(tiny_sdxl), device="cpu", dtype="float32")
+    alpha = 8.0 if fault == "the scale is elsewhere" else 0.0
+    recipe = Recipe(train=Train(methods=("lora",), text_encoder=True), lora=Lora(dora=True, alpha=alpha))
+    lora.attach(model, recipe)
+    lora.save(model, tmp_path, recipe)
+    (file,) = tmp_path.iterdir()
+    tensors, header = safetensors_io.load_tensors(file), safetensors_io.read_header(file)["metadata"]
+    if fault == "a tensor is renamed":
+        key = next(key for key in tensors if key.startswith("text_encoder_2.") and "magnitude" in key)
+        tensors[key.replace("magnitude", "size")] = tensors.pop(key)
+    safetensors_io.save_tensors(file, tensors, header)
+    if not fault:
+        verify.require_opens_plainly(tmp_path, lora_of=tiny_sdxl)
+        return
+    says = r"unet scales it by 2\.0" if alpha else r"does not take text_encoder_2\..*size_vector.* from pytorch_lora_weights"
+    with pytest.raises(UserError, match=f"plain diffusers cannot open what was written, so it is not kept: .*{says}"):
+        verify.require_opens_plainly(tmp_path, lora_of=tiny_sdxl)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unusual", BASES)
+@pytest.mark.parametrize(("method", "fuse"), [("full", False), ("lora", True), ("lora", False)])
+def test_the_commands_own_check_passes_on_unusual_bases(tiny_sd, tmp_path, unusual, method, fuse):
+    unusual(tiny_sd, tmp_path / "base")
+    settings = [f"base={tmp_path / 'base'}", f"train.methods={method}", "train.lr=3e-2", "train.steps=3", "prior.count=0"]
+    settings += ["device=cpu", "token=zqv"]
+    run = personalize.train(PHOTOS, class_word="dog", settings=settings, runs=tmp_path / "runs").folder
+    check = personalize.export(run, to="diffusers", fuse=fuse, settings=["draw.size=32", "draw.guidance=5.0"]).check
+    assert check.to_run <= check.allowed and check.to_base >= verify.MARGIN * verify.SAME

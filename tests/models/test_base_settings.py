@@ -1,6 +1,7 @@
 """What a base's files do not say: the prediction, by a setting or by one pass; a VAE, given in a file or a folder."""
 
 import json
+import os
 import shutil
 
 import bases
@@ -203,6 +204,7 @@ def test_what_is_no_vae_is_named_with_the_remedy(tiny_sd, tiny_sdxl, without_vae
     for name, content in (("torn", torn), ("nan", nan), ("lora", {"lora_unet_x.alpha": torch.ones(())})):
         save_file(content, tmp_path / f"{name}.safetensors")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.safetensors")
     other = shutil.copytree(tiny_sd / "vae", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderTiny"}))
@@ -214,6 +216,7 @@ def test_what_is_no_vae_is_named_with_the_remedy(tiny_sd, tiny_sdxl, without_vae
         for source, match in (
             (tmp_path / "none.safetensors", "there is no such file or folder"),
             (tmp_path / "vae.ckpt", "is a pickle"),
+            (tmp_path / "pipe.safetensors", "is a pipe, not a file"),
             (rest, "is not a VAE: it has .* tensors such as"),
             (tmp_path / "lora.safetensors", "is not a VAE: it has 1 tensors such as 'lora_unet_x.alpha'"),
             (tmp_path / "torn.safetensors", "encoder.conv_in.weight"),
@@ -226,7 +229,7 @@ def test_what_is_no_vae_is_named_with_the_remedy(tiny_sd, tiny_sdxl, without_vae
             with pytest.raises(UserError, match=match) as error:
                 models.locate_base(str(base), ignore, base_vae=str(source))
             assert str(source) in str(error.value)
-            if "pickle" not in match:
+            if "pickle" not in match and "pipe" not in match:
                 assert "Give a VAE of Stable Diffusion for base_vae" in str(error.value)
 
 

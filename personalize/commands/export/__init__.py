@@ -131,9 +131,9 @@ def _write(
     files = targets.write(model, trained, form, products=products, stage=stage)
     if not job.check:
         return name, files, None, samples
-    if products[0].kind == targets.BASE and form.to == "diffusers":
+    if form.to == "diffusers" and (products[0].kind == targets.BASE or files.loras):
         screen.say("opening it with plain diffusers")
-        verify.require_opens_plainly(files.base)
+        verify.require_opens_plainly(stage / products[0].name, lora_of=files.base if files.loras else None)
     screen.say("drawing with it in a fresh process")
     # A tokenizer in a folder knows the tokens of a word, but not that the word stands for all of them.
     fresh_prompt = model.expand_words(prompt) if targets.bakes_words(manifest["methods"], form) else prompt

@@ -38,7 +38,7 @@ def require_possible(push: Push, run: Path) -> None:
     """UserError for an invalid name, and for photos that the run does not have."""
     if not REPO.fullmatch(push.repo):
         raise UserError(f"--push {push.repo!r} is not the name of a repository. Give owner/name, such as me/sks-dog.")
-    if push.with_photos and not _drawn_here(run, PHOTOS):
+    if push.with_photos and not _drawn_here(run.resolve(), PHOTOS):
         raise UserError(f"--with-photos: {run} has no {PHOTOS} of its own. Leave --with-photos out.")
 
 

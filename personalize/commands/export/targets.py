@@ -15,7 +15,7 @@ from personalize.commands.export.verify import Files
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import read_json, slug, write_json
 from personalize.common.recipe import Recipe
-from personalize.formats import embedding, lora, single_file
+from personalize.formats import embedding, lora, lycoris, single_file
 from personalize.formats.clip_tokenizer import VOCABULARY_SIZE
 from personalize.methods import ADAPTERS, WITH_A_WORD, adapter_files, full, peft_layers, textual_inversion
 from personalize.methods.lora import fuse_adapters, save
@@ -26,9 +26,11 @@ TARGETS = ("diffusers", "single-file", "kohya", "a1111-embedding")
 POSSIBLE = {
     "full": (("diffusers", "single-file"), ()),
     "lora": (("diffusers", "kohya"), ("diffusers", "single-file")),
+    "lokr or loha": (("kohya",), ("diffusers", "single-file")),
     "another adapter": ((), ("diffusers", "single-file")),
     "textual-inversion": (("diffusers", "a1111-embedding"), ()),
     "textual-inversion + lora": (("diffusers", "kohya"), ("diffusers", "single-file")),
+    "textual-inversion + lokr or loha": (("kohya",), ("diffusers", "single-file")),
     "textual-inversion + another adapter": ((), ("diffusers", "single-file")),
     "custom-diffusion": ((), ("diffusers", "single-file")),
 }
@@ -62,7 +64,8 @@ def require_possible(trained: Sequence[str], form: Form, *, dora: bool = False) 
         )
     if form.to not in TARGETS:
         raise UserError(f"unknown format --to {form.to!r}{nearest(form.to, TARGETS) or '.'} Known: {', '.join(TARGETS)}.")
-    kinds = ["another adapter" if name in ADAPTERS and name != "lora" else name for name in trained]
+    named = dict.fromkeys(ADAPTERS, "another adapter") | {"lora": "lora"} | dict.fromkeys(lycoris.KINDS, "lokr or loha")
+    kinds = [named.get(name, name) for name in trained]
     plain, fused = POSSIBLE[" + ".join(sorted(kinds, key=lambda name: name not in WITH_A_WORD))]
     if form.to in (fused if form.fuse else plain):
         return
@@ -142,11 +145,21 @@ def _word(subject: dict) -> str:
 
 
 def _write_kohya(model: LatentModel, recipe: Recipe, form: Form, path: Path) -> None:
-    folder = path.with_name(".own")
+    folder, metadata = path.with_name(".own"), {"ss_output_name": path.stem}
     save(model, folder, recipe)
+    if kind := next((name for name in recipe.train.methods if name in lycoris.KINDS), ""):
+        parts, shapes = adapter_files.read_adapter(folder, model), adapter_files.layer_shapes(model)
+        shutil.rmtree(folder)
+        layers = {}
+        for name, part in parts.items():
+            scale = part.alpha / part.config.r
+            layers |= {key: lycoris.scaled(made, scale) for key, made in adapter_files.layers_of({name: part}).items()}
+        made = lycoris.Adapter(kind, layers)
+        lycoris.write_kohya(path, made, shapes, family=family(model), half=form.half, metadata=metadata)
+        return
     adapter = _in_dtype(_read_adapter(model, folder / adapter_files.FILE), form)
     shutil.rmtree(folder)
-    layers, metadata = set(peft_layers.adaptable_layers(model.unet)), {"ss_output_name": path.stem}
+    layers = set(peft_layers.adaptable_layers(model.unet))
     lora.write_kohya(path, adapter, family=family(model), metadata=metadata, unet=layers)
 
 

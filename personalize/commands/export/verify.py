@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from personalize.commands.export import open_plainly
 from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
-from personalize.formats.safetensors_io import load_tensors
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
@@ -92,34 +92,19 @@ def draw_in_fresh_process(model: LatentModel, files: Files, prompt: str, guidanc
     return np.asarray(Image.open(json.loads(process.stdout)["files"][0]).convert("RGB"))
 
 
-def require_opens_plainly(folder: Path) -> None:
-    """UserError where diffusers, without personalize, does not open a whole base's folder with the weights that are in it."""
-    code = f"import sys; from {__name__} import open_plainly; sys.exit(open_plainly(sys.argv[1]) or 0)"
-    process = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+def require_opens_plainly(folder: Path, *, lora_of: Path | None = None) -> None:
+    """UserError where diffusers and PEFT, without personalize, do not open a folder with the weights that are in it.
+
+    A whole base's, or that of a LoRA of the base in the folder `lora_of`.
+    """
+    words = [sys.executable, open_plainly.__file__, str(folder), *([str(lora_of)] if lora_of else [])]
+    process = subprocess.run(words, capture_output=True, text=True)
     if process.returncode:
         last_line = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise UserError(
             f"plain diffusers cannot open what was written, so it is not kept: {last_line}. Please report it; --no-check keeps "
             "the files."
         )
-
-
-def open_plainly(folder: Path | str) -> str:
-    """Open a base's folder with diffusers alone -> "", or the first weight that it did not take from the folder.
-
-    transformers fills what it does not find with random numbers and warns only.
-    """
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
-    for part in [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None)]:
-        files = sorted((Path(folder) / part).glob("*.safetensors"))
-        stored = {key.removeprefix("text_model."): value for file in files for key, value in load_tensors(file).items()}
-        for name, p in getattr(pipeline, part).named_parameters():
-            value = stored.get(name.removeprefix("text_model."))
-            if value is None or not value.float().equal(p.float()):
-                return f"it does not take {part}.{name} from {', '.join(file.name for file in files) or 'any file'}"
-    return ""
 
 
 def compare_images(written: np.ndarray, run: np.ndarray, base: np.ndarray, *, half: bool) -> Check:
