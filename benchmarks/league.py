@@ -2,7 +2,8 @@
 
 Every technique of TECHNIQUES trains the development subjects of `benchmarks.subjects` for as long as the reference does for
 `--steps`: its own steps are those by the ratio of the two in alternating short runs. No checkpoint is chosen: the last is
-judged by truth, 32 images on Toyland's test prompts, every technique from the same noise. Differences to the reference are paired by subject, prompt and number.
+judged by truth, 32 images on Toyland's test prompts, every technique from the same noise. Differences to the reference are
+paired by subject, prompt and number.
 
 error      identity error: 0 is the subject, 1 another of its class; then its parts
 adherence  images with the place, action and accessory that were asked for, over the base's
@@ -42,7 +43,7 @@ REFERENCE = "full"
 
 @dataclass(frozen=True)
 class Technique:
-    """Settings on top of the shipped recipe; captions: the photos have some; patch: a context in which a run trains and draws."""
+    """Settings on top of the shipped recipe; captions: of the photos; patch: a context in which it trains and draws."""
 
     settings: tuple[str, ...] = ()
     captions: bool = False
@@ -88,7 +89,7 @@ def pull_to_base(share: float) -> Callable:
 
 @contextmanager
 def masked_rank():
-    """T-LoRA (Soboleva et al. 2507.05964): at timestep t the first r(t) = 1 + (r - 1)(T - t)/T ranks of the U-Net's LoRA act."""
+    """T-LoRA (Soboleva et al. 2507.05964): at timestep t 1 + (r - 1)(T - t)/T ranks of the U-Net's LoRA act."""
     predict, attach = LatentModel.predict, methods.attach
     now = []
 
@@ -201,7 +202,7 @@ def relative_cost(work: Path, name: str) -> float:
     file = work / "costs" / f"{slug(name)}.json"
     if not file.exists():
         medians = {REFERENCE: [], name: []}
-        for turn in range(2):
+        for _ in range(2):
             for each in medians:
                 run = train(work, each, 0, SHORT)
                 medians[each].append(statistics.median(row["seconds"] for row in read_jsonl(run / "log.jsonl")[4:]))

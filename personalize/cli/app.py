@@ -262,7 +262,8 @@ def options(
 
 def _resolved(recipe: Path | None, settings: list[str]) -> tuple[dict, str]:
     from personalize.commands.session import resolve
-    from personalize.common.recipe import recipe_to_dict, recipe_to_toml
+    from personalize.common.recipe import recipe_to_dict
+    from personalize.common.recipe_text import recipe_to_toml
 
     resolved = resolve(recipe, settings)
     return recipe_to_dict(resolved), recipe_to_toml(resolved, comments=True).rstrip("\n")

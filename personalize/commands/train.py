@@ -6,9 +6,8 @@ again and resumes it, bit for bit on the CPU; anything else gets a folder of its
 
 import dataclasses
 import itertools
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ import torch
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
-from personalize.common.bases import absolute_base
 from personalize.common.errors import Interrupted, UserError
-from personalize.common.files import key_of, make_folder, slug, write_text, writing
+from personalize.common.files import make_folder, slug, write_text, writing
 from personalize.common.prompts import fill
-from personalize.common.recipe import Recipe, needs_class_images, recipe_to_dict, recipe_to_toml
+from personalize.common.recipe import Recipe, needs_class_images
+from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images
 from personalize.data.captions import check_captions
@@ -34,11 +33,10 @@ from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
 from personalize.training import engine, preflight, profiler, validation
-from personalize.training.find_run import decisive_settings, find_run, is_run
+from personalize.training.find_run import find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
+from personalize.training.manifest import Folders, make_manifest
 from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, restore, save
-
-Folders = Mapping[str, Path]  # class word -> its class images
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _train(
 ) -> TrainResult:
     """The run of these subjects, begun or resumed."""
     writes = distributed.rank() == 0
-    manifest = _manifest(model, recipe, subjects, priors)
+    manifest = make_manifest(model, recipe, subjects, priors)
     name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     folder, difference = distributed.broadcast_from_rank0(find_run(runs, name, manifest) if writes else None)
     with run_folder.lock(folder) if writes else nullcontext():
@@ -268,58 +266,6 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
 def _ended(run: TrainingRun) -> bool:
     stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
     return distributed.broadcast_from_rank0(stalled)
-
-
-def _manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders) -> dict:
-    """What the run is. Its identity hashes all that decides its weights."""
-    settings = recipe_to_dict(recipe)
-    prior = {word: class_images.settings_in(folder, model, recipe, word) for word, folder in priors.items()}
-    # photos in their order, which decides the batches
-    photos = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in subjects]
-    identity = {"photos": photos, "base": model.fingerprint, "recipe": decisive_settings(settings), "prior": prior}
-    if recipe.choose.every:  # the scores of one run are of images drawn in one way and judged by the same encoders
-        sampling = validation.sampling_config(recipe, recipe.choose.steps).decisive()
-        identity["choosing"] = [sampling, recipe.evaluate.dino, recipe.evaluate.clip]
-    return {
-        "kind": "run",
-        "status": "running",
-        "identity": key_of(identity),
-        "base": absolute_base(model.name),
-        "fingerprint": model.fingerprint,
-        "methods": list(recipe.train.methods),
-        "subjects": [_subject_entry(subject, recipe, priors) for subject in subjects],
-        "prior": {word: wanted | {"base": absolute_base(wanted["base"])} for word, wanted in prior.items()},
-        "recipe": _with_absolute_paths(settings),
-        "seed": recipe.seed,
-        "versions": run_folder.library_versions(),
-    }
-
-
-def _subject_entry(subject: Subject, recipe: Recipe, priors: Folders) -> dict:
-    photos = [(photo, False) for photo in subject.photos] + [(photo, True) for photo in subject.held_out]
-    return {
-        "token": subject.token,
-        "class": subject.class_word,
-        "prompt": subject.prompt(recipe.train.prompt),
-        "photos": [{"path": _absolute(photo.path), "sha256": photo.sha256, "held_out": held_out} for photo, held_out in photos],
-        "prior_folder": os.path.abspath(priors[subject.class_word]) if subject.class_word in priors else "",
-    }
-
-
-def _with_absolute_paths(settings: dict) -> dict:
-    """A run's settings as its manifest has them: paths mean the same from any folder."""
-    source, vae = (
-        path and os.path.abspath(os.path.expanduser(path)) for path in (settings["train"]["init_from"], settings["base_vae"])
-    )
-    return settings | {
-        "base": absolute_base(settings["base"]),
-        "base_vae": vae,
-        "train": settings["train"] | {"init_from": source},
-    }
-
-
-def _absolute(path: str) -> str:
-    return path if path.startswith("hf:") else os.path.abspath(path)
 
 
 def _sample(run: TrainingRun, step: int) -> Path:

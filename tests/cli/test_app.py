@@ -12,7 +12,8 @@ from personalize import methods, models
 from personalize.cli import app
 from personalize.cli.options import Method
 from personalize.common.errors import Interrupted, UserError
-from personalize.common.recipe import SETTINGS, load_recipe, recipe_to_toml
+from personalize.common.recipe import SETTINGS, load_recipe
+from personalize.common.recipe_text import recipe_to_toml
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
 

@@ -17,9 +17,8 @@ from personalize.common.recipe import (
     load_recipe,
     recipe_from_dict,
     recipe_to_dict,
-    recipe_to_toml,
-    settings_reference,
 )
+from personalize.common.recipe_text import recipe_to_toml, settings_reference
 
 
 def other_value(setting):
@@ -103,7 +102,7 @@ def test_every_setting_has_a_meaning_and_stands_in_the_reference():
 
 def test_the_page_of_settings_is_current():
     page = Path(__file__).parents[2] / "docs" / "settings.md"
-    assert page.read_text() == settings_reference(), "python -m personalize.common.recipe > docs/settings.md"
+    assert page.read_text() == settings_reference(), "python -m personalize.common.recipe_text > docs/settings.md"
 
 
 def test_every_default_is_allowed():

@@ -8,7 +8,8 @@ import shlex
 from dataclasses import dataclass, replace
 
 from personalize.cli.import_command import convert, parse
-from personalize.common.recipe import SETTINGS, Recipe, load_recipe, recipe_to_dict, recipe_to_toml
+from personalize.common.recipe import SETTINGS, Recipe, load_recipe, recipe_to_dict
+from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.settings import Value, parse_value, to_toml_value
 
 

@@ -1,0 +1,69 @@
+"""A run's manifest as it begins: what decides its weights, and where everything came from."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from personalize.common import run_folder
+from personalize.common.bases import absolute_base
+from personalize.common.files import key_of
+from personalize.common.recipe import Recipe, recipe_to_dict
+from personalize.data import class_images
+from personalize.data.subjects import Subject
+from personalize.models.interface import LatentModel
+from personalize.training import validation
+from personalize.training.find_run import decisive_settings
+
+Folders = Mapping[str, Path]  # class word -> its class images
+
+
+def make_manifest(model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders) -> dict:
+    """What the run is. Its identity hashes all that decides its weights."""
+    settings = recipe_to_dict(recipe)
+    prior = {word: class_images.settings_in(folder, model, recipe, word) for word, folder in priors.items()}
+    # photos in their order, which decides the batches
+    photos = [[[p.sha256, p.caption, p.mask_sha256] for p in (*s.photos, *s.held_out)] for s in subjects]
+    identity = {"photos": photos, "base": model.fingerprint, "recipe": decisive_settings(settings), "prior": prior}
+    if recipe.choose.every:  # the scores of one run are of images drawn in one way and judged by the same encoders
+        sampling = validation.sampling_config(recipe, recipe.choose.steps).decisive()
+        identity["choosing"] = [sampling, recipe.evaluate.dino, recipe.evaluate.clip]
+    return {
+        "kind": "run",
+        "status": "running",
+        "identity": key_of(identity),
+        "base": absolute_base(model.name),
+        "fingerprint": model.fingerprint,
+        "methods": list(recipe.train.methods),
+        "subjects": [_subject_entry(subject, recipe, priors) for subject in subjects],
+        "prior": {word: wanted | {"base": absolute_base(wanted["base"])} for word, wanted in prior.items()},
+        "recipe": _with_absolute_paths(settings),
+        "seed": recipe.seed,
+        "versions": run_folder.library_versions(),
+    }
+
+
+def _subject_entry(subject: Subject, recipe: Recipe, priors: Folders) -> dict:
+    photos = [(photo, False) for photo in subject.photos] + [(photo, True) for photo in subject.held_out]
+    return {
+        "token": subject.token,
+        "class": subject.class_word,
+        "prompt": subject.prompt(recipe.train.prompt),
+        "photos": [{"path": _absolute(photo.path), "sha256": photo.sha256, "held_out": held_out} for photo, held_out in photos],
+        "prior_folder": os.path.abspath(priors[subject.class_word]) if subject.class_word in priors else "",
+    }
+
+
+def _with_absolute_paths(settings: dict) -> dict:
+    """A run's settings as its manifest has them: paths mean the same from any folder."""
+    source, vae = (
+        path and os.path.abspath(os.path.expanduser(path)) for path in (settings["train"]["init_from"], settings["base_vae"])
+    )
+    return settings | {
+        "base": absolute_base(settings["base"]),
+        "base_vae": vae,
+        "train": settings["train"] | {"init_from": source},
+    }
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("hf:") else os.path.abspath(path)
