@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 import typer
+from filelock import FileLock
 from torch import Tensor, nn
 
 import personalize
@@ -210,14 +211,14 @@ PLACES = ("on a meadow", "on the beach", "in a room", "in the mountains", "in th
 def relative_cost(work: Path, name: str) -> float:
     """Seconds of a step over the reference's, by the medians of short runs in turn."""
     file = work / "costs" / f"{slug(name)}.json"
-    if not file.exists():
-        medians = {REFERENCE: [], name: []}
-        for _ in range(2):
-            for each in medians:
+    with FileLock(work / "costs.lock"):  # of several processes one at a time
+        if not file.exists():
+            medians = {REFERENCE: [], name: []}
+            for each in 2 * list(medians):
                 run = train(work, each, 0, SHORT)
                 medians[each].append(statistics.median(row["seconds"] for row in read_jsonl(run / "log.jsonl")[4:]))
                 shutil.rmtree(run)
-        write_json(file, {"cost": min(medians[name]) / min(medians[REFERENCE]), "seconds": medians})
+            write_json(file, {"cost": min(medians[name]) / min(medians[REFERENCE]), "seconds": medians})
     return read_json(file)["cost"]
 
 
