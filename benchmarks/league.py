@@ -184,6 +184,9 @@ TECHNIQUES = {
     "inversion, 4 vectors, 2e-3": Technique((*WORD, *INVERSION, "embedding.vectors=4", "train.lr=2e-3")),
     "inversion, 4 vectors, 1e-2": Technique((*WORD, *INVERSION, "embedding.vectors=4", "train.lr=1e-2")),
     "inversion, 1 vector, 5e-3": Technique((*WORD, *INVERSION, "embedding.vectors=1", "train.lr=5e-3")),
+    "inversion, 4 vectors, 3e-2": Technique((*WORD, *INVERSION, "embedding.vectors=4", "train.lr=3e-2")),
+    "inversion, 8 vectors, 2e-2": Technique((*WORD, *INVERSION, "embedding.vectors=8", "train.lr=2e-2")),
+    "custom diffusion, lr 2e-3, words 1e-2": Technique((*WORD, "train.methods=custom-diffusion", "train.lr=2e-3", "embedding.lr=1e-2")),
     "inversion, 8 vectors, 5e-3": Technique((*WORD, *INVERSION, "embedding.vectors=8", "train.lr=5e-3")),
 }  # fmt: skip
 
