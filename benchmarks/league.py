@@ -146,6 +146,7 @@ TEXT, THREE = "train.text_encoder=true", ("train.batch=3", "train.prior_batch=1"
 DRAW = ("draw.sampler=ddpm", "draw.guidance=2.2", "draw.steps=25")
 LORA = ("train.methods=lora", "lora.rank=32", "lora.conv=true", TEXT, "train.lr=1e-3", *THREE, "train.snr_gamma=0", *DRAW)
 WORD = (*THREE, "train.snr_gamma=0", *DRAW)
+CUSTOM = (*WORD, "train.methods=custom-diffusion")
 INVERSION = ("train.methods=textual-inversion", "train.batch=4", "prior.count=0")
 TECHNIQUES = {
     REFERENCE: Technique(),
@@ -177,8 +178,8 @@ TECHNIQUES = {
     "lokr": Technique((*LORA, "train.methods=lokr")),
     "lokr, lr 4e-3": Technique((*LORA, "train.methods=lokr", "train.lr=4e-3")),
     "loha": Technique((*LORA, "train.methods=loha")),
-    "custom diffusion": Technique((*WORD, "train.methods=custom-diffusion", "train.lr=3e-4", "embedding.lr=2e-3")),
-    "custom diffusion, lr 2e-3": Technique((*WORD, "train.methods=custom-diffusion", "train.lr=2e-3", "embedding.lr=2e-3")),
+    "custom diffusion": Technique((*CUSTOM, "train.lr=3e-4", "embedding.lr=2e-3")),
+    "custom diffusion, lr 2e-3": Technique((*CUSTOM, "train.lr=2e-3", "embedding.lr=2e-3")),
     "pivotal": Technique((*LORA, "train.methods=textual-inversion,lora", "embedding.vectors=2", "embedding.lr=2e-3")),
     "inversion, 4 vectors, 5e-4": Technique((*WORD, *INVERSION, "embedding.vectors=4", "train.lr=5e-4")),
     "inversion, 4 vectors, 2e-3": Technique((*WORD, *INVERSION, "embedding.vectors=4", "train.lr=2e-3")),
@@ -186,7 +187,7 @@ TECHNIQUES = {
     "inversion, 1 vector, 5e-3": Technique((*WORD, *INVERSION, "embedding.vectors=1", "train.lr=5e-3")),
     "inversion, 4 vectors, 3e-2": Technique((*WORD, *INVERSION, "embedding.vectors=4", "train.lr=3e-2")),
     "inversion, 8 vectors, 2e-2": Technique((*WORD, *INVERSION, "embedding.vectors=8", "train.lr=2e-2")),
-    "custom diffusion, lr 2e-3, words 1e-2": Technique((*WORD, "train.methods=custom-diffusion", "train.lr=2e-3", "embedding.lr=1e-2")),
+    "custom diffusion, lr 2e-3, words 1e-2": Technique((*CUSTOM, "train.lr=2e-3", "embedding.lr=1e-2")),
     "inversion, 8 vectors, 5e-3": Technique((*WORD, *INVERSION, "embedding.vectors=8", "train.lr=5e-3")),
 }  # fmt: skip
 
