@@ -27,7 +27,18 @@ TRAIN = ("train", PHOTOS, "--class", "dog", "--set", "choose.every=0", "--set", 
 JOBS = {  # each in a new folder
     "draw": ("generate", "a dog swimming", "--base", "toyland", "--count", "1"),
     "train": (*TRAIN, "--steps", "20", "--set", "prior.count=4"),
-    "pretrain": ("pretrain", "base", "--until", "vae", "--set", "pictures=2000", "--set", "vae_steps=40"),
+    "pretrain": (
+        "pretrain",
+        "base",
+        "--until",
+        "vae",
+        "--set",
+        "pictures=2000",
+        "--set",
+        "subjects=100",
+        "--set",
+        "vae_steps=40",
+    ),
     "score": ("evaluate", "--protocol", "quick"),
 }
 NEIGHBOUR = "while True:\n    pass"  # a thread that never waits, as a browser's script

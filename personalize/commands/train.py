@@ -246,7 +246,7 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             scored = is_scored(run.recipe, step + 1)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
-            stop = distributed.any_rank(bool(stopped), run.data.model.device)
+            stop = distributed.any_rank(bool(stopped))
             # Before the checkpoint: a run that goes on from there draws none of this step.
             if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
                 log.add_images(_sample(run, step + 1), step + 1)

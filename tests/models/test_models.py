@@ -355,6 +355,34 @@ def test_a_device_that_is_not_here_is_named(name, match):
         devices.choose_device(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "local_rank", "expected"),
+    [("auto", "", 0), ("cuda", "1", 1), ("auto", "1", 1), ("cuda:0", "1", 0), ("cuda:1", "", 1)],
+)
+def test_a_gpu_has_an_index_and_is_the_current_one(monkeypatch, two_gpus, name, local_rank, expected):
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert devices.choose_device(name) == torch.device("cuda", expected) and two_gpus == [torch.device("cuda", expected)]
+
+
+def test_more_processes_than_gpus_are_refused_with_what_to_do(monkeypatch, two_gpus):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"process 2 of this machine.*there are 2.*--device cuda:0"):
+        devices.choose_device("auto")
+    assert not two_gpus
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> list:
+    """A machine with two GPUs, as far as torch says -> the devices that are made the current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return current
+
+
 def test_float16_on_the_cpu_becomes_bfloat16_and_says_so():
     said = []
     assert devices.dtype_for(torch.device("cpu"), "float16", said.append) == torch.bfloat16
