@@ -56,7 +56,7 @@ class LatentDiffusion:
         self.device, self.dtype, self._vae_mode = device, dtype, vae
         self._make_network = make_network
         self.index = read_json(folder / "model_index.json")
-        self.schedule = loading.load_schedule(folder)
+        self.schedule = loading.load_schedule(folder).to(device)
         self._texts, self._vae = self._read_texts(), self._read_vae()
         self.tokenizers = {
             part: loading.load_tokenizer(folder, place, most=config.max_position_embeddings, size=config.vocab_size)
