@@ -273,4 +273,5 @@ def _sample(run: TrainingRun, step: int) -> Path:
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
     with validation.eval_mode(run.data.model):
         validation.draw_samples(run.data.model, run.recipe, prompts, path)
+    run.data.release()
     return path

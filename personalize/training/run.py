@@ -46,13 +46,7 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
     """Writes a checkpoint, scores it if checkpoints are chosen by score, and deletes the older ones that are not needed."""
     if not run.writes:
         return
-    parts = {
-        "trained": methods.state(run.data.model, run.recipe),
-        "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer),
-    }
-    parts["average"] = {str(i): mean for i, mean in enumerate(run.ema)}
-    if run.engine.scaler.is_enabled():
-        parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
+    parts = checkpoint_parts(run.engine, run.ema)
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
         raise UserError(divergence_message(run.folder, run.engine, f"a weight is not finite after step {step}"))
     for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
@@ -64,6 +58,18 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
         _record(run, temporary)
     _score_checkpoint(run, step, screen)
     _prune(run)
+
+
+def checkpoint_parts(train: engine.Engine, ema: list[Tensor]) -> checkpoint.Checkpoint:
+    """What a checkpoint holds; the tensors are the live ones, on their device, but for those of split weights."""
+    parts = {
+        "trained": methods.state(train.model, train.recipe),
+        "optimizer": checkpoint.optimizer_tensors(train.optimizer),
+        "average": {str(i): mean for i, mean in enumerate(ema)},
+    }
+    if train.scaler.is_enabled():
+        parts["scaler"] = {k: torch.tensor(v) for k, v in train.scaler.state_dict().items()}
+    return parts
 
 
 def _prune(run: TrainingRun) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from personalize import models
 from personalize.common.errors import UserError
 from personalize.core import schedule as S
-from personalize.models import devices, loading
+from personalize.generation.sampling import default_batch_size
+from personalize.models import devices, latent_diffusion, loading
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -381,6 +383,26 @@ def two_gpus(monkeypatch) -> list:
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     return current
+
+
+def test_images_are_decoded_a_few_at_a_time(tiny_sd, monkeypatch):
+    model = models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    z0, sizes = torch.randn(5, 4, 16, 16), []
+    whole = model.decode_latents(z0)
+    decode = model.vae.decode
+    monkeypatch.setattr(model.vae, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    monkeypatch.setattr(latent_diffusion, "DECODED", 2 * 32**2)
+    torch.testing.assert_close(model.decode_latents(z0), whole, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(latent_diffusion, "DECODED", 100)
+    assert len(model.decode_latents(z0)) == 5 and sizes == [2, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_what_a_cpu_draws_at_once_it_decodes_at_once():
+    """So that no bit of what it drew before changes."""
+    for size in (64, 128, 256, 512, 1024):
+        for downscale in (4, 8):
+            model = SimpleNamespace(downscale=downscale, device=torch.device("cpu"))
+            assert default_batch_size(model, size) * size**2 <= max(latent_diffusion.DECODED, size**2)
 
 
 def test_float16_on_the_cpu_becomes_bfloat16_and_says_so():
