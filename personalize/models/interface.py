@@ -3,6 +3,7 @@
 B images, C latent channels, h w latent size.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ class LatentModel(Protocol):
     text_encoders: dict[str, nn.Module]  # by their folder in a base: "text_encoder", for SDXL also "text_encoder_2"
     tokenizers: dict[str, Any]  # transformers' own, by the text encoder they belong to
     learned_words: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
+    say: Callable[[str], None]  # tells the user a line
+    most_at_once: dict[int, int]  # edge of an image, px -> as many as were found to fit at once, where that was too few
     networks: dict[str, nn.Module]  # "unet" and the text encoders, as far as they are in memory
 
     def release(self, *, vae: bool = False, texts: bool = False) -> None:

@@ -20,6 +20,7 @@ from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
 from personalize.models.lazy_imports import lazy_imports
+from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
 with lazy_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -47,6 +48,7 @@ class LatentDiffusion:
         vae: str,
         fingerprint: str,
         make_network: Callable,
+        say: Callable[[str], None] = lambda line: None,
     ):
         unet_config, vae_config = loading.read_configs(folder, name)
         self.latent_channels = unet_config["in_channels"]
@@ -55,7 +57,7 @@ class LatentDiffusion:
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
         self.has_world = has_world(str(folder))
         self.device, self.dtype, self._vae_mode = device, dtype, vae
-        self._make_network = make_network
+        self._make_network, self.say, self.most_at_once = make_network, say, {}
         self.index = read_json(folder / "model_index.json")
         self.schedule = loading.load_schedule(folder).to(device)
         self._texts, self._vae = self._read_texts(), self._read_vae()
@@ -88,8 +90,7 @@ class LatentDiffusion:
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         self._vae = None if vae else self._vae
         self._texts = None if texts else self._texts
-        if self.device.type in ("cuda", "mps"):
-            getattr(torch, self.device.type).empty_cache()
+        free_cache(self.device)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,18 @@ class LatentDiffusion:
         z = z0.to(self.device, torch.float32) / scale + shift
         count = max(1, DECODED // (z.shape[-2] * z.shape[-1] * self.downscale**2))
         with torch.autocast(self.device.type, enabled=False):
-            return torch.cat([self.vae.decode(part).sample.clamp(-1, 1) for part in z.split(count)])
+            decoded = halved(
+                lambda rows: self.vae.decode(z[rows]).sample.clamp(-1, 1),
+                len(z),
+                count,
+                smaller=lambda n: free_cache(self.device),
+            )
+            try:
+                return torch.cat(list(decoded))
+            except DoesNotFit as error:
+                raise DoesNotFit(
+                    f"the VAE cannot decode one image on {self.device}: {error}. Use --set vae=tiled or a smaller image."
+                ) from None
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         return self.family.encode_prompts(self, prompts)
