@@ -24,7 +24,6 @@ from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import read_jsonl, remove_folder, sha256
 from personalize.common.recipe import load_recipe, recipe_from_dict
-from personalize.common.terminal import Terminal
 from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
 from personalize.evaluation import checkpoint_selection
@@ -36,17 +35,6 @@ COMMON += ["photos.hold_out=0"]  # five photos train
 DRAW = ["draw.steps=2", "draw.count=1", "draw.size=32", "device=cpu"]
 LORA = ["train.methods=lora", "train.lr=1e-2"]
 FULL = ["train.methods=full", "train.lr=1e-3"]
-
-
-class Said(Terminal):
-    """A terminal that keeps what it is told."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def crash():
@@ -264,7 +252,7 @@ def test_a_signal_while_samples_are_drawn_loses_no_step(tiny_sd, photos, tmp_pat
 
 def test_samples_that_do_not_fit_are_left_out_and_what_they_need_leaves_the_memory(tiny_sd, photos, tmp_path, monkeypatch):
     """A checkpoint is there before the first one is drawn; a resumed run draws what is missing of its last step."""
-    draw, present, screen = validation.draw_samples, [], Said()
+    draw, present, screen = validation.draw_samples, [], RecordingScreen()
 
     def drawn(model, recipe, prompts, path):
         (folder,) = tmp_path.iterdir()
@@ -289,7 +277,7 @@ def test_samples_that_do_not_fit_are_left_out_and_what_they_need_leaves_the_memo
 
 
 def test_a_score_that_does_not_fit_is_left_out(tiny_sd, photos, eyes, tmp_path, monkeypatch):
-    score, screen = validation.DevSplit.score, Said()
+    score, screen = validation.DevSplit.score, RecordingScreen()
 
     def scored(self, step, strength=1.0):
         if step == 2:

@@ -12,6 +12,7 @@ from personalize.common.recipe import load_recipe
 from personalize.training import compile, cuda_graph
 from personalize.training.engine import why_not_captured
 from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
+from personalize.training.split_weights import flat
 
 
 @pytest.mark.parametrize("more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"]], ids=" ".join)
@@ -226,3 +227,28 @@ def test_a_restored_optimizer_has_the_layout_of_its_weights(tmp_path):
     p, optimizer = stepped(range(2))
     checkpoint.save_state(tmp_path / "state", {"trained": {"p": p}, "optimizer": checkpoint.optimizer_tensors(optimizer)}, 2)
     assert torch.equal(stepped(range(2, 4), tmp_path / "state")[0], whole)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_channels_last_weights_stay_so_and_are_those_of_the_same_numbers_in_a_row(kind):
+    g = torch.Generator().manual_seed(0)
+    settings = load_recipe(None, [f"train.optimizer={kind}", "train.weight_decay=0.1"]).train
+    shapes = [(64, 32, 3, 3), (8, 4, 3, 3), (40,)]  # bitsandbytes keeps the state of the second in 32 bits
+    last = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+    for p in last[:2]:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
+    row = [nn.Parameter(flat(p).clone()) for p in last]
+    optimizers = [make_optimizer([{"params": params, "lr": 1e-2}], settings) for params in (last, row)]
+    for step in range(3):
+        for p, q in zip(last, row, strict=True):
+            grad = torch.randn(p.shape, generator=g)
+            p.grad = grad if step == 1 else torch.empty_like(p).copy_(grad)  # of another layout, and of its own
+            q.grad = flat(torch.empty_like(p).copy_(grad)).clone()
+        if kind == "adamw" and step == 1:  # torch's fused kernel asks for the same layout, which autograd gives
+            last[0].grad, last[1].grad = (torch.empty_like(p).copy_(p.grad) for p in last[:2])
+        for optimizer in optimizers:
+            set_learning_rates(optimizer, 1.0)
+            optimizer.step()
+    assert all(p.is_contiguous(memory_format=torch.channels_last) and p.shape == s for p, s in zip(last[:2], shapes))
+    for p, q in zip(last, row, strict=True):
+        assert torch.equal(flat(p), q) and p.grad.shape == p.shape
