@@ -3,7 +3,7 @@
 B images, C latent channels, h w latent size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,9 @@ from torch import Tensor, device, dtype, nn
 
 from personalize.core.guidance import Cond
 from personalize.core.schedule import Schedule
+
+SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
+Size = tuple[int, int]  # width, height or left, top, px
 
 
 class LatentModel(Protocol):
@@ -45,6 +48,12 @@ class LatentModel(Protocol):
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """B texts -> tensors whose first dimension is B, for `predict`."""
+
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
+        """B images' sizes to begin with, corners of their crops once resized -> {SIZES: (B,6)} beside the prompts.
+
+        {} where the base is not told. Without it images are `size` px from the start, and not cropped.
+        """
 
     def prepare(self, cond: Cond) -> Cond:
         """The conditioning with all that is the same at every sampling step, computed once; valid until a weight changes."""

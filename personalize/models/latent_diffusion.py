@@ -5,10 +5,11 @@ B images, C latent channels, h w latent size. A family is a module with
 TEXT                               {folder of a text encoder: (its class, folder of its tokenizer)}
 encode_prompts(model, prompts)     B texts -> the conditioning, tensors whose first dimension is B
 unet_arguments(cond, size)         the conditioning as arguments of the U-Net; size: edge of the image, px
+HAS_SIZES                          whether it is conditioned on an image's size and crop too, as SIZES (B,6) float32
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,8 @@ from personalize.common.bases import has_world
 from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
+from personalize.models.devices import to_device
+from personalize.models.interface import SIZES, Size
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
@@ -94,6 +97,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.vae.use_tiling = False  # each tile has statistics of its own, and the latents of a photo would be 7 to 16 % off
         with torch.autocast(self.device.type, enabled=False):  # half precision is for the U-Net
             posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
@@ -102,7 +106,7 @@ class LatentDiffusion:
     @torch.no_grad()
     def decode_latents(self, z0: Tensor) -> Tensor:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        z = z0.to(self.device, torch.float32) / scale + shift
+        z, self.vae.use_tiling = z0.to(self.device, torch.float32) / scale + shift, self._vae_mode == "tiled"
         count = max(1, DECODED // (z.shape[-2] * z.shape[-1] * self.downscale**2))
         with torch.autocast(self.device.type, enabled=False):
             decoded = halved(
@@ -120,6 +124,12 @@ class LatentDiffusion:
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         return self.family.encode_prompts(self, prompts)
+
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
+        if not self.family.HAS_SIZES:
+            return {}
+        rows = [(h, w, top, left, size, size) for (w, h), (left, top) in zip(originals, corners, strict=True)]
+        return {SIZES: to_device(torch.tensor(rows, dtype=torch.float32).reshape(-1, 6), self.device)}
 
     def tokens(self, part: str, prompts: list[str]) -> Tensor:
         """B texts -> (B,L) ids of the text encoder `part`, padded and cut to its length."""
@@ -154,7 +164,7 @@ class LatentDiffusion:
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
-        cond = {key: value.to(dtype) for key, value in cond.items()}
+        cond = {key: value if key == SIZES else value.to(dtype) for key, value in cond.items()}  # bfloat16 has no 1999
         arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
         if not self.uses_fast_unet:
             return self.unet(z_t.to(dtype), t, return_dict=False, **arguments)[0]
@@ -180,7 +190,6 @@ class LatentDiffusion:
             vae.enable_slicing()
         if self._vae_mode == "tiled":
             # diffusers' tiles are as large as the base's images, which are then one tile each, so that nothing is saved.
-            vae.enable_tiling()
             vae.tile_sample_min_size = min(max(self.size // 2, TILE[0]), TILE[1])
             vae.tile_latent_min_size = vae.tile_sample_min_size // self.downscale
         return vae
