@@ -85,6 +85,7 @@ class Engine:
         local = distributed.local_rows(len(batch.z0))
         size = -(-len(batch.z0) // train.accumulate)
         is_prior = to_device(batch.is_prior, device)
+        self.scaler.scale(totals)  # makes the scale also where more processes than rows leave this one none
         for start in range(local.start, local.stop, size):
             rows = slice(start, min(start + size, local.stop))
             with record_function("forward and loss"):

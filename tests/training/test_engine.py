@@ -8,6 +8,7 @@ import torch
 from engine_cases import FULL, LORA, StandIn, batch_of, engine_of, ran, same
 from torch import nn
 
+from personalize.common import distributed
 from personalize.common.recipe import load_recipe
 from personalize.training import compile, cuda_graph
 from personalize.training.engine import why_not_captured
@@ -252,3 +253,23 @@ def test_channels_last_weights_stay_so_and_are_those_of_the_same_numbers_in_a_ro
     assert all(p.is_contiguous(memory_format=torch.channels_last) and p.shape == s for p, s in zip(last[:2], shapes))
     for p, q in zip(last, row, strict=True):
         assert torch.equal(flat(p), q) and p.grad.shape == p.shape
+
+
+def test_a_process_without_rows_takes_a_float16_step_like_the_others(tiny_sd, monkeypatch):
+    """Its scaler has scaled nothing, and would refuse to unscale the gradients that the others sent."""
+    engine = engine_of(tiny_sd, FULL)
+    engine.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    batch, before = batch_of(engine, 0), [p.detach().clone() for p in engine.params]
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.local_rows(len(batch.z0)) == slice(0, 0)
+
+    def sum_gradients(params):
+        for p in params:
+            p.grad = torch.full_like(p, 8.0)
+
+    monkeypatch.setattr(distributed, "sum_gradients", sum_gradients)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: values)
+    engine.step(batch, scale=1.0)
+    assert all(not torch.equal(p, b) for p, b in zip(engine.params, before, strict=True))
+    assert engine.scaler.get_scale() == 8.0
