@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from personalize.common import distributed
 from personalize.common.recipe import load_recipe
-from personalize.training import compile, cuda_graph
+from personalize.training import compile, cuda_graph, preflight
 from personalize.training.engine import why_not_captured
 from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
 from personalize.training.split_weights import flat
@@ -273,3 +274,13 @@ def test_a_process_without_rows_takes_a_float16_step_like_the_others(tiny_sd, mo
     engine.step(batch, scale=1.0)
     assert all(not torch.equal(p, b) for p, b in zip(engine.params, before, strict=True))
     assert engine.scaler.get_scale() == 8.0
+
+
+def test_the_peak_of_a_measured_step_is_the_steps_own(monkeypatch):
+    told = []
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: told.append(name))
+    data = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), at=lambda step: None)
+    engine = SimpleNamespace(backward=lambda batch: told.append("step"), clear=lambda: None)
+    preflight.measure_step(data, engine)
+    assert told[:2] == ["reset_peak_memory_stats", "step"]
