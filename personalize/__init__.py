@@ -6,6 +6,10 @@ generate(["a sks dog swimming"], run=run)
 evaluate(run)
 """
 
+from personalize.common.openmp import limit_spinning
+
+limit_spinning()  # here, because every command and every module of the package comes by, before torch
+
 __version__ = "0.1.0"
 _MODULES = {
     "check_photos": "check_photos", "compare": "compare", "dreambench": "workflows", "evaluate": "evaluate",

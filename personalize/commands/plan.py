@@ -13,6 +13,7 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data.subjects import Subject, load_subjects
 from personalize.models import devices
 from personalize.training.memory import machine, rehearsal
+from personalize.training.memory.switches import memory_switches
 from personalize.training.preflight import duration
 
 
@@ -56,27 +57,10 @@ def plan(
     return PlanResult(counted.peak, free, seconds, switch)
 
 
-def _switches(recipe: Recipe) -> list[tuple[str, dict]]:
-    """What saves memory, in the order of what it costs: (as for --set, values of train)."""
-    train = recipe.train
-    adapters = set(train.methods) & set(methods.ADAPTERS)
-    images = train.batch + (train.prior_batch or train.batch)
-    switches = [
-        (not train.gradient_checkpointing, "gradient_checkpointing=true", {"gradient_checkpointing": True}),
-        (train.optimizer == "adamw" and not adapters, "optimizer=adamw8bit", {"optimizer": "adamw8bit"}),
-        (train.accumulate < images, f"accumulate={images}", {"accumulate": images}),
-        (train.ema, "ema=0", {"ema": 0.0}),
-        (adapters and not train.quantize, "quantize=8bit", {"quantize": "8bit"}),
-        (adapters and train.quantize != "4bit", "quantize=4bit", {"quantize": "4bit"}),
-        ("full" in train.methods, "methods=lora", {"methods": ("lora",), "optimizer": "adamw"}),
-    ]
-    return [(f"train.{text}", values) for saves, text, values in switches if saves]
-
-
 def _fitting(recipe: Recipe, subjects: list[Subject], free: int, screen: Terminal) -> str:
     """Turns one switch after the other until the run fits; says what each gives."""
     switches, train = [], recipe.train
-    for name, values in _switches(recipe):
+    for name, values in memory_switches(recipe):
         train = dataclasses.replace(train, **values)
         try:
             counted = rehearsal.rehearse(dataclasses.replace(recipe, train=train), subjects)

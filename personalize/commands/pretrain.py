@@ -74,14 +74,14 @@ def pretrain(
         raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
     import torch
 
-    from personalize.models import lazy_imports
+    from personalize.models import devices, lazy_imports
     from personalize.toyland.pretraining.pipeline import run_stages
 
     lazy_imports.quiet_libraries()
     work, out = Path(work), Path(out)
     work.mkdir(parents=True, exist_ok=True)
     _check_work_folder(work / "settings.json", resolved)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose_device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(resolved.seed)
     remaining = run_stages(work, out, resolved, device, screen.say)
     for stage in STAGES:

@@ -51,11 +51,20 @@ def open_base(recipe: Recipe, screen: Terminal):
     """The recipe's base on its device -> LatentModel."""
     from personalize import models
     from personalize.common.malloc import keep_freed_memory_for
+    from personalize.models.out_of_memory import is_out_of_memory
 
-    model = models.load_model(
-        recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, prediction=recipe.prediction,
-        base_vae=recipe.base_vae, say=screen.say,
-    )  # fmt: skip
+    try:
+        model = models.load_model(
+            recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, prediction=recipe.prediction,
+            base_vae=recipe.base_vae, say=screen.say,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"base {recipe.base!r} does not fit in the memory of device {recipe.device!r} ({str(error).splitlines()[0]}). Free "
+            "memory there, give --dtype bfloat16, or use --device cpu."
+        ) from None
     return keep_freed_memory_for(model)
 
 

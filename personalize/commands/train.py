@@ -7,8 +7,8 @@ again and resumes it, bit for bit on the CPU; anything else gets a folder of its
 import dataclasses
 import itertools
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,13 @@ from personalize.data.training_set import build_training_set
 from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
+from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, preflight, profiler, validation
 from personalize.training.find_run import find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
 from personalize.training.manifest import Folders, make_manifest
-from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, restore, save
+from personalize.training.memory.switches import memory_switches
+from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, or_skipped, restore, save
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def _begin(
     if writes:
         _write_folder(folder, manifest, recipe, subjects, size=recipe.photos.size or model.size)
     if writes and recipe.choose.every:
-        dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
+        with or_skipped("no checkpoint is scored, and the last will be the result", screen):
+            dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         groups = methods.attach(model, recipe)
@@ -188,7 +191,9 @@ def _begin(
     shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
     vae_lines = preflight.representable(data, shown)
     data.release()
-    for line in [*preflight.describe_run(data, run.engine), *vae_lines]:
+    with _a_step_fits(run):
+        lines = preflight.describe_run(data, run.engine)
+    for line in [*lines, *vae_lines]:
         screen.say(line)
     if every := recipe.choose.every:
         screen.say(f"every {every} steps images are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
@@ -230,12 +235,15 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
     log = RunLog(run.folder, run.engine, trackers, writes=run.writes)
     if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
         log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
+    if start and train.sample_every and start % train.sample_every == 0 and run.writes:  # perhaps stopped before it was drawn
+        _sample(run, start, screen)
     if start and run.recipe.choose.every and _ended(run):
         return start
     steps = screen.progress("training", train.steps, done=start, unit="steps")
     with stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
-            values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
+            with _a_step_fits(run):
+                values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
             if train.ema:
                 decay = min(train.ema, (1 + step) / (10 + step))
                 with torch.no_grad():
@@ -246,15 +254,16 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             scored = is_scored(run.recipe, step + 1)
             due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
-            stop = distributed.any_rank(bool(stopped), run.data.model.device)
-            # Before the checkpoint: a run that goes on from there draws none of this step.
-            if run.writes and train.sample_every and (step + 1) % train.sample_every == 0:
-                log.add_images(_sample(run, step + 1), step + 1)
-            if due or scored or last or stop:
+            stop = distributed.any_rank(bool(stopped))
+            sampled = train.sample_every and (step + 1) % train.sample_every == 0
+            first = sampled and not run_folder.checkpoints(run.folder)  # before any image is drawn, lest it does not fit
+            if due or scored or last or stop or first:
                 log.flush()
                 save(run, step + 1, screen)
-                if scored and run.dev:
+                if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
                     log.add_scores(run.dev.scored[-1].values(), step + 1)
+            if sampled and run.writes and (path := _sample(run, step + 1, screen)):
+                log.add_images(path, step + 1)
             if stop and not last:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
             if scored and not last and _ended(run):
@@ -268,9 +277,30 @@ def _ended(run: TrainingRun) -> bool:
     return distributed.broadcast_from_rank0(stalled)
 
 
-def _sample(run: TrainingRun, step: int) -> Path:
+def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
+    """Draws the sample images of a step, unless they are there; None where they do not fit in memory."""
     path = run.folder / "samples" / f"step-{step:06d}.png"
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    with validation.eval_mode(run.data.model):
-        validation.draw_samples(run.data.model, run.recipe, prompts, path)
-    return path
+    if not path.exists():
+        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(run.data.model):
+            validation.draw_samples(run.data.model, run.recipe, prompts, path)
+        run.data.release()
+    return path if path.exists() else None
+
+
+@contextmanager
+def _a_step_fits(run: TrainingRun) -> Iterator[None]:
+    """UserError where the training step inside does not fit in memory: what to turn, and from where the run goes on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        switches, kept = memory_switches(run.recipe), run_folder.checkpoints(run.folder)
+        remedy = (
+            f"Give --set {switches[0][0]}, the first that `personalize plan` would turn" if switches else "Train less at once"
+        )
+        raise UserError(
+            f"a training step does not fit in the memory of {run.data.model.device} ({str(error).splitlines()[0]}). {remedy}, "
+            f"or free memory there. {f'The last checkpoint is {kept[-1]}.' if kept else 'There is no checkpoint yet.'}"
+        ) from None

@@ -5,22 +5,23 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from personalize.common.errors import UserError
 from personalize.common.files import writing
 from personalize.common.finite import require_finite
+from personalize.common.tensor_file import write_tensors
 from personalize.common.untrusted import require_regular
 
 Checkpoint = dict[str, dict[str, Tensor]]
 
 
 def save_state(path: Path, parts: Checkpoint, step: int) -> None:
-    """Write one .safetensors file atomically; parts are {"trained": {...}, "optimizer": {...}, ...}."""
-    tensors = {f"{part}/{k}": v.detach().contiguous() for part, values in parts.items() for k, v in values.items()}
+    """Write one .safetensors file atomically, tensor by tensor; parts are {"trained": {...}, "optimizer": {...}, ...}."""
+    tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
     with writing(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step)})
+        write_tensors(temporary, tensors, {"step": str(step)})
 
 
 def load_state(path: Path) -> tuple[Checkpoint, int]:
@@ -47,8 +48,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     named = {f"{i}.{k}": torch.as_tensor(v) for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}
     # bitsandbytes keeps one table of its 8-bit values for all parameters, and a file holds no tensor twice
-    shared = Counter(v.data_ptr() for v in named.values())
-    return {k: v.clone() if shared[v.data_ptr()] > 1 else v for k, v in named.items()}
+    place = {k: v.untyped_storage()._cdata for k, v in named.items()}
+    shared = Counter(place.values())
+    return {k: v.clone() if shared[place[k]] > 1 else v for k, v in named.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -14,11 +15,18 @@ from torch import Tensor, distributed
 from personalize.common.errors import UserError
 
 LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets beside WORLD_SIZE
+PATIENCE = timedelta(hours=12)  # the first process may draw and score alone for longer than NCCL's own ten minutes
 SHARDED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+_device_group: distributed.ProcessGroup | None = None  # of NCCL, inside `process_group`; None: the group of the hosts serves
 
 
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world_size() -> int:
@@ -27,7 +35,11 @@ def world_size() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The process group, by NCCL on GPUs and gloo elsewhere; none for one process. UserError for sharding."""
+    """The process groups: gloo for values of the hosts, and NCCL for tensors where each process has a GPU of its own.
+
+    device: of `models.devices.choose_device`. None for one process. UserError for sharding.
+    """
+    global _device_group
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
@@ -44,10 +56,16 @@ def process_group(device: torch.device) -> Iterator[None]:
         )
     # Imported later, its functions would keep this group, whose threads would then outlive Python.
     importlib.import_module("torch.distributed.nn")
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
+        if device.type == "cuda":
+            cards: list = [None] * world_size()
+            distributed.all_gather_object(cards, str(torch.cuda.get_device_properties(device).uuid))
+            if len(set(cards)) == len(cards):  # NCCL refuses two processes on one GPU
+                _device_group = distributed.new_group(backend="nccl", timeout=PATIENCE)
         yield
-    finally:  # the group's threads must end before Python does
+    finally:  # the groups' threads must end before Python does
+        _device_group = None
         distributed.destroy_process_group()
 
 
@@ -63,26 +81,31 @@ def sum_gradients(params: Sequence[Tensor]) -> None:
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    for work in [distributed.all_reduce(p.grad, async_op=True) for p in params]:
+    for work in [distributed.all_reduce(p.grad, group=_device_group, async_op=True) for p in params]:
         work.wait()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place."""
     if world_size() > 1:
-        distributed.all_reduce(values)
+        distributed.all_reduce(values, group=_device_group)
     return values
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
-    return flag if world_size() == 1 else bool(sum_over_ranks(torch.tensor(int(flag), device=device)))
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process. It goes from host to host, and waits for no GPU."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    distributed.all_reduce(flags)
+    return bool(flags)
 
 
 def broadcast_from_rank0(value):
-    """The first process's value, in all processes, which wait for each other here."""
+    """The first process's value, in all processes, whose hosts wait for each other here: what one wrote before, all read."""
     if world_size() == 1:
         return value
     box = [value]
+    distributed.barrier()  # a broadcast alone does not hold up the process that sends
     distributed.broadcast_object_list(box, src=0)
     return box[0]

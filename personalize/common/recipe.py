@@ -192,7 +192,7 @@ class Recipe:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     dtype: str = setting("auto", "type that the model computes in", choices=("auto", "float32", "bfloat16", "float16"))
     vae: str = setting(
-        "whole", "how the VAE works, from fast to small: all images at once, one at a time, in tiles",
+        "whole", "how the VAE works, from fast to small: two images of 512 px at once, one at a time, in tiles",
         choices=("whole", "sliced", "tiled"),
     )  # fmt: skip
     prediction: str = setting(

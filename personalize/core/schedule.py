@@ -6,7 +6,7 @@ eq. 4). Any shape (B, ...) will do for z; latents are (B,C,h,w). Results are flo
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -60,16 +60,23 @@ class Schedule:
     An "epsilon" schedule must not have zero terminal SNR: there z_t is pure noise and eps says nothing of z0.
     """
 
-    alphas_cumprod: Tensor  # (T,) float64, falling
+    alphas_cumprod: Tensor  # (T,) float64, falling, on the host: an MPS device has no float64
     prediction: Prediction = "epsilon"  # what the network was trained to output
     spacing: Spacing = "leading"  # which timesteps a sampler visits
     steps_offset: int = 0  # added to "leading" timesteps; Stable Diffusion 1 and 2 have 1
     final_alpha_one: bool = True  # DDIM ends at abar 1, or at abar[0] (diffusers' set_alpha_to_one)
+    device: torch.device = torch.device("cpu")  # of the float32 tables, which every step reads
+    tables: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False)  # alpha, sigma, SNR (T,) float32
 
     def __post_init__(self) -> None:
         assert self.prediction in PREDICTIONS, self.prediction
         assert self.spacing in SPACINGS, self.spacing
         assert self.alphas_cumprod.ndim == 1 and self.alphas_cumprod.dtype == torch.float64
+        tables = *self._roots(), self.alphas_cumprod / (1 - self.alphas_cumprod)
+        object.__setattr__(self, "tables", tuple(table.float().to(self.device) for table in tables))
+
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        return self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
 
     @property
     def T(self) -> int:
@@ -77,16 +84,16 @@ class Schedule:
         return len(self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """The same schedule with its table on `device`, so that a captured step copies nothing from the host."""
-        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+        """The same schedule with its tables on `device`, so that no step copies them from the host."""
+        return replace(self, device=torch.device(device))
 
     def coefficients(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """t, like (B, ...) -> alpha, sigma, each (B, 1, ...) (or all ones for one t), on the device of `like`."""
         dtype = _wide(like)
-        t = torch.as_tensor(t, device=like.device)
+        tables = self.tables[:2] if dtype == torch.float32 else self._roots()
+        t = t if isinstance(t, int) else torch.as_tensor(t, device=like.device)
         shape = (-1,) + (1,) * (like.ndim - 1)
-        alpha, sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
-        alpha, sigma = (table.to(dtype).to(like.device)[t].reshape(shape) for table in (alpha, sigma))
+        alpha, sigma = (table.to(dtype).to(like.device)[t].reshape(shape) for table in tables)
         return alpha, sigma
 
     def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
@@ -123,8 +130,8 @@ class Schedule:
 
     def snr(self, t: Tensor | int) -> Tensor:
         """Signal-to-noise ratio abar / (1 - abar), float32, of the shape and on the device of t."""
-        t = torch.as_tensor(t, device=self.alphas_cumprod.device if isinstance(t, int) else None)
-        return (self.alphas_cumprod / (1 - self.alphas_cumprod)).float().to(t.device)[t]
+        table = self.tables[2]
+        return table[t] if isinstance(t, int) else table.to(t.device)[t]
 
     def posterior(self, z0: Tensor, z_t: Tensor, t: int, s: int | None = None) -> tuple[Tensor, float]:
         """q(z_s | z_t, z0) for s < t (2006.11239, eq. 6-7, for any stride) -> mean (B, ...), variance.

@@ -134,6 +134,14 @@ def draw_crops(
     return crops
 
 
+def corner(crop: Crop, size: int) -> tuple[int, int]:
+    """Left, top of a square crop, in px of the photo once its short side is `size`; of the mirrored photo if it is mirrored."""
+    left, top, right, bottom = crop.box
+    scale = size / (bottom - top)
+    left = crop.photo.image.width - right if crop.mirrored else left
+    return round(left * scale), round(top * scale)
+
+
 def image_tensor(crops: Sequence[Crop], size: int) -> Tensor:
     """B crops  ->  (B,3,H,W) float32 in [-1,1] with H = W = size, resized with Lanczos."""
     return (_pixels(square, crops, size) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()

@@ -15,7 +15,7 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.core import rng
 from personalize.core.guidance import Cond
-from personalize.data.crops import Photo, draw_crops, epoch_order, image_tensor, mask_tensor
+from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, image_tensor, mask_tensor
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
 from personalize.models.devices import take_rows, to_device
@@ -115,7 +115,12 @@ class TrainingSet:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
         rows = which + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
-        return Batch(z0, eps, t, is_prior, lambda part: self.cond(rows[part]), target, mask)
+        sizes = self.size_conditions(which, step, priors)
+
+        def cond(part: slice) -> Cond:
+            return self.cond(rows[part]) | {key: value[part] for key, value in sizes.items()}
+
+        return Batch(z0, eps, t, is_prior, cond, target, mask)
 
     def release(self) -> None:
         """Frees the networks whose answers are all here."""
@@ -127,6 +132,13 @@ class TrainingSet:
             mean, std, mask = self.latents
             return take_rows(mean, which), take_rows(std, which), None if mask is None else take_rows(mask, which)
         return encode_photos(self.model, self.recipe, [self.photos[i] for i in which], step)
+
+    def size_conditions(self, which: Sequence[int], step: int, priors: int) -> Cond:
+        """The sizes that photos had and where they are cut at this step; class images were drawn as they are."""
+        size = self.recipe.photos.size or self.model.size
+        crops = photo_crops(self.recipe, [self.photos[i] for i in which], step)
+        originals, corners = zip(*[(crop.photo.size, corner(crop, size)) for crop in crops])
+        return self.model.size_conditions([*originals, *[(size, size)] * priors], [*corners, *[(0, 0)] * priors], size)
 
     def cond(self, rows: list[int]) -> Cond:
         if self.texts is None:
@@ -161,10 +173,15 @@ def build_training_set(
     return data
 
 
+def photo_crops(recipe: Recipe, photos: list[Photo], step: int) -> list[Crop]:
+    """Where photos are cut at a step; the same step gives the same crops."""
+    generator = rng.generator(recipe.seed, "crop", step)
+    return draw_crops(photos, recipe.photos.crop, flip=recipe.photos.flip, generator=generator)
+
+
 def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
-    settings, generator = recipe.photos, rng.generator(recipe.seed, "crop", step)
-    crops = draw_crops(photos, settings.crop, flip=settings.flip, generator=generator)
+    settings, crops = recipe.photos, photo_crops(recipe, photos, step)
     mean, std = model.encode_images(image_tensor(crops, settings.size or model.size))
     if settings.background == 1:
         return mean, std, None

@@ -71,11 +71,14 @@ class _Source:
 
 
 @lru_cache(maxsize=1)
-def load_encoders(base: Path, device: torch.device | str, *, dino: str = "", clip: str = "") -> Encoders:
+def load_encoders(
+    base: Path, device: torch.device | str, *, dino: str = "", clip: str = "", make_network: Callable | None = None
+) -> Encoders:
     """The encoders for images of a base -> Encoders.
 
     A Toyland has its own in the folder `base`; all other bases share DINO ViT-S/16 and CLIP ViT-B/32. dino, clip: a
     folder, a hub id, or a hub id with @revision in their place. UserError for one that cannot be had or is of another kind.
+    `make_network` takes the place of loading in the memory estimate, which reads no text.
     """
     with lazy_imports():
         from transformers import CLIPModel, CLIPTokenizer, ViTModel
@@ -83,9 +86,10 @@ def load_encoders(base: Path, device: torch.device | str, *, dino: str = "", cli
     folder = base.resolve()
     dino_source = _source("dino", dino, folder / "encoders" / "identity", DINO, IMAGENET)
     clip_source = _source("clip", clip, folder / "encoders" / "clip", CLIP, OPENAI)
-    vit, vit_name = _network(dino_source, ViTModel, "a ViT", device, add_pooling_layer=False)
-    pair, pair_name = _network(clip_source, CLIPModel, "a CLIP model", device)
-    tokenizer = _load(clip_source, CLIPTokenizer, clip_source.tokenizer)
+    network = make_network or _network
+    vit, vit_name = network(dino_source, ViTModel, "a ViT", device, add_pooling_layer=False)
+    pair, pair_name = network(clip_source, CLIPModel, "a CLIP model", device)
+    tokenizer = None if make_network else _load(clip_source, CLIPTokenizer, clip_source.tokenizer)
     side, clip_side, patch = vit.config.image_size, pair.config.vision_config.image_size, vit.config.patch_size
     longest = pair.config.text_config.max_position_embeddings
 

@@ -4,30 +4,22 @@ The format: 8 bytes little-endian length n, n bytes of JSON `{name: {dtype, shap
 then the tensors' bytes, without holes (github.com/huggingface/safetensors, README).
 """
 
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from personalize.common.errors import UserError
-from personalize.common.files import explained, writing
+from personalize.common.files import writing
 from personalize.common.finite import require_finite
+from personalize.common.tensor_file import DTYPES, write_tensors
 from personalize.common.untrusted import require_regular
 
-LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {
-    f"{kind}{bits}": getattr(torch, f"{name}{bits}") for kind, name in (("I", "int"), ("U", "uint")) for bits in (64, 32, 16, 8)
-}
-DTYPES |= {"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64}
 Header = dict[str, Any]
 
 
@@ -76,24 +68,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def save_unsynced(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """As `save_tensors`, straight to `path`: for files inside a folder that is itself being written."""
-    dtype_names = {dtype: name for name, dtype in DTYPES.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide first keeps all of them aligned
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    start = 0
-    for name in order:
-        tensor = tensors[name]
-        end = start + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": dtype_names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
-    if len(raw) > LONGEST_HEADER:
-        raise UserError(f"{path} would need a header of {len(raw)} bytes, more than the format allows ({LONGEST_HEADER}).")
-    with explained(path), path.open("wb") as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    write_tensors(path, tensors, metadata)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from personalize.core.guidance import GUIDANCE, Cond
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.models.interface import LatentModel
+from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
 
 def sample_latents(
@@ -23,13 +24,38 @@ def sample_latents(
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
-    `StableDiffusionPipeline` gives.
+    `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
+    image that does not.
     """
     assert len(prompts) == len(generators), (len(prompts), len(generators))
-    size = config.size or model.size
+    size, states = config.size or model.size, [g.get_state() for g in generators]
     if size % (8 * model.downscale):
         raise UserError(f"size {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
-    side = size // model.downscale
+
+    def sample(rows: slice) -> Tensor:
+        for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
+            g.set_state(state)
+        return _sample_at_once(model, prompts[rows], generators[rows], config, on_step=on_step)
+
+    def smaller(count: int) -> None:
+        model.most_at_once[size] = count
+        free_cache(model.device)
+        model.say(f"out of memory: from here on {count} image{'s' if count > 1 else ''} of {size} px at once (draw.batch)")
+
+    at_once = min(len(prompts), model.most_at_once.get(size, len(prompts)))
+    try:
+        return torch.cat(list(halved(sample, len(prompts), at_once, smaller=smaller)))
+    except DoesNotFit as error:
+        raise DoesNotFit(
+            f"one image of {size} px does not fit in the memory of {model.device} ({error}). Use a smaller draw.size, free "
+            "memory there, or use --device cpu."
+        ) from None
+
+
+def _sample_at_once(
+    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, *, on_step
+) -> Tensor:
+    side = (config.size or model.size) // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
     with torch.inference_mode():
         uncond = None if config.guidance == 1 else encode_texts(model, [config.negative] * len(prompts), draws=True)

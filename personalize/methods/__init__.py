@@ -122,7 +122,7 @@ def set_strength(model: LatentModel, recipe: Recipe, strength: float, base: Mapp
     tensors = state(model, recipe)
     for key, value in tensors.items():
         if key in base:
-            tensors[key] = torch.lerp(base[key].to(value), value, strength)
+            tensors[key] = torch.lerp(base[key].to(value), value, strength).cpu()  # all of them are held at once
         elif FACTOR.search(key):
             tensors[key] = strength * value
     restore(model, recipe, tensors)

@@ -1,5 +1,7 @@
 """Full fine-tuning: every weight of the U-Net, and of the text encoder if asked. Saved as a whole diffusers folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from personalize.common.errors import UserError
 from personalize.common.files import link_or_copy, read_json, write_json
 from personalize.common.recipe import Recipe
+from personalize.common.tensor_file import on_host
 from personalize.common.untrusted import OBJECT, Table
 from personalize.core import bf16_split
 from personalize.formats import reference_configs, safetensors_io, text_encoder
@@ -34,8 +37,9 @@ def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
 
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:
-    """Split weights as float32 copies, all others live."""
-    return {k: bf16_split.master_weight(v) for k, v in _live(model, recipe).items()}
+    """Split weights as float32 copies in the host's memory, all others live."""
+    live = _live(model, recipe)
+    return {k: on_host(bf16_split.master_weight(v)) if hasattr(v, bf16_split.LOW) else v for k, v in live.items()}
 
 
 def restore(model: LatentModel, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
@@ -58,7 +62,8 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
         kind = _plain_class(part, base_index[part])
         if part in trained:
             bf16_split.merge_halves(trained[part])
-            trained[part].save_pretrained(folder / part, safe_serialization=True)
+            with _on_host(trained[part], model.device):
+                trained[part].save_pretrained(folder / part, safe_serialization=True)
         elif kind and (model.folder / part).is_dir():
             _link_part(model.folder / part, folder / part)
         else:
@@ -69,6 +74,19 @@ def save(model: LatentModel, folder: Path, recipe: Recipe) -> None:
                 text_encoder.write_released_keys(folder / part)
             _rewrite_config(folder / part / "config.json", {"dtype": "float32"} if part in model.tokenizers else {})
     write_json(folder / "model_index.json", dict(sorted(index.items())))
+
+
+@contextmanager
+def _on_host(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, the network is in the host's memory: its library copies all weights where they lie before it writes them."""
+    if device.type == "cpu":
+        yield
+        return
+    network.to("cpu", memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        network.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
 
 
 def _plain_class(part: str, named: list) -> list | None:

@@ -4,6 +4,7 @@ An adapter's tensors have the names they have in files, "<layer>.lora_A.weight":
 without the wrappers of other adapters.
 """
 
+import torch
 from torch import Tensor, nn
 
 from personalize.common.errors import UserError
@@ -77,7 +78,24 @@ def inject_adapter(network: nn.Module, config, *, name: str, what: str) -> list[
     fresh = [p for p in network.parameters() if id(p) not in before]
     for p in fresh:
         p.data = p.data.float()
+    for module in network.modules():
+        if name in getattr(module, "lora_magnitude_vector", ()):
+            _norm_in_float32(module.lora_magnitude_vector[name], module.get_base_layer())
     return fresh
+
+
+def _norm_in_float32(dora: nn.Module, base: nn.Module) -> None:
+    """Makes a fresh DoRA the identity in half precision too: PEFT rounds the magnitude, then divides by another rounding."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    norm = dora.get_weight_norm
+
+    def in_float32(weight, lora_weight, scaling, **options) -> Tensor:
+        return norm(weight.float(), lora_weight.float(), scaling, **options)
+
+    dora.get_weight_norm = in_float32
+    weight = dequantize_module_weight(base).detach()
+    dora.weight.data = in_float32(weight, torch.zeros_like(weight), 1.0)
 
 
 def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def load_model(
     return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
         device=device_here, dtype=devices.dtype_for(device_here, dtype, say), vae=vae, fingerprint=fingerprint(folder),
-        make_network=make_network or loading.load_network,
+        make_network=make_network or loading.load_network, say=say,
     )  # fmt: skip
 
 

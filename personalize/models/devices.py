@@ -5,17 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from personalize.common import distributed
 from personalize.common.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the best one of this machine. UserError for one that it does not have."""
+    """The device of this name; "auto" is the best one of this machine. UserError for one that it does not have.
+
+    A GPU has an index: its own, else the number of this process on its machine. It is the current one from here on, which
+    kernels, streams, `synchronize` and peak memory go by. The only place where a device is chosen.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if kind not in counts or not (index or "0").isdigit():
@@ -23,7 +26,17 @@ def choose_device(name: str) -> torch.device:
     if int(index or 0) >= counts[kind]:
         present = ", ".join(kind for kind, count in counts.items() if count)
         raise UserError(f"device {name!r} is not on this machine, which has {present}. Use --device auto.")
-    return torch.device(name)
+    if kind != "cuda":
+        return torch.device(name)
+    number = int(index) if index else distributed.local_rank()
+    if number >= counts[kind]:
+        raise UserError(
+            f"process {number} of this machine (LOCAL_RANK) has no GPU: there are {counts[kind]}. Start as many processes as "
+            "GPUs; --device cuda:0 makes all share the first one, through the slower gloo."
+        )
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 def dtype_for(device: torch.device, name: str, say: Callable[[str], None]) -> torch.dtype:

@@ -21,7 +21,8 @@ BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "Cro
 PLAIN = {  # the settings that `fast_forward` computes; one that is not here does not matter
     "act_fn": "silu", "attention_type": "default", "center_input_sample": False, "class_embed_type": None,
     "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "dropout": 0.0,
-    "dual_cross_attention": False, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+    "downsample_padding": 1, "dual_cross_attention": False, "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1, "num_class_embeds": None, "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False, "resnet_time_scale_shift": "default", "time_cond_proj_dim": None,
     "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,

@@ -3,6 +3,7 @@
 B images, C latent channels, h w latent size.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ from torch import Tensor, device, dtype, nn
 
 from personalize.core.guidance import Cond
 from personalize.core.schedule import Schedule
+
+SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
+Size = tuple[int, int]  # width, height or left, top, px
 
 
 class LatentModel(Protocol):
@@ -29,6 +33,8 @@ class LatentModel(Protocol):
     text_encoders: dict[str, nn.Module]  # by their folder in a base: "text_encoder", for SDXL also "text_encoder_2"
     tokenizers: dict[str, Any]  # transformers' own, by the text encoder they belong to
     learned_words: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
+    say: Callable[[str], None]  # tells the user a line
+    most_at_once: dict[int, int]  # edge of an image, px -> as many as were found to fit at once, where that was too few
     networks: dict[str, nn.Module]  # "unet" and the text encoders, as far as they are in memory
 
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
@@ -42,6 +48,12 @@ class LatentModel(Protocol):
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """B texts -> tensors whose first dimension is B, for `predict`."""
+
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
+        """B images' sizes to begin with, corners of their crops once resized -> {SIZES: (B,6)} beside the prompts.
+
+        {} where the base is not told. Without it images are `size` px from the start, and not cropped.
+        """
 
     def prepare(self, cond: Cond) -> Cond:
         """The conditioning with all that is the same at every sampling step, computed once; valid until a weight changes."""

@@ -5,10 +5,11 @@ B images, C latent channels, h w latent size. A family is a module with
 TEXT                               {folder of a text encoder: (its class, folder of its tokenizer)}
 encode_prompts(model, prompts)     B texts -> the conditioning, tensors whose first dimension is B
 unet_arguments(cond, size)         the conditioning as arguments of the U-Net; size: edge of the image, px
+HAS_SIZES                          whether it is conditioned on an image's size and crop too, as SIZES (B,6) float32
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,13 +20,17 @@ from personalize.common.bases import has_world
 from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
+from personalize.models.devices import to_device
+from personalize.models.interface import SIZES, Size
 from personalize.models.lazy_imports import lazy_imports
+from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
 with lazy_imports():
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 CHANNELS_LAST_FROM = 8  # rows of a prediction from which a CPU is faster with the channels last
+DECODED = 2 * 512**2  # px decoded at once, however many were denoised: in float32 an image of 512 px takes 0.8 GB here
 TILE = (256, 512)  # px, smallest and largest edge of the tiled VAE's tiles; Stable Diffusion's VAEs were trained at 256
 
 
@@ -46,6 +51,7 @@ class LatentDiffusion:
         vae: str,
         fingerprint: str,
         make_network: Callable,
+        say: Callable[[str], None] = lambda line: None,
     ):
         unet_config, vae_config = loading.read_configs(folder, name)
         self.latent_channels = unet_config["in_channels"]
@@ -54,9 +60,9 @@ class LatentDiffusion:
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
         self.has_world = has_world(str(folder))
         self.device, self.dtype, self._vae_mode = device, dtype, vae
-        self._make_network = make_network
+        self._make_network, self.say, self.most_at_once = make_network, say, {}
         self.index = read_json(folder / "model_index.json")
-        self.schedule = loading.load_schedule(folder)
+        self.schedule = loading.load_schedule(folder).to(device)
         self._texts, self._vae = self._read_texts(), self._read_vae()
         self.tokenizers = {
             part: loading.load_tokenizer(folder, place, most=config.max_position_embeddings, size=config.vocab_size)
@@ -87,11 +93,11 @@ class LatentDiffusion:
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         self._vae = None if vae else self._vae
         self._texts = None if texts else self._texts
-        if self.device.type in ("cuda", "mps"):
-            getattr(torch, self.device.type).empty_cache()
+        free_cache(self.device)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.vae.use_tiling = False  # each tile has statistics of its own, and the latents of a photo would be 7 to 16 % off
         with torch.autocast(self.device.type, enabled=False):  # half precision is for the U-Net
             posterior = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
@@ -100,11 +106,30 @@ class LatentDiffusion:
     @torch.no_grad()
     def decode_latents(self, z0: Tensor) -> Tensor:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+        z, self.vae.use_tiling = z0.to(self.device, torch.float32) / scale + shift, self._vae_mode == "tiled"
+        count = max(1, DECODED // (z.shape[-2] * z.shape[-1] * self.downscale**2))
         with torch.autocast(self.device.type, enabled=False):
-            return self.vae.decode(z0.to(self.device, torch.float32) / scale + shift).sample.clamp(-1, 1)
+            decoded = halved(
+                lambda rows: self.vae.decode(z[rows]).sample.clamp(-1, 1),
+                len(z),
+                count,
+                smaller=lambda n: free_cache(self.device),
+            )
+            try:
+                return torch.cat(list(decoded))
+            except DoesNotFit as error:
+                raise DoesNotFit(
+                    f"the VAE cannot decode one image on {self.device}: {error}. Use --set vae=tiled or a smaller image."
+                ) from None
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         return self.family.encode_prompts(self, prompts)
+
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
+        if not self.family.HAS_SIZES:
+            return {}
+        rows = [(h, w, top, left, size, size) for (w, h), (left, top) in zip(originals, corners, strict=True)]
+        return {SIZES: to_device(torch.tensor(rows, dtype=torch.float32).reshape(-1, 6), self.device)}
 
     def tokens(self, part: str, prompts: list[str]) -> Tensor:
         """B texts -> (B,L) ids of the text encoder `part`, padded and cut to its length."""
@@ -139,7 +164,7 @@ class LatentDiffusion:
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
-        cond = {key: value.to(dtype) for key, value in cond.items()}
+        cond = {key: value if key == SIZES else value.to(dtype) for key, value in cond.items()}  # bfloat16 has no 1999
         arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
         if not self.uses_fast_unet:
             return self.unet(z_t.to(dtype), t, return_dict=False, **arguments)[0]
@@ -165,7 +190,6 @@ class LatentDiffusion:
             vae.enable_slicing()
         if self._vae_mode == "tiled":
             # diffusers' tiles are as large as the base's images, which are then one tile each, so that nothing is saved.
-            vae.enable_tiling()
             vae.tile_sample_min_size = min(max(self.size // 2, TILE[0]), TILE[1])
             vae.tile_latent_min_size = vae.tile_sample_min_size // self.downscale
         return vae

@@ -12,6 +12,7 @@ with lazy_imports():
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
 TEXT = {"text_encoder": (CLIPTextModel, "tokenizer")}
+HAS_SIZES = False
 
 
 def encode_prompts(model, prompts: list[str]) -> Cond:

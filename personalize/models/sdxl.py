@@ -6,6 +6,7 @@ B texts, L tokens, D D2 widths of the text encoders.
 import torch
 
 from personalize.core.guidance import Cond
+from personalize.models.interface import SIZES
 from personalize.models.lazy_imports import lazy_imports
 
 with lazy_imports():
@@ -15,6 +16,7 @@ TEXT = {
     "text_encoder": (CLIPTextModel, "tokenizer"),
     "text_encoder_2": (CLIPTextModelWithProjection, "tokenizer_2"),
 }
+HAS_SIZES = True
 
 
 def encode_prompts(model, prompts: list[str]) -> Cond:
@@ -38,8 +40,12 @@ def encode_prompts(model, prompts: list[str]) -> Cond:
 
 
 def unet_arguments(cond: Cond, size: int) -> dict:
-    """The size conditions say: an image that was `size` px to begin with, not cropped, to be drawn at `size` px."""
-    sizes = cond["text"].new_full((6,), size)  # made where it is used: a copy from the host cannot be part of a CUDA graph
-    sizes[2:4] = 0
-    added = {"text_embeds": cond["pooled"], "time_ids": sizes.expand(len(cond["text"]), 6)}
+    """The size conditions of `cond`; without any, an image that was `size` px to begin with, not cropped, and is so now."""
+    if SIZES in cond:
+        sizes = cond[SIZES]
+    else:
+        sizes = cond["text"].new_full((6,), size)  # made where it is used: a copy from the host cannot be part of a CUDA graph
+        sizes[2:4] = 0
+        sizes = sizes.expand(len(cond["text"]), 6)
+    added = {"text_embeds": cond["pooled"], "time_ids": sizes}
     return {"encoder_hidden_states": cond["text"], "added_cond_kwargs": added}

@@ -15,7 +15,6 @@ from personalize.common import distributed
 from personalize.common.recipe import Recipe
 from personalize.core import bf16_split
 from personalize.core.losses import dreambooth_loss
-from personalize.core.schedule import Schedule
 from personalize.data.training_set import Batch
 from personalize.models.devices import to_device
 from personalize.models.interface import LatentModel
@@ -43,7 +42,6 @@ class Engine:
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     params: list[Tensor] = field(init=False)
-    schedule: Schedule = field(init=False)
     lr: float = field(init=False, default=0.0)  # of the first group, at the latest step
 
     def __post_init__(self) -> None:
@@ -52,7 +50,6 @@ class Engine:
         self.split_weights = SplitWeights(self.groups, small_apart=train.optimizer == "adamw8bit") if is_split else None
         self.optimizer = make_optimizer(self.split_weights.groups if is_split else self.groups, train)
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.dtype == torch.float16)
-        self.schedule = self.model.schedule.to(self.model.device)
         self._run = self._choose_engine()
 
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
@@ -88,6 +85,7 @@ class Engine:
         local = distributed.local_rows(len(batch.z0))
         size = -(-len(batch.z0) // train.accumulate)
         is_prior = to_device(batch.is_prior, device)
+        self.scaler.scale(totals)  # makes the scale also where more processes than rows leave this one none
         for start in range(local.start, local.stop, size):
             rows = slice(start, min(start + size, local.stop))
             with record_function("forward and loss"):
@@ -110,7 +108,6 @@ class Engine:
                 target=None if batch.target is None else batch.target[rows],
                 mask=None if batch.mask is None else batch.mask[rows],
                 snr_gamma=train.snr_gamma,
-                schedule=self.schedule,
             )
         return dreambooth_loss(per_image, is_prior, train.prior_weight, counts=batch.counts)
 

@@ -1,11 +1,15 @@
 """AdamW at each group's rate, with the gradients clipped by their joint norm before it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from personalize.common.errors import UserError
 from personalize.common.recipe import Train
+from personalize.training.split_weights import flat
 
 FUSED = ("cpu", "cuda")  # where torch's fused AdamW takes its rate as a tensor
 
@@ -29,7 +33,41 @@ def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
         raise UserError(
             "train.optimizer = 'adamw8bit' needs bitsandbytes: pip install bitsandbytes, or use --set train.optimizer=adamw"
         ) from error
-    return AdamW8bit(groups, **options)
+    return _in_any_layout(AdamW8bit)(groups, **options)
+
+
+def _in_any_layout(kind: type[Optimizer]) -> type[Optimizer]:
+    """An optimizer of bitsandbytes that leaves channels-last weights so: it makes each contiguous, by a copy of its own.
+
+    It is handed the weight, its gradient and so its state as they lie in memory, one number after the other.
+    """
+
+    class InAnyLayout(kind):
+        def init_state(self, group, p, gindex, pindex):
+            with _flat(p):
+                super().init_state(group, p, gindex, pindex)
+
+        def update_step(self, group, p, gindex, pindex):
+            with _flat(p):
+                super().update_step(group, p, gindex, pindex)
+
+    return InAnyLayout
+
+
+@contextmanager
+def _flat(p: nn.Parameter) -> Iterator[None]:
+    """Inside, a parameter that is not contiguous, and its gradient, are (N,) views of their memory in the same order."""
+    if p.is_contiguous():
+        yield
+        return
+    data, grad = p.data, p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad)
+    p.grad, p.data = None, flat(data)
+    p.grad = flat(grad)
+    try:
+        yield
+    finally:
+        p.grad, p.data = None, data
+        p.grad = grad
 
 
 def set_learning_rates(optimizer: Optimizer, scale: float) -> float:

@@ -42,6 +42,8 @@ def _preserved(data: TrainingSet) -> str:
 
 def measure_step(data: TrainingSet, engine: Engine) -> float:
     """Seconds of forward and backward of one step; the second of two when they are short, for the first warms up."""
+    if data.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # else the peak would be of what loading and class images took
     for _ in range(2):
         began = time.monotonic()
         engine.backward(data.at(0))

@@ -4,6 +4,8 @@ Of several processes all compute, and the first one writes.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.data import training_set
 from personalize.evaluation import checkpoint_selection
+from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, validation
 from personalize.training.log import FILE, divergence_message
 
@@ -46,13 +49,7 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
     """Writes a checkpoint, scores it if checkpoints are chosen by score, and deletes the older ones that are not needed."""
     if not run.writes:
         return
-    parts = {
-        "trained": methods.state(run.data.model, run.recipe),
-        "optimizer": checkpoint.optimizer_tensors(run.engine.optimizer),
-    }
-    parts["average"] = {str(i): mean for i, mean in enumerate(run.ema)}
-    if run.engine.scaler.is_enabled():
-        parts["scaler"] = {k: torch.tensor(v) for k, v in run.engine.scaler.state_dict().items()}
+    parts = checkpoint_parts(run.engine, run.ema)
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
         raise UserError(divergence_message(run.folder, run.engine, f"a weight is not finite after step {step}"))
     for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
@@ -64,6 +61,18 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
         _record(run, temporary)
     _score_checkpoint(run, step, screen)
     _prune(run)
+
+
+def checkpoint_parts(train: engine.Engine, ema: list[Tensor]) -> checkpoint.Checkpoint:
+    """What a checkpoint holds; the tensors are the live ones, on their device, but for those of split weights."""
+    parts = {
+        "trained": methods.state(train.model, train.recipe),
+        "optimizer": checkpoint.optimizer_tensors(train.optimizer),
+        "average": {str(i): mean for i, mean in enumerate(ema)},
+    }
+    if train.scaler.is_enabled():
+        parts["scaler"] = {k: torch.tensor(v) for k, v in train.scaler.state_dict().items()}
+    return parts
 
 
 def _prune(run: TrainingRun) -> None:
@@ -92,9 +101,20 @@ def is_scored(recipe: Recipe, step: int) -> bool:
 def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
     if not (run.dev and is_scored(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
         return
-    with validation.eval_mode(run.data.model, run.engine.params, run.ema):
+    with or_skipped(f"step {step} is not scored", screen), validation.eval_mode(run.data.model, run.engine.params, run.ema):
         screen.say(run.dev.score(step).words())
     run.data.release()
+
+
+@contextmanager
+def or_skipped(what: str, screen: Terminal) -> Iterator[None]:
+    """What does not fit in memory inside is left out, which is said: the training goes on without it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        screen.say(f"{what}: {str(error).splitlines()[0]}")
 
 
 def restore(run: TrainingRun, screen: Terminal) -> int:
@@ -145,8 +165,11 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     model = run.data.model
     for p, mean in zip(run.engine.params, run.ema):
         p.data.copy_(mean)
-    if run.dev:
-        _score_strengths(run, screen)
+    if run.dev and not run.dev.scored:
+        screen.say("keeping the last weights: no checkpoint could be scored")
+    elif run.dev:
+        with or_skipped("other strengths are not scored", screen):
+            _score_strengths(run, screen)
         choice = _choice(run)
         screen.say(f"keeping {choice.why}")
         load_run.require_unchanged(_checkpoint(run, choice.step), run.manifest)

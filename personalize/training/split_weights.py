@@ -20,7 +20,7 @@ class Chunk:
     def __init__(self, params: list[nn.Parameter]):
         self.params, self.strides = params, [p.stride() for p in params]
         self.sizes = [p.numel() for p in params]
-        self.low = torch.cat([_flat(getattr(p, bf16_split.LOW)) for p in params])
+        self.low = torch.cat([flat(getattr(p, bf16_split.LOW)) for p in params])
         for p, low in zip(params, self.low.split(self.sizes), strict=True):
             setattr(p, bf16_split.LOW, low.as_strided(p.shape, p.stride(), low.storage_offset()))
         self.master = nn.Parameter(self.low.new_empty(0, dtype=torch.float32))
@@ -28,8 +28,8 @@ class Chunk:
     def open(self) -> None:
         """Fills the master with the float32 weights (N,) and their gradient, and frees the parameters' own gradients."""
         assert [p.stride() for p in self.params] == self.strides, "a layout changed, and the lower halves are in the old one"
-        self.master.data = bf16_split.join(torch.cat([_flat(p) for p in self.params]), self.low)
-        self.master.grad = torch.cat([_flat(torch.empty_like(p).copy_(p.grad)) for p in self.params]).float()
+        self.master.data = bf16_split.join(torch.cat([flat(p) for p in self.params]), self.low)
+        self.master.grad = torch.cat([flat(torch.empty_like(p).copy_(p.grad)) for p in self.params]).float()
         for p in self.params:
             p.grad = None
 
@@ -37,7 +37,7 @@ class Chunk:
         """Writes the weights back into both halves and empties the master."""
         high, low = bf16_split.split(self.master.detach())
         self.low.copy_(low)
-        torch._foreach_copy_([_flat(p) for p in self.params], list(high.split(self.sizes)))
+        torch._foreach_copy_([flat(p) for p in self.params], list(high.split(self.sizes)))
         self.master.data, self.master.grad = self.master.data.new_empty(0), None
 
 
@@ -73,6 +73,6 @@ def _chunks(params: list[nn.Parameter], small_apart: bool) -> Iterator[Chunk]:
         yield Chunk(members)
 
 
-def _flat(x: Tensor) -> Tensor:
+def flat(x: Tensor) -> Tensor:
     """(...) -> (N,): its numbers as they lie in memory, not copied."""
     return x.detach().as_strided((x.numel(),), (1,), x.storage_offset())

@@ -27,6 +27,7 @@ from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 from personalize.training import load_run
 
+SAMPLES = 8  # images of a grid
 BASE_IMAGES = "base-pictures"  # beside the runs, which share them
 
 
@@ -44,7 +45,7 @@ def base_cache_name(model: LatentModel) -> str:
 def eval_mode(model: LatentModel, params: list[Tensor] = (), ema: list[Tensor] = ()) -> Iterator[None]:
     """Inside, a model that trains generates images: in eval mode, in its own dtype, with the EMA weights if there are any."""
     training = {module: module.training for module in model.networks.values()}
-    trained = [p.detach().clone() for p in params] if ema else []
+    trained = [p.detach().to("cpu", copy=True) for p in params] if ema else []
     for module in training:
         module.eval()
     for p, mean in zip(params, ema):
@@ -62,7 +63,7 @@ def eval_mode(model: LatentModel, params: list[Tensor] = (), ema: list[Tensor] =
 def draw_samples(model: LatentModel, recipe: Recipe, prompts: list[str], path: Path) -> None:
     """Eight images of the prompts by the present weights, as one grid."""
     z0 = sampling.sample_latents(
-        model, prompts, sampling.image_generators(recipe.seed, range(8), "sample"), sampling_config(recipe)
+        model, prompts, sampling.image_generators(recipe.seed, range(SAMPLES), "sample"), sampling_config(recipe)
     )
     with writing(path) as temporary:
         grid(sampling.to_pil(model.decode_latents(z0)), 4).save(temporary)

@@ -12,6 +12,7 @@ from personalize.commands import plan as command
 from personalize.common.recipe import load_recipe
 from personalize.training.memory import machine, rehearsal
 from personalize.training.memory.counter import Work
+from personalize.training.memory.switches import memory_switches
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_nothing_is_promised_where_nothing_helps(planned, free):
     ],
 )
 def test_switches_are_those_that_the_recipe_has_not_turned(more, expected):
-    found = command._switches(load_recipe(None, more))
+    found = memory_switches(load_recipe(None, more))
     assert [name.removeprefix("train.").partition("=")[0] for name, _ in found] == expected
 
 
@@ -97,7 +98,7 @@ def test_the_terminal_says_it_and_exits_with_1_where_it_does_not_fit(tiny_sd, ph
     done = CliRunner().invoke(app.app, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["fits"]
     free(1000)
-    monkeypatch.setattr(command, "_switches", lambda recipe: [])
+    monkeypatch.setattr(command, "memory_switches", lambda recipe: [])
     done = CliRunner().invoke(app.app, [*words, "--quiet"])
     assert done.exit_code == 1 and done.stdout.startswith("it does not fit")
 

@@ -243,11 +243,70 @@ def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, twe
 
 
 def test_a_signal_while_samples_are_drawn_loses_no_step(tiny_sd, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_sample", lambda run, step: terminate() if step == 2 else None)
+    monkeypatch.setattr(command, "_sample", lambda run, step, screen: terminate() if step == 2 else None)
     with pytest.raises(Interrupted, match="stopped at step 3 of 9"):
         run(tiny_sd, photos, tmp_path, *LORA, "train.steps=9", "train.sample_every=1")
     (folder,) = tmp_path.iterdir()
-    assert [p.name for p in run_folder.checkpoints(folder)] == ["step-000003"]
+    assert [p.name for p in run_folder.checkpoints(folder)] == ["step-000001", "step-000003"]
+
+
+def test_samples_that_do_not_fit_are_left_out_and_what_they_need_leaves_the_memory(tiny_sd, photos, tmp_path, monkeypatch):
+    """A checkpoint is there before the first one is drawn; a resumed run draws what is missing of its last step."""
+    draw, present, screen = validation.draw_samples, [], RecordingScreen()
+
+    def drawn(model, recipe, prompts, path):
+        (folder,) = tmp_path.iterdir()
+        present.append([p.name for p in run_folder.checkpoints(folder)])
+        if path.name != "step-000003.png":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        draw(model, recipe, prompts, path)
+
+    step = engine.Engine.step
+
+    def watched(self, batch, *, scale):
+        assert self.model._vae is None and self.model._texts is None, "left in memory by what was drawn"
+        return step(self, batch, scale=scale)
+
+    monkeypatch.setattr(validation, "draw_samples", drawn)
+    monkeypatch.setattr(engine.Engine, "step", watched)
+    settings = [f"base={tiny_sd}", *COMMON, *LORA, "prior.count=0", "token=zqv", "train.steps=3", "train.sample_every=1"]
+    folder = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path, screen=screen).folder
+    assert present[0] == ["step-000001"] and status(folder) == "finished"
+    assert [p.name for p in (folder / "samples").iterdir()] == ["step-000003.png"]
+    assert sum("no sample images of step" in line and "out of memory" in line for line in screen.lines) == 2
+
+
+def test_a_score_that_does_not_fit_is_left_out(tiny_sd, photos, eyes, tmp_path, monkeypatch):
+    score, screen = validation.DevSplit.score, RecordingScreen()
+
+    def scored(self, step, strength=1.0):
+        if step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, step, strength)
+
+    monkeypatch.setattr(validation.DevSplit, "score", scored)
+    settings = [f"base={tiny_sd}", *COMMON, *LORA, "prior.count=0", "token=zqv", "train.steps=3", "choose.every=1",
+                "choose.count=1", "choose.class_count=1", "choose.prompts=['a {token} {class}']", "train.keep=3",
+                f"evaluate.dino={eyes / 'encoders/identity'}", f"evaluate.clip={eyes / 'encoders/clip'}"]  # fmt: skip
+    folder = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path, screen=screen).folder
+    assert status(folder) == "finished" and any("step 2 is not scored" in line for line in screen.lines)
+    assert {row["step"] for row in read_jsonl(folder / checkpoint_selection.FILE)} == {1, 3}
+
+
+@pytest.mark.parametrize("fails_at", [0, 3])
+def test_a_step_that_does_not_fit_names_the_last_checkpoint_and_what_to_turn(tiny_sd, photos, tmp_path, monkeypatch, fails_at):
+    backward, calls = engine.Engine.backward, []
+
+    def failing(self, batch):
+        calls.append(1)
+        if len(calls) > fails_at + (2 if fails_at else 0):  # two measure the step
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return backward(self, batch)
+
+    monkeypatch.setattr(engine.Engine, "backward", failing)
+    left = "The last checkpoint is .*step-000002" if fails_at else "There is no checkpoint yet"
+    with pytest.raises(UserError, match=f"does not fit in the memory of cpu.*train.gradient_checkpointing=true.*{left}"):
+        run(tiny_sd, photos, tmp_path, *LORA, "prior.count=0", "train.steps=5", "train.checkpoint_every=2")
 
 
 def test_other_photos_captions_or_settings_make_another_run(tiny_sd, photos, tmp_path):

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,13 +65,19 @@ def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="names of threads are read from /proc")
-def test_the_threads_of_a_group_end_with_it():
+def test_a_broadcast_is_a_barrier_and_the_threads_of_a_group_end_with_it(tmp_path):
     code = """if True:
-        import pathlib, torch
+        import pathlib, sys, time, torch
         from personalize.common import distributed
         with distributed.process_group(torch.device("cpu")):
             import torch.distributed.nn.functional  # as torch's compiler does, for an optimizer
             assert distributed.broadcast_from_rank0(distributed.rank()) == 0
+            if distributed.rank() == 1:  # what the last process has written, the first one finds after a broadcast
+                time.sleep(0.3)
+                pathlib.Path(sys.argv[1]).write_text("all of it")
+            distributed.broadcast_from_rank0(None)
+            assert pathlib.Path(sys.argv[1]).read_text() == "all of it"
+            assert distributed.any_rank(distributed.rank() == 1) and not distributed.any_rank(False)
         names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
         assert not [name for name in names if "gloo" in name], names
     """
@@ -78,10 +85,28 @@ def test_the_threads_of_a_group_end_with_it():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    both = [subprocess.Popen([sys.executable, "-c", code], env={**where, "RANK": rank}, stderr=subprocess.PIPE, text=True)
-            for rank in "01"]  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    both = [subprocess.Popen(command, env={**where, "RANK": rank}, stderr=subprocess.PIPE, text=True) for rank in "01"]
     said = [each.communicate(timeout=120)[1] for each in both]
     assert [each.returncode for each in both] == [0, 0], said
+
+
+@pytest.mark.parametrize("cards, backends", [(["a", "b"], ["gloo", "nccl"]), (["a", "a"], ["gloo"])])
+def test_processes_use_nccl_where_each_has_a_gpu_of_its_own(monkeypatch, cards, backends):
+    began, reduced, group = [], [], object()
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    torch_own = distributed.distributed
+    monkeypatch.setattr(torch_own, "init_process_group", lambda backend, timeout: began.append(backend))
+    monkeypatch.setattr(torch_own, "new_group", lambda backend, timeout: began.append(backend) or group)
+    monkeypatch.setattr(torch_own, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch_own, "all_gather_object", lambda out, card: out.__setitem__(slice(None), cards))
+    monkeypatch.setattr(torch_own, "all_reduce", lambda values, group=None: reduced.append(group))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"{device}"))
+    with distributed.process_group(torch.device("cuda", 1)):
+        distributed.sum_over_ranks(torch.ones(1))
+        distributed.any_rank(True)
+    assert began == backends and reduced == [group if "nccl" in backends else None, None]
 
 
 @pytest.mark.parametrize("count, world", [(1, 1), (5, 2), (1, 2), (7, 3), (2, 4)])

@@ -144,3 +144,41 @@ def test_a_schedule_with_another_spacing_is_one_replace_away():
     schedule = dataclasses.replace(S.from_betas(S.linear(100)), spacing="trailing")
     assert schedule.timesteps(3).tolist() == [99, 66, 32]
     assert math.isclose(schedule.alphas_cumprod[0].item(), 1 - 1e-4)
+
+
+def test_tables_on_a_device_are_float32_and_those_of_the_host():
+    """An MPS device has no float64; what it gets was computed in it on the host, so no bit depends on the device."""
+    host, there = S.from_betas(S.scaled_linear(100)), S.from_betas(S.scaled_linear(100)).to("meta")
+    assert there.alphas_cumprod.device.type == "cpu" and there.alphas_cumprod.dtype == torch.float64
+    assert {(table.device.type, table.dtype) for table in there.tables} == {("meta", torch.float32)}
+    t, like = torch.arange(100), torch.zeros(100, 1)
+    alpha, sigma = host.coefficients(t, like)
+    assert torch.equal(alpha[:, 0], host.alphas_cumprod.sqrt().float())
+    assert torch.equal(sigma[:, 0], (1 - host.alphas_cumprod).sqrt().float())
+    assert torch.equal(host.snr(t), (host.alphas_cumprod / (1 - host.alphas_cumprod)).float())
+    assert torch.equal(alpha[7].reshape(1, 1), host.coefficients(7, like)[0])
+
+
+def test_a_step_copies_no_table():
+    """A schedule that is on its device is read by indexing alone."""
+    schedule = S.from_betas(S.scaled_linear(100)).to("meta")
+    z, t = torch.zeros(4, 1, 2, 2, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    moved = []
+    original = torch.Tensor.to
+    with pytest.MonkeyPatch.context() as patch:
+
+        def to(self, *args, **kwargs):
+            out = original(self, *args, **kwargs)
+            if out.device != self.device:
+                moved.append(self.shape)
+            return out
+
+        patch.setattr(torch.Tensor, "to", to)
+        (
+            schedule.add_noise(z, z, t),
+            schedule.target(z, z, t),
+            schedule.snr(t),
+            schedule.to_z0(z, z, 3),
+            schedule.to_eps(z, z, 3),
+        )
+    assert not moved

@@ -8,6 +8,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
+from personalize.common import tensor_file
 from personalize.common.errors import UserError
 from personalize.formats import safetensors_io
 
@@ -80,7 +81,7 @@ def test_a_header_that_does_not_fit_its_file_is_refused_by_name(path, header):
         safetensors_io.load_tensors(path)
 
 
-@pytest.mark.parametrize("length", [0, 1, 1 << 20, safetensors_io.LONGEST_HEADER + 1, (1 << 64) - 1])
+@pytest.mark.parametrize("length", [0, 1, 1 << 20, tensor_file.LONGEST_HEADER + 1, (1 << 64) - 1])
 def test_a_header_longer_than_its_file_is_never_read(path, length):
     with pytest.raises(UserError, match="a.safetensors is not a whole .*header.* Download it again"):
         safetensors_io.read_header(written(path, {"a": F32}, length=length))

@@ -75,6 +75,16 @@ def test_memory_does_not_grow_with_steps(tiny_sd):
     assert torch.cuda.memory_allocated() <= before + 4096
 
 
+def test_8_bit_adamw_leaves_weights_channels_last(tiny_sd):
+    pytest.importorskip("bitsandbytes")
+    data, engine, _ = prepared(tiny_sd, "train.methods=full", "train.optimizer=adamw8bit")
+    strides, before = [p.stride() for p in engine.params], [p.detach().clone() for p in engine.params]
+    assert any(not p.is_contiguous() for p in engine.params)
+    engine.step(data.at(0), scale=1.0)
+    assert strides == [p.stride() for p in engine.params]
+    assert sum(not torch.equal(p, b) for p, b in zip(engine.params, before, strict=True)) > len(before) // 2
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", ""])
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 320, 64, 64, 32), (1, 2560, 8, 8, 32)], ids=str)

@@ -160,10 +160,39 @@ def test_every_setting_that_changes_the_function_is_looked_at():
 
     shape = {
         "sample_size", "in_channels", "out_channels", "flip_sin_to_cos", "freq_shift", "down_block_types", "mid_block_type",
-        "up_block_types", "block_out_channels", "layers_per_block", "downsample_padding", "norm_num_groups", "norm_eps",
+        "up_block_types", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps",
         "cross_attention_dim", "transformer_layers_per_block", "reverse_transformer_layers_per_block", "encoder_hid_dim",
         "attention_head_dim", "num_attention_heads", "use_linear_projection", "upcast_attention", "addition_time_embed_dim",
         "time_embedding_dim", "projection_class_embeddings_input_dim", "addition_embed_type", "addition_embed_type_num_heads",
     }  # fmt: skip
     known = inspect.signature(UNet2DConditionModel.__init__).parameters.keys() - {"self"}
     assert known == shape | fast_unet.PLAIN.keys(), known ^ (shape | fast_unet.PLAIN.keys())
+
+
+OTHER = {  # of what may differ in shape or is a number: a value that is not the tiny base's
+    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-2, "norm_num_groups": 4,
+    "layers_per_block": 2, "transformer_layers_per_block": 2, "use_linear_projection": True, "upcast_attention": True,
+    "time_embedding_dim": 64, "attention_head_dim": 2, "cross_attention_dim": 16, "in_channels": 3, "out_channels": 5,
+    "block_out_channels": (8, 24), "mid_block_type": "UNetMidBlock2D", "down_block_types": ("DownBlock2D",) * 2,
+    "num_attention_heads": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field, value", OTHER.items(), ids=OTHER.keys())
+def test_a_config_field_is_computed_as_the_library_does_or_refused(tmp_path_factory, field, value):
+    folder = tmp_path_factory.getbasetemp() / "any_field"
+    config = UNet2DConditionModel.load_config((folder if folder.exists() else sd1(folder)) / "unet")
+    torch.manual_seed(0)
+    try:
+        unet = UNet2DConditionModel.from_config({**config, field: value}).eval()
+    except (ValueError, TypeError):
+        pytest.skip("the library itself refuses it")
+    if fast_unet.why_not_fast(unet):
+        return
+    z, t, text = (
+        torch.randn(2, unet.config.in_channels, 16, 16),
+        torch.tensor([10, 700]),
+        torch.randn(2, 7, unet.config.cross_attention_dim),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(fast_unet.fast_forward(unet, z, t, text), unet(z, t, text).sample, rtol=1e-3, atol=1e-4)

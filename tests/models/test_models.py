@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from personalize import models
 from personalize.common.errors import UserError
 from personalize.core import schedule as S
-from personalize.models import devices, loading
+from personalize.generation.sampling import default_batch_size
+from personalize.models import devices, latent_diffusion, loading
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -264,8 +266,8 @@ def test_a_vae_that_works_in_tiles_is_close_and_holds_no_more_than_a_tile(photos
     means = [each.encode_images(pattern)[0] for each in (whole, tiled)]
     images = [each.decode_latents(means[0]) for each in (whole, tiled)]
     assert edges[0] == (96, 96) and len(edges) == 1 + 4 and all(max(edge) <= 64 for edge in edges[1:])
-    for a, b in (means, images):
-        assert a.shape == b.shape and 0 < (a - b).abs().mean() < 0.05 * a.std()
+    a, b = images
+    assert torch.equal(*means) and a.shape == b.shape and 0 < (a - b).abs().mean() < 0.05 * a.std()
 
 
 @pytest.mark.parametrize(("sample_size", "edge"), [(16, 256), (256, 256), (384, 384), (512, 512), (1024, 512)])
@@ -304,7 +306,20 @@ def test_what_is_not_released_stays(tiny_sd):
 def test_a_vae_that_comes_back_works_as_the_recipe_says(tiny_sd):
     model = models.load_model(str(tiny_sd), device="cpu", vae="tiled", say=ignore)
     model.release(vae=True)
+    model.decode_latents(torch.zeros(1, 4, 16, 16))
     assert model.vae.use_slicing and model.vae.use_tiling
+
+
+def test_photos_are_encoded_whole_and_images_decoded_in_tiles(tiny_sd, monkeypatch):
+    """Each tile's norms have statistics of their own, so tiled latents of a photo are others than the base was trained on."""
+    monkeypatch.setattr(latent_diffusion, "TILE", (32, 32))
+    whole, tiled = (
+        models.load_model(str(tiny_sd), device="cpu", dtype="float32", vae=v, say=ignore) for v in ("whole", "tiled")
+    )
+    x, z0 = torch.rand(1, 3, 96, 96) * 2 - 1, torch.randn(1, 4, 48, 48)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(whole.encode_images(x), tiled.encode_images(x), strict=True))
+        assert not torch.equal(whole.decode_latents(z0), tiled.decode_latents(z0))
 
 
 def test_sdxl_has_two_encoders_and_says_so(tiny_sdxl):
@@ -353,6 +368,54 @@ def test_sdxl_pools_where_the_text_ends_not_at_a_word_that_was_learned(tiny_sdxl
 def test_a_device_that_is_not_here_is_named(name, match):
     with pytest.raises(UserError, match=match):
         devices.choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "expected"),
+    [("auto", "", 0), ("cuda", "1", 1), ("auto", "1", 1), ("cuda:0", "1", 0), ("cuda:1", "", 1)],
+)
+def test_a_gpu_has_an_index_and_is_the_current_one(monkeypatch, two_gpus, name, local_rank, expected):
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert devices.choose_device(name) == torch.device("cuda", expected) and two_gpus == [torch.device("cuda", expected)]
+
+
+def test_more_processes_than_gpus_are_refused_with_what_to_do(monkeypatch, two_gpus):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"process 2 of this machine.*there are 2.*--device cuda:0"):
+        devices.choose_device("auto")
+    assert not two_gpus
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> list:
+    """A machine with two GPUs, as far as torch says -> the devices that are made the current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return current
+
+
+def test_images_are_decoded_a_few_at_a_time(tiny_sd, monkeypatch):
+    model = models.load_model(str(tiny_sd), device="cpu", dtype="float32", say=lambda line: None)
+    z0, sizes = torch.randn(5, 4, 16, 16), []
+    whole = model.decode_latents(z0)
+    decode = model.vae.decode
+    monkeypatch.setattr(model.vae, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    monkeypatch.setattr(latent_diffusion, "DECODED", 2 * 32**2)
+    torch.testing.assert_close(model.decode_latents(z0), whole, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(latent_diffusion, "DECODED", 100)
+    assert len(model.decode_latents(z0)) == 5 and sizes == [2, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_what_a_cpu_draws_at_once_it_decodes_at_once():
+    """So that no bit of what it drew before changes."""
+    for size in (64, 128, 256, 512, 1024):
+        for downscale in (4, 8):
+            model = SimpleNamespace(downscale=downscale, device=torch.device("cpu"))
+            assert default_batch_size(model, size) * size**2 <= max(latent_diffusion.DECODED, size**2)
 
 
 def test_float16_on_the_cpu_becomes_bfloat16_and_says_so():

@@ -5,9 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from personalize import models
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe import SamplingConfig, load_recipe
+from personalize.data.crops import Crop, Photo, corner
+from personalize.data.photos import load_photos
+from personalize.data.subjects import Subject
+from personalize.data.training_set import build_training_set
 from personalize.generation import sampling
 from personalize.generation.sampling import image_generators
 from personalize.models.lazy_imports import lazy_imports
@@ -134,3 +139,43 @@ def test_the_loss_of_a_batch_is_the_squared_error_diffusers_trains_on(model):
         cond = model.encode_prompts(["a photo of a dog"] * 3)
         loss = per_image_loss(model, z0, cond, t=t, eps=eps)
     torch.testing.assert_close(loss, (out - eps).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_photo_is_told_with_its_size_and_crop_and_a_class_image_with_none(model, tmp_path):
+    """As the base was trained (2307.01952, section 2.2) and as diffusers' script trains it: height and width of the file, top
+    and left of the crop in the resized photo, the size now.
+    """
+    for name, size in (("a", (1999, 1000)), ("b", (64, 96))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    recipe = load_recipe(None, ["class_word=dog", "train.batch=2", "train.prior_batch=1", "photos.min_size=32"])
+    known = [Subject("zqv", "dog", load_photos(tmp_path, min_size=32)[0])]
+    data = build_training_set(model, recipe, known, priors={"dog": torch.zeros(1, 4, 16, 16)}, text_trains=False)
+    batch = data.at(0)
+    cond = batch.cond(slice(0, 3))
+    wide, tall = [1000.0, 1999.0, 0.0, 16.0, 32.0, 32.0], [96.0, 64.0, 8.0, 0.0, 32.0, 32.0]
+    rows = cond["sizes"].tolist()
+    assert sorted(rows[:2]) == [tall, wide] and rows[2] == [32.0, 32.0, 0.0, 0.0, 32.0, 32.0]
+    assert torch.equal(batch.cond(slice(1, 3))["sizes"], cond["sizes"][1:])
+    added = {"text_embeds": cond["pooled"], "time_ids": cond["sizes"]}
+    with torch.no_grad():
+        z_t = model.schedule.add_noise(batch.z0, batch.eps, batch.t)
+        expected = model.unet(z_t, batch.t, cond["text"], added_cond_kwargs=added).sample
+        torch.testing.assert_close(model.predict(z_t, batch.t, cond), expected, rtol=1e-4, atol=1e-5)
+        plain = model.predict(z_t, batch.t, {k: v for k, v in cond.items() if k != "sizes"})
+    assert (plain - expected)[:2].abs().max() > 1e-3 and torch.allclose(plain[2], expected[2], atol=1e-5)
+
+
+def test_a_mirrored_crop_has_the_corner_of_the_mirrored_photo():
+    photo = Photo("a", Image.new("RGB", (200, 100)), "", None, (200, 100))
+    assert corner(Crop(photo, (20, 0, 120, 100)), 50) == (10, 0)
+    assert corner(Crop(photo, (20, 0, 120, 100), mirrored=True), 50) == (40, 0)
+
+
+def test_sizes_are_told_in_float32_whatever_the_dtype(tiny_sdxl, monkeypatch):
+    model, seen = models.load_model(str(tiny_sdxl), device="cpu", dtype="bfloat16", say=lambda line: None), []
+    arguments = model.family.unet_arguments
+    monkeypatch.setattr(model.family, "unet_arguments", lambda cond, size: seen.append(cond["sizes"]) or arguments(cond, size))
+    cond = model.encode_prompts(["a dog"]) | model.size_conditions([(1999, 1000)], [(16, 0)], 32)
+    with torch.no_grad():
+        model.predict(torch.zeros(1, 4, 16, 16), torch.ones(1), cond)
+    assert seen[0].dtype == torch.float32 and seen[0][0, 1] == 1999

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from engine_cases import FULL, LORA, StandIn, batch_of, engine_of, ran, same
 from torch import nn
 
+from personalize.common import distributed
 from personalize.common.recipe import load_recipe
-from personalize.training import compile, cuda_graph
+from personalize.training import compile, cuda_graph, preflight
 from personalize.training.engine import why_not_captured
 from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
+from personalize.training.split_weights import flat
 
 
 @pytest.mark.parametrize("more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"]], ids=" ".join)
@@ -226,3 +229,58 @@ def test_a_restored_optimizer_has_the_layout_of_its_weights(tmp_path):
     p, optimizer = stepped(range(2))
     checkpoint.save_state(tmp_path / "state", {"trained": {"p": p}, "optimizer": checkpoint.optimizer_tensors(optimizer)}, 2)
     assert torch.equal(stepped(range(2, 4), tmp_path / "state")[0], whole)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_channels_last_weights_stay_so_and_are_those_of_the_same_numbers_in_a_row(kind):
+    g = torch.Generator().manual_seed(0)
+    settings = load_recipe(None, [f"train.optimizer={kind}", "train.weight_decay=0.1"]).train
+    shapes = [(64, 32, 3, 3), (8, 4, 3, 3), (40,)]  # bitsandbytes keeps the state of the second in 32 bits
+    last = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+    for p in last[:2]:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
+    row = [nn.Parameter(flat(p).clone()) for p in last]
+    optimizers = [make_optimizer([{"params": params, "lr": 1e-2}], settings) for params in (last, row)]
+    for step in range(3):
+        for p, q in zip(last, row, strict=True):
+            grad = torch.randn(p.shape, generator=g)
+            p.grad = grad if step == 1 else torch.empty_like(p).copy_(grad)  # of another layout, and of its own
+            q.grad = flat(torch.empty_like(p).copy_(grad)).clone()
+        if kind == "adamw" and step == 1:  # torch's fused kernel asks for the same layout, which autograd gives
+            last[0].grad, last[1].grad = (torch.empty_like(p).copy_(p.grad) for p in last[:2])
+        for optimizer in optimizers:
+            set_learning_rates(optimizer, 1.0)
+            optimizer.step()
+    assert all(p.is_contiguous(memory_format=torch.channels_last) and p.shape == s for p, s in zip(last[:2], shapes))
+    for p, q in zip(last, row, strict=True):
+        assert torch.equal(flat(p), q) and p.grad.shape == p.shape
+
+
+def test_a_process_without_rows_takes_a_float16_step_like_the_others(tiny_sd, monkeypatch):
+    """Its scaler has scaled nothing, and would refuse to unscale the gradients that the others sent."""
+    engine = engine_of(tiny_sd, FULL)
+    engine.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    batch, before = batch_of(engine, 0), [p.detach().clone() for p in engine.params]
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.local_rows(len(batch.z0)) == slice(0, 0)
+
+    def sum_gradients(params):
+        for p in params:
+            p.grad = torch.full_like(p, 8.0)
+
+    monkeypatch.setattr(distributed, "sum_gradients", sum_gradients)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: values)
+    engine.step(batch, scale=1.0)
+    assert all(not torch.equal(p, b) for p, b in zip(engine.params, before, strict=True))
+    assert engine.scaler.get_scale() == 8.0
+
+
+def test_the_peak_of_a_measured_step_is_the_steps_own(monkeypatch):
+    told = []
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: told.append(name))
+    data = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), at=lambda step: None)
+    engine = SimpleNamespace(backward=lambda batch: told.append("step"), clear=lambda: None)
+    preflight.measure_step(data, engine)
+    assert told[:2] == ["reset_peak_memory_stats", "step"]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import memory
+from personalize.common.checkpoint import load_state, save_state
 from personalize.common.recipe import METHODS, load_recipe
 from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject
@@ -202,6 +203,30 @@ def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
     parts = step(tiny_sd, photos, "train.batch=4", "train.accumulate=4")
     assert parts.parts["activations"] < 0.5 * plain.parts["activations"] and parts.work.flops == plain.work.flops
     assert step(tiny_sd, photos, "train.methods=lora").end < step(tiny_sd, photos).end / 2
+
+
+def test_saving_takes_no_more_than_one_tensor_on_the_device(tiny_sd, photos):
+    counted = rehearse(*case(tiny_sd, photos, "train.ema=0.9")).phases
+    assert counted["save"].peak <= counted["step"].end + 2e5 and counted["save"].peak < counted["step"].peak
+
+
+def test_a_checkpoint_is_written_tensor_by_tensor(tmp_path):
+    """Weights in channels-last order would all be copied at once if the library wrote them."""
+    weights = {str(k): torch.randn(64, 32, 3, 3).to(memory_format=torch.channels_last) for k in range(8)}
+    with Counter() as counter:
+        save_state(tmp_path / "state.safetensors", {"trained": weights}, 3)
+    assert counter.lap().peak <= (len(weights) + 2) * weights["0"].nbytes  # the one that is written, and the next
+    loaded, step = load_state(tmp_path / "state.safetensors")
+    assert step == 3 and all(torch.equal(loaded["trained"][k], v) for k, v in weights.items())
+
+
+def test_sampling_scoring_and_saving_are_phases(tiny_sd, photos):
+    recipe, known = case(tiny_sd, photos, "choose.every=5", "train.sample_every=5", "draw.steps=2", "choose.count=1")
+    counted = rehearse(recipe, known).phases
+    assert list(counted) == ["load", "base", "attach", "cache", "first", "step", "save", "sample", "score"]
+    encoders = 4 * (21_600_000 + 151_000_000)  # bytes of DINO ViT-S/16 and CLIP ViT-B/32, which stay
+    assert encoders < counted["base"].end < 1.05 * encoders
+    assert counted["sample"].end == pytest.approx(counted["step"].end, rel=1e-3), "the VAE and the text encoders are left there"
 
 
 def test_a_rehearsal_moves_no_randomness(tiny_sd, photos):

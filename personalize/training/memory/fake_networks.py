@@ -18,6 +18,10 @@ from personalize.training.memory.counter import current_counter
 
 BITS = {"8bit": 8, "4bit": 4}
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+ENCODERS = {  # what the configs of DINO ViT-S/16 and CLIP ViT-B/32 say beside the libraries' defaults
+    "dino": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "clip": {},
+}
 BLOCK = 64  # weights of NF4 that share a float32 scale
 
 
@@ -32,6 +36,15 @@ def fake_network(kind, folder: Path, part: str, dtype: torch.dtype) -> nn.Module
     with current_counter().mapping() if stored == {NAMES[dtype]} else nullcontext(), _default_dtype(dtype):
         module = kind(kind.config_class(**config)) if hasattr(kind, "config_class") else kind.from_config(config)
     return module.eval().requires_grad_(False)
+
+
+def fake_encoder(source, kind, wanted: str, device: torch.device, **options) -> tuple[nn.Module, str]:
+    """In place of what loads an encoder in `evaluation.encoders`: of a folder's config, or of those that all bases share."""
+    file = Path(source.place) / "config.json"
+    config = kind.config_class(**(read_json(file) if file.exists() else ENCODERS[source.kind]))
+    # Of fakes a ViT's own initialization would redraw numbers for ever: each that is asked for is out of bounds.
+    outline = type(kind.__name__, (kind,), {"_init_weights": lambda self, module: None})
+    return outline(config, **options).to(device).eval().requires_grad_(False), source.place
 
 
 def fake_quantize(module: nn.Module, bits: str) -> None:

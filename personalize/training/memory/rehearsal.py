@@ -7,16 +7,21 @@ import torch
 
 from personalize import methods, models
 from personalize.common.recipe import Recipe, needs_class_images
+from personalize.common.tensor_file import on_host
 from personalize.core.guidance import GUIDANCE
 from personalize.data import training_set
 from personalize.data.subjects import Subject
+from personalize.evaluation import encoders
+from personalize.evaluation.protocols import dev_templates
 from personalize.generation import sampling
 from personalize.methods import quantization
 from personalize.models import devices
 from personalize.models.interface import LatentModel
+from personalize.training import validation
 from personalize.training.engine import Engine
 from personalize.training.memory import fake_networks
 from personalize.training.memory.counter import Counter, MemoryEstimate, estimate_memory
+from personalize.training.run import checkpoint_parts
 
 
 @dataclass
@@ -27,20 +32,26 @@ class Rehearsal:
     subjects: list[Subject]
     make_network: Callable | None = None  # None: the networks' own weights are loaded
     quantize: Callable[[torch.nn.Module, str], None] = quantization.quantize
+    make_encoder: Callable | None = None  # of those that score; None as above
     model: LatentModel = field(init=False)
     groups: list[dict] = field(init=False)
     data: training_set.TrainingSet = field(init=False)
     engine: Engine = field(init=False)
     ema: list[torch.Tensor] = field(default_factory=list)
+    judges: encoders.Encoders | None = None
 
     def phases(self) -> dict[str, Callable[[Counter | None], None]]:
-        """load; prior: sampling class images; attach; cache; first: a step that makes the optimizer's state; step; sample."""
-        steps = {"load": self.load, "prior": self.prior, "attach": self.attach, "cache": self.cache}
-        steps |= {"first": self.step, "step": self.step, "sample": self.sample}
+        """load; prior: sampling class images; base: scoring the base; attach; cache; first: a step that makes the optimizer's
+        state; step; save: a checkpoint; sample; score: scoring a checkpoint.
+        """
+        steps = {"load": self.load, "prior": self.prior, "base": self.score, "attach": self.attach, "cache": self.cache}
+        steps |= {"first": self.step, "step": self.step, "save": self.save, "sample": self.sample, "score": self.score}
         if not needs_class_images(self.recipe):
             del steps["prior"]
         if not self.recipe.train.sample_every:
             del steps["sample"]
+        if not self.recipe.choose.every:
+            del steps["base"], steps["score"]
         return steps
 
     def load(self, counter: Counter | None) -> None:
@@ -51,9 +62,7 @@ class Rehearsal:
         )  # fmt: skip
 
     def prior(self, counter: Counter | None) -> None:
-        size = self.recipe.draw.size or self.model.size
-        count = self.recipe.prior.batch or sampling.default_batch_size(self.model, size)
-        self._sample(min(count, self.recipe.prior.count), size)
+        self._sample(self.recipe.prior.count, self._size(), self.recipe.prior.batch)
 
     def attach(self, counter: Counter | None) -> None:
         self.groups = methods.attach(self.model, self.recipe, quantize=self.quantize)
@@ -80,8 +89,28 @@ class Rehearsal:
     def step(self, counter: Counter | None) -> None:
         self.engine.step(self.data.at(0), scale=1.0)
 
+    def save(self, counter: Counter | None) -> None:
+        for tensors in checkpoint_parts(self.engine, self.ema).values():
+            for tensor in tensors.values():
+                on_host(tensor)
+
     def sample(self, counter: Counter | None) -> None:
-        self._sample(8, self.recipe.draw.size or self.model.size)
+        self._sample(validation.SAMPLES, self.recipe.draw.size or self.model.size, validation.SAMPLES)
+        self.data.release()
+
+    def score(self, counter: Counter | None) -> None:
+        """Draws the dev split's images and shows them to the encoders, which are on the device from the first time on."""
+        choose, evaluate, size = self.recipe.choose, self.recipe.evaluate, self.recipe.draw.size or self.model.size
+        if self.judges is None:
+            make = encoders.load_encoders.__wrapped__ if self.make_encoder else encoders.load_encoders
+            options = {"dino": evaluate.dino, "clip": evaluate.clip, "make_network": self.make_encoder}
+            self.judges = make(self.model.folder, self.model.device, **options)
+        count = len(dev_templates(choose.prompts, self.model.has_world)) * choose.count + choose.class_count
+        self._sample(count, size, self.recipe.draw.batch)
+        images = torch.zeros(min(encoders.BATCH, count), 3, size, size)
+        self.judges.dino(images), self.judges.clip_image(images)
+        if hasattr(self, "data"):
+            self.data.release()
 
     def _size(self) -> int:
         return self.recipe.photos.size or self.model.size
@@ -90,8 +119,9 @@ class Rehearsal:
         return size // self.model.downscale
 
     @torch.inference_mode()
-    def _sample(self, count: int, size: int) -> None:
-        """Takes the memory of sampling `count` images at once: one guided evaluation, then all through the VAE."""
+    def _sample(self, count: int, size: int, batch: int) -> None:
+        """Takes the memory of sampling `count` images, `batch` (0: the device's) at once: one guided pass, then the VAE."""
+        count = min(count, batch or sampling.default_batch_size(self.model, size))
         z = torch.zeros(count, self.model.latent_channels, self._side(size), self._side(size), device=self.model.device)
         cond = sampling.encode_texts(self.model, ["a"] * count)
         guided = GUIDANCE["cfg"](self.model.predict, cond, cond, 5.0)
@@ -106,4 +136,5 @@ def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     # a single file is unpacked here, with real tensors
     models.locate_base(recipe.base, lambda line: None, prediction=recipe.prediction, base_vae=recipe.base_vae)
     run = Rehearsal(recipe, subjects, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
+    run.make_encoder = fake_networks.fake_encoder
     return estimate_memory(run.phases(), device=device)
