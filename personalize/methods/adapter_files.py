@@ -39,9 +39,9 @@ class Part:
 
     config: Any
     tensors: dict[str, Tensor]
-    loose: bool = False
     differences: dict[str, Tensor] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    loose: bool = False
 
     @property
     def kind(self) -> str:
