@@ -334,7 +334,7 @@ def test_a_file_that_cannot_be_used_is_the_users_error_and_nothing_is_drawn(draw
     embedding.write_a1111(tmp_path / "dog.safetensors", {"text_encoder": torch.zeros(1, 32)})
     for options, said in [
         ({"loras": ["no.safetensors:0.5"]}, "there is no adapter 'no.safetensors'"),
-        ({"loras": [str(tmp_path / "x.pt")]}, "x.pt is a pickle.* not read as a LoRA"),
+        ({"loras": [str(tmp_path / "x.pt")]}, "x.pt is a pickle.* not read as an adapter"),
         ({"loras": [str(tmp_path / "strange.safetensors")]}, "made for another base than .*belong to no layer"),
         ({"loras": [str(tmp_path / "wide.safetensors")]}, "wide.safetensors was made for another base .*expected is"),
         ({"loras": [str(tmp_path / "learned.safetensors")]}, "is not a LoRA"),

@@ -159,7 +159,7 @@ SQUARE = {f"{STEM}.lokr_w1": torch.ones(4, 4), f"{STEM}.lokr_w2": torch.ones(8, 
     ({f"{STEM}.hada_w1_a": torch.ones(32, 2)}, "a lokr and something else in one file"),
     ({f"{STEM}.w_norm": torch.ones(2)}, "something else in one file"),
     ({"lora_unet_single_blocks_0.lokr_w1": torch.ones(2, 2)}, "made for another base than 'base'"),
-    ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(2)}, "whole differences"),
+    ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(2)}, "something else in one file"),
 ])  # fmt: skip
 def test_a_file_that_is_not_whole_or_not_of_the_base_is_refused(tmp_path, more, words):
     path = tmp_path / "a.safetensors"
