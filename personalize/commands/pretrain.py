@@ -27,7 +27,7 @@ class Pretrain:
 
     size: int = setting(64, "px of an image: 64 or 128", choices=(64, 128))
     pictures: int = setting(60_000, "scenes drawn")
-    subjects: int = setting(8_000, "subjects drawn for the identity encoder")
+    subjects: int = setting(20_000, "subjects drawn for the identity encoder, a tenth of them families")
     vae_steps: int = setting(4_000, "steps of 16 images")
     clip_steps: int = setting(1_300, "steps of 128 images with captions")
     identity_steps: int = setting(2_400, "steps of 64 pairs")

@@ -20,11 +20,12 @@ from personalize.core.schedule import Schedule
 from personalize.formats.text_encoder import write_released_keys
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
-from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, sample_scene, sample_subject
+from personalize.toyland.world.scenes import CLASSES, FAMILY, PLACES, VIEWS, caption, sample_scene, sample_subject
 
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
+FAMILIES, MEMBERS = 8, 8  # of a batch of the identity encoder, and of each family
 BODY = 85  # of 255, where the mask shows the subject itself; its accessory is 255, so it counts three times
 MAX_SHARD_SIZE = "14MB"  # larger weights are written in parts
 
@@ -106,24 +107,33 @@ def contrastive_loss(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
-    """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
+    """Two scenes of one subject against its relatives and others of its class (InfoNCE, van den Oord et al. 1807.03748).
+
+    Relatives differ in one part, so they are hard negatives: without them no batch asks for ears and tails.
+    """
     model = networks.identity_encoder(settings.size).to(device)
-    members = {c: [] for c in CLASSES}
-    for k in range(len(pairs) // VIEWS):
-        members[sample_subject(k).class_word].append(k)
+    families = {c: [] for c in CLASSES}
+    for k in range(len(pairs) // (FAMILY * VIEWS)):
+        families[sample_subject(k).class_word].append(k)
+    pools = [torch.tensor(members) for members in families.values() if members]
 
     def loss(step: int) -> Tensor:
-        g = rng.generator(settings.seed, "identity", step)
-        pool = torch.tensor(members[CLASSES[step % len(CLASSES)]])
-        subjects = pool[torch.randperm(len(pool), generator=g)[:64]]
-        first = torch.randint(0, VIEWS, (len(subjects),), generator=g)
-        other = (first + torch.randint(1, VIEWS, (len(subjects),), generator=g)) % VIEWS
-        rows = torch.cat([subjects * VIEWS + first, subjects * VIEWS + other])
+        rows = family_rows(pools[step % len(pools)], rng.generator(settings.seed, "identity", step))
         return contrastive_loss(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
 
     train_stage(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema_decay=0.995,
         say=loss_logger("identity", settings.identity_steps, say))  # fmt: skip
     return model.eval()
+
+
+def family_rows(families: Tensor, g: torch.Generator) -> Tensor:
+    """Families of a class -> rows (2B,) of two views each: some members of some families, twice in the same order."""
+    chosen = families[torch.randperm(len(families), generator=g)[:FAMILIES]]
+    members = torch.rand(len(chosen), FAMILY, generator=g).argsort(1)[:, :MEMBERS]
+    subjects = (chosen[:, None] * FAMILY + members).flatten()
+    first = torch.randint(0, VIEWS, (len(subjects),), generator=g)
+    other = (first + torch.randint(1, VIEWS, (len(subjects),), generator=g)) % VIEWS
+    return torch.cat([subjects * VIEWS + first, subjects * VIEWS + other])
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ COLOURS = {
     "black": (45, 45, 50),
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
+FAMILY = 10  # subjects: one and its `relatives`, which the identity encoder must tell apart
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
@@ -148,6 +149,22 @@ def sample_subject(seed: int, class_word: str | None = None) -> Subject:
         ear=r.choice(EARS),
         tail=r.choice(TAILS),
     )
+
+
+def relatives(subject: Subject, seed: int) -> list[Subject]:
+    """FAMILY - 1 subjects that differ from this one in one part only: each colour, two patterns, all kinds of ear and tail."""
+    r = random.Random(f"relatives/{seed}")
+    own = (subject.body, subject.second, subject.detail)
+    changes = []
+    for part in ("body", "second", "detail"):
+        colour = own[0]
+        while any(distance(colour, other) < MIN_COLOUR_DISTANCE for other in own):
+            colour = _sample_colour(r)
+        changes.append((part, colour))
+    for part, table, count in (("pattern", PATTERNS, 2), ("ear", EARS, 2), ("tail", TAILS, 2)):
+        others = [word for word in table if word != getattr(subject, part)]
+        changes += [(part, word) for word in r.sample(others, count)]
+    return [replace(subject, **{part: value}) for part, value in changes]
 
 
 def sample_scene(
