@@ -2,12 +2,13 @@
 
 Rendered scenes only, whose truth is known exactly. Two questions, over all classes:
 
-Parts: five photos of a subject, and two images: the subject, and it with one part changed. How often has the right one the higher
-score? In the same scene, and in two scenes that differ in place, action, accessory and all else.
-Agreement: two images of one prompt in which none to five parts are changed. How often does the one with the lower identity error,
-by its true parameters, have the higher score?
+parts      Five photos of a subject, and two images: the subject, and it with one part changed. How often has the right one the
+           higher score? In the same scene, and in two scenes that differ in place, action, accessory and all else.
+agreement  Two images of one prompt, in each of which none to five parts are changed. How often has the one with the lower
+           identity error, by its true parameters, the higher score?
 
-A tie counts half. Prints Markdown; --out writes the numbers as JSON.
+A tie counts half. Prints Markdown; --out writes the numbers as JSON. What the report says of a Toyland's DINO it reads from
+BASE/encoders/identity/agreement.json.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ from personalize.toyland.world.scenes import (
     sample_subject,
 )
 
-FIRST = HELD_OUT + 8_100_000  # seeds that no other part of the project uses
+FIRST = HELD_OUT + 20_000_000  # seeds that no other part of the project uses
 PARTS = ("body", "second", "detail", "pattern", "ear", "tail")
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "dino_fg": "DINO-fg", "first": "first"}
 PHOTOS = 5
@@ -72,13 +74,12 @@ class Judge:
 
 
 def judge(encoder: encoders.Encoders, subject: Subject, seed: int) -> Judge:
-    """Photos as in `personalize.toyland.world.examples`: standing, nothing worn, some places."""
+    """Photos as the examples' are: standing, with nothing worn."""
     photos = [sample_scene(seed + k, subject=subject, action="standing", accessory=None) for k in range(PHOTOS)]
     drawn = [draw_scene(scene) for scene in photos]
-    masks = [torch.tensor(list(mask.getdata())).view(1, *mask.size) / 255 for _, mask in drawn]
-    others = [
-        sample_scene(seed + 50 + k, subject=sample_subject(seed + 50 + k, subject.class_word)) for k in range(LOOK_ALIKES)
-    ]
+    masks = [torch.from_numpy(np.array(mask))[None] / 255 for _, mask in drawn]
+    seeds = range(seed + 50, seed + 50 + LOOK_ALIKES)
+    others = [sample_scene(k, subject=sample_subject(k, subject.class_word)) for k in seeds]
     embedded = similarity.embed(encoder, image_cache.load_tensors([image for image, _ in drawn]))
     bare = Judge(encoder, embedded, foreground.marked(encoder, masks), embedded)
     return replace(bare, look_alikes=bare.embed(others))
@@ -108,7 +109,7 @@ def part_pairs(judge: Judge, subject: Subject, seed: int) -> dict[tuple[str, str
     scene, elsewhere = sample_scene(seed + 90, subject=subject), sample_scene(seed + 91)
     changed = with_one_changed(subject, seed)
     scenes = [replace(where, subject=other) for where in (scene, elsewhere) for other in changed.values()]
-    names = [(which, part) for which in (SAME, OTHER) for part in changed]
+    names = [(where, part) for where in (SAME, OTHER) for part in changed]
     found = judge.scores([scene, *scenes])
     return {(*name, score): nearer(values[0], values[k + 1]) for score, values in found.items() for k, name in enumerate(names)}
 
@@ -143,15 +144,16 @@ def measure(encoder: encoders.Encoders, count: int) -> dict:
     for seed, subject, one in cases(encoder, count):
         pairs.append(part_pairs(one, subject, seed))
         graded_pairs.append(graded_pair(one, subject, seed))
-    mean = {name: [row[name] for row in pairs if name in row] for name in dict.fromkeys(n for row in pairs for n in row)}
+    names = dict.fromkeys(name for row in pairs for name in row)
+    values = {name: [row[name] for row in pairs if name in row] for name in names}
     agreement = {score: [row[score] for row in graded_pairs if row] for score in SCORES}
     tables = {
-        scenes: {part: {score: _share(mean[scenes, part, score]) for score in SCORES} for part in PARTS}
+        scenes: {part: {score: _share(values[scenes, part, score]) for score in SCORES} for part in PARTS}
         for scenes in (SAME, OTHER)
     }
     return tables | {
-        "agreement": {score: _share(values) for score, values in agreement.items()},
-        "pairs": min(map(len, mean.values())),
+        "agreement": {score: _share(found) for score, found in agreement.items()},
+        "pairs": min(map(len, values.values())),
         "graded pairs": len(agreement["dino"]),
     }
 

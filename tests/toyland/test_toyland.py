@@ -1,6 +1,7 @@
 """Toyland: a pure function of seeds, held-out seeds apart, a real CLIP tokenizer, weights that diffusers loads."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import subprocess
@@ -206,6 +207,42 @@ def test_scenes_and_captions_have_the_shares_that_they_should():
     assert 0.45 < told["colour"] / CAPTIONS < 0.55
     assert 0.87 < told["accessory"] / (CAPTIONS - count[None]) < 0.93
     assert 0.87 < told["action"] / (CAPTIONS - count["standing"]) < 0.93
+
+
+@pytest.mark.parametrize("word", CLASSES)
+def test_relatives_differ_in_one_part_only_which_can_be_seen(word):
+    from personalize.evaluation.metrics import toyland_truth
+
+    fields = [field.name for field in dataclasses.fields(Subject)]
+    changed = Counter()
+    for seed in range(20):
+        subject = sample_subject(seed, word)
+        family = [subject, *scenes.relatives(subject, seed)]
+        assert len(set(family)) == len(family) == scenes.FAMILY
+        for one in family[1:]:
+            (part,) = [name for name in fields if getattr(one, name) != getattr(subject, name)]
+            changed[part] += 1
+            colours = (one.body, one.second, one.detail)
+            assert all(scenes.distance(a, b) >= scenes.MIN_COLOUR_DISTANCE for a, b in combinations(colours, 2))
+    assert changed == {"body": 20, "second": 20, "detail": 20, "pattern": 40, "ear": 40, "tail": 40}
+    assert set(changed) <= toyland_truth.visible(word)
+
+
+def test_a_batch_of_the_identity_encoder_holds_relatives_in_two_scenes_each():
+    import torch
+
+    from personalize.core import rng
+    from personalize.toyland.pretraining import pipeline, stages
+
+    rows = stages.family_rows(torch.arange(5, 25), rng.generator(0, "test", 0))
+    (first, other), subjects = rows.chunk(2), rows // VIEWS
+    assert len(first) == stages.FAMILIES * stages.MEMBERS and (first != other).all()
+    assert torch.equal(*subjects.chunk(2)) and len(set(subjects.tolist())) == len(first), "no two pairs of one subject"
+    families = Counter((subjects[: len(first)] // scenes.FAMILY).tolist())
+    assert set(families.values()) == {stages.MEMBERS} and min(families) >= 5
+    scene = pipeline._view_scene(scenes.FAMILY * VIEWS * 7 + 1)
+    assert scene.subject == sample_subject(7) != pipeline._view_scene(scenes.FAMILY * VIEWS * 7 + VIEWS).subject
+    assert len(stages.family_rows(torch.tensor([0]), rng.generator(0, "test", 0))) == 2 * stages.MEMBERS
 
 
 def test_example_and_evaluation_subjects_are_out_of_reach_of_pretraining():
