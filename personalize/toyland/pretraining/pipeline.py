@@ -13,7 +13,7 @@ from personalize.common.files import writing
 from personalize.toyland import probes
 from personalize.toyland.pretraining import networks, stages
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import FAMILY, PROBE_SEED, VIEWS, Subject, relatives, sample_scene, sample_subject
+from personalize.toyland.world.scenes import PROBE_SEED, VIEWS, family_member, sample_scene
 
 
 def run_stages(work: Path, out: Path, settings, device: torch.device, say: Callable[[str], None]) -> Iterator[str]:
@@ -48,14 +48,9 @@ def _probe_scene(k: int):
 
 
 def _view_scene(k: int):
-    return sample_scene(k, subject=_family_member(k // VIEWS))
-
-
-def _family_member(k: int) -> Subject:
-    """Families one after the other, each with its own subject first."""
-    family, member = divmod(k, FAMILY)
-    subject = sample_subject(family)
-    return relatives(subject, family)[member - 1] if member else subject
+    """Of each subject the first view is a photo such as people give: standing, with nothing worn."""
+    photo = {"action": "standing", "accessory": None} if k % VIEWS == 0 else {}
+    return sample_scene(k, subject=family_member(k // VIEWS), **photo)
 
 
 def _render_bytes(scene_of: Callable, size: int, k: int) -> bytes:

@@ -167,6 +167,13 @@ def relatives(subject: Subject, seed: int) -> list[Subject]:
     return [replace(subject, **{part: value}) for part, value in changes]
 
 
+def family_member(k: int) -> Subject:
+    """The subject of this number: families one after the other, each with its own subject first, then its relatives."""
+    family, member = divmod(k, FAMILY)
+    subject = sample_subject(family)
+    return relatives(subject, family)[member - 1] if member else subject
+
+
 def sample_scene(
     seed: int,
     *,
