@@ -20,24 +20,11 @@ from personalize.core.schedule import Schedule
 from personalize.formats.text_encoder import write_released_keys
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
-from personalize.toyland.world.scenes import (
-    CLASSES,
-    EARS,
-    FAMILY,
-    PATTERNS,
-    PLACES,
-    TAILS,
-    VIEWS,
-    caption,
-    family_member,
-    sample_scene,
-)
+from personalize.toyland.world.scenes import CLASSES, FAMILY, PLACES, VIEWS, caption, sample_scene, sample_subject
 
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
-KINDS = {"pattern": PATTERNS, "ear": EARS, "tail": TAILS}
-NAMING_WEIGHT = 0.5
 FAMILIES, MEMBERS = 8, 8  # of a batch of the identity encoder, and of each family
 BODY = 85  # of 255, where the mask shows the subject itself; its accessory is 255, so it counts three times
 MAX_SHARD_SIZE = "14MB"  # larger weights are written in parts
@@ -122,53 +109,31 @@ def contrastive_loss(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
     """Two scenes of one subject against its relatives and others of its class (InfoNCE, van den Oord et al. 1807.03748).
 
-    Relatives differ in one part, so they are hard negatives: without them no batch asks for ears and tails. A projection
-    that is thrown away afterwards names pattern, ear and tail, for cosines alone are slow to find what is small.
+    Relatives differ in one part, so they are hard negatives: without them no batch asks for ears and tails. They are seen
+    in the same two scenes, or what a part changes would drown in what a scene changes.
     """
-    model = IdentityTrainer(networks.identity_encoder(settings.size)).to(device)
-    families, kinds = [[] for _ in CLASSES], []
-    for k in range(len(pairs) // VIEWS):
-        subject = family_member(k)
-        kinds.append([table.index(getattr(subject, part)) for part, table in KINDS.items()])
-        if k % FAMILY == 0:
-            families[CLASSES.index(subject.class_word)].append(k // FAMILY)
-    kinds, known = torch.tensor(kinds), [c for c, members in enumerate(families) if members]
+    model = networks.identity_encoder(settings.size).to(device)
+    families = {c: [] for c in CLASSES}
+    for k in range(len(pairs) // (FAMILY * VIEWS)):
+        families[sample_subject(k).class_word].append(k)
+    pools = [torch.tensor(members) for members in families.values() if members]
 
     def loss(step: int) -> Tensor:
-        c = known[step % len(known)]
-        rows = family_rows(torch.tensor(families[c]), rng.generator(settings.seed, "identity", step))
-        return model(pixels(pairs, rows, device), c, kinds[rows // VIEWS].to(device))
+        rows = family_rows(pools[step % len(pools)], rng.generator(settings.seed, "identity", step))
+        return contrastive_loss(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
 
     train_stage(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema_decay=0.995,
         say=loss_logger("identity", settings.identity_steps, say))  # fmt: skip
-    return model.encoder.eval()
-
-
-class IdentityTrainer(nn.Module):
-    """The identity encoder, and what names its subject's pattern, ear and tail, of each class by other columns."""
-
-    def __init__(self, encoder: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-        self.sizes = [len(table) for table in KINDS.values()]
-        self.projection = nn.Linear(encoder.config.hidden_size, len(CLASSES) * sum(self.sizes))
-
-    def forward(self, x: Tensor, c: int, kinds: Tensor) -> Tensor:
-        """(2B,3,H,H) of a class, two views one after the other; rows (2B,3) of KINDS -> the loss."""
-        tokens = self.encoder(x).last_hidden_state[:, 0]
-        logits = self.projection(tokens).float().view(len(x), len(CLASSES), -1)[:, c].split(self.sizes, 1)
-        named = sum(nn.functional.cross_entropy(part, kind) for part, kind in zip(logits, kinds.T, strict=True))
-        return contrastive_loss(*tokens.chunk(2), 1 / TEMPERATURE) + NAMING_WEIGHT * named
+    return model.eval()
 
 
 def family_rows(families: Tensor, g: torch.Generator) -> Tensor:
-    """Families of a class -> rows (2B,) of two views each: some members of some families, twice in the same order."""
-    chosen = families[torch.randperm(len(families), generator=g)[:FAMILIES]]
+    """Families of a class -> rows (2B,): some members of some families, each in two views, which its relatives share."""
+    chosen = families[torch.randperm(len(families), generator=g)[:FAMILIES], None]
     members = torch.rand(len(chosen), FAMILY, generator=g).argsort(1)[:, :MEMBERS]
-    subjects = (chosen[:, None] * FAMILY + members).flatten()
-    first = torch.randint(0, VIEWS, (len(subjects),), generator=g)
-    other = (first + torch.randint(1, VIEWS, (len(subjects),), generator=g)) % VIEWS
-    return torch.cat([subjects * VIEWS + first, subjects * VIEWS + other])
+    first = torch.randint(0, VIEWS, chosen.shape, generator=g)
+    other = (first + torch.randint(1, VIEWS, chosen.shape, generator=g)) % VIEWS
+    return torch.cat([((chosen * FAMILY + members) * VIEWS + view).flatten() for view in (first, other)])
 
 
 @torch.no_grad()
