@@ -47,7 +47,7 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
         "scores": {
             "dino": measure("DINO: same subject", 0.790, 0.176, 0.935),
             "dino_fg": measure("DINO-fg: same subject, background apart", 0.812, 0.231, 0.951),
-            "first": measure("First: the subject before every look-alike", 0.906, 0.031, 1.0),
+            "first": measure("First among look-alikes", 0.906, 0.031, 1.0),
             "clip_i": measure("CLIP-I: same content", 0.846, 0.612, 0.921),
             "clip_t": measure("CLIP-T: follows the prompt", 0.601, 0.613),
             "diversity": measure("DIV: patch distance", 0.214, 0.355, note="between pictures of a prompt"),

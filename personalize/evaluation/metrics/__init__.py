@@ -62,7 +62,7 @@ METRICS = {
         lambda reference: foreground.ceiling(reference.photos, reference.foreground),
     ),
     "first": Metric(
-        "First: the subject before every look-alike", "higher", "look_alikes",
+        "First among look-alikes", "higher", "look_alikes",
         _first,
         lambda reference: similarity.first_ceiling(reference.photos, reference.look_alikes),
     ),

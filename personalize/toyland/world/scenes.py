@@ -73,7 +73,8 @@ COLOURS = {
     "black": (45, 45, 50),
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
-FAMILY = 10  # subjects: one and its `relatives`, which the identity encoder must tell apart
+RELATIVES = {"body": 1, "second": 1, "detail": 1, "pattern": 2, "ear": 2, "tail": 2}  # part -> subjects that differ in it only
+FAMILY = 1 + sum(RELATIVES.values())  # a subject and its `relatives`, which the identity encoder must tell apart
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
@@ -152,7 +153,7 @@ def sample_subject(seed: int, class_word: str | None = None) -> Subject:
 
 
 def relatives(subject: Subject, seed: int) -> list[Subject]:
-    """FAMILY - 1 subjects that differ from this one in one part only: each colour, two patterns, all kinds of ear and tail."""
+    """Subjects that differ from this one in one part only, as many and in the order that RELATIVES says."""
     r = random.Random(f"relatives/{seed}")
     own = (subject.body, subject.second, subject.detail)
     changes = []
@@ -161,9 +162,9 @@ def relatives(subject: Subject, seed: int) -> list[Subject]:
         while any(distance(colour, other) < MIN_COLOUR_DISTANCE for other in own):
             colour = _sample_colour(r)
         changes.append((part, colour))
-    for part, table, count in (("pattern", PATTERNS, 2), ("ear", EARS, 2), ("tail", TAILS, 2)):
+    for part, table in (("pattern", PATTERNS), ("ear", EARS), ("tail", TAILS)):
         others = [word for word in table if word != getattr(subject, part)]
-        changes += [(part, word) for word in r.sample(others, count)]
+        changes += [(part, word) for word in r.sample(others, RELATIVES[part])]
     return [replace(subject, **{part: value}) for part, value in changes]
 
 
