@@ -27,10 +27,10 @@ class Pretrain:
 
     size: int = setting(64, "px of an image: 64 or 128", choices=(64, 128))
     pictures: int = setting(60_000, "scenes drawn")
-    subjects: int = setting(20_000, "subjects drawn for the identity encoder, a tenth of them families")
+    subjects: int = setting(8_000, "subjects drawn for the identity encoder")
     vae_steps: int = setting(4_000, "steps of 16 images")
     clip_steps: int = setting(1_300, "steps of 128 images with captions")
-    identity_steps: int = setting(2_400, "steps of 60 pairs")
+    identity_steps: int = setting(2_400, "steps of 64 pairs")
     guide_steps: int = setting(1_500, "steps of 64 latents before the U-Net's EMA guides it; 0 for no guide", least=0)
     guide_scale: float = setting(0.3, "of what the guide gets wrong, in the U-Net's target", least=0, most=0.9)
     unet_steps: int = setting(3_000, "steps of 64 latents after that")

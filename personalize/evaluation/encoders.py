@@ -130,13 +130,14 @@ def encoder_name(place: str, weights: Mapping[str, Tensor]) -> str:
 
 
 def truth_agreement(base: Path, name: str) -> float | None:
-    """The share of pairs of images in which the identity encoder of this name prefers the one that is nearer by truth.
+    """The share of pairs of images of which the identity encoder, by its name's hash, prefers the one that is nearer by truth.
 
     None where nobody measured it: for a base without a world, and for other weights than those that lie in the base.
     """
     path = base / "encoders" / "identity" / AGREEMENT
     found = read_json(path, _AGREEMENT) if path.exists() else None
-    return found["agreement"]["dino"] if found and found["encoders"]["dino"] == name else None
+    same = found and found["encoders"]["dino"].split()[-1:] == name.split()[-1:]
+    return found["agreement"]["dino"] if same else None
 
 
 @torch.inference_mode()

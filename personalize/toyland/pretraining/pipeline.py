@@ -13,7 +13,7 @@ from personalize.common.files import writing
 from personalize.toyland import probes
 from personalize.toyland.pretraining import networks, stages
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import FAMILY, PROBE_SEED, VIEWS, family_member, sample_scene
+from personalize.toyland.world.scenes import PROBE_SEED, VIEWS, sample_scene, sample_subject
 
 
 def run_stages(work: Path, out: Path, settings, device: torch.device, say: Callable[[str], None]) -> Iterator[str]:
@@ -48,10 +48,7 @@ def _probe_scene(k: int):
 
 
 def _view_scene(k: int):
-    """A family shares its scenes; the first is a photo such as people give: the subject stands, with nothing worn."""
-    member, view = divmod(k, VIEWS)
-    photo = {"action": "standing", "accessory": None} if view == 0 else {}
-    return sample_scene(member // FAMILY * VIEWS + view, subject=family_member(member), **photo)
+    return sample_scene(k, subject=sample_subject(k // VIEWS))
 
 
 def _render_bytes(scene_of: Callable, size: int, k: int) -> bytes:

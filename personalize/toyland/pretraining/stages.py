@@ -20,13 +20,11 @@ from personalize.core.schedule import Schedule
 from personalize.formats.text_encoder import write_released_keys
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
-from personalize.toyland.world.scenes import CLASSES, FAMILY, PLACES, RELATIVES, VIEWS, caption, sample_scene, sample_subject
+from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, sample_scene, sample_subject
 
 KL_WEIGHT = 1e-4  # of the ELBO, both terms taken as means: a pixel noise of 0.024 where all weigh the same
 CAPTION_DROPOUT = 0.1
 TEMPERATURE = 0.1
-PART_TEMPERATURE = 0.2
-FAMILIES = 6  # of a batch of the identity encoder
 BODY = 85  # of 255, where the mask shows the subject itself; its accessory is 255, so it counts three times
 MAX_SHARD_SIZE = "14MB"  # larger weights are written in parts
 
@@ -108,54 +106,24 @@ def contrastive_loss(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def identity(work: Path, pairs: np.ndarray, settings, device: torch.device, say: Callable[[str], None]):
-    """Two scenes of one subject against its relatives and others of its class (InfoNCE, van den Oord et al. 1807.03748).
-
-    Relatives differ in one part, so they are hard negatives: without them no batch asks for ears and tails. They are seen
-    in the same two scenes, and `part_loss` looks at their differences alone, or these would drown in all the rest.
-    """
+    """Two scenes of one subject against other subjects of its class (InfoNCE, van den Oord et al. 1807.03748)."""
     model = networks.identity_encoder(settings.size).to(device)
-    families = {c: [] for c in CLASSES}
-    for k in range(len(pairs) // (FAMILY * VIEWS)):
-        families[sample_subject(k).class_word].append(k)
-    pools = [torch.tensor(members) for members in families.values() if members]
+    members = {c: [] for c in CLASSES}
+    for k in range(len(pairs) // VIEWS):
+        members[sample_subject(k).class_word].append(k)
 
     def loss(step: int) -> Tensor:
-        rows = family_rows(pools[step % len(pools)], rng.generator(settings.seed, "identity", step))
-        a, b = model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2)
-        return contrastive_loss(a, b, 1 / TEMPERATURE) + part_loss(
-            a.view(-1, FAMILY, a.shape[1]), b.view(-1, FAMILY, a.shape[1])
-        )
+        g = rng.generator(settings.seed, "identity", step)
+        pool = torch.tensor(members[CLASSES[step % len(CLASSES)]])
+        subjects = pool[torch.randperm(len(pool), generator=g)[:64]]
+        first = torch.randint(0, VIEWS, (len(subjects),), generator=g)
+        other = (first + torch.randint(1, VIEWS, (len(subjects),), generator=g)) % VIEWS
+        rows = torch.cat([subjects * VIEWS + first, subjects * VIEWS + other])
+        return contrastive_loss(*model(pixels(pairs, rows, device)).last_hidden_state[:, 0].chunk(2), 1 / TEMPERATURE)
 
     train_stage(model, loss, work / "identity.safetensors", steps=settings.identity_steps, lr=5e-3, ema_decay=0.995,
         say=loss_logger("identity", settings.identity_steps, say))  # fmt: skip
     return model.eval()
-
-
-def family_rows(families: Tensor, g: torch.Generator) -> Tensor:
-    """Families of a class -> rows (2B,): all members of some of them, each in two views, which its relatives share."""
-    chosen = families[torch.randperm(len(families), generator=g)[:FAMILIES], None]
-    first = torch.randint(0, VIEWS, chosen.shape, generator=g)
-    other = (first + torch.randint(1, VIEWS, chosen.shape, generator=g)) % VIEWS
-    return torch.cat([((chosen * FAMILY + torch.arange(FAMILY)) * VIEWS + view).flatten() for view in (first, other)])
-
-
-def part_loss(a: Tensor, b: Tensor) -> Tensor:
-    """F families in two views, (F,FAMILY,D) each -> cross-entropy of finding each one's other view by what its part changes.
-
-    Among those that differ in one part: each token less their mean, whatever its length. So a difference asks to be the same in
-    both scenes however small it is; cosines of whole tokens hardly ask while they are nearly alike.
-    """
-    losses_by_part, first = [], 1
-    for count in RELATIVES.values():
-        group = [0, *range(first, first + count)]
-        first += count
-        with torch.autocast(a.device.type, enabled=False):
-            u, v = (x[:, group].float() - x[:, group].float().mean(1, keepdim=True) for x in (a, b))
-            cosines = nn.functional.normalize(u, dim=2) @ nn.functional.normalize(v, dim=2).transpose(1, 2)
-        own = torch.arange(len(group), device=a.device).expand(len(a), -1)
-        ways = [nn.functional.cross_entropy(way / PART_TEMPERATURE, own) for way in (cosines, cosines.transpose(1, 2))]
-        losses_by_part.append(sum(ways) / 2)
-    return torch.stack(losses_by_part).mean()
 
 
 @torch.no_grad()

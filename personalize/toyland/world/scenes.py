@@ -74,7 +74,6 @@ COLOURS = {
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
 RELATIVES = {"body": 1, "second": 1, "detail": 1, "pattern": 2, "ear": 2, "tail": 2}  # part -> subjects that differ in it only
-FAMILY = 1 + sum(RELATIVES.values())  # a subject and its `relatives`, which the identity encoder must tell apart
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
@@ -166,13 +165,6 @@ def relatives(subject: Subject, seed: int) -> list[Subject]:
         others = [word for word in table if word != getattr(subject, part)]
         changes += [(part, word) for word in r.sample(others, RELATIVES[part])]
     return [replace(subject, **{part: value}) for part, value in changes]
-
-
-def family_member(k: int) -> Subject:
-    """The subject of this number: families one after the other, each with its own subject first, then its relatives."""
-    family, member = divmod(k, FAMILY)
-    subject = sample_subject(family)
-    return relatives(subject, family)[member - 1] if member else subject
 
 
 def sample_scene(
