@@ -53,6 +53,6 @@ def test_the_shipped_encoders_are_scored_on_every_part(seen, monkeypatch):
 
 def test_the_agreement_that_ships_is_of_the_encoder_that_ships(seen, tmp_path):
     share = encoders.truth_agreement(TOYLAND, seen.names["dino"])
-    assert share and share > 0.8
+    assert share and share > 0.6
     assert encoders.truth_agreement(TOYLAND, "identity sha256:000000000000") is None
     assert encoders.truth_agreement(tmp_path, seen.names["dino"]) is None
