@@ -178,11 +178,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, default=TOYLAND, help="a folder that `personalize pretrain` made")
     parser.add_argument("--subjects", type=int, default=20, help="of each class")
-    parser.add_argument("--identity", default="", help="another identity encoder: its folder")
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
     options = parser.parse_args()
     start = time.time()
-    encoder = encoders.load_encoders(options.base, "cpu", dino=options.identity)
+    encoder = encoders.load_encoders(options.base, "cpu")
     found = measure(encoder, options.subjects)
     record = {"command": f"python -m benchmarks.encoder --subjects {options.subjects}", "machine": machine(),
               "date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - start), "encoders": encoder.names}  # fmt: skip
