@@ -47,6 +47,7 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
         "scores": {
             "dino": measure("DINO: same subject", 0.790, 0.176, 0.935),
             "dino_fg": measure("DINO-fg: same subject, background apart", 0.812, 0.231, 0.951),
+            "first": measure("First among look-alikes", 0.906, 0.031, 1.0),
             "clip_i": measure("CLIP-I: same content", 0.846, 0.612, 0.921),
             "clip_t": measure("CLIP-T: follows the prompt", 0.601, 0.613),
             "diversity": measure("DIV: patch distance", 0.214, 0.355, note="between pictures of a prompt"),
@@ -70,6 +71,7 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
                    for k in range(5)],
         "unusable": [{"prompt": prompts[0], "index": 3, "why": "black"}],
         "encoders": {"dino": "toyland identity, sha256:" + "3f9a" * 16, "clip": "toyland words, sha256:" + "77b0" * 16},
+        "agreement": 0.913,
         "preprocessing": {"dino": "short side 64 px, centre crop", "clip": "short side 64 px, centre crop"},
         "versions": {"torch": "2.13.0", "diffusers": "0.37.0", "transformers": "5.2.0", "personalize": "0.1.0"},
         "command": "personalize evaluate runs/sks-dog",

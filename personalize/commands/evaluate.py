@@ -5,7 +5,7 @@ import io
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -78,8 +78,8 @@ def evaluate(
     """
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     subject = load_run.run_subject(manifest, token)
-    images = protocol(recipe.evaluate, model.has_world, subject["class"])
-    job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, images, recipe)
+    wanted = protocol(recipe.evaluate, model.has_world, subject["class"])
+    job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, wanted, recipe)
     load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
     trained_on, held_out = _photos(subject)
     reference, names = _reference(model, job, trained_on, held_out)
@@ -89,9 +89,12 @@ def evaluate(
     image_sets.append(_image_set(model, job, name, screen))
     drawing = time.monotonic() - began
     rows, drawings = [], []
-    for image_set in image_sets:
+    for image_set in image_sets:  # the base's first, whose class images are the look-alikes of all
         loaded, reasons = image_cache.load_images(image_set)
-        rows += scoring.score_images(reference, image_set, loaded, reasons)
+        images = scoring.embed_images(reference, image_set, loaded)
+        if reference.look_alikes is None:
+            reference = scoring.with_look_alikes(reference, images, reasons)
+        rows += scoring.score_images(replace(images, reference=reference), reasons)
         drawings += loaded
     seconds = {"drawing": round(drawing, 2), "metrics": round(time.monotonic() - began - drawing, 2)}
     all_photos, crop = [*trained_on, *held_out], recipe.photos.crop
@@ -99,13 +102,14 @@ def evaluate(
     metrics = _metrics(reference, rows, job) | {
         "photos_included": photos,
         "run": _about(job, name, photos=len(reference.photos.dino)),
-        "protocol": _protocol(images, recipe, model),
+        "protocol": _protocol(wanted, recipe, model),
         "choice": manifest.get("why", ""),
         "checkpoints": checkpoint_selection.checkpoint_rows(
             scored, recipe.choose, (manifest.get("chosen"), manifest.get("strength", 1.0))
         ),
         "seconds": seconds,
         "encoders": names,
+        "agreement": encoders.truth_agreement(model.folder, names["dino"]) if model.has_world else None,
         "preprocessing": reference.encoders.looks,
         "photos": _health(all_photos, model.size, crop, trained=len(trained_on)) if photos else [],
     }

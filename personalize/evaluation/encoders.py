@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
-from personalize.common.untrusted import require_regular
+from personalize.common.untrusted import Number, Table, Text, require_regular
 from personalize.evaluation.preprocessing import IMAGENET, OPENAI, PLAIN, Preprocessing, preprocess
 from personalize.models.lazy_imports import lazy_imports
 
@@ -27,6 +27,11 @@ BATCH = 64
 DINO = "facebook/dino-vits16"
 # The main branch holds pickled weights only; this is the hub's own conversion of them to safetensors.
 CLIP = "openai/clip-vit-base-patch32@refs/pr/15"
+# Beside a Toyland's identity encoder, by `python -m benchmarks.encoder --out FILE`: how often it agrees with the truth.
+AGREEMENT = "agreement.json"
+_SHARE = Number(0, 1, real=True)
+_AGREEMENT = Table({"encoders": Table({"dino": Text()}, ("dino",)), "agreement": Table({"dino": _SHARE}, ("dino",))},
+                   ("encoders", "agreement"))  # fmt: skip
 
 
 class Identity(NamedTuple):
@@ -126,6 +131,17 @@ def encoder_name(place: str, weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weight.numpy().tobytes())
     return f"{place} sha256:{digest.hexdigest()[:12]}"
+
+
+def truth_agreement(base: Path, name: str) -> float | None:
+    """The share of pairs of images of which the identity encoder, by its name's hash, prefers the one that is nearer by truth.
+
+    None where nobody measured it: for a base without a world, and for other weights than those that lie in the base.
+    """
+    path = base / "encoders" / "identity" / AGREEMENT
+    found = read_json(path, _AGREEMENT) if path.exists() else None
+    same = found and found["encoders"]["dino"].split()[-1:] == name.split()[-1:]
+    return found["agreement"]["dino"] if same else None
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 
 Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
+LOOK_ALIKES = "base class"  # the kind of the images that show others of a subject's class
 WHY = "unusable"  # name of the text chunk that says why
 BLACK = 8  # of 255: an image with no channel above it shows nothing
 
@@ -62,7 +63,7 @@ class ImageSet:
 
 def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str) -> ImageSet:
     """What a protocol asks of a run whose subject is called `token`, or of the base, for which that is ""."""
-    kind, class_kind = ("subject", "class") if token else ("base", "base class")
+    kind, class_kind = ("subject", "class") if token else ("base", LOOK_ALIKES)
     wanted = [(kind, template, token, protocol.count) for template in protocol.templates]
     wanted.append((class_kind, class_prompt, "", protocol.class_count))
     rows = [(what, template, (fill(template, name, word), n)) for what, template, name, count in wanted for n in range(count)]

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
 from personalize.data.crops import Crop, Photo, fixed_box, mask_tensor, photo_squares
 from personalize.evaluation import image_cache
 from personalize.evaluation.encoders import Encoders
+from personalize.evaluation.image_cache import LOOK_ALIKES
 from personalize.evaluation.metrics import diversity, foreground, measured, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Images, Reference
-from personalize.evaluation.metrics.similarity import embed
+from personalize.evaluation.metrics.similarity import Embeddings, embed
 
 Row = dict  # kind, template, prompt, index, unusable, and a number or None for each metric
 
@@ -29,13 +31,24 @@ def make_reference(
     return Reference(encoders, embed(encoders, images), unseen, marks, lpips, probe, identity, class_word)
 
 
-def score_images(
-    reference: Reference, image_set: image_cache.ImageSet, loaded: Sequence[Image.Image], reasons: Sequence[str]
-) -> list[Row]:
-    """The N images of a set, and why some of them cannot be used -> N rows."""
+def embed_images(reference: Reference, image_set: image_cache.ImageSet, loaded: Sequence[Image.Image]) -> Images:
+    """The N images of a set, seen by the encoders."""
     pixels = image_cache.load_tensors(loaded)
-    embedded = embed(reference.encoders, pixels, image_set.plain)
-    images = Images(reference, pixels, embedded, image_set)
+    return Images(reference, pixels, embed(reference.encoders, pixels, image_set.plain), image_set)
+
+
+def with_look_alikes(reference: Reference, images: Images, reasons: Sequence[str]) -> Reference:
+    """The reference with the base's class images, those that can be used, as the subject's look-alikes."""
+    rows = [
+        k for k, (kind, why) in enumerate(zip(images.wanted.kinds, reasons, strict=True)) if kind == LOOK_ALIKES and not why
+    ]
+    dino, clip = images.embedded.dino[rows], images.embedded.clip[rows]
+    return replace(reference, look_alikes=Embeddings(dino, clip) if rows else None)
+
+
+def score_images(images: Images, reasons: Sequence[str]) -> list[Row]:
+    """N images, and why some of them cannot be used -> N rows."""
+    reference, embedded, image_set = images.reference, images.embedded, images.wanted
     columns = {key: metric.score(images) for key, metric in measured(reference).items()}
     columns["nearest"] = memorization.nearest_photo(embedded, reference.photos)
     columns["copied"] = memorization.is_copy(embedded, reference.photos)

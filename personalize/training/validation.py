@@ -122,7 +122,7 @@ class DevSplit:
         )
         loaded, reasons = image_cache.load_images(images)
         with torch.autocast(self.model.device.type, enabled=False):  # half precision is for sampling
-            return scoring.score_images(self.references[k], images, loaded, reasons)
+            return scoring.score_images(scoring.embed_images(self.references[k], images, loaded), reasons)
 
 
 def _scored(

@@ -143,6 +143,14 @@ def test_scores_are_the_means_of_their_rows_beside_floor_and_ceiling(result):
     assert result.metrics["class"]["excess"] == pytest.approx(pres[0] - pres[1], abs=1e-6)
 
 
+def test_whether_the_subject_is_first_is_told_against_the_bases_class_images(result):
+    told = {(row["kind"], row["first"]) for row in table(result)}
+    assert {value for kind, value in told if kind == "base class"} == {""}, "these are the look-alikes"
+    assert {value for kind, value in told if kind != "base class"} <= {"0.0", "1.0"}
+    score = result.metrics["scores"]["first"]
+    assert 0 <= score["floor"] <= 1 and 0 <= score["score"] <= 1 and 0 <= score["ceiling"] <= 1
+
+
 def test_a_photo_is_held_out_of_five_and_none_of_four(result, photos, runs, settings, tmp_path):
     told = [(row["file"], row["trained"]) for row in result.metrics["photos"]]
     assert told == [("00.png", True), ("01.png", True), ("02.png", True), ("03.png", True), ("04.png", False)]

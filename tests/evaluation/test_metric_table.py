@@ -1,5 +1,7 @@
 """A metric is one row: scoring, metrics.json, the report, the comparison and the model card find it there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,5 +53,6 @@ def test_what_a_metric_needs_decides_whether_it_is_measured():
     photos = metrics.similarity.Embeddings(one, one)
     bare = metrics.Reference(None, photos, None, None)
     assert list(metrics.measured(bare)) == ["dino", "clip_i", "clip_t", "diversity"]
+    assert set(metrics.measured(replace(bare, look_alikes=photos))) - set(metrics.measured(bare)) == {"first"}
     held = metrics.Reference(None, photos, photos, None)
     assert set(metrics.measured(held)) - set(metrics.measured(bare)) == {"held_out"}

@@ -13,7 +13,7 @@ from personalize.common.errors import UserError
 from personalize.core.rng import generator
 from personalize.evaluation import encoders, preprocessing
 from personalize.evaluation.encoders import Encoders, Identity
-from personalize.evaluation.metrics.similarity import Embeddings, ceiling, clip_i, clip_t, dino, embed
+from personalize.evaluation.metrics.similarity import Embeddings, ceiling, clip_i, clip_t, dino, embed, first, first_ceiling
 
 NOWHERE = Path("/no/base")  # a base without encoders of its own
 
@@ -53,6 +53,20 @@ def test_every_metric_is_its_definition_in_loops(metric):
     scores = score_of(metric, images, photos)
     assert scores.shape == (6,) and scores.dtype == torch.float32
     assert scores.tolist() == pytest.approx(brute_force(metric.__name__, images, photos), abs=1e-6)
+
+
+def test_the_subject_is_first_where_it_is_nearer_than_every_look_alike():
+    images, photos, others = embedded(40), embedded(4, k=10), embedded(2, k=20)
+    before = [
+        all(own > cosine(row, other) for other in others.dino)
+        for row, own in zip(images.dino, brute_force("dino", images, photos), strict=True)
+    ]
+    assert first(images, photos, others).tolist() == [float(each) for each in before] and 0 < sum(before) < 40
+    assert first(others, others, others).tolist() == [0, 0], "a look-alike is itself among them"
+    apart = Embeddings(-photos.dino.mean(0, keepdim=True), photos.clip)
+    assert first_ceiling(photos, photos) == 0 and first_ceiling(embedded(1), others) is None
+    copies = Embeddings(photos.dino[:1].repeat(3, 1), photos.clip)
+    assert first_ceiling(copies, apart) == 1
 
 
 @pytest.mark.parametrize("metric", [dino, clip_i, clip_t])

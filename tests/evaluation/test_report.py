@@ -247,3 +247,10 @@ def test_numbers_are_written_as_people_read_them():
 
 def test_an_element_escapes_children_and_attributes():
     assert el("p", "<b>", el("i", "&"), None, title='"') == '<p title="&#34;">&lt;b&gt;<i>&amp;</i></p>'
+
+
+def test_how_far_dino_agrees_with_the_truth_is_in_the_small_print_where_it_is_known(images):
+    said, known = "DINO agrees with the truth in 91 % of pairs.", reports.evaluation()
+    assert said in " ".join(read(html(known, images)).words) and said in markdown(known)
+    unknown = known | {"agreement": None}
+    assert "agrees with the truth" not in html(unknown, images) + markdown(unknown)

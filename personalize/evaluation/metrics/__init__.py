@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from personalize.evaluation.image_cache import LOOK_ALIKES
 from personalize.evaluation.metrics import diversity, foreground, similarity, toyland_truth
 from personalize.evaluation.metrics.inputs import Images, Reference
 
@@ -38,6 +39,12 @@ def _diversity(images: Images) -> Tensor:
     return diversity.pairwise(diversity.patch_distance, images.embedded.patches, groups)
 
 
+def _first(images: Images) -> Tensor:
+    """NaN for the base's class images, which are the look-alikes."""
+    first = similarity.first(images.embedded, images.reference.photos, images.reference.look_alikes)
+    return first.masked_fill(torch.tensor([kind == LOOK_ALIKES for kind in images.wanted.kinds]), torch.nan)
+
+
 METRICS = {
     "dino": Metric(
         "DINO: same subject", "higher", "",
@@ -53,6 +60,11 @@ METRICS = {
         "DINO-fg: same subject, background apart", "higher", "foreground",
         lambda images: foreground.dino_fg(images.embedded, images.reference.photos, images.reference.foreground),
         lambda reference: foreground.ceiling(reference.photos, reference.foreground),
+    ),
+    "first": Metric(
+        "First among look-alikes", "higher", "look_alikes",
+        _first,
+        lambda reference: similarity.first_ceiling(reference.photos, reference.look_alikes),
     ),
     "clip_i": Metric(
         "CLIP-I: same content", "higher", "",

@@ -19,6 +19,7 @@ class Reference:
 
     photos, held_out  those that it was trained on and those that it was not, embedded; held_out None where there are none
     foreground        (K,P) bool, patches of the subject; None where no photo has a mask
+    look_alikes       others of the subject's class: the base's class images; None where none were drawn
     lpips             the distance of DIV; None: the patch distance
     probe, identity   Toyland's truth, and the identity parameters read from the photos; None for other bases
     """
@@ -31,6 +32,7 @@ class Reference:
     probe: toyland_truth.Probe | None = None
     identity: toyland_truth.Identity | None = None
     class_word: str = ""
+    look_alikes: Embeddings | None = None
 
 
 @dataclass(frozen=True)

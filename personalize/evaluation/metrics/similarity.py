@@ -63,6 +63,24 @@ def clip_t(images: Embeddings) -> Tensor:
     return (images.clip * images.text).sum(1)
 
 
+def first(images: Embeddings, photos: Embeddings, look_alikes: Embeddings) -> Tensor:
+    """N images, K photos, L look-alikes  ->  (N,): 1 where the photos are nearer, by mean cosine, than every look-alike.
+
+    The rank of the subject among others of its class (2512.19026): whether it is first. By identity, as `dino`.
+    """
+    return (dino(images, photos) > (images.dino @ look_alikes.dino.T).amax(1)).float()
+
+
+def first_ceiling(photos: Embeddings, look_alikes: Embeddings) -> float | None:
+    """K photos, each against the others and the look-alikes  ->  how many of them come first; None for a single photo."""
+    count = len(photos.dino)
+    if count < 2:
+        return None
+    cosines = photos.dino @ photos.dino.T
+    others = (cosines.sum(1) - cosines.diagonal()) / (count - 1)
+    return (others > (photos.dino @ look_alikes.dino.T).amax(1)).float().mean().item()
+
+
 def ceiling(photos: Tensor) -> float | None:
     """Embeddings (K,D) of photos  ->  mean cosine of each with the others; None for a single photo.
 

@@ -110,6 +110,15 @@ def parameters(subject: Subject) -> Identity:
     return Identity(probes.kinds(subject), {k: torch.tensor(v) for k, v in probes.values(subject).items()})
 
 
+def exact(subjects: Sequence[Subject]) -> Reading:
+    """N subjects -> what a probe without fault would read of their identities."""
+    truths = [parameters(each) for each in subjects]
+    return Reading(
+        {k: F.one_hot(torch.tensor([t.kinds[k] for t in truths]).clamp(0), len(TABLES[k])).float() for k in KINDS},
+        {k: torch.stack([t.values[k] for t in truths]) for k in probes.VALUES},
+    )
+
+
 def of_photos(reading: Reading) -> Identity:
     """K photos as they were read -> their mean: for a subject whose truth is not known."""
     rows = {name: int(reading.chances[name].mean(0).argmax()) for name in KINDS}
@@ -146,12 +155,8 @@ def off_in_words(part: str, class_word: str) -> str:
 def expected(class_word: str) -> dict[str, float]:
     """The mean of each part over all pairs of the class's subjects of seeds 0 to 199, by their truth."""
     who = [scenes.sample_subject(seed, class_word) for seed in range(PAIRED)]
-    truths = [parameters(each) for each in who]
-    exact = Reading(
-        {k: F.one_hot(torch.tensor([t.kinds[k] for t in truths]).clamp(0), len(TABLES[k])).float() for k in KINDS},
-        {k: torch.stack([t.values[k] for t in truths]) for k in probes.VALUES},
-    )
-    apart = [_apart(exact, reference, class_word) for reference in truths]
+    reading = exact(who)
+    apart = [_apart(reading, parameters(each), class_word) for each in who]
     others = PAIRED * (PAIRED - 1)  # the diagonal is 0
     return {part: sum(each[part].sum().item() for each in apart) / others for part in apart[0]}
 

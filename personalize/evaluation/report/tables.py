@@ -44,6 +44,12 @@ def score_rows(evaluation: dict) -> list[dict]:
     return [row for row in (evaluation.get("scores") or {}).values() if row]
 
 
+def agreement(evaluation: dict) -> str:
+    """How far to trust DINO, where truth is known; "" where it is not."""
+    agrees = evaluation.get("agreement")
+    return "" if agrees is None else f"DINO agrees with the truth in {number(100 * agrees, '.0f')} % of pairs."
+
+
 def class_rows(evaluation: dict) -> list[dict]:
     """The class prompt's numbers in the shape of scores: how far it moved to the photos, and whether it still follows."""
     drift = evaluation.get("class")
@@ -141,6 +147,7 @@ def markdown(evaluation: dict) -> str:
     parts = [f"# {_safe(run['prompt'])}", _safe(f"{run['name']}: {' · '.join(origin(evaluation))}")]
     parts.append("\n".join(f"- {_safe(sentence)}" for sentence in evaluation.get("verdict") or []))
     parts.append(_measures("Scores", score_rows(evaluation)))
+    parts.append(agreement(evaluation))
     parts.append(_measures(f"The class prompt: {asked}", class_rows(evaluation)))
     parts.append(_measures("Read back by Toyland", truth_rows(evaluation)))
     if steps := by_step(evaluation):

@@ -73,6 +73,7 @@ COLOURS = {
     "black": (45, 45, 50),
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
+RELATIVES = {"body": 1, "second": 1, "detail": 1, "pattern": 2, "ear": 2, "tail": 2}  # part -> subjects that differ in it only
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
@@ -148,6 +149,22 @@ def sample_subject(seed: int, class_word: str | None = None) -> Subject:
         ear=r.choice(EARS),
         tail=r.choice(TAILS),
     )
+
+
+def relatives(subject: Subject, seed: int) -> list[Subject]:
+    """Subjects that differ from this one in one part only, as many and in the order that RELATIVES says."""
+    r = random.Random(f"relatives/{seed}")
+    own = (subject.body, subject.second, subject.detail)
+    changes = []
+    for part in ("body", "second", "detail"):
+        colour = own[0]
+        while any(distance(colour, other) < MIN_COLOUR_DISTANCE for other in own):
+            colour = _sample_colour(r)
+        changes.append((part, colour))
+    for part, table in (("pattern", PATTERNS), ("ear", EARS), ("tail", TAILS)):
+        others = [word for word in table if word != getattr(subject, part)]
+        changes += [(part, word) for word in r.sample(others, RELATIVES[part])]
+    return [replace(subject, **{part: value}) for part, value in changes]
 
 
 def sample_scene(
