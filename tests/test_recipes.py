@@ -10,7 +10,8 @@ import personalize
 from personalize import methods
 from personalize.cli import app
 from personalize.common import recipe as config
-from personalize.common.recipe import flat_settings, recipe_to_toml
+from personalize.common.recipe import flat_settings
+from personalize.common.recipe_text import recipe_to_toml
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.toml"))
