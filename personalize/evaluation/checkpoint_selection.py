@@ -1,4 +1,4 @@
-"""Which checkpoint to keep, by a small dev split: the earliest that is as like the subject as any, within limits.
+"""Which checkpoint to keep, by a small dev split: the one most like the subject, within limits.
 
 Identity rises early and stalls while prompt adherence and the class decay (DVAR 2302.04841, OFT 2306.07280); the training loss
 says nothing of it. Values are paired: every checkpoint draws the same prompts from the same noise as the base did.
@@ -117,23 +117,17 @@ class Choice:
 
 
 def choose_checkpoint(scored: Sequence[ScoredCheckpoint], limits: Choose) -> Choice:
-    """Checkpoints by step -> the earliest within one paired standard error of the best identity among those in the limits.
+    """Checkpoints by step -> the one of the best identity among those in the limits, the earliest of equals.
 
-    Of a step's strengths in the limits the one with the best identity counts. Where none keeps to them, the one that is
-    least over, and which limits failed.
+    Where none keeps to them, the one that is least over, and which limits failed.
     """
     fit = [s for s in scored if not s.over(limits)]
     if not fit:
         least = min(scored, key=lambda s: (sum(by for by, _ in s.over(limits)), s.step))
         failed = "; ".join(words for _, words in least.over(limits))
         return _choice(least, f"none of {len(scored)} keeps to the limits, this one is least over ({failed})")
-    by_step = [max((s for s in fit if s.step == step), key=identity) for step in sorted({s.step for s in fit})]
-    best = max(by_step, key=identity)
-    kept = next(s for s in by_step if s is best or _gap(best, s) <= 0)
     among = f"among {len(fit)} of {len(scored)} that keep to the limits" if len(fit) < len(scored) else f"of {len(scored)}"
-    if kept is best:
-        return _choice(best, f"the best identity {among}")
-    return _choice(kept, f"the earliest within one standard error of the best identity (step {best.step}) {among}")
+    return _choice(max(fit, key=identity), f"the best identity {among}")
 
 
 def _choice(kept: ScoredCheckpoint, why: str) -> Choice:

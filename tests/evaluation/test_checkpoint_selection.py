@@ -1,4 +1,4 @@
-"""The rule keeps the earliest checkpoint that is as like the subject as any, within limits, and says why."""
+"""The rule keeps the checkpoint that is most like the subject, within limits, and says why."""
 
 import dataclasses
 import json
@@ -48,11 +48,12 @@ def test_the_best_identity_wins_within_the_limits():
     assert "3 of 4" in choose_checkpoint(course, LIMITS).why
 
 
-def test_of_equals_the_earliest_is_kept():
-    course = [scored(100, 0.3), scored(200, 0.7), scored(300, 0.701), scored(400, 0.699)]
+def test_a_small_gain_within_the_limits_is_not_given_up_and_of_equals_the_earliest_is_kept():
+    course = [scored(100, 0.3), scored(200, 0.7), scored(300, 0.75), scored(400, 0.6)]
     choice = choose_checkpoint(course, LIMITS)
-    assert choice.step == 200
-    assert choice.why == "step 200: the earliest within one standard error of the best identity (step 300) of 4"
+    assert (choice.step, choice.why) == (300, "step 300: the best identity of 4")
+    equals = [dataclasses.replace(course[1], step=step) for step in (200, 300)]
+    assert choose_checkpoint(equals, LIMITS).step == 200
 
 
 def test_a_clear_gain_is_not_given_up_for_an_earlier_step():
