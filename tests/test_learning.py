@@ -47,6 +47,8 @@ def test_truth_agrees(job):
     truth = result.metrics["truth"]
     assert truth["identity error"]["score"] < 0.8 * truth["identity error"]["base"]
     assert truth["place"]["score"] > 0.7
+    for colour in ("body", "second", "detail"):
+        assert truth[f"{colour} off"]["score"] < 0.6 * truth[f"{colour} off"]["base"], colour
 
 
 @pytest.mark.slow
