@@ -32,11 +32,16 @@ from personalize.evaluation.metrics.similarity import Embeddings
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import (
     CLASSES,
+    EARS,
     HELD_OUT,
+    MIN_COLOUR_DISTANCE,
+    PATTERNS,
     PROPORTIONS,
+    TAILS,
     Scene,
     Subject,
-    relatives,
+    distance,
+    sample_colour,
     sample_scene,
     sample_subject,
 )
@@ -48,6 +53,23 @@ PHOTOS = 5
 LOOK_ALIKES = 16  # others of the class, for `first`: in an evaluation they are the base's class images
 MOST_CHANGED = 5
 SAME, OTHER = "same scene", "other scene"
+RELATIVES = {"body": 1, "second": 1, "detail": 1, "pattern": 2, "ear": 2, "tail": 2}  # part -> subjects that differ in it only
+
+
+def relatives(subject: Subject, seed: int) -> list[Subject]:
+    """Subjects that differ from this one in one part only, as many and in the order that RELATIVES says."""
+    r = random.Random(f"relatives/{seed}")
+    own = (subject.body, subject.second, subject.detail)
+    changes = []
+    for part in ("body", "second", "detail"):
+        colour = own[0]
+        while any(distance(colour, other) < MIN_COLOUR_DISTANCE for other in own):
+            colour = sample_colour(r)
+        changes.append((part, colour))
+    for part, table in (("pattern", PATTERNS), ("ear", EARS), ("tail", TAILS)):
+        others = [word for word in table if word != getattr(subject, part)]
+        changes += [(part, word) for word in r.sample(others, RELATIVES[part])]
+    return [replace(subject, **{part: value}) for part, value in changes]
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,7 @@ def graded_pair(judge: Judge, subject: Subject, seed: int) -> dict[str, float]:
     same = {"place": prompt.place, "action": prompt.action, "accessory": prompt.accessory}
     scenes = [sample_scene(seed + 93 + k, subject=graded(subject, r, seed + 95 + k), **same) for k in range(2)]
     reading = toyland_truth.exact([scene.subject for scene in scenes])
-    a, b = toyland_truth.identity_error(reading, toyland_truth.parameters(subject), subject.class_word)
+    a, b = toyland_truth.identity_error(toyland_truth.errors(reading, toyland_truth.parameters(subject), subject.class_word))
     found = judge.scores(scenes)
     return {score: nearer(*(values if a < b else values.flip(0))) for score, values in found.items()} if a != b else {}
 

@@ -126,7 +126,8 @@ def spread(bench: Bench, images: Tensor) -> float:
     reading = toyland_truth.read_images(bench.probe, images)
     rows = [toyland_truth.Reading(*({k: v[i : i + 1] for k, v in part.items()} for part in (reading.chances, reading.values)))
             for i in range(len(images))]  # fmt: skip
-    differences = torch.stack([toyland_truth.identity_error(reading, toyland_truth.of_photos(row), "dog") for row in rows])
+    parts = (toyland_truth.errors(reading, toyland_truth.of_photos(row), "dog") for row in rows)
+    differences = torch.stack([toyland_truth.identity_error(each) for each in parts])
     return (differences.sum() - differences.diagonal().sum()).item() / (len(images) * (len(images) - 1))
 
 

@@ -155,3 +155,11 @@ def eyes(tmp_path_factory) -> Path:
 def photos() -> Path:
     """Five ordinary image files of one dog, 64 px."""
     return EXAMPLES / "dog"
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """A folder for unpacked bases that a module's tests share, and no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONALIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

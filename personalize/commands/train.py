@@ -7,8 +7,8 @@ again and resumes it, bit for bit on the CPU; anything else gets a folder of its
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +32,11 @@ from personalize.data.training_set import build_training_set
 from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, preflight, profiler, validation
 from personalize.training.find_run import find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
 from personalize.training.manifest import Folders, make_manifest
-from personalize.training.memory.switches import memory_switches
-from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, or_skipped, restore, save
+from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, or_skipped, restore, save, step_fits
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _begin(
     shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
     vae_lines = preflight.representable(data, shown)
     data.release()
-    with _a_step_fits(run):
+    with step_fits(run):
         lines = preflight.describe_run(data, run.engine)
     for line in [*lines, *vae_lines]:
         screen.say(line)
@@ -242,7 +240,7 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
     steps = screen.progress("training", train.steps, done=start, unit="steps")
     with stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
-            with _a_step_fits(run):
+            with step_fits(run):
                 values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
             if train.ema:
                 decay = min(train.ema, (1 + step) / (10 + step))
@@ -286,21 +284,3 @@ def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
             validation.draw_samples(run.data.model, run.recipe, prompts, path)
         run.data.release()
     return path if path.exists() else None
-
-
-@contextmanager
-def _a_step_fits(run: TrainingRun) -> Iterator[None]:
-    """UserError where the training step inside does not fit in memory: what to turn, and from where the run goes on."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        switches, kept = memory_switches(run.recipe), run_folder.checkpoints(run.folder)
-        remedy = (
-            f"Give --set {switches[0][0]}, the first that `personalize plan` would turn" if switches else "Train less at once"
-        )
-        raise UserError(
-            f"a training step does not fit in the memory of {run.data.model.device} ({str(error).splitlines()[0]}). {remedy}, "
-            f"or free memory there. {f'The last checkpoint is {kept[-1]}.' if kept else 'There is no checkpoint yet.'}"
-        ) from None

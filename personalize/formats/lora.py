@@ -24,7 +24,6 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.formats import detect, lora_names
 from personalize.formats.embedding import BUNDLED, bundled_words
-from personalize.formats.ldm_unet import unet_layers
 from personalize.formats.lora_names import ALPHA, BARE, BIAS, DOWN, MAGNITUDE, UP, UP_BIAS, WEIGHT, Layer
 from personalize.formats.safetensors_io import Header, load_tensors, read_header, refuse_pickle, save_tensors
 
@@ -123,7 +122,7 @@ def write_kohya(
 
     SDXL's names depend on all of the base's U-Net layers, which are `unet`, else those of the released SDXL.
     """
-    names = kohya_names(adapter.alphas, family=family, unet=unet)
+    names = lora_names.kohya_names(adapter.alphas, family=family, unet=unet)
     tensors: dict[str, Tensor] = {}
     for name, alpha in adapter.alphas.items():
         key = names[name]
@@ -137,20 +136,6 @@ def write_kohya(
     rank, alpha = _most_common(adapter.ranks), _most_common(adapter.alphas)
     header = kohya_metadata(family, sd2=sd2, module="networks.lora", rank=rank, alpha=alpha)
     save_tensors(path, tensors, header | dict(metadata or {}))
-
-
-def kohya_names(names: Iterable[str], *, family: str, unet: Collection[str] | None = None) -> dict[str, str]:
-    """{`part.dotted.name`: kohya's name of the layer}. UserError for a layer that has none there."""
-    assert family in ("sd", "sdxl"), family
-    sdxl = family == "sdxl"
-    original, found = unet_layers(unet or lora_names.sdxl_layers()) if sdxl else {}, {}
-    for name in names:
-        part, _, layer = name.partition(".")
-        key = lora_names.kohya_name(part, layer, sdxl=sdxl, original=original)
-        if key is None:
-            raise UserError(f"the LoRA's layer {name} has no name in an SDXL file of kohya's: it was made for another base.")
-        found[name] = key
-    return found
 
 
 def kohya_metadata(family: str, *, sd2: bool, module: str, rank: float, alpha: float) -> dict[str, str]:

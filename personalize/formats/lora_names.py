@@ -7,6 +7,7 @@ of the base.
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from personalize.common.errors import UserError
 from personalize.formats.ldm_unet import unet_layers, unet_names
 
 Layer = tuple[str, str]  # part of the base, dotted name within it
@@ -85,6 +86,20 @@ def kohya_name(part: str, layer: str, *, sdxl: bool, original: Mapping[str, str]
         return name and "lora_unet_" + name.replace(".", "_")
     head = {"text_encoder": "lora_te1_" if sdxl else "lora_te_", "text_encoder_2": "lora_te2_"}[part]
     return head + with_text_model(layer).replace(".", "_")
+
+
+def kohya_names(names: Iterable[str], *, family: str, unet: Collection[str] | None = None) -> dict[str, str]:
+    """{`part.dotted.name`: kohya's name of the layer}. UserError for a layer that has none there."""
+    assert family in ("sd", "sdxl"), family
+    sdxl = family == "sdxl"
+    original, found = unet_layers(unet or sdxl_layers()) if sdxl else {}, {}
+    for name in names:
+        part, _, layer = name.partition(".")
+        key = kohya_name(part, layer, sdxl=sdxl, original=original)
+        if key is None:
+            raise UserError(f"the LoRA's layer {name} has no name in an SDXL file of kohya's: it was made for another base.")
+        found[name] = key
+    return found
 
 
 def sdxl_layers() -> Iterable[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from personalize.common.errors import UserError
-from personalize.formats import lora
+from personalize.formats import lora, lora_names
 from personalize.formats.lora_names import ALPHA, MAGNITUDE, split_key
 from personalize.formats.safetensors_io import Header, load_tensors, read_header, refuse_pickle, save_tensors
 
@@ -80,7 +80,7 @@ def write_kohya(
 
     Alpha is the rank, and the scale is in the weights: LyCORIS' own merge applies alpha / rank twice.
     """
-    names = lora.kohya_names(adapter.layers, family=family, unet=shapes["unet"])
+    names = lora_names.kohya_names(adapter.layers, family=family, unet=shapes["unet"])
     tensors: dict[str, Tensor] = {}
     for name, factors in adapter.layers.items():
         part, _, layer = name.partition(".")

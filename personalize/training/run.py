@@ -23,6 +23,7 @@ from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, validation
 from personalize.training.log import FILE, divergence_message
+from personalize.training.memory.switches import memory_switches
 
 
 @dataclass
@@ -115,6 +116,24 @@ def or_skipped(what: str, screen: Terminal) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         screen.say(f"{what}: {str(error).splitlines()[0]}")
+
+
+@contextmanager
+def step_fits(run: TrainingRun) -> Iterator[None]:
+    """UserError where the training step inside does not fit in memory: what to turn, and from where the run goes on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        switches, kept = memory_switches(run.recipe), run_folder.checkpoints(run.folder)
+        remedy = (
+            f"Give --set {switches[0][0]}, the first that `personalize plan` would turn" if switches else "Train less at once"
+        )
+        raise UserError(
+            f"a training step does not fit in the memory of {run.data.model.device} ({str(error).splitlines()[0]}). {remedy}, "
+            f"or free memory there. {f'The last checkpoint is {kept[-1]}.' if kept else 'There is no checkpoint yet.'}"
+        ) from None
 
 
 def restore(run: TrainingRun, screen: Terminal) -> int:

@@ -1,6 +1,9 @@
 """What `benchmarks.encoder` counts is what it says: a score that knows the truth gets all, one that is constant half."""
 
+import dataclasses
 import random
+from collections import Counter
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,7 +11,9 @@ import torch
 from benchmarks import encoder
 from personalize.common.bases import TOYLAND
 from personalize.evaluation import encoders
-from personalize.toyland.world.scenes import sample_subject
+from personalize.evaluation.metrics import toyland_truth
+from personalize.toyland.world import scenes
+from personalize.toyland.world.scenes import CLASSES, Subject, sample_subject
 
 DOG = sample_subject(encoder.FIRST, "dog")
 
@@ -56,3 +61,20 @@ def test_the_agreement_that_ships_is_of_the_encoder_that_ships(seen, tmp_path):
     assert share and share > 0.6
     assert encoders.truth_agreement(TOYLAND, "identity sha256:000000000000") is None
     assert encoders.truth_agreement(tmp_path, seen.names["dino"]) is None
+
+
+@pytest.mark.parametrize("word", CLASSES)
+def test_relatives_differ_in_one_part_only_which_can_be_seen(word):
+    fields = [field.name for field in dataclasses.fields(Subject)]
+    changed = Counter()
+    for seed in range(20):
+        subject = sample_subject(seed, word)
+        family = [subject, *encoder.relatives(subject, seed)]
+        assert len(set(family)) == len(family) == 1 + sum(encoder.RELATIVES.values())
+        for one in family[1:]:
+            (part,) = [name for name in fields if getattr(one, name) != getattr(subject, name)]
+            changed[part] += 1
+            colours = (one.body, one.second, one.detail)
+            assert all(scenes.distance(a, b) >= scenes.MIN_COLOUR_DISTANCE for a, b in combinations(colours, 2))
+    assert changed == {part: 20 * count for part, count in encoder.RELATIVES.items()}
+    assert set(changed) <= toyland_truth.visible(word)

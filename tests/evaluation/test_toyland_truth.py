@@ -134,9 +134,10 @@ def test_a_subject_is_nearer_to_itself_than_half_of_another(probe, word):
     own, other, photographed = [], [], []
     for k, each in enumerate(who):
         seen = toyland_truth.read_images(probe, images(photos[k]))
-        own.append(toyland_truth.identity_error(seen, toyland_truth.parameters(each), word).mean())
-        other.append(toyland_truth.identity_error(seen, toyland_truth.parameters(who[k - 1]), word).mean())
-        photographed.append(toyland_truth.identity_error(seen, toyland_truth.of_photos(seen), word).mean())
+        error = lambda reference: toyland_truth.identity_error(toyland_truth.errors(seen, reference, word)).mean()  # noqa: E731, B023
+        own.append(error(toyland_truth.parameters(each)))
+        other.append(error(toyland_truth.parameters(who[k - 1])))
+        photographed.append(error(toyland_truth.of_photos(seen)))
     own, other, photographed = (torch.stack(each).mean().item() for each in (own, other, photographed))
     assert own < 0.5 * other and photographed < 0.5 * other
     assert 0.6 < other < 1.4

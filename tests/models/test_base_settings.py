@@ -19,15 +19,11 @@ from personalize.models.base_vae import write_vae
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 def ignore(line):
     pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONALIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

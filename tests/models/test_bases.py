@@ -27,15 +27,11 @@ PIPELINE = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", 
 TRANSFORMERS = {"sd1": 16, "sd2": 16, "sdxl": 70}  # layers with self- and cross-attention, as in the releases
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 def ignore(line):
     pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERSONALIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module", params=bases.LAYOUTS)

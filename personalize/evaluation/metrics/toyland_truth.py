@@ -125,9 +125,9 @@ def of_photos(reading: Reading) -> Identity:
     return Identity(rows, {name: value.mean(0) for name, value in reading.values.items()})
 
 
-def identity_error(reading: Reading, reference: Identity, class_word: str) -> Tensor:
-    """N images -> (N,): mean of `errors`; 0 is the subject itself, 1 another of its class at random."""
-    return torch.stack(list(errors(reading, reference, class_word).values())).mean(0)
+def identity_error(parts: dict[str, Tensor]) -> Tensor:
+    """What `errors` gave of N images -> (N,), their mean; 0 is the subject itself, 1 another of its class at random."""
+    return torch.stack(list(parts.values())).mean(0)
 
 
 def errors(reading: Reading, reference: Identity, class_word: str) -> dict[str, Tensor]:

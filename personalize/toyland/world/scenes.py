@@ -73,7 +73,6 @@ COLOURS = {
     "black": (45, 45, 50),
 }
 RARE_TOKENS = ("sks", "zwx", "pql", "vhk")
-RELATIVES = {"body": 1, "second": 1, "detail": 1, "pattern": 2, "ear": 2, "tail": 2}  # part -> subjects that differ in it only
 VIEWS = 3  # scenes of each subject that the identity encoder learns from
 
 STANDING_SHARE = 1 / 3  # of scenes; the other actions share the rest equally
@@ -138,7 +137,7 @@ def sample_subject(seed: int, class_word: str | None = None) -> Subject:
     random_class = r.choice(CLASSES)
     colours: list[Colour] = []
     while len(colours) < 3:
-        colour = _sample_colour(r)
+        colour = sample_colour(r)
         if all(distance(colour, other) >= MIN_COLOUR_DISTANCE for other in colours):
             colours.append(colour)
     return Subject(
@@ -149,22 +148,6 @@ def sample_subject(seed: int, class_word: str | None = None) -> Subject:
         ear=r.choice(EARS),
         tail=r.choice(TAILS),
     )
-
-
-def relatives(subject: Subject, seed: int) -> list[Subject]:
-    """Subjects that differ from this one in one part only, as many and in the order that RELATIVES says."""
-    r = random.Random(f"relatives/{seed}")
-    own = (subject.body, subject.second, subject.detail)
-    changes = []
-    for part in ("body", "second", "detail"):
-        colour = own[0]
-        while any(distance(colour, other) < MIN_COLOUR_DISTANCE for other in own):
-            colour = _sample_colour(r)
-        changes.append((part, colour))
-    for part, table in (("pattern", PATTERNS), ("ear", EARS), ("tail", TAILS)):
-        others = [word for word in table if word != getattr(subject, part)]
-        changes += [(part, word) for word in r.sample(others, RELATIVES[part])]
-    return [replace(subject, **{part: value}) for part, value in changes]
 
 
 def sample_scene(
@@ -259,7 +242,7 @@ def opponent(colour: Colour) -> tuple[float, float, float]:
     return (0.6 * (red + green + blue) / 3, 0.8 * (red - green), 0.5 * (0.5 * (red + green) - blue))
 
 
-def _sample_colour(r: random.Random) -> Colour:
+def sample_colour(r: random.Random) -> Colour:
     if r.random() < 0.35:
         base = COLOURS[r.choice(("white", "black", "brown", "orange"))]
         return tuple(max(0, min(255, c + r.randint(-22, 22))) for c in base)
