@@ -1,6 +1,7 @@
 """Noise schedules, the forward process, and what a network's raw output says about z0 and eps.
 
-B images, T training timesteps; t in 0..T-1 is a (B,) integer tensor, or one integer for the whole batch.
+B images, T training timesteps; t in 0..T-1 is a (B,) integer tensor, or one number for the whole batch, which may lie
+between two timesteps where `coefficients` are all that is asked for.
 abar = alphas_cumprod[t], alpha = sqrt(abar), sigma = sqrt(1 - abar): z_t = alpha z0 + sigma eps (Ho et al. 2006.11239,
 eq. 4). Any shape (B, ...) will do for z; latents are (B,C,h,w). Results are float32, or float64 when given float64.
 """
@@ -18,6 +19,7 @@ Prediction = Literal["epsilon", "sample", "v_prediction"]
 Spacing = Literal["leading", "trailing", "linspace"]
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")
+TINY_ABAR = 2**-24  # what diffusers puts in place of zero terminal SNR, where sigma / alpha is infinite
 
 
 def linear(T: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
@@ -87,21 +89,38 @@ class Schedule:
         """The same schedule with its tables on `device`, so that no step copies them from the host."""
         return replace(self, device=torch.device(device))
 
-    def coefficients(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def level(self, t: float) -> tuple[float, float]:
+        """One timestep -> alpha, sigma as numbers.
+
+        Between two timesteps sigma / alpha is a straight line, as for diffusers' Euler and Heun samplers, which go there.
+        """
+        low = int(t)
+        abar = self.alphas_cumprod[low].item()
+        if t != low:
+            ends = (1 / self.alphas_cumprod[low : low + 2].clamp(min=TINY_ABAR) - 1).sqrt()
+            abar = 1 / (1 + torch.lerp(*ends, t - low).item() ** 2)
+        return math.sqrt(abar), math.sqrt(1 - abar)
+
+    def coefficients(self, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         """t, like (B, ...) -> alpha, sigma, each (B, 1, ...) (or all ones for one t), on the device of `like`."""
         dtype = _wide(like)
+        if isinstance(t, float):
+            if not t.is_integer():
+                alpha, sigma = (torch.full((1,) * like.ndim, x, dtype=dtype, device=like.device) for x in self.level(t))
+                return alpha, sigma
+            t = int(t)
         tables = self.tables[:2] if dtype == torch.float32 else self._roots()
         t = t if isinstance(t, int) else torch.as_tensor(t, device=like.device)
         shape = (-1,) + (1,) * (like.ndim - 1)
         alpha, sigma = (table.to(dtype).to(like.device)[t].reshape(shape) for table in tables)
         return alpha, sigma
 
-    def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+    def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """A draw of q(z_t | z0) from eps ~ N(0, 1): (B, ...), (B, ...), t -> z_t (B, ...)."""
         alpha, sigma = self.coefficients(t, z0)
         return alpha * z0 + sigma * eps
 
-    def target(self, z0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+    def target(self, z0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """What the network should output (B, ...): eps, z0, or v = alpha eps - sigma z0 (2202.00512, appendix D)."""
         if self.prediction == "epsilon":
             return eps.to(_wide(eps))
@@ -110,7 +129,7 @@ class Schedule:
         alpha, sigma = self.coefficients(t, z0)
         return alpha * eps - sigma * z0
 
-    def to_z0(self, z_t: Tensor, out: Tensor, t: Tensor | int) -> Tensor:
+    def to_z0(self, z_t: Tensor, out: Tensor, t: Tensor | float) -> Tensor:
         """z_t and raw output (B, ...) -> z0 (B, ...). From eps at zero SNR it is undefined: the result is not finite."""
         alpha, sigma = self.coefficients(t, z_t)
         if self.prediction == "sample":
@@ -119,7 +138,16 @@ class Schedule:
             return (z_t - sigma * out) / alpha
         return alpha * z_t - sigma * out
 
-    def to_eps(self, z_t: Tensor, out: Tensor, t: Tensor | int) -> Tensor:
+    def from_z0(self, z_t: Tensor, z0: Tensor, t: Tensor | float) -> Tensor:
+        """z_t and z0 (B, ...) -> the raw output that says so, the inverse of `to_z0`; finite at zero SNR."""
+        alpha, sigma = self.coefficients(t, z_t)
+        if self.prediction == "sample":
+            return z0.to(alpha.dtype)
+        if self.prediction == "epsilon":
+            return (z_t - alpha * z0) / sigma
+        return (alpha * z_t - z0) / sigma
+
+    def to_eps(self, z_t: Tensor, out: Tensor, t: Tensor | float) -> Tensor:
         """z_t and raw output (B, ...) -> eps (B, ...); finite at zero SNR for every prediction."""
         alpha, sigma = self.coefficients(t, z_t)
         if self.prediction == "epsilon":

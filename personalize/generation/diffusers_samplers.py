@@ -18,9 +18,7 @@ from torch import Generator, Tensor
 from personalize.common.errors import UserError
 from personalize.core.guidance import Guided
 from personalize.core.samplers import OnStep
-from personalize.core.schedule import Schedule
-
-TINY_ABAR = 2**-24  # what diffusers puts in place of zero terminal SNR, where its sigma = sqrt(1/abar - 1) is infinite
+from personalize.core.schedule import TINY_ABAR, Schedule
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ def adapt(
     row: Row,
     generators: list[Generator] | None = None,
     on_step: OnStep | None = None,
+    first: int = 0,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Sample with the scheduler of `row`, as a diffusers pipeline does -> z0. UserError for what it cannot do."""
     scheduler = build(row, schedule, steps)
@@ -50,18 +50,33 @@ def adapt(
     except ValueError as error:
         raise UserError(f"{row.name} cannot take {steps} steps: {error}") from error
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else a timestep that comes twice at the start ("karras") is taken for the second
+        # Else a timestep that comes twice ("karras", "heun") is taken for the second, or the picture for noise.
+        scheduler.set_begin_index(first * scheduler.order)
+    assert 0 <= first <= steps and (start is not None or first == 0), "noise levels are the scheduler's own: give `start`"
     assert not row.stochastic or (generators is not None and len(generators) == len(noise)), (
         "a stochastic sampler needs one generator per image"
     )
     noise_source = {"generator": generators} if row.stochastic else {}
+    times = timesteps_from(scheduler, first)
     z = noise * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
+    if start is not None:
+        z = scheduler.add_noise(start, noise, times[:1]) if len(times) else start
+    for i, t in enumerate(times):
         out = guided(scheduler.scale_model_input(z, t), t.item())
         z = scheduler.step(out, t, z, **noise_source).prev_sample
         if on_step is not None:
             on_step(i)
     return z
+
+
+def timesteps_from(scheduler, first: int) -> Tensor:
+    """The timesteps that are left when `first` steps are left out."""
+    times = scheduler.timesteps
+    if not hasattr(scheduler, "plms_timesteps"):
+        return times[first * scheduler.order :]
+    # PNDM begins by going to its second timestep twice, wherever that is; diffusers' img2img skips one of the two.
+    once = torch.cat([times[:1], times[2:]])[first:]
+    return torch.cat([once[:2], once[1:]])
 
 
 def build(row: Row, schedule: Schedule, steps: int):

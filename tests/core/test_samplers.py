@@ -152,3 +152,43 @@ def test_ddim_without_final_alpha_one_stops_at_the_first_noise_level():
     z = ddim(exact(schedule, POINT, seen=seen), noise, schedule, 7)
     abar = schedule.alphas_cumprod[0].item()
     torch.testing.assert_close(z, math.sqrt(abar) * POINT + math.sqrt(1 - abar) * seen[0])
+
+
+def drawn_on(sampler, schedule, steps, **options):
+    generators = streams(2)
+    noise = normal(generators, SHAPE)
+    return sampler(exact(schedule, 0.5, 0.6), noise, schedule, steps, generators=generators, **options)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_at_the_first_step_is_plain_drawing_where_nothing_of_it_remains(name):
+    schedule = S.from_betas(ZERO_SNR, "v_prediction", spacing="trailing")
+    start = torch.randn(2, *SHAPE, generator=generator(0, "start"))
+    plain = drawn_on(SAMPLERS[name], schedule, 7)
+    assert torch.equal(drawn_on(SAMPLERS[name], schedule, 7, start=start), plain)
+    assert not torch.equal(drawn_on(SAMPLERS[name], schedule, 7, start=start, first=1), plain)
+
+
+@pytest.mark.parametrize(("sampler", "options"), [(ddpm, {}), (ddim, {}), (ddim, {"eta": 1.0})])
+def test_noise_taken_up_at_a_later_step_goes_on_as_it_would_have(sampler, options):
+    schedule, seen, told = S.from_betas(PLAIN, "v_prediction", spacing="trailing"), [], []
+
+    def draws(noise, generators, **more):
+        def guided(z, t):
+            seen.append((z, [g.get_state() for g in generators]))
+            return exact(schedule, 0.5, 0.6)(z, t)
+
+        return sampler(guided, noise, schedule, 9, generators=generators, **options, **more)
+
+    generators = streams(2)
+    whole = draws(normal(generators, SHAPE), generators)
+    z, states = seen[4]
+    for g, state in zip(generators, states, strict=True):
+        g.set_state(state)
+    assert torch.equal(draws(z, generators, first=4, on_step=told.append), whole)
+    assert told == list(range(5))
+
+
+def test_a_start_outside_the_path_is_the_programmers_error():
+    with pytest.raises(AssertionError):
+        drawn_on(ddim, S.from_betas(PLAIN), 7, first=8)

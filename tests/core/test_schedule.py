@@ -63,6 +63,39 @@ def test_the_round_trip_holds_at_zero_terminal_snr(prediction):
     torch.testing.assert_close(schedule.to_eps(z_t, out, 999), eps)
 
 
+@pytest.mark.parametrize("prediction", S.PREDICTIONS)
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("t", [0, 500, 957.375, 999])
+def test_an_output_made_from_z0_says_that_z0(prediction, zero_snr, t):
+    if zero_snr and prediction == "epsilon":
+        return  # eps says nothing of z0 there
+    betas = S.scaled_linear(1000)
+    schedule = S.from_betas(S.rescale_zero_terminal_snr(betas) if zero_snr else betas, prediction)
+    z_t, z0 = randn(2, 3, 2, 2), randn(2, 3, 2, 2, k=1)
+    out = schedule.from_z0(z_t, z0, t)
+    torch.testing.assert_close(schedule.to_z0(z_t, out, t), z0, rtol=0, atol=1e-12)
+    noise = schedule.to_eps(z_t, out, t)
+    torch.testing.assert_close(schedule.target(z0, noise, t), out, rtol=0, atol=1e-12)
+    assert schedule.from_z0(z_t.half(), z0.float(), t).dtype == torch.float32
+    assert torch.equal(schedule.from_z0(z_t, z0, float(t)), out)
+
+
+def test_between_two_timesteps_the_noise_level_is_that_of_diffusers_euler():
+    from diffusers import EulerDiscreteScheduler
+
+    betas = S.rescale_zero_terminal_snr(S.scaled_linear(1000))
+    abar = S.from_betas(betas).alphas_cumprod.clamp(min=S.TINY_ABAR)
+    euler = EulerDiscreteScheduler(
+        trained_betas=(1 - abar / torch.cat([torch.ones(1), abar[:-1]])).tolist(), timestep_spacing="linspace"
+    )
+    for steps in (7, 1500):
+        euler.set_timesteps(steps)
+        levels = [S.from_betas(betas).level(t) for t in euler.timesteps.tolist()[1:]]
+        ratio = torch.tensor([sigma / alpha for alpha, sigma in levels])
+        torch.testing.assert_close(ratio, euler.sigmas[1:-1], rtol=1e-3, atol=0)
+        assert all(math.isclose(alpha**2 + sigma**2, 1) for alpha, sigma in levels)
+
+
 def test_one_timestep_for_all_is_that_timestep_for_each():
     schedule = S.from_betas(S.linear(100))
     z0, eps = randn(3, 2, 2, 2), randn(3, 2, 2, 2, k=1)

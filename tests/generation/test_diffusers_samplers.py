@@ -8,6 +8,7 @@ from personalize.common.errors import UserError
 from personalize.core import schedule as S
 from personalize.core.rng import generator, normal
 from personalize.core.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m
+from personalize.core.steering import edited, known
 from personalize.generation.diffusers_samplers import DIFFUSERS, ROWS, build
 
 SHAPE = (2, 4, 4)
@@ -186,3 +187,85 @@ def test_a_row_is_the_loop_of_a_diffusers_pipeline(name):
 def test_too_many_steps_for_a_scheduler_is_the_users_error():
     with pytest.raises(UserError, match="LCMScheduler cannot take 101 steps"):
         draw("lcm", S.from_betas(S.scaled_linear(100)), 101)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_sampler_without_any_step_left_returns_what_it_started_from(name):
+    schedule, start, generators = S.from_betas(S.scaled_linear(1000)), torch.randn(2, *SHAPE), streams(2)
+    noise = normal(generators, SHAPE)
+    assert torch.equal(EVERY[name](net, noise, schedule, 5, generators=generators, first=5, start=start), start)
+
+
+@pytest.mark.parametrize("spacing", S.SPACINGS)
+@pytest.mark.parametrize("name", EVERY)
+def test_an_image_is_noised_to_the_level_of_the_step_it_starts_at(name, spacing):
+    schedule, start = S.from_betas(S.scaled_linear(1000), spacing=spacing, steps_offset=1), torch.randn(2, *SHAPE)
+
+    def calls(**options):
+        seen, generators = [], streams(2)
+        noise = normal(generators, SHAPE)
+        EVERY[name](
+            lambda z, t: seen.append((t, z)) or net(z, t), noise, schedule, 10, generators=generators, start=start, **options
+        )
+        return seen, noise
+
+    every_step = sorted({t for t, _ in calls()[0]}, reverse=True)
+    for first in (0, 1, 4, 9):
+        [(t, z), *_], noise = calls(first=first)
+        alpha, sigma = schedule.level(t)
+        assert t == every_step[first]
+        rounded = name == "dpm++2m-karras"  # the timestep told to the network is, and the noise level is not
+        torch.testing.assert_close(z, alpha * start + sigma * noise, rtol=0, atol=5e-3 if rounded else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "euler", "unipc", "heun", "dpm++2m-karras", "pndm"])
+def test_steps_left_out_are_a_path_of_their_own(name):
+    """For one point of data, whatever it starts from and wherever, the point is reached; each step is made once."""
+    schedule, start = S.from_betas(S.scaled_linear(1000), steps_offset=1), torch.randn(2, *SHAPE)
+    for first in (1, 2, 8, 9):
+        told, noise = [], normal(streams(2), SHAPE)
+        z0 = EVERY[name](exact(schedule), noise, schedule, 10, first=first, start=start, on_step=told.append)
+        torch.testing.assert_close(z0, POINT.expand_as(z0), rtol=0, atol=1e-4)
+        per_step = {"heun": 2 * (10 - first) - 1, "pndm": 10 - first + (first < 9)}
+        assert len(told) == per_step.get(name, 10 - first)
+
+
+@pytest.mark.parametrize("betas", [S.scaled_linear(1000), S.rescale_zero_terminal_snr(S.scaled_linear(1000))])
+@pytest.mark.parametrize("name", ["euler", "euler-a", "heun"])
+def test_between_timesteps_the_edited_z0_is_the_one_the_scheduler_reads(name, betas):
+    """linspace visits 957.375; an edit that reads another noise level there than the scheduler would change something else."""
+    schedule = S.from_betas(betas, "v_prediction", spacing="linspace")
+    scheduler, seen, read, generators = build(ROWS[name], schedule, 25), [], [], streams(2)
+    scheduler.set_timesteps(25)
+
+    def change(z, t, z0):
+        seen.append(z0 * 0.5)
+        return seen[-1]
+
+    guided, z = edited(net, schedule, change), normal(generators, SHAPE) * scheduler.init_noise_sigma
+    assert scheduler.timesteps[1].item() % 1 != 0
+    for t in scheduler.timesteps:
+        first_stage = name != "heun" or scheduler.state_in_first_order
+        sigma = scheduler.sigmas[(scheduler.step_index or 0) + (0 if first_stage else 1)]
+        scaled = scheduler.scale_model_input(z, t)
+        out = guided(scaled, t.item())
+        if name != "heun":
+            step = scheduler.step(out, t, z, generator=generators) if name == "euler-a" else scheduler.step(out, t, z)
+            read.append(step.pred_original_sample)
+        else:  # which does not tell: v at the noise level that it uses for this call
+            read.append(z / (sigma**2 + 1) - out * sigma / (sigma**2 + 1).sqrt())
+            step = scheduler.step(out, t, z)
+        z = step.prev_sample
+    for mine, theirs in zip(seen[1:], read[1:], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("spacing", S.SPACINGS)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_known_region_is_kept_by_every_sampler(name, spacing):
+    schedule = S.from_betas(S.rescale_zero_terminal_snr(S.scaled_linear(1000)), "v_prediction", spacing=spacing)
+    held, mask = torch.randn(1, *SHAPE, generator=generator(0, "known")), torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    z0 = draw(name, schedule, 10, guided=known(exact(schedule), schedule, held, mask))
+    wanted = (mask * POINT + (1 - mask) * held).expand_as(z0)
+    torch.testing.assert_close(z0, wanted, rtol=0, atol=1.0 if name == "pndm" else 1e-3)
