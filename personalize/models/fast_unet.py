@@ -8,6 +8,7 @@ B images, C channels, h w latent size; N = h w tokens, L text tokens, D text wid
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ PLAIN = {  # the settings that `fast_forward` computes; one that is not here doe
     "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
 TEXT_KEYS_VALUES = "attn2:"  # begins the names of the text's keys and values in a conditioning
+# In a conditioning, (B,) int64: how many rows from its own a row takes queries and keys of self- or cross-attention. As they
+# are relative they stay right when the halves of guidance are put together.
+BORROW_SELF, BORROW_CROSS = "borrow:self", "borrow:cross"
+PREPARED = (TEXT_KEYS_VALUES, BORROW_SELF, BORROW_CROSS)
 
 
 def why_not_fast(unet: nn.Module) -> str:
@@ -57,12 +62,12 @@ def fast_forward(
 ) -> Tensor:  # fmt: skip
     """(B,C,h,w), (B,), (B,L,D) -> raw output (B,C,h,w). added: SDXL's conditions; prepared: of `text_keys_values`.
 
+    prepared may have a third part: values that are read by the row's own queries and keys where the others are borrowed.
+    It may also say BORROW_SELF and BORROW_CROSS. softmax(q k) of another row is never made: attention is called with its q, k.
     With gradient checkpointing each residual and each transformer block is computed again for its gradient.
     """
     run = _recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
-    both = {
-        unet.get_submodule(name.removeprefix(TEXT_KEYS_VALUES)): value.chunk(2, -1) for name, value in (prepared or {}).items()
-    }
+    both = _by_attention(unet, prepared or {})
     emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
     if added:
         emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
@@ -89,6 +94,18 @@ def fast_forward(
         for up in block.upsamplers or ():
             h = _call(up.conv, F.interpolate(h, size=skips[-1].shape[-2:]))
     return _call(unet.conv_out, _norm(unet.conv_norm_out, h, silu=True))
+
+
+def _by_attention(unet: nn.Module, prepared: Cond) -> dict[nn.Module | str, Any]:
+    """What is prepared, parted, by attention; and at BORROW_SELF and BORROW_CROSS (B,) the row that each row borrows from."""
+    both = {}
+    for name, value in prepared.items():
+        if name.startswith(TEXT_KEYS_VALUES):
+            attention = unet.get_submodule(name.removeprefix(TEXT_KEYS_VALUES))
+            both[attention] = value.split(attention.inner_kv_dim, -1)
+        else:
+            both[name] = torch.arange(len(value), device=value.device) + value
+    return both
 
 
 def _recomputed(function: Callable, *inputs) -> Tensor:
@@ -120,20 +137,26 @@ def _attend(part: nn.Module, x: Tensor, transform: Callable[[nn.Module, Tensor],
     return x + _on_tokens(part.proj_out, tokens, h).transpose(1, 2).unflatten(2, (h, w))
 
 
-def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Tensor:
-    """(B,N,C) -> (B,N,C). both: keys and values of the text by attention, where they are prepared."""
+def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.Module | str, Any]) -> Tensor:
+    """(B,N,C) -> (B,N,C). both: keys and values of the text by attention, where they are prepared; see `_by_attention`."""
     self_attention, cross, normed = block.attn1, block.attn2, _layer_norm(block.norm1, tokens)
-    tokens = tokens + _attention(self_attention, normed, _call(self_attention.to_k, normed), _call(self_attention.to_v, normed))
-    k, v = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
-    tokens = tokens + _attention(cross, _layer_norm(block.norm2, tokens), k, v)
+    k, v = _call(self_attention.to_k, normed), _call(self_attention.to_v, normed)
+    tokens = tokens + _attention(self_attention, normed, k, v, rows=both.get(BORROW_SELF))
+    k, v, *own = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
+    tokens = tokens + _attention(cross, _layer_norm(block.norm2, tokens), k, v, *own, rows=both.get(BORROW_CROSS))
     a, gate = _call(block.ff.net[0].proj, _layer_norm(block.norm3, tokens)).chunk(2, -1)
     return tokens + _call(block.ff.net[2], a * F.gelu(gate))
 
 
-def _attention(part: nn.Module, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B,N,C), keys and values (B,L,C) -> (B,N,C)."""
+def _attention(
+    part: nn.Module, x: Tensor, k: Tensor, v: Tensor, own: Tensor | None = None, *, rows: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """(B,N,C), keys and values (B,L,C) -> (B,N,C). rows (B,): those whose queries and keys read v; each row's read `own`."""
     q, k, v = (each.unflatten(-1, (part.heads, -1)).transpose(1, 2) for each in (_call(part.to_q, x), k, v))
-    return _call(part.to_out[0], F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    out = F.scaled_dot_product_attention(*((q, k) if rows is None else (q[rows], k[rows])), v)
+    if own is not None:
+        out = out + F.scaled_dot_product_attention(q, k, own.unflatten(-1, (part.heads, -1)).transpose(1, 2))
+    return _call(part.to_out[0], out.transpose(1, 2).flatten(2))
 
 
 def _on_tokens(layer: nn.Module, tokens: Tensor, height: int) -> Tensor:
