@@ -40,11 +40,20 @@ def cosine(T: int, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
 
 
 def sigmoid(T: int, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    """Betas (T,) float64 rising as a sigmoid over [-6, 6] (GeoDiff 2203.02923; diffusers' "sigmoid")."""
+    """Betas (T,) float64 rising as a sigmoid over [-6, 6] (GeoDiff 2203.02923; diffusers' "sigmoid"); see `sigmoid_abar`."""
     return torch.linspace(-6, 6, T, dtype=torch.float64).sigmoid() * (end - start) + start
 
 
-BETAS = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine, "sigmoid": sigmoid}
+def sigmoid_abar(T: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Tensor:
+    """Betas (T,) float64 of an abar that falls as a sigmoid (Jabri et al. 2212.11972), almost the cosine's; not `sigmoid`."""
+    value = torch.linspace(start, end, T + 1, dtype=torch.float64).sigmoid()
+    abar = (value[-1] - value) / (value[-1] - value[0])
+    return (1 - abar[1:] / abar[:-1]).clamp(max=max_beta)
+
+
+BETAS = {
+    "linear": linear, "scaled_linear": scaled_linear, "cosine": cosine, "sigmoid": sigmoid, "sigmoid-abar": sigmoid_abar,
+}  # fmt: skip
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:

@@ -36,6 +36,24 @@ def test_betas_are_those_of_diffusers(name, theirs):
     torch.testing.assert_close(S.BETAS[name](1000), expected, rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("name", "abar"), [("sigmoid", [1.00, 0.90, 0.30, 0.006, 0]), ("sigmoid-abar", [1.00, 0.85, 0.50, 0.15, 0])]
+)
+def test_the_two_schedules_called_sigmoid_are_not_one(name, abar):
+    table = S.from_betas(S.BETAS[name](1000)).alphas_cumprod[[0, 249, 499, 749, 999]]
+    torch.testing.assert_close(table, torch.tensor(abar, dtype=torch.float64), rtol=0, atol=6e-3)
+
+
+@pytest.mark.parametrize("t", [0, 300, 999])
+def test_one_error_of_z0_is_snr_times_as_much_of_eps_and_one_more_of_v(t):
+    z_t, z0, error = randn(1, 4), randn(1, 4, k=1), randn(1, 4, k=2)
+    snr = S.from_betas(S.scaled_linear(1000)).snr(t).double()
+    for prediction, factor in (("epsilon", snr), ("sample", torch.ones_like(snr)), ("v_prediction", snr + 1)):
+        schedule = S.from_betas(S.scaled_linear(1000), prediction)
+        missed = schedule.from_z0(z_t, z0 + error, t) - schedule.from_z0(z_t, z0, t)
+        torch.testing.assert_close(missed.square().sum(), factor * error.square().sum(), rtol=1e-6, atol=0)
+
+
 def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
     betas = S.scaled_linear(1000)
     before, after = (S.from_betas(b).alphas_cumprod for b in (betas, S.rescale_zero_terminal_snr(betas)))
