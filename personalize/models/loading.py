@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
-from personalize.common.finite import require_finite
+from personalize.common.finite import require_finite_file
 from personalize.common.untrusted import require_regular
 from personalize.core import schedule as schedules
 from personalize.models.config_schema import SCHEDULER, TEXT_ENCODER, UNET, VAE
@@ -52,14 +52,14 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     if part.startswith("text_encoder"):
         options |= text_options(place, kind)
     try:
+        for file in files:
+            require_finite_file(file)
         with lazy_imports():
             module, loading_info = kind.from_pretrained(place, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{place} lacks {len(missing)} weights, such as {missing[0]}: it is not whole. Download it again.")
-    for name, p in module.named_parameters():
-        require_finite(p, f"{place}: {name}")
     return module.eval().requires_grad_(False)
 
 
