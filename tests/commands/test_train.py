@@ -183,6 +183,12 @@ def test_blocks_that_wait_change_no_bit_of_a_run_that_draws_scores_stops_and_goe
     assert len(images) > 2 and all((waiting / path).read_bytes() == (plain / path).read_bytes() for path in images)
     assert (waiting / checkpoint_selection.FILE).read_text() == (plain / checkpoint_selection.FILE).read_text()
     assert any("saves nothing on cpu" in line for line in screen.lines)
+    on_top = str(plain / "model" / "pytorch_lora_weights.safetensors")
+    drawn = [
+        personalize.generate(["a dog"], run=folder, loras=[on_top], settings=DRAW, out=folder) for folder in (plain, waiting)
+    ]
+    assert Image.open(drawn[0].files[0]).tobytes() == Image.open(drawn[1].files[0]).tobytes()
+    assert personalize.export(waiting, to="diffusers", fuse=True, out=tmp_path / "fused", check=False).files
 
 
 def test_different_seeds_are_different_runs_bit_by_bit(tiny_sd, photos, tmp_path):
