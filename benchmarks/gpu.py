@@ -7,7 +7,7 @@
 
 Each part is a process of its own, of at most 8 minutes, whose results are written as soon as they are there, to
 docs/gpu/DATE-CARD.json and a Markdown page made from it. What is there is not measured again; a part that failed only with
---again. Exit status 1 where one failed. Bases of random weights (12 GB of disk) stay in --work for the next call.
+--again. Exit status 1 where one failed. Bases of random weights and runs (30 GB of disk) stay in --work for the next call.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from personalize.common.files import make_folder, read_json, slug, write_json, w
 
 MOST = 480  # seconds that a part may take
 LEAST = 20  # seconds in which no part can be done, so none is begun
+GRACE = 5  # seconds to end in
 MACHINE = "machine"  # a part that is asked for first, by each call
 LOG_LINES = 30  # of a part that failed, to be shown
 
@@ -118,6 +119,8 @@ def run_part(setup: Setup, part: str, seconds: float) -> dict:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             status = "stopped"
+            os.killpg(process.pid, signal.SIGTERM)  # torch's launcher then ends its workers, who have groups of their own
+            time.sleep(GRACE)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it started too

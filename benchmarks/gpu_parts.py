@@ -41,9 +41,10 @@ class Setup:
     def rounds(self) -> int:
         return 5 if self.size == "full" else 1
 
-    def base(self, kind: str) -> str:
+    def base(self, kind: str, *, half: bool = True) -> str:
         """A base as `--base` takes it, of half precision as released; tiny ones stand for the large."""
-        return bases.base(kind if self.size == "full" else TINY.get(kind, kind), self.work / "bases", half=True)
+        folder = self.work / ("bases" if half else "bases-float32")
+        return bases.base(kind if self.size == "full" else TINY.get(kind, kind), folder, half=half)
 
     def photos(self, base: str) -> Path:
         from personalize.models.locate import base_size
@@ -217,7 +218,8 @@ def peer(setup: Setup, part: str, script: Path | None = None) -> Iterator[dict]:
 
     work, full = setup.fresh(), setup.size == "full"
     sizes = {"--rounds": 1, "--picture-rounds": 2, "--steps": 100 if full else 8, "--class-pictures": 24 if full else 2}
-    sizes |= {"--pictures": 32 if full else 2, "--base": setup.base("sd15"), "--only": part}
+    # The gate subtracts the base's weights from trained ones, so they are whole here.
+    sizes |= {"--pictures": 32 if full else 2, "--base": setup.base("sd15", half=False), "--only": part}
     flags = [*(["--peer", str(script)] if script else []), *(word for pair in sizes.items() for word in map(str, pair))]
     options = compare.parse_options([*flags, "--no-demand"])
     good, lines = compare.compare(compare.prepare_job(options, work), options, work)

@@ -158,6 +158,7 @@ def test_a_part_that_takes_too_long_ends_with_all_that_it_started(setup, tmp_pat
     stand_in.write_text(f"#!{sys.executable}\n{child}time.sleep(60)")
     stand_in.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stand_in))
+    monkeypatch.setattr(gpu, "GRACE", 0.1)
     found = gpu.run_part(setup, "step/x", 3.0)
     assert found["status"] == "stopped" and found["error"] == "stopped after 3 s" and found["values"] == {}
     time.sleep(0.2)
