@@ -72,7 +72,8 @@ def base(kind: str, folder: Path, *, half: bool = False) -> str:
     words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog sks"] * 5)
     words.model_max_length = configs["text_encoder"]["max_position_embeddings"]
     texts = [part for part in configs if part.startswith("text_encoder")]
-    for part in ("vae", "unet", *texts):
+    parts = ("vae", "unet", *texts)
+    for part in parts:
         random_network(lambda part=part: network(kind, part, words), half=half).save_pretrained(place / part)
     for part in texts:
         tokenizer = place / part.replace("text_encoder", "tokenizer")
@@ -82,7 +83,7 @@ def base(kind: str, folder: Path, *, half: bool = False) -> str:
     scheduler = reference_configs.scheduler(family, reference_configs.prediction(family, {}, ()), zero_snr=False)
     (place / "scheduler").mkdir(exist_ok=True)
     write_json(place / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(place / "model_index.json", reference_configs.pipeline(family, texts, scheduler["_class_name"]))  # the last
+    write_json(place / "model_index.json", reference_configs.pipeline(family, parts, scheduler["_class_name"]))  # the last
     return str(place)
 
 

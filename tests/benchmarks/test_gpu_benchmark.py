@@ -178,6 +178,16 @@ def test_the_page_has_a_table_for_each_kind_and_the_lines_of_peers():
     assert page[-2:] == ["x.py", "| a |"]
 
 
+@pytest.mark.parametrize("kind", gpu_parts.TINY)
+def test_a_random_base_opens_as_a_pipeline(setup, kind):
+    """As the peers open it: its index names each part."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(setup.base(kind))
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= {k for k, v in pipeline.components.items() if v}
+    assert pipeline.scheduler.config.prediction_type == ("v_prediction" if kind == "sd21" else "epsilon")
+
+
 @pytest.mark.parametrize(("kind", "part"), SIZES, ids="/".join)
 def test_a_random_base_has_the_releases_size(kind, part):
     from personalize.toyland.pretraining import networks
