@@ -89,7 +89,7 @@ def test_images_memory_and_a_peer_are_measured(setup, script):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
-    ["step/sd21/full/graph", "draw/sdxl", "memory/sdxl/lora-4bit", "recipe/sd15/full", "recipe/sdxl/pivotal",
+    ["step/sd21/full/graph", "draw/sdxl", "memory/sdxl/lora-8gb", "recipe/sd15/full", "recipe/sdxl/pivotal",
      "recipe/toyland/lora", "processes/sd15", "peer/pipeline/drawing", "peer/pipeline/picture"],
 )  # fmt: skip
 def test_every_kind_of_part_ends_well(setup, part):
