@@ -40,6 +40,9 @@ class LatentModel(Protocol):
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         """Drop parts from memory, unchanged ones only; they are read again when something asks for them."""
 
+    def read_again(self) -> None:
+        """The U-Net and the text encoders as the base has them, in place of those that trained."""
+
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""
 

@@ -70,8 +70,7 @@ class LatentDiffusion:
             if (config := self._texts[part].config)
         }
         self.learned_words: dict[str, str] = {}
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        self.unet = self._make_network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
+        self.unet = self._read_unet()
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
 
     @property
@@ -94,6 +93,10 @@ class LatentDiffusion:
         self._vae = None if vae else self._vae
         self._texts = None if texts else self._texts
         free_cache(self.device)
+
+    def read_again(self) -> None:
+        self._texts, self.unet = None, self._read_unet()
+        self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +182,10 @@ class LatentDiffusion:
         tokenizer = next(iter(self.tokenizers.values()))
         ids = tokenizer(self.expand_words(prompt)).input_ids
         return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+
+    def _read_unet(self) -> nn.Module:
+        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        return self._make_network(UNet2DConditionModel, self.folder, "unet", self.dtype).to(self.device, memory_format=layout)
 
     def _read_texts(self) -> dict[str, nn.Module]:
         read = {part: self._make_network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}

@@ -24,14 +24,17 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     passes = train.steps * subjects / len(data.photos)
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
     seconds = measure_step(data, engine)
+    world, is_sharded = distributed.world_size(), distributed.is_sharded()
     state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
+    state = state / world if is_sharded else state
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class images"),
         f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
-        + (f", in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""),
+        + (f", in {world} processes" if world > 1 else "")
+        + (", each with its share of the weights (FSDP)" if is_sharded else ""),
         f"about {duration(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
     ]
 
