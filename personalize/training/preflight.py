@@ -24,9 +24,9 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     passes = train.steps * subjects / len(data.photos)
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
     seconds = measure_step(data, engine)
-    world, is_sharded = distributed.world_size(), distributed.is_sharded()
-    state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
-    state = state / world if is_sharded else state
+    world = distributed.world_size()
+    own = sum(p.numel() for p in distributed.local_shards(engine.params))
+    state = own * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class images"),
@@ -34,7 +34,7 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         + (f", in {world} processes" if world > 1 else "")
-        + (", each with its share of the weights (FSDP)" if is_sharded else ""),
+        + (", each with its share of the weights (FSDP)" if distributed.is_sharded() else ""),
         f"about {duration(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
     ]
 
