@@ -24,6 +24,7 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
 from personalize.formats import safetensors_io
 from personalize.methods import quantization
+from personalize.models import fast_unet
 from personalize.models.interface import LatentModel
 
 METHODS = {
@@ -92,7 +93,8 @@ def attach(
         model.networks[name].train()
     if train.gradient_checkpointing:
         # Also in what does not train itself: gradients of the text go through the U-Net.
-        model.unet.enable_gradient_checkpointing()
+        keeps_generator = fast_unet.has_dropout(model.unet)
+        model.unet.enable_gradient_checkpointing(None if keeps_generator else fast_unet.recomputed)
         for encoder in model.text_encoders.values():
             encoder.gradient_checkpointing_enable({"use_reentrant": False})
     return groups

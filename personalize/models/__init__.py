@@ -34,8 +34,11 @@ def load_model(
     folder = locate_base(base, say, prediction=prediction, base_vae=base_vae)
     family = family_of(folder, base)
     from personalize.models import devices, latent_diffusion, loading
+    from personalize.models.kernels import group_norm
 
     device_here = devices.choose_device(device)
+    if device_here.type == "cuda" and make_network is None and (fault := group_norm.triton_fault(device_here)):
+        say(f"group norms run as torch's own operators, which are slower: {fault}")
     return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
         device=device_here, dtype=devices.dtype_for(device_here, dtype, say), vae=vae, fingerprint=fingerprint(folder),

@@ -59,7 +59,7 @@ def fast_forward(
 
     With gradient checkpointing each residual and each transformer block is computed again for its gradient.
     """
-    run = _recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
+    run = recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
     both = {
         unet.get_submodule(name.removeprefix(TEXT_KEYS_VALUES)): value.chunk(2, -1) for name, value in (prepared or {}).items()
     }
@@ -91,9 +91,17 @@ def fast_forward(
     return _call(unet.conv_out, _norm(unet.conv_norm_out, h, silu=True))
 
 
-def _recomputed(function: Callable, *inputs) -> Tensor:
-    """Keep the inputs only, and compute what lies between again for the gradient."""
-    return checkpoint(function, *inputs, use_reentrant=False)
+def recomputed(function: Callable, *inputs) -> Tensor:
+    """Keeps the inputs only, and computes what lies between again for the gradient.
+
+    Not for what draws random numbers, such as dropout: their generator's state is not kept, as no CUDA graph could read it.
+    """
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def has_dropout(network: nn.Module) -> bool:
+    """Whether a network in training draws random numbers."""
+    return any(isinstance(module, nn.Dropout) and module.p for module in network.modules())
 
 
 def _now(function: Callable, *inputs) -> Tensor:

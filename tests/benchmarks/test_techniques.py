@@ -17,7 +17,8 @@ def test_every_technique_is_a_recipe(name):
 
 
 @pytest.mark.parametrize(
-    ("density", "mean"), [(techniques.high, 2 / 3), (techniques.low, 1 / 3), (techniques.logit_normal, 0.5), (techniques.mode, 0.5)]
+    ("density", "mean"),
+    [(techniques.high, 2 / 3), (techniques.low, 1 / 3), (techniques.logit_normal, 0.5), (techniques.mode, 0.5)],
 )
 def test_densities_of_the_timestep_are_within_it_and_lean_as_they_say(density, mean):
     u = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
