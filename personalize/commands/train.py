@@ -123,6 +123,7 @@ def _checked(
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)
+    methods.check_offload(recipe)
     if profile:
         profiler.require_steps(recipe)
     check_trackers(train.trackers)
@@ -265,8 +266,7 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped))
             sampled = train.sample_every and (step + 1) % train.sample_every == 0
-            # before any image is drawn, lest it does not fit
-            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))
+            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
             if due or scored or last or stop or first:
                 log.flush()
                 save(run, step + 1, screen)
