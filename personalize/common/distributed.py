@@ -82,13 +82,17 @@ def local_rows(count: int) -> slice:
 
 
 def sum_gradients(params: Sequence[Tensor]) -> None:
-    """Sum every parameter's gradient over all processes in place; a missing gradient counts as zero.
+    """Sum every parameter's gradient over all processes in place. One that any process has counts as zero where it is missing.
 
-    Those of sharded weights were summed on the way back.
+    What no process has stays missing, or weight decay would move what nothing reads. Those of sharded weights were summed on
+    the way back.
     """
     if world_size() == 1:
         return
     params = [p for p in params if not is_shard(p)]
+    has_gradient = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8)
+    distributed.all_reduce(has_gradient, op=distributed.ReduceOp.MAX)  # from host to host
+    params = [p for p, has in zip(params, has_gradient.tolist(), strict=True) if has]
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
