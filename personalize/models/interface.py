@@ -41,6 +41,9 @@ class LatentModel(Protocol):
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         """Drop parts from memory, unchanged ones only; they are read again when something asks for them."""
 
+    def read_again(self) -> None:
+        """The U-Net and the text encoders as the base has them, in place of those that trained."""
+
     def settle(self) -> None:
         """After a method has added or unfrozen weights: these are on the device from here on, whatever waits on the host."""
 
