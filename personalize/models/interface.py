@@ -59,7 +59,7 @@ class LatentModel(Protocol):
         """The conditioning with all that is the same at every sampling step, computed once; valid until a weight changes."""
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """(B,C,h,w), (B,), cond -> raw output (B,C,h,w)."""
+        """(B,C,h,w), (B,), cond of kB rows -> raw output (kB,C,h,w): each part of B rows has the same z_t and t."""
 
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both; whole=False: in what is not cut off."""

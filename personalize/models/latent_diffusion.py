@@ -166,10 +166,12 @@ class LatentDiffusion:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
         cond = {key: value if key == SIZES else value.to(dtype) for key, value in cond.items()}  # bfloat16 has no 1999
         arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
+        rows = len(arguments["encoder_hidden_states"])
         if not self.uses_fast_unet:
-            return self.unet(z_t.to(dtype), t, return_dict=False, **arguments)[0]
+            z_t, t = (fast_unet.repeated(x, rows) for x in (z_t.to(dtype), t))
+            return self.unet(z_t, t, return_dict=False, **arguments)[0]
         # On a CPU many images at once are faster with the channels last, and one or two are slower.
-        channels_last = z_t.device.type == "cuda" or (len(z_t) >= CHANNELS_LAST_FROM and not torch.is_grad_enabled())
+        channels_last = z_t.device.type == "cuda" or (rows >= CHANNELS_LAST_FROM and not torch.is_grad_enabled())
         z_t = z_t.to(dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         prepared = {key: value for key, value in cond.items() if key.startswith(fast_unet.TEXT_KEYS_VALUES)}
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
