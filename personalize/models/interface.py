@@ -4,6 +4,7 @@ B images, C latent channels, h w latent size.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,9 @@ class LatentModel(Protocol):
 
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         """Drop parts from memory, unchanged ones only; they are read again when something asks for them."""
+
+    def computing_in(self, dtype: dtype) -> AbstractContextManager[None]:
+        """A context in which U-Net and text encoders are as if loaded in `dtype`; after it their own weights are back."""
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""

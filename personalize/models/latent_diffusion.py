@@ -9,7 +9,8 @@ HAS_SIZES                          whether it is conditioned on an image's size 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -94,6 +95,21 @@ class LatentDiffusion:
         self._vae = None if vae else self._vae
         self._texts = None if texts else self._texts
         free_cache(self.device)
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        own, networks = self.dtype, (self.unet, *self.text_encoders.values())
+        weights = [w for network in networks for w in network.parameters() if w.dtype == own != dtype]
+        kept = [w.data for w in weights]  # the tensors themselves: what trains later has never been rounded
+        try:
+            for w in weights:
+                w.data = w.data.to(dtype)
+            self.dtype = dtype
+            yield
+        finally:
+            self.dtype = own
+            for w, data in zip(weights, kept, strict=True):
+                w.data = data
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
