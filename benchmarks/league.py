@@ -67,7 +67,9 @@ PLACES = ("on a meadow", "on the beach", "in a room", "in the mountains", "in th
 
 def relative_cost(work: Path, name: str) -> float:
     """Seconds of a step over the reference's, by the medians of short runs in turn."""
-    if TECHNIQUES[name].drawn_from:
+    technique = TECHNIQUES[name]
+    name = technique.drawn_from or technique.costs_as or name
+    if name == REFERENCE:
         return 1
     file = work / "costs" / f"{slug(name)}.json"
     with FileLock(work / "costs.lock"):  # of several processes one at a time

@@ -19,7 +19,8 @@ FULL, LORA = "train.methods=full", "train.methods=lora"
 
 def engine_of(folder, *more, dtype="float32", said=None):
     recipe = load_recipe(None, [*COMMON, *more])
-    model = models.load_model(str(folder), device="cpu", dtype=dtype, say=lambda line: None)
+    offload = recipe.train.offload
+    model = models.load_model(str(folder), device="cpu", dtype=dtype, offload=offload, say=lambda line: None)
     torch.manual_seed(0)
     groups = methods.attach(model, recipe)
     return Engine(model, recipe, groups, say=(said if said is not None else []).append)

@@ -112,6 +112,7 @@ def _checked(
     train, size = recipe.train, recipe.photos.size or model.size
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
+    methods.check_offload(recipe)
     if profile:
         profiler.require_steps(recipe)
     check_trackers(train.trackers)

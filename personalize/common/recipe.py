@@ -93,6 +93,9 @@ class Train:
         choices=("float32", "split"),
     )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third slower")
+    offload: bool = setting(
+        False, "the U-Net's frozen blocks wait in the host's memory, each is fetched for its turn: SDXL adapters on 8 GB"
+    )
     ema: float = setting(0.0, "decay of the EMA of the weights, a step; 0: none", least=0, most=0.999999)
     quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))
     init_from: str = setting("", "adapter or embedding to go on from: a file, or a folder of diffusers or PEFT")

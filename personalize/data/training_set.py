@@ -157,12 +157,13 @@ def build_training_set(
     classes = list(dict.fromkeys(subject.class_word for subject in subjects))
     prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
     prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
+    with torch.no_grad():
+        texts = None if text_trains else sampling.encode_texts(model, prompts)
+    model.release(texts=texts is not None)  # before the VAE, which takes most where photos are large
     latents = None
     if recipe.photos.crop != "random" and not recipe.photos.flip:
         means, stds, masks = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
         latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
-    with torch.no_grad():
-        texts = None if text_trains else sampling.encode_texts(model, prompts)
     data = TrainingSet(model, recipe, photos, prompts, latents, texts)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]

@@ -23,6 +23,7 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
 from personalize.formats import safetensors_io
 from personalize.methods import quantization
+from personalize.models import fast_unet
 from personalize.models.interface import LatentModel
 
 METHODS = {
@@ -74,6 +75,26 @@ def check_split_weights(recipe: Recipe, dtype: torch.dtype) -> None:
         raise UserError(f"train.masters = 'split' is not possible: {why}, or train.masters=float32.")
 
 
+def check_offload(recipe: Recipe) -> None:
+    """UserError where `train.offload` is set and the U-Net's blocks cannot wait in the host's memory."""
+    train, why = recipe.train, ""
+    if not train.offload:
+        return
+    if "full" in train.methods:
+        why = (
+            "full trains every block, so its gradients and AdamW's moments stay where the optimizer steps, on the device: "
+            "of SDXL's U-Net 41 GB, or 21 with train.masters=split and adamw8bit. Give train.methods=lora"
+        )
+    elif train.quantize:
+        why = "quantized weights have their scales beside them, which do not wait; give train.quantize=''"
+    elif train.engine != "eager":
+        why = f"train.engine={train.engine} keeps the addresses of weights, which are new each time; give train.engine=eager"
+    elif not train.gradient_checkpointing:
+        why = "each block would stay until its gradient is computed; give train.gradient_checkpointing=true"
+    if why:
+        raise UserError(f"train.offload = true is not possible: {why}, or train.offload=false.")
+
+
 def attach(
     model: LatentModel, recipe: Recipe, *, quantize: Callable[[nn.Module, str], None] = quantization.quantize
 ) -> list[dict]:
@@ -87,11 +108,13 @@ def attach(
     for network in model.networks.values():  # PEFT freezes all that is not its own, even the rows of a learned word
         for p in network.parameters():
             p.requires_grad_(id(p) in trained)
+    model.settle()
     for name in {group["name"] for group in groups}:
         model.networks[name].train()
     if train.gradient_checkpointing:
         # Also in what does not train itself: gradients of the text go through the U-Net.
-        model.unet.enable_gradient_checkpointing()
+        keeps_generator = fast_unet.has_dropout(model.unet)
+        model.unet.enable_gradient_checkpointing(None if keeps_generator else fast_unet.recomputed)
         for encoder in model.text_encoders.values():
             encoder.gradient_checkpointing_enable({"use_reentrant": False})
     return groups

@@ -119,6 +119,7 @@ def load_adapter(model: LatentModel, source: Path, *, name: str, weight: float) 
         else:
             copy_all(peft_layers.adapter_tensors(network, name), adapter.tensors, what=what)
         peft_layers.set_adapter_scale(network, name, weight)
+    model.settle()
 
 
 def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:

@@ -116,7 +116,14 @@ def inject_adapter(network: nn.Module, config, *, name: str, what: str) -> list[
     for module in network.modules():
         if name in getattr(module, "lora_magnitude_vector", ()):
             _norm_in_float32(module.lora_magnitude_vector[name], module.get_base_layer())
+        if name in getattr(module, "boft_s", ()) and not hasattr(module, "float32_hook"):
+            # PEFT takes the bias from the layer's output, scales and adds it again, which in half precision rounds twice.
+            module.float32_hook = module.base_layer.register_forward_hook(_to_float32)
     return fresh
+
+
+def _to_float32(layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
+    return out.float()
 
 
 def _norm_in_float32(dora: nn.Module, base: nn.Module) -> None:
@@ -178,6 +185,8 @@ def merge_adapter(network: nn.Module) -> None:
             wrappers.append(wrappers[-1].base_layer)
         for wrapper in reversed(wrappers):
             wrapper.merge()
+            if hasattr(wrapper, "float32_hook"):
+                wrapper.float32_hook.remove()
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, layer.get_base_layer())
     if hasattr(network, "peft_config"):

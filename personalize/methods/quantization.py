@@ -22,11 +22,17 @@ def quantize(network: nn.Module, bits: str) -> None:
     except ImportError as error:
         raise UserError(f"train.quantize = {bits!r} needs bitsandbytes: pip install bitsandbytes") from error
     make_layer = {"8bit": _eight, "4bit": _four}[bits]
-    for name, layer in list(network.named_modules()):
-        if type(layer) is nn.Linear and not set(WHOLE) & set(name.split(".")):
-            parent, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, _with_bias(make_layer(bitsandbytes.nn, layer), layer))
+    for name in quantized_layers(network):
+        parent, _, leaf = name.rpartition(".")
+        layer = network.get_submodule(name)
+        setattr(network.get_submodule(parent), leaf, _with_bias(make_layer(bitsandbytes.nn, layer), layer))
     setattr(network, f"is_loaded_in_{bits}", True)  # PEFT looks here
+
+
+def quantized_layers(network: nn.Module) -> list[str]:
+    """The names of the layers that are quantized, without the layers, so that each is freed when it is replaced."""
+    layers = (name for name, layer in network.named_modules() if type(layer) is nn.Linear)
+    return [name for name in layers if not set(WHOLE) & set(name.split("."))]
 
 
 def _eight(bnb, layer: nn.Linear) -> nn.Linear:

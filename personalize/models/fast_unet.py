@@ -9,6 +9,7 @@ B images, C channels, h w latent size; N = h w tokens, L text tokens, D text wid
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from personalize.core.guidance import Cond
 from personalize.models.kernels.group_norm import group_norm_silu
+from personalize.models.offload import Offload
 
 BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D", "UpBlock2D"}
 PLAIN = {  # the settings that `fast_forward` computes; one that is not here does not matter
@@ -45,24 +47,39 @@ def why_not_fast(unet: nn.Module) -> str:
     return ""
 
 
-def text_keys_values(unet: nn.Module, text: Tensor) -> Cond:
+def text_keys_values(unet: nn.Module, text: Tensor, offload: Offload | None = None) -> Cond:
     """(B,L,D) -> (B,L,2C) by name for every cross-attention: its keys, then its values, the same at every sampling step."""
     attentions = {name: part for name, part in unet.named_modules() if name.endswith(".attn2")}
+    run = offload.call_alone if offload else _now
     return {
-        TEXT_KEYS_VALUES + name: torch.cat([_call(a.to_k, text), _call(a.to_v, text)], -1) for name, a in attentions.items()
+        TEXT_KEYS_VALUES + name: torch.cat([run(_call, a.to_k, text), run(_call, a.to_v, text)], -1)
+        for name, a in attentions.items()
     }
 
 
+def blocks_of(unet: nn.Module) -> list[nn.Module]:
+    """The residual and transformer blocks in the order of a pass: the parts that gradient checkpointing computes again."""
+    middle = unet.mid_block
+    layers = [layer for block in unet.down_blocks for layer in _layers(block)]
+    layers += [(middle.resnets[0], middle.attentions[0]), (middle.resnets[1], None)]
+    layers += [layer for block in unet.up_blocks for layer in _layers(block)]
+    return [part for resnet, attention in layers for part in (resnet, *(attention.transformer_blocks if attention else ()))]
+
+
 def fast_forward(
-    unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, prepared: Cond | None = None
+    unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, prepared: Cond | None = None,
+    offload: Offload | None = None,
 ) -> Tensor:  # fmt: skip
     """(B,C,h,w), (B,), (kB,L,D) -> raw output (kB,C,h,w). added: SDXL's conditions; prepared: of `text_keys_values`.
 
     Of kB rows each part of B has the same z_t and t, and B rows are computed up to the first cross-attention. Not for SDXL,
     where the text is in the time embedding: there it is kB from the start.
-    With gradient checkpointing each residual and each transformer block is computed again for its gradient.
+    With gradient checkpointing each residual and each transformer block is computed again for its gradient. offload: of
+    these blocks, which are fetched both times.
     """
-    run = _recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
+    run = recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
+    if offload:
+        run = partial(run, offload.call)
     both = {
         unet.get_submodule(name.removeprefix(TEXT_KEYS_VALUES)): value.chunk(2, -1) for name, value in (prepared or {}).items()
     }
@@ -101,9 +118,17 @@ def repeated(x: Tensor, rows: int) -> Tensor:
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
 
 
-def _recomputed(function: Callable, *inputs) -> Tensor:
-    """Keep the inputs only, and compute what lies between again for the gradient."""
-    return checkpoint(function, *inputs, use_reentrant=False)
+def recomputed(function: Callable, *inputs) -> Tensor:
+    """Keeps the inputs only, and computes what lies between again for the gradient.
+
+    Not for what draws random numbers, such as dropout: their generator's state is not kept, as no CUDA graph could read it.
+    """
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def has_dropout(network: nn.Module) -> bool:
+    """Whether a network in training draws random numbers."""
+    return any(isinstance(module, nn.Dropout) and module.p for module in network.modules())
 
 
 def _now(function: Callable, *inputs) -> Tensor:

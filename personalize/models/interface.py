@@ -37,12 +37,16 @@ class LatentModel(Protocol):
     say: Callable[[str], None]  # tells the user a line
     most_at_once: dict[int, int]  # edge of an image, px -> as many as were found to fit at once, where that was too few
     networks: dict[str, nn.Module]  # "unet" and the text encoders, as far as they are in memory
+    waiting: list[Tensor]  # the U-Net's weights that wait in the host's memory, see `offload`
 
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         """Drop parts from memory, unchanged ones only; they are read again when something asks for them."""
 
     def computing_in(self, dtype: dtype) -> AbstractContextManager[None]:
         """A context in which U-Net and text encoders are as if loaded in `dtype`; after it their own weights are back."""
+
+    def settle(self) -> None:
+        """After a method has added or unfrozen weights: these are on the device from here on, whatever waits on the host."""
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) in [-1,1] -> mean and standard deviation of the scaled posterior, each (B,C,h,w) float32."""

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from personalize.common.bases import has_world
+from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
 from personalize.models.devices import to_device
 from personalize.models.interface import SIZES, Size
 from personalize.models.lazy_imports import lazy_imports
+from personalize.models.offload import Offload
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
 with lazy_imports():
@@ -52,6 +54,7 @@ class LatentDiffusion:
         vae: str,
         fingerprint: str,
         make_network: Callable,
+        offload: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ):
         unet_config, vae_config = loading.read_configs(folder, name)
@@ -72,8 +75,10 @@ class LatentDiffusion:
         }
         self.learned_words: dict[str, str] = {}
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        self.unet = self._make_network(UNet2DConditionModel, folder, "unet", dtype).to(device, memory_format=layout)
+        self.unet = self._make_network(UNet2DConditionModel, folder, "unet", dtype)
+        self.unet = self.unet.to(memory_format=layout) if offload else self.unet.to(device, memory_format=layout)
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
+        self._offload = self._offloaded() if offload else None
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -98,8 +103,12 @@ class LatentDiffusion:
 
     @contextmanager
     def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        if dtype == self.dtype:
+            yield
+            return
         own, networks = self.dtype, (self.unet, *self.text_encoders.values())
-        weights = [w for network in networks for w in network.parameters() if w.dtype == own != dtype]
+        weights = {id(w): w for w in (*(w for network in networks for w in network.parameters()), *self.waiting)}
+        weights = [w for w in weights.values() if w.dtype == own]
         kept = [w.data for w in weights]  # the tensors themselves: what trains later has never been rounded
         try:
             for w in weights:
@@ -110,6 +119,14 @@ class LatentDiffusion:
             self.dtype = own
             for w, data in zip(weights, kept, strict=True):
                 w.data = data
+
+    @property
+    def waiting(self) -> list[Tensor]:
+        return [p for places in self._offload.waiting for _, _, p in places] if self._offload else []
+
+    def settle(self) -> None:
+        if self._offload:
+            self._offload.settle()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +193,9 @@ class LatentDiffusion:
     @torch.no_grad()
     def prepare(self, cond: Cond) -> Cond:
         arguments = self.family.unet_arguments(cond, self.size)
-        return cond | fast_unet.text_keys_values(self.unet, arguments["encoder_hidden_states"]) if self.uses_fast_unet else cond
+        if not self.uses_fast_unet:
+            return cond
+        return cond | fast_unet.text_keys_values(self.unet, arguments["encoder_hidden_states"], self._offload)
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
@@ -191,12 +210,23 @@ class LatentDiffusion:
         z_t = z_t.to(dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         prepared = {key: value for key, value in cond.items() if key.startswith(fast_unet.TEXT_KEYS_VALUES)}
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
-        return fast_unet.fast_forward(self.unet, z_t, t, text, added=added, prepared=prepared).contiguous()
+        out = fast_unet.fast_forward(self.unet, z_t, t, text, added=added, prepared=prepared, offload=self._offload)
+        return out.contiguous()
 
     def truncated_words(self, prompt: str) -> str:
         tokenizer = next(iter(self.tokenizers.values()))
         ids = tokenizer(self.expand_words(prompt)).input_ids
         return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+
+    def _offloaded(self) -> Offload:
+        if why := fast_unet.why_not_fast(self.unet):
+            raise UserError(
+                f"train.offload = true is for U-Nets whose blocks are Stable Diffusion's, and of that of {self.name!r} {why}. "
+                "Give train.offload=false."
+            )
+        if self.device.type != "cuda":
+            self.say(f"train.offload saves nothing on {self.device.type}, whose memory is the host's")
+        return Offload(self.unet, fast_unet.blocks_of(self.unet), self.device)
 
     def _read_texts(self) -> dict[str, nn.Module]:
         read = {part: self._make_network(kind, self.folder, part, self.dtype) for part, (kind, _) in self.family.TEXT.items()}

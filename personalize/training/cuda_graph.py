@@ -6,7 +6,7 @@ nothing, and replayed. So step k is step k, and its results are those of the eag
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -45,9 +45,16 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            function()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # torch's context leaves `self.stream` current where it fails, so another one is around it.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                function()
+        except RuntimeError:
+            # Before pytorch #180395 the allocator takes the capture for unended, and the next `empty_cache` dies of it.
+            with suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
         return graph.replay
 
 
@@ -91,5 +98,8 @@ class CapturedStep:
         try:
             return self.graphs.capture(function)
         except RuntimeError as error:
-            self.say(f"steps run eagerly: this one cannot be a CUDA graph ({str(error).splitlines()[0]})")
+            cause = error
+            while cause.__context__:  # the end of a capture fails too, and says only that something has failed
+                cause = cause.__context__
+            self.say(f"steps run eagerly: this one cannot be a CUDA graph ({str(cause).splitlines()[0]})")
             return function

@@ -17,6 +17,7 @@ from personalize.core import bf16_split
 from personalize.core.losses import dreambooth_loss
 from personalize.data.training_set import Batch
 from personalize.models.devices import to_device
+from personalize.models.fast_unet import has_dropout
 from personalize.models.interface import LatentModel
 from personalize.training import cuda_graph
 from personalize.training.compile import CompiledStep
@@ -143,8 +144,8 @@ def why_not_captured(model: LatentModel, recipe: Recipe, groups: list[dict]) -> 
         return "8-bit AdamW"
     if train.quantize:
         return "a quantized base"
-    if train.gradient_checkpointing:
-        return "gradient checkpointing keeps the state of random generators"
+    if train.gradient_checkpointing and has_dropout(model.unet):
+        return "gradient checkpointing with dropout keeps the state of random generators"
     if any(group["name"] != "unet" for group in groups):
         return "text is encoded at each step"
     return ""

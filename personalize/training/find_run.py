@@ -10,7 +10,10 @@ from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
 INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
-LATER = {"choose.strengths": []}  # settings that older recipes lack, and the default that changes nothing
+LATER = {
+    "choose.strengths": [],
+    "train.offload": False,
+}  # settings that older recipes lack, and the default that changes nothing
 IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
 
 

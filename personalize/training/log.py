@@ -74,7 +74,7 @@ class RunLog:
             if not row["loss"] < float("inf"):
                 raise UserError(divergence_message(self.folder, self.engine, f"the loss became {row['loss']} at step {step}"))
         prior = f", class {row['prior']:.3f}" if row["prior"] else ""
-        self.line = f"loss: subject {row['subject']:.3f}{prior}; {preflight.peak_bytes(self.engine.model) / 1e9:.1f} GB"
+        self.line = f"loss: subject {row['subject']:.3f}{prior}; {preflight.peak_bytes(self.engine.model.device) / 1e9:.1f} GB"
         self.pending.clear()
         self.began = time.monotonic()
 

@@ -1,9 +1,11 @@
 """What a training run is about to do, in plain words: images, passes, parameters, memory, time, and what the VAE loses."""
 
 import math
+import re
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,7 @@ from personalize.models.interface import LatentModel
 from personalize.training.engine import Engine
 
 FAR_BELOW = 4.0  # dB below the base's own images, from which on a VAE cannot show a photo as it is
+STATUS = Path("/proc/self/status")  # Linux
 POOR = 24.0  # dB; below it a difference is plain to see
 
 
@@ -23,6 +26,7 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     subjects, priors = data.steps_per_batch
     passes = train.steps * subjects / len(data.photos)
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
+    peak_is_new = reset_peak(model.device)
     seconds = measure_step(data, engine)
     state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     return [
@@ -32,7 +36,9 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         + (f", in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""),
-        f"about {duration(train.steps * seconds)} and {(peak_bytes(model) + state) / 1e9:.1f} GB, by one measured step",
+        f"about {duration(train.steps * seconds)} and {'' if peak_is_new else 'at most '}"
+        f"{(peak_bytes(model.device) + state) / 1e9:.1f} GB, by one measured step"
+        + ("" if peak_is_new else "; the memory is this process's peak so far, which cannot be reset here"),
     ]
 
 
@@ -42,8 +48,6 @@ def _preserved(data: TrainingSet) -> str:
 
 def measure_step(data: TrainingSet, engine: Engine) -> float:
     """Seconds of forward and backward of one step; the second of two when they are short, for the first warms up."""
-    if data.model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # else the peak would be of what loading and class images took
     for _ in range(2):
         began = time.monotonic()
         engine.backward(data.at(0))
@@ -56,10 +60,24 @@ def measure_step(data: TrainingSet, engine: Engine) -> float:
     return seconds
 
 
-def peak_bytes(model: LatentModel) -> int:
-    """Peak memory of this process so far, on the model's device."""
-    if model.device.type == "cuda":
+def reset_peak(device: torch.device) -> bool:
+    """Lets `peak_bytes` begin anew, or it would tell what loading and class images took -> whether that is possible here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux; proc(5)
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory since `reset_peak`: torch's on a GPU, else this process's."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    if STATUS.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())):
+        return int(peak[1]) * 1024  # getrusage begins with the peak of the process that started this one
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -92,7 +92,6 @@ dtype = "float16"
 
 [photos]
 size = 1024
-crop = "random"
 
 [prior]
 count = 0
@@ -340,6 +339,15 @@ def test_a_command_that_says_little_has_the_defaults_of_its_script():
     read = recipe(least("train_dreambooth_lora_sdxl.py"))
     assert (read.train.weight_decay, read.photos.size, read.train.lr) == (1e-4, 1024, 1e-4)
     assert recipe(least("train_custom_diffusion.py", with_prior_preservation=True)).prior.count == 200
+
+
+def test_photos_of_sdxl_are_cut_once_as_its_script_does_and_their_latents_are_kept():
+    """The U-Net is told the corner of the cut, so that it learns no cut images from it."""
+    free, middle = (import_command.recipe_from(least("train_dreambooth_lora_sdxl.py", center_crop=on)) for on in (False, True))
+    assert all(load_recipe(None, read.settings).photos.crop == "center" for read in (free, middle))
+    assert any("at a random place there, in the middle here" in line for line in free.notices)
+    assert not any("at a random place" in line for line in middle.notices)
+    assert recipe(least("train_dreambooth_lora.py")).photos.crop == "random", "cut anew at every step there too"
 
 
 def test_text_lr_and_weight_decay_of_sdxl_are_told_where_the_text_encoders_train():

@@ -14,6 +14,8 @@ from personalize.training.memory import machine, rehearsal
 from personalize.training.memory.counter import Work
 from personalize.training.memory.switches import memory_switches
 
+LORA = "train.methods=lora"
+
 
 @pytest.fixture
 def planned(tiny_sd, photos):
@@ -84,6 +86,17 @@ def test_nothing_is_promised_where_nothing_helps(planned, free):
 def test_switches_are_those_that_the_recipe_has_not_turned(more, expected):
     found = memory_switches(load_recipe(None, more))
     assert [name.removeprefix("train.").partition("=")[0] for name, _ in found] == expected
+
+
+@pytest.mark.parametrize(
+    "more, offered",
+    [([LORA], True), ([], False), ([LORA, "train.quantize=8bit"], False), ([LORA, "train.engine=graph"], False)],
+)
+def test_a_gpu_is_offered_blocks_that_wait_where_they_can(monkeypatch, more, offered):
+    recipe = load_recipe(None, more)
+    assert "train.offload=true" not in dict(memory_switches(recipe)), "on a CPU they would wait where they compute"
+    monkeypatch.setattr("personalize.training.memory.switches.choose_device", lambda name: torch.device("cuda"))
+    assert ("train.offload=true" in dict(memory_switches(recipe))) == offered
 
 
 @pytest.mark.slow

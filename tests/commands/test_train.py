@@ -180,6 +180,29 @@ def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, pr
     assert status(folder) == "finished" and logged(folder) == [1, 2, 3, 4, 5]
 
 
+def test_blocks_that_wait_change_no_bit_of_a_run_that_draws_scores_stops_and_goes_on(tiny_sd, photos, prior, eyes, tmp_path):
+    settings = [*LORA, "train.gradient_checkpointing=true", "train.steps=4", "train.sample_every=2", "choose.every=2"]
+    settings += ["choose.count=1", "choose.class_count=1", "choose.prompts=['a {token} {class}']"]
+    settings += [f"evaluate.dino={eyes / 'encoders/identity'}", f"evaluate.clip={eyes / 'encoders/clip'}"]
+    plain = run(tiny_sd, photos, tmp_path / "plain", *settings, prior=prior)
+    settings += ["train.offload=true"]
+    with pytest.raises(Interrupted, match="stopped at step 3 of 4"):
+        run(tiny_sd, photos, tmp_path / "waiting", *settings, prior=prior, screen=RecordingScreen(3, terminate))
+    waiting, screen = tmp_path / "waiting" / plain.name, RecordingScreen()
+    assert run(tiny_sd, photos, tmp_path / "waiting", *settings, prior=prior, screen=screen) == waiting
+    assert bits(waiting) == bits(plain) and status(waiting) == "finished"
+    images = [path for path in files(plain) if path.endswith(".png") and path.startswith(("samples", "choosing"))]
+    assert len(images) > 2 and all((waiting / path).read_bytes() == (plain / path).read_bytes() for path in images)
+    assert (waiting / checkpoint_selection.FILE).read_text() == (plain / checkpoint_selection.FILE).read_text()
+    assert any("saves nothing on cpu" in line for line in screen.lines)
+    on_top = str(plain / "model" / "pytorch_lora_weights.safetensors")
+    drawn = [
+        personalize.generate(["a dog"], run=folder, loras=[on_top], settings=DRAW, out=folder) for folder in (plain, waiting)
+    ]
+    assert Image.open(drawn[0].files[0]).tobytes() == Image.open(drawn[1].files[0]).tobytes()
+    assert personalize.export(waiting, to="diffusers", fuse=True, out=tmp_path / "fused", check=False).files
+
+
 def test_different_seeds_are_different_runs_bit_by_bit(tiny_sd, photos, tmp_path):
     folders = [run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1", f"seed={seed}") for seed in (0, 1)]
     assert bits(folders[0]) != bits(folders[1])

@@ -116,6 +116,19 @@ def test_a_fresh_dora_is_the_identity_in_bfloat16(tiny_sd, more):
             torch.testing.assert_close(dora.weight.flatten(), exact, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("more", [(), (CONV,)], ids=["linear", "convolutions"])
+def test_a_fresh_boft_is_the_identity_in_bfloat16_and_leaves_plain_layers_when_merged(tiny_sd, more):
+    """PEFT takes a bias away and adds it again, which alone moves an image by 1 %."""
+    model, prompts = base(tiny_sd, "bfloat16"), ["a", "b"]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = predicted(read(tiny_sd, "bfloat16"), prompts)
+        attached(model, Case(("boft",), more).recipe())
+        assert torch.equal(predicted(model, prompts), expected)
+        fuse_adapters(model)
+        assert torch.equal(predicted(model, prompts), expected)
+    assert not any(module._forward_hooks for module in model.unet.modules())
+
+
 def test_boft_on_convolutions_changes_nothing_when_fresh_and_oft_is_refused_there(tiny_sd):
     model = base(tiny_sd)
     attached(model, Case(("boft",), (CONV,)).recipe())

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_cases import FULL, LORA, StandIn, batch_of, engine_of, ran, same
+from engine_cases import COMMON, FULL, LORA, StandIn, batch_of, engine_of, ran, same
 from torch import nn
 
+from personalize import methods
 from personalize.common import distributed
 from personalize.common.recipe import load_recipe
 from personalize.training import compile, cuda_graph, preflight
@@ -16,8 +17,12 @@ from personalize.training.engine import why_not_captured
 from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
 from personalize.training.split_weights import flat
 
+CHECKPOINTING = "train.gradient_checkpointing=true"
 
-@pytest.mark.parametrize("more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"]], ids=" ".join)
+
+@pytest.mark.parametrize(
+    "more", [[FULL], [LORA], [FULL, "train.snr_gamma=5", "train.accumulate=2"], [LORA, CHECKPOINTING]], ids=" ".join
+)
 @pytest.mark.parametrize("extras", [False, True], ids=["", "target and mask"])
 def test_captured_steps_are_eager_ones_bit_for_bit(tiny_sd, more, extras):
     graphs, engine = StandIn(), engine_of(tiny_sd, *more)
@@ -44,6 +49,66 @@ def test_a_step_that_cannot_be_captured_is_eager_with_a_word(tiny_sd):
     assert said == ["steps run eagerly: this one cannot be a CUDA graph (no such thing)"]
 
 
+class Streams:
+    """torch.cuda's streams and graphs without a GPU: only which stream is current, and captures that fail as `fails` says."""
+
+    def __init__(self, monkeypatch, fails):
+        self.fails, self.current, self.pools = fails, self.stream(), []
+        stands_in = {
+            "Stream": self.stream, "current_stream": lambda device=None: self.current, "set_stream": self.set_stream,
+            "current_device": lambda: 0, "_get_device_index": lambda *arguments: 0, "synchronize": lambda: None,
+            "empty_cache": lambda: None, "CUDAGraph": lambda: self, "graph_pool_handle": lambda: (0, 1),
+        }  # fmt: skip
+        for name, function in stands_in.items():
+            monkeypatch.setattr(torch.cuda, name, function)
+        for name, function in {"_host_emptyCache": lambda: None, "_cuda_endAllocateToPool": self.end_pool}.items():
+            monkeypatch.setattr(torch._C, name, function, raising=False)
+
+    def stream(self):
+        return SimpleNamespace(device=torch.device("cuda", 0), wait_stream=lambda other: None)
+
+    def set_stream(self, stream):
+        self.current = stream
+
+    def capture_begin(self, pool, **options):
+        self.pools.append(pool)
+        if self.fails == "begin":
+            raise RuntimeError("no such thing\nat all")
+
+    def capture_end(self):
+        if self.fails != "inside":
+            self.pools.clear()
+        if self.fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def end_pool(self, device, pool):
+        if not self.pools:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.pools.remove(pool)
+
+
+@pytest.mark.parametrize(
+    "fails, why", [("begin", "no such thing"), ("inside", "not this one"), ("end", "operation failed due")]
+)
+def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_steps_run_eagerly(tiny_sd, monkeypatch, fails, why):
+    plain, said = ran(engine_of(tiny_sd, FULL)), []
+    engine, cuda = engine_of(tiny_sd, FULL, said=said), Streams(monkeypatch, fails)
+    main, captures = cuda.current, []
+    graphs, update = cuda_graph.CudaGraphs(), engine.update
+
+    def step(batch):
+        captures.append(bool(cuda.pools))
+        if cuda.pools and fails == "inside":
+            raise RuntimeError("not this one")
+        return update(batch) if not cuda.pools else torch.zeros(4)  # a capture computes nothing
+
+    engine.update = step
+    assert same(ran(engine, engine.captured_by(graphs)), plain)
+    assert cuda.current is main and not cuda.pools, "the next allocation would belong to a capture that is over"
+    assert len(said) == 1 and said[0].startswith(f"steps run eagerly: this one cannot be a CUDA graph ({why}")
+    assert captures.count(True) == (0 if fails == "begin" else 1) and captures.count(False) == 5
+
+
 def test_values_of_a_step_are_not_those_of_the_next(tiny_sd):
     engine = engine_of(tiny_sd, FULL)
     engine._run = engine.captured_by(StandIn())
@@ -57,7 +122,8 @@ def test_values_of_a_step_are_not_those_of_the_next(tiny_sd):
         ([], ""),
         (["train.accumulate=2", "photos.crop=random", "train.ema=0.9"], ""),
         (["train.optimizer=adamw8bit"], "8-bit AdamW"),
-        (["train.gradient_checkpointing=true"], "gradient checkpointing"),
+        (["train.gradient_checkpointing=true"], ""),
+        (["train.gradient_checkpointing=true", "dropout"], "gradient checkpointing with dropout"),
         (["train.text_encoder=true"], "text is encoded at each step"),
         ([LORA, "train.quantize=8bit"], "a quantized base"),
         (["float16"], "float16 loss scaling"),
@@ -70,6 +136,9 @@ def test_what_cannot_be_one_cuda_graph_is_said(tiny_sd, monkeypatch, more, why):
     engine = engine_of(tiny_sd, *(text for text in more if "=" in text), dtype="bfloat16")
     assert why_not_captured(engine.model, engine.recipe, engine.groups) == "the device is cpu"
     engine.model.device = torch.device("cuda")
+    for module in engine.model.unet.modules():
+        if isinstance(module, nn.Dropout) and "dropout" in more:
+            module.p = 0.1
     engine.model.dtype = torch.float16 if "float16" in more else torch.bfloat16
     found = why_not_captured(engine.model, engine.recipe, engine.groups)
     assert found.startswith(why) if why else found == ""
@@ -276,11 +345,65 @@ def test_a_process_without_rows_takes_a_float16_step_like_the_others(tiny_sd, mo
     assert engine.scaler.get_scale() == 8.0
 
 
-def test_the_peak_of_a_measured_step_is_the_steps_own(monkeypatch):
-    told = []
+@pytest.mark.parametrize(
+    "library, dropout", [(False, 0.0), (True, 0.0), (True, 0.1)], ids=["own forward", "the library's", "dropout"]
+)
+def test_recomputed_blocks_keep_no_generators_state_unless_there_is_dropout(tiny_sd, monkeypatch, library, dropout):
+    """Reading a CUDA generator's state fails in a capture. With dropout both passes must draw the same."""
+    engine = engine_of(tiny_sd, FULL)
+    engine.model.uses_fast_unet = not library
+    for module in engine.model.unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    read, own = [], torch.get_rng_state
+    monkeypatch.setattr(torch, "get_rng_state", lambda: read.append(1) or own())
+    gradients = {}
+    for checkpointing in (False, True):
+        recipe = load_recipe(None, [*COMMON, FULL, f"train.gradient_checkpointing={str(checkpointing).lower()}"])
+        params = [p for group in methods.attach(engine.model, recipe) for p in group["params"]]
+        torch.manual_seed(0)
+        engine.backward(batch_of(engine, 0))
+        gradients[checkpointing] = [p.grad.clone() for p in params]
+        engine.clear()
+    for plain, again in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+    assert bool(read) == bool(dropout)
+
+
+def told_in_order(monkeypatch):
+    told, lines = [], iter(range(9))
     for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda name=name: told.append(name))
-    data = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), at=lambda step: None)
-    engine = SimpleNamespace(backward=lambda batch: told.append("step"), clear=lambda: None)
-    preflight.measure_step(data, engine)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2_000_000_000)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, unet=nn.Linear(2, 2))
+    recipe = load_recipe(None, [LORA])
+    data = SimpleNamespace(
+        model=model, recipe=recipe, at=lambda step: next(lines), photos=[0], prompts=["a"], steps_per_batch=(1, 0), prior=None
+    )
+    engine = SimpleNamespace(backward=lambda batch: told.append("step"), clear=lambda: None, params=[torch.zeros(4)])
+    return told, data, engine
+
+
+def test_the_peak_of_a_measured_step_is_the_steps_own(monkeypatch):
+    told, data, engine = told_in_order(monkeypatch)
+    assert preflight.describe_run(data, engine)[-1].endswith("and 2.0 GB, by one measured step")
     assert told[:2] == ["reset_peak_memory_stats", "step"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads and resets the kernel's peak of a process")
+def test_on_the_cpu_too_and_a_peak_that_cannot_be_reset_is_said(monkeypatch):
+    _, data, engine = told_in_order(monkeypatch)
+    data.model.device = torch.device("cpu")
+    assert preflight.reset_peak(data.model.device)
+    before = preflight.peak_bytes(data.model.device)
+    large = torch.ones(50_000_000)
+    del large
+    assert preflight.describe_run(data, engine)[-1].endswith(" GB, by one measured step")
+    freed = preflight.peak_bytes(data.model.device)
+    assert freed < before + 50_000_000, "200 MB that are free again before the step are not the step's"
+    monkeypatch.setattr(preflight.Path, "write_text", lambda path, text: (_ for _ in ()).throw(PermissionError(path)))
+    last = preflight.describe_run(data, engine)[-1]
+    assert " and at most " in last and last.endswith("process's peak so far, which cannot be reset here")
+    large = torch.ones(50_000_000)
+    assert preflight.peak_bytes(data.model.device) > freed + 100_000_000, "what a later step takes is told"
+    assert len(large) == 50_000_000

@@ -16,6 +16,7 @@ from personalize.common.checkpoint import load_state, save_state
 from personalize.common.recipe import METHODS, load_recipe
 from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject
+from personalize.models import load_model
 from personalize.training.memory import fake_networks
 from personalize.training.memory.counter import RUNTIME, Counted, Counter, MemoryEstimate, counting
 from personalize.training.memory.rehearsal import Rehearsal, rehearse
@@ -130,6 +131,7 @@ def test_a_fake_network_changes_its_type_and_what_it_takes():
         ),
         ["train.methods=lora", "train.ema=0.9", "train.quantize=8bit"],
         ["train.methods=textual-inversion", "token=<zqv>", "train.gradient_checkpointing=true"],
+        ["train.methods=lora", "train.gradient_checkpointing=true", "train.offload=true"],
         pytest.param(["train.methods=lora", "train.quantize=4bit"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
@@ -205,6 +207,21 @@ def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
     assert step(tiny_sd, photos, "train.methods=lora").end < step(tiny_sd, photos).end / 2
 
 
+def test_blocks_that_wait_are_not_on_the_device_but_for_two(tiny_sdxl, photos):
+    """On a CPU they are counted, under a name of their own; on a GPU only what is there."""
+    settings = ["train.methods=lora", "train.gradient_checkpointing=true"]
+    plain, apart = (step(tiny_sdxl, photos, *settings, f"train.offload={on}").parts for on in ("false", "true"))
+    assert plain["weights"] == apart["weights"] + apart["waiting"] and apart["waiting"] > 0.8 * plain["weights"]
+    model = load_model(str(tiny_sdxl), device="cpu", offload=True, say=lambda line: None)
+    sizes = sorted(sum(p.nbytes for _, _, p in block) for block in model._offload.waiting)
+    assert 0 <= apart["activations"] - plain["activations"] <= sum(sizes[-2:])
+
+
+def test_each_quantized_layer_replaces_its_whole_one_in_memory(tiny_sd, photos):
+    counted = rehearse(*case(tiny_sd, photos, "train.methods=lora", "train.quantize=8bit")).phases
+    assert counted["attach"].peak <= counted["load"].end + 1e5, "not as much again as is quantized"
+
+
 def test_saving_takes_no_more_than_one_tensor_on_the_device(tiny_sd, photos):
     counted = rehearse(*case(tiny_sd, photos, "train.ema=0.9")).phases
     assert counted["save"].peak <= counted["step"].end + 2e5 and counted["save"].peak < counted["step"].peak
@@ -256,6 +273,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's p
 FULL_SIZE = {
     "LoRA": ["train.methods=lora"],
     "LoRA, checkpointing": ["train.methods=lora", "train.gradient_checkpointing=true"],
+    "LoRA, checkpointing, offload": ["train.methods=lora", "train.gradient_checkpointing=true", "train.offload=true"],
     "full, 8-bit AdamW, checkpointing": ["train.optimizer=adamw8bit", "train.gradient_checkpointing=true"],
 }
 

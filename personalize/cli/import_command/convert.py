@@ -48,6 +48,8 @@ def _plain(draft: Draft) -> None:
     if squeezes == "always" or (squeezes == "uncropped" and not cropped):
         although = ", whatever --center_crop says" if cropped else ""
         draft.notices.append(f"photos that are not square: squeezed to one there{although}, cut to one here (photos.crop).")
+    elif "photos.crop" in call.script.fixed and not cropped:  # its U-Net is told the corner, so the place need not be random
+        draft.notices.append("photos: each is cut once at a random place there, in the middle here (photos.crop).")
     draft.settings |= call.script.fixed
     draft.notices += call.script.notes
 

@@ -93,10 +93,7 @@ _SUBJECT = ("pretrained_model_name_or_path", "instance_data_dir", "instance_prom
 _NEW_WORD = ("pretrained_model_name_or_path", "train_data_dir", "placeholder_token", "initializer_token")
 _SENTENCES = "prompts: one of many sentences at random for each photo there, train.prompt or a photo's caption file here."
 _INVERSION = {"prior.count": 0, "train.clip": 0.0, "photos.flip": True, "photos.crop": "center"}
-_CUT_ONCE = (
-    "photos: each is cut and mirrored once there, and the U-Net is told its size and the corner of the cut; here "
-    "anew at every step, and the U-Net is told of an uncut square."
-)
+_FLIPPED_ONCE = "--random_flip: each photo is mirrored once there, anew at every step here (photos.flip)."
 
 _ROWS = (
     Script("train_dreambooth.py", "full", flags(_ALL, _BOOTH, _DIFFUSERS, _FLOYD, _FULL), _SUBJECT),
@@ -106,7 +103,8 @@ _ROWS = (
         "lora",
         flags(_ALL, _BOOTH, _DIFFUSERS, _LORA, _SDXL, without="tokenizer_name"),
         ("pretrained_model_name_or_path", "instance_data_dir|dataset_name", "instance_prompt"),
-        notes=(_CUT_ONCE,),
+        {"photos.crop": "center"},
+        (_FLIPPED_ONCE,),
         guidance=5.0,
     ),
     Script(

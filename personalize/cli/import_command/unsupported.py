@@ -31,7 +31,7 @@ MISSING = {
     "revision": "the newest revision is read; for another give its folder as base",
     "tokenizer_name": "the base's own tokenizer is used",
     **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id"), PUBLISH),
-    "allow_tf32": 'products in float32 are exact; dtype = "bfloat16" is the fast one',
+    "allow_tf32": 'matrix products in float32 are exact; dtype = "bfloat16" is the fast one',
     "offset_noise": "noise has no offset",
     "text_encoder_use_attention_mask": "padding is attended to, as these bases were trained",
     "tokenizer_max_length": "prompts have the length that the base was trained with",

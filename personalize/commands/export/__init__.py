@@ -83,7 +83,9 @@ def export(
     if goal:
         hub.require_possible(goal, folder)
     # float32 whatever the device: an adapter baked into half precision would lose much of itself.
-    _, model, recipe, _ = open_run(run, runs=runs, base=base, settings=[*settings, "dtype=float32"], screen=screen)
+    _, model, recipe, _ = open_run(
+        run, runs=runs, base=base, settings=[*settings, "dtype=float32", "train.offload=false"], screen=screen
+    )
     manifest["recipe"]["train"]["quantize"] = ""  # adapters on a quantized base are exported for the plain one
     job, home = _Job(folder, manifest, form, checkpoint, check, goal), folder / FOLDER
     if form.to == "single-file":

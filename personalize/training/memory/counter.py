@@ -162,7 +162,7 @@ class Counter(TorchDispatchMode):
         optimizer.register_step_pre_hook(before_step)
         optimizer.register_step_post_hook(after_step)
         for p in params or [p for group in optimizer.param_groups for p in group["params"]]:
-            p.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
+            p.register_post_accumulate_grad_hook(lambda p: self.rename(p.grad, "gradients"))
 
     def lap(self) -> Counted:
         """What was counted since the last lap."""
@@ -215,13 +215,15 @@ class Counter(TorchDispatchMode):
         else:
             self.now[label] -= size
 
-    def _rename(self, tensor: Tensor, label: str) -> None:
+    def rename(self, tensor: Tensor, label: str) -> None:
+        """Counts a tensor under another label from now on."""
         key = tensor.untyped_storage()._cdata
         if key in self._live:
             old, size = self._live[key]
             self._live[key] = label, size
-            self.now[old] -= size
-            self.now[label] += size
+            if key not in self._unread:
+                self.now[old] -= size
+                self.now[label] += size
 
 
 def _tensors(tree) -> list[Tensor]:

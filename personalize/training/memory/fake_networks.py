@@ -49,10 +49,9 @@ def fake_encoder(source, kind, wanted: str, device: torch.device, **options) -> 
 
 def fake_quantize(module: nn.Module, bits: str) -> None:
     """In place of `methods.quantization.quantize`: bitsandbytes cannot make its layers of fake tensors."""
-    for name, layer in list(module.named_modules()):
-        if type(layer) is nn.Linear and not set(quantization.WHOLE) & set(name.split(".")):
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, Packed(layer, bits))
+    for name in quantization.quantized_layers(module):
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, Packed(module.get_submodule(name), bits))
 
 
 class Packed(nn.Linear):

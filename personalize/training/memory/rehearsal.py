@@ -59,8 +59,10 @@ class Rehearsal:
         r = self.recipe
         self.model = models.load_model(
             r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
-            say=lambda line: None, make_network=self.make_network,
+            offload=r.train.offload, say=lambda line: None, make_network=self.make_network,
         )  # fmt: skip
+        for p in self.model.waiting if counter is not None else ():  # counted on a CPU only, whose memory is the host's
+            counter.rename(p, "waiting")
 
     def prior(self, counter: Counter | None) -> None:
         with self.model.computing_in(class_image_dtype(self.model, self.recipe)):
@@ -134,6 +136,7 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     """The memory estimate of a run of the recipe on these photos. UserError as from the run itself."""
+    methods.check_offload(recipe)
     device = devices.choose_device(recipe.device).type
     # a single file is unpacked here, with real tensors
     models.locate_base(recipe.base, lambda line: None, prediction=recipe.prediction, base_vae=recipe.base_vae)
