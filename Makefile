@@ -20,10 +20,18 @@ check: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Everything that only a GPU can say, to docs/gpu/: `make gpu`, or with any of VENV=FOLDER (an environment that is there, used
+# as it is), PARTS="step memory/sdxl", LIMIT=540 (seconds; the same command goes on), AGAIN=1 (failed parts too), OUT=FOLDER, WORK=FOLDER,
+# PEERS="DIR/train_dreambooth.py DIR/train_dreambooth_lora.py"; DEVICE=cpu SIZE=tiny is a rehearsal.
+gpu: $(if $(VENV),,$(BIN)/.installed)
+	$(if $(VENV),$(VENV)/bin/python3,$(BIN)/python) -m benchmarks.gpu --device $(or $(DEVICE),cuda) --size $(or $(SIZE),full) \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(AGAIN),--again) $(if $(OUT),--out $(OUT)) $(if $(WORK),--work $(WORK)) \
+	  $(foreach part,$(PARTS),--part $(part)) $(foreach script,$(PEERS),--peer $(script))
+
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-.PHONY: quickstart test test-slow clients check
+.PHONY: quickstart test test-slow clients check gpu

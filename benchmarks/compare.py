@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import ceiling, demands, drawing, gate, jobs
+from benchmarks import bases, ceiling, demands, drawing, gate, jobs
 from benchmarks.machine import header
 from benchmarks.phases import Ratio, median, phases, ratio, table
 
-PHOTOS = jobs.ROOT / "data_examples" / "dog"
 PARTS = ("gate", "full", "lora", "drawing", "picture")
 SAMPLERS = {"DDIMScheduler": "ddim", "PNDMScheduler": "pndm", "EulerDiscreteScheduler": "euler"}
 MARKS = ("<!-- compare -->", "<!-- /compare -->")
@@ -77,26 +76,21 @@ def require_scripts(peers: list[Path]) -> None:
 def prepare_job(options: argparse.Namespace, work: Path) -> jobs.Job:
     """The job on this machine's device; photos at the size of the base, so that nobody has to enlarge them."""
     import torch
-    from PIL import Image
 
-    from benchmarks import memory
     from personalize.models import loading, locate_base
     from personalize.models.lazy_imports import quiet_libraries
 
     quiet_libraries()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = options.base or ("sd15" if device == "cuda" else "toyland")
-    base = memory.base(base, work) if base in memory.CONFIGS else base
+    base = bases.base(base, work) if base in bases.CONFIGS else base
     folder = locate_base(base)
     unet, vae = loading.read_configs(folder, base)
     size = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    (work / "photos").mkdir()
-    for photo in sorted(PHOTOS.glob("*.png")):
-        Image.open(photo).convert("RGB").resize((size, size)).save(work / "photos" / photo.name)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     return jobs.Job(
-        base, folder, work / "photos", size, device, options.steps, options.class_pictures, options.batch,
-        sampler=SAMPLERS[scheduler],
+        base, folder, bases.photos_at(size, work / "photos"), size, device, options.steps, options.class_pictures,
+        options.batch, sampler=SAMPLERS[scheduler],
     )  # fmt: skip
 
 

@@ -176,7 +176,7 @@ def _theirs(request: Request):
     return draw, request.batch
 
 
-def _ours(request: Request):
+def ours(request: Request):
     """The same by `personalize`, as its `generate` does it; the batch is its own choice unless asked for."""
     from personalize import models
     from personalize.common import malloc
@@ -214,7 +214,7 @@ def main() -> None:
     import numpy as np
 
     request = Request(**json.loads(sys.argv[1]))
-    draw, batch = (_ours if request.side == "ours" else _theirs)(request)
+    draw, batch = (ours if request.side == "ours" else _theirs)(request)
     if not batch:
         draw(BATCHES[0], 1, BATCHES[0])
         batches = [b for b in BATCHES if b <= request.count]

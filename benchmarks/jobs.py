@@ -128,7 +128,10 @@ def spawn(command: list[str], log: Path) -> tuple[float, float]:
         end = time.monotonic()
     if process.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
-        # The message may be published, and paths of this machine tell nobody anything.
-        message = re.sub(r" ?\(?/[^\s)]+\)?", "", lines[-1])
-        raise Failed(f"exit status {process.returncode}: {message}")
+        raise Failed(f"exit status {process.returncode}: {without_paths(lines[-1])}")
     return start, end
+
+
+def without_paths(message: str) -> str:
+    """A message that may be published: paths of this machine tell nobody anything."""
+    return re.sub(r" ?\(?/[^\s)]+\)?", "", message)

@@ -19,9 +19,14 @@ def header(arguments: Sequence[str], peers: Sequence[Path]) -> list[str]:
     return [
         f"- `python -m benchmarks.compare {named}`, {time.strftime('%Y-%m-%d')}",
         f"- {machine()}; load average before: {os.getloadavg()[0]:.2f}",
-        "- " + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
+        f"- {libraries()}",
         *(f"- {script.name}, which asks for diffusers {required_version(script)} or newer" for script in peers),
     ]
+
+
+def libraries() -> str:
+    """Versions of what computes."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
 
 
 def machine() -> str:

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-PHOTOS = Path(__file__).parents[1] / "data_examples" / "dog"
+from benchmarks import bases
+
 CASES = {  # name: (base, settings)
     "tiny, full": ("tiny", ["train.methods=full", "train.text_encoder=true"]),
     "Toyland, full and text encoder, 2 + 2": ("toyland", []),
@@ -30,90 +31,28 @@ CASES = {  # name: (base, settings)
         "sd15", ["train.optimizer=adamw8bit", "train.gradient_checkpointing=true", "dtype=bfloat16", "train.masters=split"],
     ),
 }  # fmt: skip
-CONFIGS = {
-    "tiny": {
-        "unet": {"sample_size": 16, "layers_per_block": 1, "block_out_channels": (16, 32), "norm_num_groups": 8,
-                 "attention_head_dim": 4, "cross_attention_dim": 32,
-                 "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-                 "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
-        "vae": {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32},
-        "text": {"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                 "num_attention_heads": 2, "max_position_embeddings": 32},
-    },
-    "sd15": {
-        "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512},
-        "text": {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                 "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu"},
-    },
-}  # fmt: skip
 
 
-def base(kind: str, folder: Path) -> str:
-    """The name of a base of random weights, made in `folder` unless it is there."""
-    if kind == "toyland":
-        return kind
-    place = folder / kind
-    if not (place / "model_index.json").exists():
-        from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        from personalize.toyland.pretraining import networks, stages
-
-        configs = CONFIGS[kind]
-        words = networks.tokenizer(["a photo of a dog", "a cat in the snow", "a dog sks"] * 5)
-        words.model_max_length = configs["text"]["max_position_embeddings"]
-        ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-        blocks = len(configs["vae"]["block_out_channels"])
-        types = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
-        random_network(lambda: AutoencoderKL(latent_channels=4, **types, **configs["vae"])).save_pretrained(place / "vae")
-        random_network(lambda: CLIPTextModel(CLIPTextConfig(**ids, **configs["text"]))).save_pretrained(place / "text_encoder")
-        random_network(lambda: UNet2DConditionModel(**configs["unet"])).save_pretrained(place / "unet")
-        words.save_pretrained(place / "tokenizer")
-        stages.tokenizer_files(place / "tokenizer", words)
-        PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1).save_pretrained(place / "scheduler")
-        (place / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    return str(place)
-
-
-def random_network(make: Callable):
-    """A network with small random weights, without the minutes that its own initialization takes."""
-    import torch
-
-    with torch.device("meta"):
-        network = make()
-    network = network.to_empty(device="cpu")
-    some = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 0.02
-    for name, p in network.named_parameters():
-        if p.ndim == 1:
-            torch.nn.init.constant_(p, float(name.endswith("weight")))
-        else:
-            p.data.copy_(some.repeat(-(-p.numel() // 4096))[: p.numel()].view(p.shape))
-    for name, b in network.named_buffers():
-        assert name.endswith("position_ids"), name
-        b.copy_(torch.arange(b.shape[-1])[None])
-    return network
-
-
-def case(base: str, settings: list[str]):
+def case(base: str, settings: list[str], recipe: Path | None = None):
     """The recipe of a case and its subject: two photos at the size of the base, four for small ones."""
     import personalize
     from personalize.data import photos
     from personalize.data.crops import Photo
     from personalize.data.subjects import Subject
+    from personalize.models.locate import base_size
 
-    big = "sd15" in base
+    size = base_size(base)
     common = [f"base={base}", "class_word=dog", "token=sks", "device=cpu", "dtype=float32"]
-    recipe = personalize.resolve(None, [*common, *([] if base == "toyland" else ["prior.count=0"]), *settings])
-    subject_photos = photos.load_photos(PHOTOS, min_size=64)[0][: 2 if big else 4]
-    if big:
-        subject_photos = [Photo(p.path, p.image.resize((512, 512)), p.sha256, p.caption, (512, 512)) for p in subject_photos]
-    return recipe, [Subject("sks", "dog", subject_photos)]
+    resolved = personalize.resolve(recipe, [*common, *([] if base == "toyland" or recipe else ["prior.count=0"]), *settings])
+    subject_photos = photos.load_photos(bases.PHOTOS, min_size=64)[0][: 2 if size > 64 else 4]
+    if size > 64:
+        square = size, size
+        subject_photos = [Photo(p.path, p.image.resize(square), p.sha256, p.caption, square) for p in subject_photos]
+    return resolved, [Subject(resolved.token[0], "dog", subject_photos)]
 
 
-def measure(base: str, settings: list[str]) -> dict[str, int]:
+def measure(base: str, settings: list[str], recipe: Path | None = None) -> dict[str, int]:
     """Bytes at most in each phase of a real run in this process: above those after imports, or of torch's on a GPU."""
-    import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import torch
 
@@ -121,10 +60,12 @@ def measure(base: str, settings: list[str]) -> dict[str, int]:
     from personalize.models import latent_diffusion, sd  # noqa: F401
     from personalize.training.memory.rehearsal import Rehearsal
 
+    with suppress(ImportError):  # the only one of these that an installation need not have
+        import bitsandbytes  # noqa: F401
     # Freed blocks of 2 MB and more leave the process at once. Otherwise glibc keeps them in pieces that rarely fit again,
     # and a run at full size holds 15 to 25 % more than its tensors.
     malloc.set_malloc({malloc.MMAP_THRESHOLD: 2 * malloc.MB, malloc.TRIM_THRESHOLD: 64 * malloc.MB})
-    run = Rehearsal(*case(base, settings))
+    run = Rehearsal(*case(base, settings, recipe))
     on_gpu, before, peaks = run.recipe.device == "cuda", status("VmRSS"), {}
     for name, phase in run.phases().items():
         restart(on_gpu)
@@ -183,7 +124,7 @@ def main() -> None:
         print("| run | estimated, GB | measured, GB | ratio |\n|---|---|---|---|")
         for name, (kind, settings) in CASES.items():
             if (options.all or kind != "sd15") and options.only in name:
-                where = base(kind, options.folder or Path(temporary))
+                where = bases.base(kind, options.folder or Path(temporary))
                 estimated, measured = (child(task, where, settings)["peak"] for task in ("estimate", "measure"))
                 print(f"| {name} | {estimated / 1e9:.2f} | {measured / 1e9:.2f} | {estimated / measured:.2f} |", flush=True)
 

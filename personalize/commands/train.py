@@ -32,11 +32,21 @@ from personalize.data.training_set import build_training_set
 from personalize.evaluation import checkpoint_selection, encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import engine, preflight, profiler, validation
+from personalize.training import engine, preflight, profiler, sharding, validation
 from personalize.training.find_run import find_run, is_run
 from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
 from personalize.training.manifest import Folders, make_manifest
-from personalize.training.run import TrainingRun, disk_bytes, finish, is_scored, or_skipped, restore, save, step_fits
+from personalize.training.run import (
+    TrainingRun,
+    disk_bytes,
+    finish,
+    is_scored,
+    or_skipped,
+    restore,
+    save,
+    step_fits,
+    update_ema,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ def train(
     if prior_images:
         _require_used(prior_images, prior_folder, resolved)
     model = open_base(resolved, screen)
-    with distributed.process_group(model.device):
+    with distributed.process_group(model.device), sharding.released(model):
         screen = screen if distributed.rank() == 0 else SILENT
         resolved, subjects = _checked(model, sources, resolved, profile=profile, screen=screen)
         folders = {}
@@ -112,6 +122,7 @@ def _checked(
     train, size = recipe.train, recipe.photos.size or model.size
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
+    sharding.check(recipe, model.device, model.dtype)
     methods.check_offload(recipe)
     if profile:
         profiler.require_steps(recipe)
@@ -181,11 +192,12 @@ def _begin(
             dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        sharding.shard(model)
         groups = methods.attach(model, recipe)
     text_trains = any(group["name"] != "unet" for group in groups)
     data = build_training_set(model, recipe, subjects, priors=latents, text_trains=text_trains)
     run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
-    if dev and recipe.choose.strengths:
+    if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)
     shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
     vae_lines = preflight.representable(data, shown)
@@ -234,7 +246,8 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
     log = RunLog(run.folder, run.engine, trackers, writes=run.writes)
     if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
         log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
-    if start and train.sample_every and start % train.sample_every == 0 and run.writes:  # perhaps stopped before it was drawn
+    draws = run.writes or distributed.is_sharded()
+    if start and train.sample_every and start % train.sample_every == 0 and draws:  # perhaps stopped before it was drawn
         _sample(run, start, screen)
     if start and run.recipe.choose.every and _ended(run):
         return start
@@ -244,9 +257,7 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             with step_fits(run):
                 values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
             if train.ema:
-                decay = min(train.ema, (1 + step) / (10 + step))
-                with torch.no_grad():
-                    torch._foreach_lerp_(run.ema, run.engine.params, 1 - decay)
+                update_ema(run, step)
             log.add(step + 1, values)
             advance(note=log.line)
             last = step + 1 == train.steps
@@ -255,13 +266,13 @@ def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> 
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped))
             sampled = train.sample_every and (step + 1) % train.sample_every == 0
-            first = sampled and not run_folder.checkpoints(run.folder)  # before any image is drawn, lest it does not fit
+            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
             if due or scored or last or stop or first:
                 log.flush()
                 save(run, step + 1, screen)
                 if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
                     log.add_scores(run.dev.scored[-1].values(), step + 1)
-            if sampled and run.writes and (path := _sample(run, step + 1, screen)):
+            if sampled and draws and (path := _sample(run, step + 1, screen)):
                 log.add_images(path, step + 1)
             if stop and not last:
                 raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
@@ -280,8 +291,10 @@ def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
     """Draws the sample images of a step, unless they are there; None where they do not fit in memory."""
     path = run.folder / "samples" / f"step-{step:06d}.png"
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    if not path.exists():
-        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(run.data.model):
-            validation.draw_samples(run.data.model, run.recipe, prompts, path)
+    model = run.data.model
+    if distributed.rank0_decides(not path.exists()):
+        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(model), sharding.whole(model):
+            if run.writes:
+                validation.draw_samples(model, run.recipe, prompts, path)
         run.data.release()
     return path if path.exists() else None

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from personalize.common import distributed
 from personalize.common.errors import UserError
 from personalize.common.files import writing
 from personalize.common.finite import require_finite
@@ -56,9 +57,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Load what `optimizer_tensors` gave. Learning rates and the like come from the recipe, not from the checkpoint."""
     state: dict[int, dict] = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         i, _, name = key.partition(".")
-        state.setdefault(int(i), {})[name] = value
+        is_moment = value.shape == params[int(i)].shape
+        state.setdefault(int(i), {})[name] = distributed.shard_like(value, params[int(i)]) if is_moment else value
     for entry in state.values():
         if entry.get("step") is not None and "state1" in entry:  # bitsandbytes counts steps in a plain number
             entry["step"] = int(entry["step"])

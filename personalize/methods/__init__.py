@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from personalize.common import distributed
 from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import ADAPTERS, Lora, Recipe
 from personalize.formats import safetensors_io
@@ -229,7 +230,7 @@ def copy_all(target: dict[str, Tensor], source: dict[str, Tensor], *, what: str)
         if value.shape != source[key].shape:
             raise UserError(f"{what}: {key} has the shape {tuple(source[key].shape)}, expected is {tuple(value.shape)}.")
     for key, value in target.items():
-        value.detach().copy_(source[key])
+        value.detach().copy_(distributed.shard_like(source[key], value))
 
 
 def _modules(names: Sequence[str]) -> dict[str, ModuleType]:

@@ -45,6 +45,9 @@ class LatentModel(Protocol):
     def computing_in(self, dtype: dtype) -> AbstractContextManager[None]:
         """A context in which U-Net and text encoders are as if loaded in `dtype`; after it their own weights are back."""
 
+    def read_again(self) -> None:
+        """The U-Net and the text encoders as the base has them, in place of those that trained."""
+
     def settle(self) -> None:
         """After a method has added or unfrozen weights: these are on the device from here on, whatever waits on the host."""
 

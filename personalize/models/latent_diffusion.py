@@ -74,9 +74,7 @@ class LatentDiffusion:
             if (config := self._texts[part].config)
         }
         self.learned_words: dict[str, str] = {}
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        self.unet = self._make_network(UNet2DConditionModel, folder, "unet", dtype)
-        self.unet = self.unet.to(memory_format=layout) if offload else self.unet.to(device, memory_format=layout)
+        self.unet = self._read_unet(None if offload else device)
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
         self._offload = self._offloaded() if offload else None
 
@@ -119,6 +117,10 @@ class LatentDiffusion:
             self.dtype = own
             for w, data in zip(weights, kept, strict=True):
                 w.data = data
+
+    def read_again(self) -> None:
+        self._texts, self.unet = None, self._read_unet(self.device)
+        self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
 
     @property
     def waiting(self) -> list[Tensor]:
@@ -217,6 +219,11 @@ class LatentDiffusion:
         tokenizer = next(iter(self.tokenizers.values()))
         ids = tokenizer(self.expand_words(prompt)).input_ids
         return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+
+    def _read_unet(self, device: torch.device | None) -> nn.Module:
+        """The U-Net on `device`; None: where it is read to, from which its blocks are fetched."""
+        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        return self._make_network(UNet2DConditionModel, self.folder, "unet", self.dtype).to(device, memory_format=layout)
 
     def _offloaded(self) -> Offload:
         if why := fast_unet.why_not_fast(self.unet):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from personalize.common import distributed
 from personalize.common.errors import UserError
 from personalize.common.recipe import Train
 from personalize.training.split_weights import flat
@@ -83,8 +84,10 @@ def set_learning_rates(optimizer: Optimizer, scale: float) -> float:
 
 def gradient_norm(params: list[Tensor]) -> Tensor:
     """The joint norm () of all gradients, in float32 whatever their dtype; 0 where there are none."""
-    grads = [p.grad for p in params if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32))) if grads else torch.zeros(())
+    norms = _norms([p for p in params if not distributed.is_shard(p)])
+    if shards := _norms([p for p in params if distributed.is_shard(p)]):
+        norms.append(distributed.sum_over_ranks(torch.stack(shards).square().sum()).sqrt())
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def clipped_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, norm: Tensor, limit: float) -> None:
@@ -95,8 +98,19 @@ def clipped_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, norm: Te
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if limit and isinstance(optimizer, torch.optim.AdamW):
         # Divided, not multiplied by the inverse as torch does it: to the bit what runs of earlier versions computed.
-        torch._foreach_div_([p.grad for p in params if p.grad is not None], ((norm + 1e-6) / limit).clamp(min=1))
+        torch._foreach_div_(_gradients(params), ((norm + 1e-6) / limit).clamp(min=1))
     elif limit:
         torch.nn.utils.clip_grads_with_norm_(params, limit, norm, foreach=True)
     scaler.step(optimizer)
     scaler.update()
+
+
+def _norms(params: list[Tensor]) -> list[Tensor]:
+    """The norm () of each gradient, of sharded parameters that of this process's part."""
+    grads = _gradients(params)
+    return list(torch._foreach_norm(grads, 2, torch.float32)) if grads else []
+
+
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    """Of sharded parameters what this process has."""
+    return distributed.local_shards([p.grad for p in params if p.grad is not None])

@@ -28,14 +28,17 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
     peak_is_new = reset_peak(model.device)
     seconds = measure_step(data, engine)
-    state = trained * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
+    world = distributed.world_size()
+    own = sum(p.numel() for p in distributed.local_shards(engine.params))
+    state = own * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class images"),
         f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
-        + (f", in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""),
+        + (f", in {world} processes" if world > 1 else "")
+        + (", each with its share of the weights (FSDP)" if distributed.is_sharded() else ""),
         f"about {duration(train.steps * seconds)} and {'' if peak_is_new else 'at most '}"
         f"{(peak_bytes(model.device) + state) / 1e9:.1f} GB, by one measured step"
         + ("" if peak_is_new else "; the memory is this process's peak so far, which cannot be reset here"),

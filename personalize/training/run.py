@@ -21,7 +21,7 @@ from personalize.common.terminal import Terminal
 from personalize.data import training_set
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
-from personalize.training import engine, load_run, validation
+from personalize.training import engine, load_run, sharding, validation
 from personalize.training.log import FILE, divergence_message
 from personalize.training.memory.switches import memory_switches
 
@@ -46,11 +46,26 @@ class TrainingRun:
         return self.data.recipe
 
 
+@torch.no_grad()
+def update_ema(run: TrainingRun, step: int) -> None:
+    """Moves the EMA towards the weights after step 0…; the first steps weigh more."""
+    decay = min(run.recipe.train.ema, (1 + step) / (10 + step))
+    torch._foreach_lerp_(distributed.local_shards(run.ema), distributed.local_shards(run.engine.params), 1 - decay)
+
+
 def save(run: TrainingRun, step: int, screen: Terminal) -> None:
     """Writes a checkpoint, scores it if checkpoints are chosen by score, and deletes the older ones that are not needed."""
-    if not run.writes:
+    if not (run.writes or distributed.is_sharded()):
         return
-    parts = checkpoint_parts(run.engine, run.ema)
+    parts = {part: distributed.gather(tensors) for part, tensors in checkpoint_parts(run.engine, run.ema).items()}
+    if run.writes:
+        _write_checkpoint(run, step, parts)
+    _score_checkpoint(run, step, screen)
+    if run.writes:
+        _prune(run)
+
+
+def _write_checkpoint(run: TrainingRun, step: int, parts: checkpoint.Checkpoint) -> None:
     if not all(v.isfinite().all() for part in ("trained", "average") for v in parts[part].values()):
         raise UserError(divergence_message(run.folder, run.engine, f"a weight is not finite after step {step}"))
     for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
@@ -60,8 +75,6 @@ def save(run: TrainingRun, step: int, screen: Terminal) -> None:
         temporary.mkdir()
         checkpoint.save_state(temporary / load_run.STATE, parts, step)
         _record(run, temporary)
-    _score_checkpoint(run, step, screen)
-    _prune(run)
 
 
 def checkpoint_parts(train: engine.Engine, ema: list[Tensor]) -> checkpoint.Checkpoint:
@@ -100,10 +113,13 @@ def is_scored(recipe: Recipe, step: int) -> bool:
 
 
 def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
-    if not (run.dev and is_scored(run.recipe, step)) or any(s.step == step for s in run.dev.scored):
+    due = run.dev and is_scored(run.recipe, step) and not any(s.step == step for s in run.dev.scored)
+    if not distributed.rank0_decides(bool(due)):
         return
-    with or_skipped(f"step {step} is not scored", screen), validation.eval_mode(run.data.model, run.engine.params, run.ema):
-        screen.say(run.dev.score(step).words())
+    model, line = run.data.model, f"step {step} is not scored"
+    with or_skipped(line, screen), validation.eval_mode(model, run.engine.params, run.ema), sharding.whole(model):
+        if due:
+            screen.say(run.dev.score(step).words())
     run.data.release()
 
 
@@ -150,13 +166,13 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
     methods.restore(run.data.model, run.recipe, parts["trained"])
     checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
     for i, mean in enumerate(run.ema):
-        mean.copy_(parts["average"][str(i)])
+        mean.copy_(distributed.shard_like(parts["average"][str(i)], mean))
     if "scaler" in parts:
         run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
     _drop_rows_after(run, step)
     screen.say(f"resuming {run.folder} after step {step}")
-    if run.writes:  # a stop may have come between saving, scoring and deleting
-        _score_checkpoint(run, step, screen)
+    _score_checkpoint(run, step, screen)  # a stop may have come between saving, scoring and deleting
+    if run.writes:
         _prune(run)
     return step
 
@@ -182,6 +198,8 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     if not run.writes:
         return
     model = run.data.model
+    if distributed.is_sharded():
+        _load_whole(run)
     for p, mean in zip(run.engine.params, run.ema):
         p.data.copy_(mean)
     if run.dev and not run.dev.scored:
@@ -201,6 +219,17 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
         methods.save(model, temporary, run.recipe)
         _record(run, temporary)
     run_folder.write_manifest(run.folder, run.manifest | {"status": "finished"})
+
+
+def _load_whole(run: TrainingRun) -> None:
+    """Puts the last checkpoint into networks read again, for of sharded ones a library saves what one process has."""
+    model, run.ema = run.data.model, []  # a checkpoint's weights are the EMA where there is one
+    run.engine.optimizer.state.clear()
+    model.read_again()
+    run.engine.params = [p for group in methods.attach(model, run.recipe) for p in group["params"]]
+    if run.dev and run.recipe.choose.strengths:
+        run.base = methods.base_state(model, run.recipe)
+    load_run.load_checkpoint(model, run.recipe, run.engine.params, run_folder.checkpoints(run.folder)[-1])
 
 
 def _score_strengths(run: TrainingRun, screen: Terminal) -> None:

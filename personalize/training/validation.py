@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from personalize.common import distributed
 from personalize.common.files import append_jsonl, writing
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.terminal import SILENT
@@ -45,6 +46,7 @@ def base_cache_name(model: LatentModel) -> str:
 def eval_mode(model: LatentModel, params: list[Tensor] = (), ema: list[Tensor] = ()) -> Iterator[None]:
     """Inside, a model that trains generates images: in eval mode, in its own dtype, with the EMA weights if there are any."""
     training = {module: module.training for module in model.networks.values()}
+    params, ema = distributed.local_shards(params), distributed.local_shards(ema)
     trained = [p.detach().to("cpu", copy=True) for p in params] if ema else []
     for module in training:
         module.eval()

@@ -119,11 +119,23 @@ def test_every_row_has_one_owner(monkeypatch, count, world):
     assert owned == list(range(count))
 
 
-@pytest.mark.parametrize("variable, name", distributed.SHARDED.items())
-def test_what_shards_weights_is_refused_with_a_reason(monkeypatch, variable, name):
-    monkeypatch.setenv(variable, "true")
-    with (
-        pytest.raises(UserError, match=f"{name} shards the weights.*gradient_checkpointing=true"),
-        distributed.process_group(torch.device("cpu")),
-    ):
+def test_deepspeed_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="DeepSpeed.*--use_fsdp"), distributed.process_group(torch.device("cpu")):
         pass
+
+
+def test_a_gradient_that_no_process_has_stays_missing(monkeypatch):
+    """Weight decay would move what nothing reads; a gradient that another process has is zero here."""
+    ours, theirs, nobodys = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    ours.grad = torch.ones(2)
+
+    def all_reduce(tensor, **options):  # with a process that has a gradient of the second alone
+        if tensor.dtype == torch.uint8:
+            tensor |= torch.tensor([0, 1, 0], dtype=torch.uint8)
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    distributed.sum_gradients([ours, theirs, nobodys])
+    assert ours.grad.tolist() == [1, 1] and theirs.grad.tolist() == [0, 0] and nobodys.grad is None

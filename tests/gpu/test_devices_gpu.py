@@ -52,5 +52,30 @@ def test_two_processes_give_the_weights_of_one(tiny_sd, photos, tmp_path, device
     assert apart.norm() < 1e-2 * moved.norm()
 
 
+def test_two_cards_with_shares_of_the_weights_give_the_weights_of_one(tiny_sd, photos, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one card")
+    settings = [f"--set={text}" for text in (f"base={tiny_sd}", *SETTINGS, "train.batch=2", "train.sample_every=2")]
+    weights = []
+    for processes, kind in ((1, []), (2, ["--use_fsdp", "--fsdp_version", "2"])):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launch = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "personalize"]
+        done = subprocess.run(
+            [*launch, "train", str(photos), "--class", "dog", *settings],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (processes == 2) == ("its share of the weights" in done.stderr)
+        weights.append(load_file(folder / done.stdout.strip() / "model" / "unet" / "diffusion_pytorch_model.safetensors"))
+    base = load_file(tiny_sd / "unet" / "diffusion_pytorch_model.safetensors")
+    moved, apart = (torch.cat([(w[k] - weights[0][k]).flatten() for k in base]) for w in (base, weights[1]))
+    assert apart.norm() < 1e-2 * moved.norm()
+
+
 def test_auto_is_the_first_card():
     assert devices.choose_device("auto") == torch.device("cuda", 0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import memory
+from benchmarks import bases, memory
 from personalize.common.checkpoint import load_state, save_state
 from personalize.common.recipe import METHODS, load_recipe
 from personalize.data.photos import load_photos
@@ -289,7 +289,7 @@ def test_toyland_takes_what_was_estimated_within_20_percent(settings):
 @pytest.fixture(scope="session")
 def sd15(tmp_path_factory):
     """Stable Diffusion 1.5 of random weights, 4.3 GB."""
-    return memory.base("sd15", tmp_path_factory.mktemp("bases"))
+    return bases.base("sd15", tmp_path_factory.mktemp("bases"))
 
 
 @linux
