@@ -53,8 +53,9 @@ class Failed(Exception):
 
 def ours(job: Job, method: str, work: Path, *, own_drawing: bool = False) -> list[str]:
     """`personalize train` that does what `theirs` does; with own_drawing class pictures are drawn as its recipe says."""
+    dtype = "auto" if own_drawing else job.dtype  # on a CPU both train in float32, and with auto class pictures may be bfloat16
     settings = [
-        f"dtype={job.dtype}", f"device={job.device}", "seed=0", "photos.hold_out=0", f"prior.count={job.class_images}",
+        f"dtype={dtype}", f"device={job.device}", "seed=0", "photos.hold_out=0", f"prior.count={job.class_images}",
         f"train.steps={job.steps}", f"train.batch={job.batch}", f"train.lr={job.lr}", "train.text_encoder=false",
         "train.snr_gamma=0", "train.clip=1", "train.lr_schedule=constant", "train.warmup=0", "train.checkpoint_every=0",
         "train.sample_every=0", "choose.every=0", f"train.engine={'graph' if job.device == 'cuda' else 'eager'}",

@@ -147,8 +147,7 @@ def steered(share: float) -> Callable:
 
             def both(z, t, cond):
                 u, c = predict(z, t, cond).chunk(2)
-                half = len(z) // 2
-                return torch.cat([torch.lerp(u, base.predict(z[:half], t[:half], empty), share), c])
+                return torch.cat([torch.lerp(u, base.predict(z, t, empty), share), c])
 
             return guidance.cfg(both, cond, uncond, scale, **options)
 
@@ -165,11 +164,11 @@ def masked_rank():
     now = []
 
     def of_timestep(self, z, t, cond):
-        now[:] = [t, self.schedule.T]
+        now[:] = [fast_unet.repeated(t, len(cond["text"])), self.schedule.T]
         return predict(self, z, t, cond)
 
     def mask(module, inputs, out):
-        t, T = now
+        t, T = now[0][: len(out)], now[1]  # both halves of guidance have one t, and are one until the text enters
         rank = out.shape[-1] if isinstance(module, nn.Linear) else out.shape[1]
         kept = torch.arange(rank) <= ((rank - 1) * (T - t.float()) / T)[:, None]
         return out * (kept[:, None] if out.ndim == 3 else kept if out.ndim == 2 else kept[:, :, None, None])

@@ -193,7 +193,11 @@ class Recipe:
     class_word: tuple[str, ...] = setting((), "what the subject is, such as dog; one for each of several")
     seed: int = setting(0, "seed of all randomness", least=0, most=2**63 - 1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
-    dtype: str = setting("auto", "type that the model computes in", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = setting(
+        "auto",
+        "type that the model computes in; auto on a CPU: float32, but class images in bfloat16 where it has that",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     vae: str = setting(
         "whole", "how the VAE works, from fast to small: two images of 512 px at once, one at a time, in tiles",
         choices=("whole", "sliced", "tiled"),

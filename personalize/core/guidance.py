@@ -1,6 +1,7 @@
 """Guidance: predict(z, t, cond) -> out becomes guided(z, t) -> out, on the network's raw output.
 
 B images; z, out (B,C,h,w); t (B,); cond is a dict of tensors whose first dimension is B (text embeddings, ...).
+A cond of kB rows asks for k answers to the same z and t, B rows after B rows: out is (kB,C,h,w).
 `schedule` turns what comes out into z0 or eps afterwards, in float32.
 """
 
@@ -25,7 +26,8 @@ def cfg(
 ) -> Guided:
     """Classifier-free guidance u + scale (c - u) (Ho & Salimans 2207.12598, in the form where scale 1 is plain).
 
-    Both halves are one call of 2B rows. Scale 1 never evaluates `uncond`, which may then be None; scale 0 never `cond`.
+    Both halves are one call, in which z and t have B rows and the conditioning 2B. Scale 1 never evaluates `uncond`, which
+    may then be None; scale 0 never `cond`.
     rescale: phi in [0, 1] of Lin et al. 2305.08891, eq. 15-16: pulls the standard deviation back to that of c.
     interval: (lo, hi) in timesteps; outside lo <= t <= hi plain `cond` is used (Kynkäänniemi et al. 2404.07724).
     The returned `guided` takes one t for the whole batch and gives float32 (float64 for float64).
@@ -39,7 +41,7 @@ def cfg(
             return _wide(predict(z, rows, cond))
         if scale == 0 and rescale == 0:
             return _wide(predict(z, rows, uncond))
-        u, c = _wide(predict(torch.cat([z, z]), rows.repeat(2), both)).chunk(2)
+        u, c = _wide(predict(z, rows, both)).chunk(2)
         out = u + scale * (c - u)
         return torch.lerp(out, out * (_std(c) / _std(out)), rescale) if rescale else out
 

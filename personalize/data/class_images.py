@@ -26,6 +26,7 @@ from personalize.data.crops import Crop, image_tensor, largest_box, square
 from personalize.data.photos import is_leftover, load_photos
 from personalize.formats.safetensors_io import load_tensors
 from personalize.generation import sampling
+from personalize.models import devices
 from personalize.models.interface import LatentModel
 
 LATENTS = re.compile(r"latents-(\d{5})-(\d{5})\.safetensors")
@@ -44,9 +45,15 @@ def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str) ->
         "steps": prior.steps or draw.steps,
         "guidance": prior.guidance,
         "size": recipe.photos.size or model.size,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(class_image_dtype(model, recipe)).removeprefix("torch."),
         "seed": recipe.seed,
     }
+
+
+def class_image_dtype(model: LatentModel, recipe: Recipe) -> torch.dtype:
+    """The type that class images are drawn in: the model's, but bfloat16 where the CPU has it and no type is asked for."""
+    chosen = recipe.dtype != "auto" or model.device.type != "cpu"
+    return model.dtype if chosen or not devices.cpu_has_bfloat16() else torch.bfloat16
 
 
 def folder_for(root: Path, wanted: dict) -> Path:
@@ -107,7 +114,10 @@ def complete_set(
         todo = [[i for i in part if i not in present] for part in sampling.sampling_batches(model, count, config)]
         todo = [part for k, part in enumerate(todo) if k % world == rank and part]
         drawn = sum(map(len, todo))
-        with screen.progress("class images", count, done=count - drawn, unit="images") as advance:
+        dtype = class_image_dtype(model, recipe) if drawn else model.dtype
+        if dtype != model.dtype:
+            screen.say(f"class images are drawn in {wanted['dtype']}, which this CPU has; with dtype=float32 in float32")
+        with screen.progress("class images", count, done=count - drawn, unit="images") as advance, model.computing_in(dtype):
             for part in todo:
                 _draw_part(model, folder, part, wanted=wanted, config=config)
                 advance(len(part))

@@ -19,7 +19,7 @@ from personalize.common.files import read_json, write_json
 from personalize.formats import lora, lycoris, safetensors_io
 from personalize.formats.lora_names import ALPHA, split_key
 from personalize.methods import as_in
-from personalize.methods.peft_layers import adaptable_layers, norm_layers, weight_shapes
+from personalize.methods.peft_layers import adaptable_layers, import_peft, norm_layers, weight_shapes
 from personalize.models.interface import LatentModel
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -126,8 +126,7 @@ def _read_file(path: Path, model: LatentModel) -> dict[str, Part]:
     safetensors_io.refuse_pickle(path, "an adapter")
     if not lycoris.kind_of(safetensors_io.read_header(path)):
         return _read_lora(path, model)
-    import peft
-
+    peft = import_peft()
     adapter, parts = lycoris.read_lycoris(path, layer_shapes(model), model.name), {}
     config = {"lokr": peft.LoKrConfig, "loha": peft.LoHaConfig}[adapter.kind]
     for name in adapted_networks(model):
@@ -139,8 +138,7 @@ def _read_file(path: Path, model: LatentModel) -> dict[str, Part]:
 
 def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
     """A LoRA file of any program, in which each layer has its own rank and alpha."""
-    from peft import LoraConfig
-
+    peft = import_peft()
     networks = adapted_networks(model).items()
     names = {name: {*adaptable_layers(network), *norm_layers(network)} for name, network in networks}
     adapter, parts = lora.read_lora(path, names, model.name), {}
@@ -152,7 +150,7 @@ def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
                 parts[name] = Part(None, {}, differences, adapter.words)
             continue
         r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-        config = LoraConfig(
+        config = peft.LoraConfig(
             r=r, lora_alpha=alpha, target_modules=sorted(ranks),
             rank_pattern={f"^{layer}": value for layer, value in ranks.items() if value != r},
             alpha_pattern={f"^{layer}": value for layer, value in alphas.items() if value != alpha},
@@ -163,11 +161,10 @@ def _read_lora(path: Path, model: LatentModel) -> dict[str, Part]:
 
 
 def _read_peft_folder(folder: Path, name: str, model: LatentModel) -> dict[str, Part]:
-    from peft import PeftConfig
-
+    peft = import_peft()
     read_json(folder / CONFIG)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config = peft.PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / CONFIG} is no adapter config: {error}.") from error
     if config.peft_type not in KINDS:

@@ -58,8 +58,7 @@ def check_adapter(kind: str, lora: Lora, quantize: str) -> None:
 
 def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
     """Parameter groups in float32 whatever the base's dtype; a fresh adapter changes nothing."""
-    import peft
-
+    peft = peft_layers.import_peft()
     kind, train = _kind(recipe), recipe.train
     name, fields = CONFIGS[kind]
     groups = []

@@ -4,10 +4,46 @@ An adapter's tensors have the names they have in files, "<layer>.lora_A.weight":
 without the wrappers of other adapters.
 """
 
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 
 from personalize.common.errors import UserError
+
+
+def import_peft() -> ModuleType:
+    """PEFT, and what it names of torch without importing it, which else only bitsandbytes imports."""
+    if torch.distributed.is_available():
+        importlib.import_module("torch.distributed.tensor")
+    with without_bitsandbytes():
+        import peft
+    return peft
+
+
+@contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Inside, PEFT finds no bitsandbytes, unless it is imported already, as for a quantized base.
+
+    PEFT would import it for every adapter, and it makes functions by `torch.compile`, which imports the whole compiler: most of
+    the CPU time before the first step of a LoRA.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # so that neither `import` nor `find_spec` finds it
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        if "peft" in sys.modules:  # what it found is kept, and the next base may be quantized
+            from peft import import_utils
+
+            import_utils.is_bnb_available.cache_clear(), import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def adaptable_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -67,12 +103,11 @@ def inject_adapter(network: nn.Module, config, *, name: str, what: str) -> list[
 
     UserError where no layer matches; `what` begins its sentence.
     """
-    from peft import inject_adapter_in_model
-
     assert name not in getattr(network, "peft_config", {}), name
     before = {id(p) for p in network.parameters()}
     try:
-        inject_adapter_in_model(config, network, adapter_name=name)
+        with without_bitsandbytes():
+            import_peft().inject_adapter_in_model(config, network, adapter_name=name)
     except (ValueError, TypeError) as error:
         raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
     fresh = [p for p in network.parameters() if id(p) not in before]

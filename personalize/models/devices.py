@@ -52,6 +52,15 @@ def dtype_for(device: torch.device, name: str, say: Callable[[str], None]) -> to
     return dtype
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 itself (AVX512_BF16, AMX); elsewhere that is slower than float32.
+
+    A torch that cannot tell counts as no.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor is one of PyTorch's fake tensors, which have a shape and no data."""
     from torch._subclasses.fake_tensor import FakeTensor

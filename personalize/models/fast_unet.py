@@ -1,7 +1,8 @@
 """The forward pass of diffusers' `UNet2DConditionModel` in fewer and larger operators: the same function, to rounding.
 
 It walks the library's modules and calls torch on their weights. Left out is what does nothing for these networks
-(division by 1, dropout of 0, copies there and back) and what is the same at every step (keys and values of the text).
+(division by 1, dropout of 0, copies there and back), what is the same at every step (keys and values of the text), and what
+is the same for both halves of guidance (all before the text enters).
 1x1 convolutions on tokens are matrix products, which spares a CPU oneDNN's reorders.
 
 B images, C channels, h w latent size; N = h w tokens, L text tokens, D text width.
@@ -74,10 +75,12 @@ def fast_forward(
     unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, prepared: Cond | None = None,
     offload: Offload | None = None,
 ) -> Tensor:  # fmt: skip
-    """(B,C,h,w), (B,), (B,L,D) -> raw output (B,C,h,w). added: SDXL's conditions; prepared: of `text_keys_values`.
+    """(B,C,h,w), (B,), (kB,L,D) -> raw output (kB,C,h,w). added: SDXL's conditions; prepared: of `text_keys_values`.
 
     prepared may have a third part: values that are read by the row's own queries and keys where the others are borrowed.
     It may also say BORROW_SELF and BORROW_CROSS. softmax(q k) of another row is never made: attention is called with its q, k.
+    Of kB rows each part of B has the same z_t and t, and B rows are computed up to the first cross-attention. Not for SDXL,
+    where the text is in the time embedding, nor where self-attention is borrowed: there it is kB from the start.
     With gradient checkpointing each residual and each transformer block is computed again for its gradient. offload: of
     these blocks, which are fetched both times.
     """
@@ -85,13 +88,15 @@ def fast_forward(
     if offload:
         run = partial(run, offload.call)
     both = _by_attention(unet, prepared or {})
+    if added or BORROW_SELF in both:
+        z_t, t = repeated(z_t, len(text)), repeated(t, len(text))
     emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
     if added:
         emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
     emb = F.silu(emb)
 
     def layer(resnet: nn.Module, attention: nn.Module | None, h: Tensor) -> Tensor:
-        h = run(_resnet, resnet, h, emb)
+        h = run(_resnet, resnet, h, repeated(emb, len(h)))
         return h if attention is None else _attend(attention, h, lambda block, x: run(_transform, block, x, text, both))
 
     h = _call(unet.conv_in, z_t)
@@ -107,7 +112,7 @@ def fast_forward(
     h = layer(unet.mid_block.resnets[1], None, h)
     for block in unet.up_blocks:
         for resnet, attention in _layers(block):
-            h = layer(resnet, attention, torch.cat([h, skips.pop()], 1))
+            h = layer(resnet, attention, torch.cat([h, repeated(skips.pop(), len(h))], 1))
         for up in block.upsamplers or ():
             h = _call(up.conv, F.interpolate(h, size=skips[-1].shape[-2:]))
     return _call(unet.conv_out, _norm(unet.conv_norm_out, h, silu=True))
@@ -123,6 +128,11 @@ def _by_attention(unet: nn.Module, prepared: Cond) -> dict[nn.Module | str, Any]
         else:
             both[name] = torch.arange(len(value), device=value.device) + value
     return both
+
+
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """(B,...) -> (rows,...): x as often as it goes into `rows`, in its own memory format, which `repeat` would not keep."""
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
 
 
 def recomputed(function: Callable, *inputs) -> Tensor:
@@ -159,14 +169,15 @@ def _attend(part: nn.Module, x: Tensor, transform: Callable[[nn.Module, Tensor],
     tokens = _on_tokens(part.proj_in, _norm(part.norm, x, silu=False).flatten(2).transpose(1, 2), h)
     for block in part.transformer_blocks:
         tokens = transform(block, tokens)
-    return x + _on_tokens(part.proj_out, tokens, h).transpose(1, 2).unflatten(2, (h, w))
+    return repeated(x, len(tokens)) + _on_tokens(part.proj_out, tokens, h).transpose(1, 2).unflatten(2, (h, w))
 
 
 def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.Module | str, Any]) -> Tensor:
-    """(B,N,C) -> (B,N,C). both: keys and values of the text by attention, where they are prepared; see `_by_attention`."""
+    """(B,N,C), (kB,L,D) -> (kB,N,C). both: of `_by_attention`."""
     self_attention, cross, normed = block.attn1, block.attn2, _layer_norm(block.norm1, tokens)
     k, v = _call(self_attention.to_k, normed), _call(self_attention.to_v, normed)
     tokens = tokens + _attention(self_attention, normed, k, v, rows=both.get(BORROW_SELF))
+    tokens = repeated(tokens, len(text))
     k, v, *own = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
     tokens = tokens + _attention(cross, _layer_norm(block.norm2, tokens), k, v, *own, rows=both.get(BORROW_CROSS))
     a, gate = _call(block.ff.net[0].proj, _layer_norm(block.norm3, tokens)).chunk(2, -1)

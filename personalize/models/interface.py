@@ -4,6 +4,7 @@ B images, C latent channels, h w latent size.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class LatentModel(Protocol):
     def release(self, *, vae: bool = False, texts: bool = False) -> None:
         """Drop parts from memory, unchanged ones only; they are read again when something asks for them."""
 
+    def computing_in(self, dtype: dtype) -> AbstractContextManager[None]:
+        """A context in which U-Net and text encoders are as if loaded in `dtype`; after it their own weights are back."""
+
     def read_again(self) -> None:
         """The U-Net and the text encoders as the base has them, in place of those that trained."""
 
@@ -66,7 +70,7 @@ class LatentModel(Protocol):
         """The conditioning with all that is the same at every sampling step, computed once; valid until a weight changes."""
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """(B,C,h,w), (B,), cond -> raw output (B,C,h,w)."""
+        """(B,C,h,w), (B,), cond of kB rows -> raw output (kB,C,h,w): each part of B rows has the same z_t and t."""
 
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both; whole=False: in what is not cut off."""

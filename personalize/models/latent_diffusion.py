@@ -9,7 +9,8 @@ HAS_SIZES                          whether it is conditioned on an image's size 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -98,6 +99,25 @@ class LatentDiffusion:
         self._texts = None if texts else self._texts
         free_cache(self.device)
 
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        if dtype == self.dtype:
+            yield
+            return
+        own, networks = self.dtype, (self.unet, *self.text_encoders.values())
+        weights = {id(w): w for w in (*(w for network in networks for w in network.parameters()), *self.waiting)}
+        weights = [w for w in weights.values() if w.dtype == own]
+        kept = [w.data for w in weights]  # the tensors themselves: what trains later has never been rounded
+        try:
+            for w in weights:
+                w.data = w.data.to(dtype)
+            self.dtype = dtype
+            yield
+        finally:
+            self.dtype = own
+            for w, data in zip(weights, kept, strict=True):
+                w.data = data
+
     def read_again(self) -> None:
         self._texts, self.unet = None, self._read_unet(self.device)
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
@@ -184,10 +204,12 @@ class LatentDiffusion:
         exact = {key for key, value in cond.items() if key == SIZES or not value.is_floating_point()}  # bfloat16 has no 1999
         cond = {key: value if key in exact else value.to(dtype) for key, value in cond.items()}
         arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
+        rows = len(arguments["encoder_hidden_states"])
         if not self.uses_fast_unet:
-            return self.unet(z_t.to(dtype), t, return_dict=False, **arguments)[0]
+            z_t, t = (fast_unet.repeated(x, rows) for x in (z_t.to(dtype), t))
+            return self.unet(z_t, t, return_dict=False, **arguments)[0]
         # On a CPU many images at once are faster with the channels last, and one or two are slower.
-        channels_last = z_t.device.type == "cuda" or (len(z_t) >= CHANNELS_LAST_FROM and not torch.is_grad_enabled())
+        channels_last = z_t.device.type == "cuda" or (rows >= CHANNELS_LAST_FROM and not torch.is_grad_enabled())
         z_t = z_t.to(dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         prepared = {key: value for key, value in cond.items() if key.startswith(fast_unet.PREPARED)}
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")

@@ -139,6 +139,18 @@ def test_a_manifest_says_what_the_run_is(tiny_sd, photos, prior, tmp_path):
     assert manifest["prior"] == {"dog": class_images.class_image_settings(base(tiny_sd), recipe_of(), "dog")}
 
 
+def test_class_images_in_bfloat16_are_drawn_beside_the_weights_that_train(tiny_sd, photos, tmp_path, monkeypatch):
+    """A run that draws them has the weights of one that finds them."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    settings = [f"base={tiny_sd}", *COMMON, *FULL, "train.steps=2", "train.text_encoder=true"]
+    drew, found = (
+        personalize.train(photos, settings=settings, runs=tmp_path / name, priors=tmp_path / "priors").folder
+        for name in ("drew", "found")
+    )
+    assert run_folder.read_manifest(drew)["prior"]["dog"]["dtype"] == "bfloat16"
+    assert len(list((tmp_path / "priors").iterdir())) == 1 and bits(drew) == bits(found)
+
+
 RESUMED = {
     "full, 8 bits": [*FULL, "train.optimizer=adamw8bit"],
     "full, average, crops and flips": [

@@ -22,6 +22,7 @@ from personalize.data import class_images
 
 ROOT = Path(personalize.__file__).parents[1]
 SETTINGS = ["class_word=dog", "draw.sampler=ddim", "prior.steps=2", "prior.guidance=2", "prior.batch=2", "device=cpu"]
+SETTINGS.append("dtype=float32")  # else some CPUs would draw in bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,59 @@ def test_datasets_reads_a_set_as_images_with_text(six, tmp_path, monkeypatch):
     assert set(rows["text"]) == {"a dog"}
     assert list(rows["index"]) == list(range(6))
     assert rows[3]["image"].tobytes() == Image.open(six / "00003.png").tobytes()
+
+
+@pytest.fixture
+def with_bfloat16(monkeypatch):
+    """A CPU that has it; this one computes the same, perhaps more slowly."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+
+
+@pytest.fixture
+def fresh(tiny_sd):
+    return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
+
+
+def test_where_the_cpu_has_bfloat16_images_are_those_of_a_base_in_it_and_the_weights_stay(
+    with_bfloat16, fresh, six, tiny_sd, tmp_path
+):
+    def weights():
+        return {id(p): p for network in fresh.networks.values() for p in network.parameters()}
+
+    before = {key: (p.data_ptr(), p.detach().clone()) for key, p in weights().items()}
+    folder = draw(fresh, tmp_path / "set", 6, "dtype=auto")
+    half = models.load_model(str(tiny_sd), device="cpu", dtype="bfloat16", say=lambda line: None)
+    assert_same(folder, draw(half, tmp_path / "half", 6, "dtype=bfloat16"))
+    assert pngs(folder) != pngs(six)
+    after = weights()
+    assert fresh.dtype == torch.float32 and after.keys() == before.keys()
+    for key, (place, value) in before.items():
+        assert after[key].data_ptr() == place and after[key].dtype == torch.float32 and torch.equal(after[key], value)
+
+
+def test_bfloat16_images_and_float32_images_are_two_sets(with_bfloat16, fresh, six, tmp_path):
+    wanted = settings_of(fresh, recipe_of(6, "dtype=auto"))
+    assert wanted == settings_of(fresh, recipe_of()) | {"dtype": "bfloat16"}
+    with pytest.raises(UserError, match="dtype is 'float32' there, 'bfloat16' here"):
+        class_images.check_folder(six, wanted)
+    assert draw(fresh, six) == six, "float32 was asked for, and these are it"
+
+
+@pytest.mark.parametrize("capabilities", [{"avx512_bf16": False, "avx512_f": True}, {"bf16": True}, {}])
+def test_a_cpu_without_bfloat16_draws_in_float32(fresh, monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert settings_of(fresh, recipe_of(6, "dtype=auto"))["dtype"] == "float32"
+
+
+def test_what_is_there_needs_no_copy_of_the_weights_and_what_fails_leaves_them(with_bfloat16, fresh, tmp_path, monkeypatch):
+    folder = draw(fresh, tmp_path / "set", 2, "dtype=auto")
+    types = []
+    monkeypatch.setattr(fresh, "decode_latents", lambda z0: types.append(fresh.unet.dtype) or 1 / 0)
+    assert draw(fresh, folder, 2, "dtype=auto") == folder and not types
+    (folder / "00001.png").unlink()
+    with pytest.raises(ZeroDivisionError):
+        draw(fresh, folder, 2, "dtype=auto")
+    assert types == [torch.bfloat16] and fresh.unet.dtype == fresh.dtype == torch.float32
 
 
 CHANGES = [

@@ -25,8 +25,8 @@ def limited(model, monkeypatch, rows, error):
     predict, calls = model.predict, []
 
     def limited(z, t, cond):
-        calls.append(len(z))
-        if len(z) > rows:
+        calls.append(len(cond["text"]))
+        if calls[-1] > rows:
             raise error
         return predict(z, t, cond)
 

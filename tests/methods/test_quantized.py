@@ -1,5 +1,6 @@
 """Adapters on a base in 8 or 4 bits."""
 
+import subprocess
 import sys
 
 import pytest
@@ -56,3 +57,21 @@ def test_without_bitsandbytes_the_error_says_how_to_get_it(tiny_sd, monkeypatch)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         attached(base(tiny_sd), QUANTIZED[0].recipe())
+
+
+PLAIN_THEN_QUANTIZED = """
+import sys
+from personalize import methods, models
+from personalize.common.recipe import load_recipe
+def adapted(*more):
+    model = models.load_model(sys.argv[1], device="cpu", dtype="float32", say=lambda line: None)
+    recipe = load_recipe(None, ["train.methods=lora", "class_word=dog", "token=zqv", *more])
+    methods.attach(model, recipe)
+    return {type(m).__name__ for m in model.unet.modules() if hasattr(m, "lora_A")}
+assert adapted() == {"Linear"} and not {"bitsandbytes", "torch._inductor"} & sys.modules.keys()
+assert "Linear8bitLt" in adapted("train.quantize=8bit"), "what PEFT did not find before is kept"
+"""
+
+
+def test_an_adapter_imports_bitsandbytes_and_the_compiler_only_for_a_quantized_base(tiny_sd):
+    subprocess.run([sys.executable, "-c", PLAIN_THEN_QUANTIZED, str(tiny_sd)], check=True)

@@ -64,6 +64,22 @@ def test_kept_keys_and_values_change_nothing_and_are_used(model):
         assert not close(model.predict(z, t, wrong), plain)
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_rows_of_the_same_z_and_t_are_computed_once_until_the_text_enters(model, monkeypatch, count):
+    z, t = torch.randn(count, model.latent_channels, 16, 16), torch.full((count,), 500)
+    with torch.no_grad():
+        both = sampling.encode_texts(model, [""] * count + ["a dog"] * count, draws=True)
+        twice = model.predict(torch.cat([z, z]), t.repeat(2), both)
+        rows, resnet = [], fast_unet._resnet
+        monkeypatch.setattr(fast_unet, "_resnet", lambda part, x, emb: rows.append(len(x)) or resnet(part, x, emb))
+        once = model.predict(z, t, both)
+    kinds, layers = model.unet.config.down_block_types, model.unet.config.layers_per_block
+    alone = 1 + layers * [kind.startswith("CrossAttn") for kind in kinds].index(True)
+    alone = 0 if model.family.HAS_SIZES else alone  # SDXL's text is in the time embedding too
+    assert rows == [count] * alone + [2 * count] * (len(rows) - alone) and len(rows) > alone
+    assert close(once, twice) and not close(once[:count], once[count:])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_are_the_librarys(model, checkpointing):
     z, t, cond = inputs(model, 2)
@@ -152,6 +168,8 @@ def test_a_network_it_does_not_know_goes_through_the_library(tmp_path):
     with torch.no_grad():
         assert not model.uses_fast_unet and model.prepare(cond) is cond
         assert torch.equal(model.predict(z, t, cond), library(model, z, t, cond))
+        twice = model.predict(z, t, {key: torch.cat([value, value]) for key, value in cond.items()})
+        assert close(twice, torch.cat([model.predict(z, t, cond)] * 2))
 
 
 def test_every_setting_that_changes_the_function_is_looked_at():

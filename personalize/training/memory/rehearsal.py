@@ -10,6 +10,7 @@ from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.tensor_file import on_host
 from personalize.core.guidance import GUIDANCE
 from personalize.data import training_set
+from personalize.data.class_images import class_image_dtype
 from personalize.data.subjects import Subject
 from personalize.evaluation import encoders
 from personalize.evaluation.protocols import dev_templates
@@ -64,7 +65,8 @@ class Rehearsal:
             counter.rename(p, "waiting")
 
     def prior(self, counter: Counter | None) -> None:
-        self._sample(self.recipe.prior.count, self._size(), self.recipe.prior.batch)
+        with self.model.computing_in(class_image_dtype(self.model, self.recipe)):
+            self._sample(self.recipe.prior.count, self._size(), self.recipe.prior.batch)
 
     def attach(self, counter: Counter | None) -> None:
         self.groups = methods.attach(self.model, self.recipe, quantize=self.quantize)
