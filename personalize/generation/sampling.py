@@ -3,7 +3,7 @@
 B images, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
 from personalize.core import rng
-from personalize.core.guidance import GUIDANCE, Cond
+from personalize.core.guidance import GUIDANCE, Cond, Guided
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.models.interface import LatentModel
@@ -19,10 +19,19 @@ from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
 
 def sample_latents(
-    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, *, on_step=None
+    model: LatentModel,
+    prompts: list[str],
+    generators: list[torch.Generator],
+    config: SamplingConfig,
+    *,
+    on_step=None,
+    first: int = 0,
+    start: Tensor | None = None,
+    steer: Callable[[Guided, slice], Guided] | None = None,
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
+    first, start (B,C,h,w): as samplers take them; steer: what `core.steering` adds to the guidance of some of the rows.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -35,7 +44,9 @@ def sample_latents(
     def sample(rows: slice) -> Tensor:
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
             g.set_state(state)
-        return _sample_at_once(model, prompts[rows], generators[rows], config, on_step=on_step)
+        begin = {"first": first, "start": None if start is None else start[rows].to(model.device)}
+        wrap = None if steer is None else lambda guided: steer(guided, rows)
+        return _sample_at_once(model, prompts[rows], generators[rows], config, wrap, on_step=on_step, **begin)
 
     def smaller(count: int) -> None:
         model.most_at_once[size] = count
@@ -53,7 +64,7 @@ def sample_latents(
 
 
 def _sample_at_once(
-    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, *, on_step
+    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap, **options
 ) -> Tensor:
     side = (config.size or model.size) // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
@@ -69,7 +80,7 @@ def _sample_at_once(
             interval=(config.interval[0] * T, config.interval[1] * T) if config.interval else None,
         )
         sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
-        return sample(guided, noise, model.schedule, config.steps, generators=generators, on_step=on_step)
+        return sample(wrap(guided) if wrap else guided, noise, model.schedule, config.steps, generators=generators, **options)
 
 
 def encode_texts(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Cond:
