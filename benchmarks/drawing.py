@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import jobs
 from benchmarks.phases import Ratio, median, ratio
 from personalize.common.recipe import SamplingConfig
+from personalize.models import devices
 
 BATCHES = (4, 8, 16, 32, 64)
 SEARCH_STEPS = 5
@@ -82,13 +83,13 @@ NAMES = {
 
 
 def many(job: jobs.Job, work: Path, *, rounds: int, count: int, steps: int) -> Timings:
-    """`count` images on both sides, and by ours in bfloat16, in alternating processes."""
+    """`count` images on both sides, and by ours in bfloat16 where a CPU has that, in alternating processes."""
     common = {"device": job.device, "count": count, "steps": steps, "sampler": job.sampler}
     requests = {
         "theirs": Request("theirs", str(job.folder), dtype=job.dtype, **common),
         "ours": Request("ours", job.base, dtype=job.dtype, **common),
     }
-    if job.dtype == "float32":
+    if job.dtype == "float32" and devices.cpu_has_bfloat16():
         requests["half"] = Request("ours", job.base, dtype="bfloat16", **common)
     best = _child(dataclasses.replace(requests["theirs"], steps=SEARCH_STEPS))["batch"]
     requests["theirs"] = dataclasses.replace(requests["theirs"], batch=best)
