@@ -27,11 +27,12 @@ def sample_latents(
     on_step=None,
     first: int = 0,
     start: Tensor | None = None,
+    visits: int = 1,
     steer: Callable[[Guided, slice], Guided] | None = None,
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
-    first, start (B,C,h,w): as samplers take them; steer: what `core.steering` adds to the guidance of some of the rows.
+    first, start (B,C,h,w), visits: as samplers take them; steer: what `core.steering` adds to the guidance of some of the rows.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -45,6 +46,7 @@ def sample_latents(
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
             g.set_state(state)
         begin = {"first": first, "start": None if start is None else start[rows].to(model.device)}
+        begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
         return _sample_at_once(model, prompts[rows], generators[rows], config, wrap, on_step=on_step, **begin)
 
