@@ -1,4 +1,4 @@
-"""Images to begin with: img2img (SDEdit 2108.01073), and inpainting with a base that was trained for neither.
+"""Images to begin with: img2img (SDEdit 2108.01073), and inpainting with any base, trained for it or not.
 
 B images, C latent channels, h w latent size, H W px; pixels in [-1,1]. In a mask 1 is painted anew and 0 is kept.
 """
@@ -37,7 +37,11 @@ def sampling_options(model: LatentModel, canvas: Canvas, steps: int) -> Callable
     options: dict = {"first": first, "visits": canvas.visits}
     if canvas.mask is not None:
         mask = painted_cells(canvas.mask, model.downscale)[None].to(z0)
-        options["steer"] = lambda guided, rows: known(guided, model.schedule, z0, mask)
+        if model.inpaints:
+            grey = (canvas.pixels * (1 - canvas.mask))[None]  # before it is encoded, as these bases were trained
+            options["masked"] = torch.cat([mask, model.encode_images(grey)[0]], 1)
+        else:
+            options["steer"] = lambda guided, rows: known(guided, model.schedule, z0, mask)
         if first == 0:  # a region drawn from nothing begins as a plain image does; some of the old one is left at T
             return lambda count: options
     return lambda count: options | {"start": z0.expand(count, -1, -1, -1)}
