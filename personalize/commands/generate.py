@@ -116,7 +116,14 @@ def _loaded_run(
 
 
 def _write_images(
-    model: LatentModel, recipe: Recipe, prompts: list[str], *, canvas: Canvas | None, out: Path, origin: dict, screen: Terminal
+    model: LatentModel,
+    recipe: Recipe,
+    prompts: list[str],
+    *,
+    canvas: Canvas | None = None,
+    out: Path,
+    origin: dict,
+    screen: Terminal,
 ) -> GenerateResult:
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
