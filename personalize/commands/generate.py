@@ -89,6 +89,11 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
             f"--careful {edit.visits} goes back and forth between the steps of ddpm, and the sampler is {recipe.draw.sampler}. "
             "Leave out --sampler, or --careful."
         )
+    if edit.strength > 0 and round(edit.strength * recipe.draw.steps) == 0:
+        raise UserError(
+            f"--strength {edit.strength:g} of {recipe.draw.steps} steps is none, and the image stays as it is. Give more of "
+            "either: --strength, --steps."
+        )
     width, height = edit.photo.size
     if width != height:
         screen.say(f"{edit.photo.name} is {width}×{height} px: its middle square is drawn. For another part, crop it first.")

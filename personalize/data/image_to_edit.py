@@ -60,7 +60,7 @@ def read_image_to_edit(image: Path | None, mask: Path | None, strength: float | 
     decoded = decode(data, str(image))
     if decoded.alpha is not None:
         raise UserError(
-            f"{image} is transparent in part, which an image of this base cannot be. Save it on a background without "
+            f"{image} is transparent in part, and says nothing there to begin with. Save it on a background without "
             "transparency; to have that part painted, give a --mask FILE that is white there."
         )
     photo = Photo(str(image), decoded.image, hashlib.sha256(data).hexdigest(), None, decoded.size)

@@ -42,7 +42,7 @@ def sampling_options(model: LatentModel, canvas: Canvas, steps: int) -> Callable
             options["masked"] = torch.cat([mask, model.encode_images(grey)[0]], 1)
         else:
             options["steer"] = lambda guided, rows: known(guided, model.schedule, z0, mask)
-        if first == 0:  # a region drawn from nothing begins as a plain image does; some of the old one is left at T
+        if first == 0:  # noise alone, as a plain image begins: with `start` some of what was there is left at T
             return lambda count: options
     return lambda count: options | {"start": z0.expand(count, -1, -1, -1)}
 

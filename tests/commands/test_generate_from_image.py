@@ -166,3 +166,9 @@ def test_careful_with_a_sampler_that_cannot_go_back_is_refused(draw, photo, mask
     with pytest.raises(UserError, match="--careful 3 .* the sampler is ddim. Leave out --sampler, or --careful"):
         draw("draw.sampler=ddim", image=photo, mask=mask, careful=3)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_strength_that_makes_no_step_is_refused(draw, photo, tmp_path):
+    with pytest.raises(UserError, match="--strength 0.1 of 3 steps is none.*--steps"):
+        draw(image=photo, strength=0.1)
+    assert not (tmp_path / "out").exists()
