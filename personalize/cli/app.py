@@ -112,6 +112,7 @@ def generate(
     embedding: Annotated[
         list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
     ] = [],
+    image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
 ):  # fmt: skip
@@ -122,7 +123,8 @@ def generate(
     from personalize.commands.generate import generate
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
-    result = generate(texts, **source, settings=settings, out=out, screen=screen)
+    begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
+    result = generate(texts, **source, **begin, settings=settings, out=out, screen=screen)
     return vars(result), result.grid
 
 

@@ -34,6 +34,12 @@ Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest 
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images.")]
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
+Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle square is drawn anew.")]
+Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where --image is painted; the rest stays as it is.")]
+Strength = Annotated[
+    float | None, typer.Option(help="How much of --image changes, 0 to 1; default: 0.6, and 1 with a mask.", show_default=False)
+]
+Careful = Annotated[int, typer.Option(help="How often each step is made with --mask: better fit, as many times the time.")]
 
 
 def with_settings(*keys: str) -> Callable[[Callable], Callable]:

@@ -15,6 +15,8 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
+from personalize.data.image_to_edit import ImageToEdit, read_image_to_edit
+from personalize.generation.inpainting import Canvas, paste_kept, sampling_options
 from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
@@ -45,6 +47,10 @@ def generate(
     checkpoint: str = "",
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float | None = None,
+    careful: int = 1,
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     out: Path | None = None,
@@ -53,9 +59,14 @@ def generate(
     """`draw.count` images of each prompt by a run (the newest finished one in `runs`), or by a bare base.
 
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
-    "FILE:word") are files of any program, put on top. out: a folder, where images.jsonl gets a row an image. Image i of a
-    seed starts from the same noise for every prompt. UserError names what is wrong.
+    "FILE:word") are files of any program, put on top. image: a file to begin with, whose middle square is drawn anew by
+    `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. out: a folder,
+    where images.jsonl gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError names
+    what is wrong.
     """
+    edit = read_image_to_edit(image, mask, strength, careful)
+    if mask is not None:  # other samplers lean less on what is kept: docs/editing.md
+        settings = ["draw.sampler=ddpm", *settings]
     if base and not run:
         model, recipe, prompts, origin, home = _bare_base(list(prompts), base, settings, screen)
     else:
@@ -67,7 +78,26 @@ def generate(
         raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
     for line in _remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
-    return _write_images(model, recipe, prompts, out=folder, origin=origin, screen=screen)
+    canvas = _canvas(model, recipe, edit, screen) if edit else None
+    origin |= edit.identity if edit else {}
+    return _write_images(model, recipe, prompts, canvas=canvas, out=folder, origin=origin, screen=screen)
+
+
+def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Terminal) -> Canvas:
+    if edit.visits > 1 and recipe.draw.sampler != "ddpm":
+        raise UserError(
+            f"--careful {edit.visits} goes back and forth between the steps of ddpm, and the sampler is {recipe.draw.sampler}. "
+            "Leave out --sampler, or --careful."
+        )
+    if edit.strength > 0 and round(edit.strength * recipe.draw.steps) == 0:
+        raise UserError(
+            f"--strength {edit.strength:g} of {recipe.draw.steps} steps is none, and the image stays as it is. Give more of "
+            "either: --strength, --steps."
+        )
+    width, height = edit.photo.size
+    if width != height:
+        screen.say(f"{edit.photo.name} is {width}×{height} px: its middle square is drawn. For another part, crop it first.")
+    return edit.canvas(recipe.draw.size or model.size)
 
 
 def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
@@ -91,7 +121,14 @@ def _loaded_run(
 
 
 def _write_images(
-    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal
+    model: LatentModel,
+    recipe: Recipe,
+    prompts: list[str],
+    *,
+    canvas: Canvas | None = None,
+    out: Path,
+    origin: dict,
+    screen: Terminal,
 ) -> GenerateResult:
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
@@ -99,12 +136,15 @@ def _write_images(
         make_folder(out)
     sweep(out)
     rows_by_file = {row["file"]: row for row in read_jsonl(out / "images.jsonl", IMAGE_ROW)}
+    options = sampling_options(model, canvas, config.steps) if canvas else lambda count: {}
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config)
-            for image, prompt, i in zip(to_pil(require_images(model.decode_latents(z0), model)), texts, numbers, strict=True):
+            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config, **options(len(part)))
+            drawn = require_images(model.decode_latents(z0), model)
+            drawn = paste_kept(drawn, canvas, model.downscale) if canvas else drawn
+            for image, prompt, i in zip(to_pil(drawn), texts, numbers, strict=True):
                 row = _row(model, recipe, prompt, origin=origin, index=i, size=image.size)
                 files.append(out / row["file"])
                 images.append(image)
@@ -201,6 +241,10 @@ def _metadata(row: dict) -> PngInfo:
         fields["Lora weights"] = _quoted(f"{name}: {entry['weight']:g}" for name, entry in loras)
     if embeddings:
         fields["TI hashes"] = _quoted(f"{entry['token']}: {entry['sha256'][:12]}" for entry in embeddings)
+    if "image" in row:
+        fields |= {"Denoising strength": f"{row['strength']:g}", "Image hash": row["image"]["sha256"][:12]}
+    if "mask" in row:
+        fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))

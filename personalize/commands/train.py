@@ -120,6 +120,7 @@ def _checked(
 ) -> tuple[Recipe, list[Subject]]:
     """The recipe with its tokens, and the subjects. UserError for all that can be wrong before any long work begins."""
     train, size = recipe.train, recipe.photos.size or model.size
+    methods.check_base(model)
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)

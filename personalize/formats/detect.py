@@ -23,8 +23,7 @@ UNSUPPORTED = (
     ("clip_txt_mapper.", "a Stable Cascade model"),
     ("text_encoders.clip_g.", "a Stable Diffusion 3 model"),
 )
-CHANNELS = {  # input channels of U-Nets of the same layout that take more than noise
-    9: "an inpainting model (9 input channels: noise, mask, masked image)",
+CHANNELS = {  # input channels of U-Nets of the same layout that take more than noise; 9, an inpainting one, are read
     8: "an editing model of the InstructPix2Pix kind (8 input channels)",
     7: "an upscaling model (7 input channels)",
     5: "a depth-to-image model (5 input channels)",
@@ -56,7 +55,7 @@ def detect_family(shapes: Shapes, path: Path, *, needs_vae: bool = True) -> str:
 
 
 def more_than_noise(channels: Any) -> str:
-    """What a U-Net with this number of input channels is for, or "" where it takes noise alone."""
+    """What a U-Net with this number of input channels is for, or "" where it draws or inpaints by text."""
     return CHANNELS.get(channels, "") if isinstance(channels, int) else ""
 
 

@@ -19,6 +19,7 @@ SCHEDULERS = {
     "sdxl": {"_class_name": "EulerDiscreteScheduler", **BETAS, "interpolation_type": "linear", "use_karras_sigmas": False},
 }
 PIPELINES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+INPAINTING = {family: kind.replace("Pipeline", "InpaintPipeline") for family, kind in PIPELINES.items()}  # of 9 channels
 CLASSES = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
@@ -46,9 +47,10 @@ def scheduler(family: str, prediction_type: str, *, zero_snr: bool) -> Config:
     return config
 
 
-def pipeline(family: str, parts: Collection[str], scheduler_class: str) -> Config:
+def pipeline(family: str, parts: Collection[str], scheduler_class: str, *, inpaints: bool) -> Config:
     """The pipeline's `model_index.json`."""
-    index: Config = {"_class_name": PIPELINES[family], "feature_extractor": [None, None], "image_encoder": [None, None]}
+    kind = (INPAINTING if inpaints else PIPELINES)[family]
+    index: Config = {"_class_name": kind, "feature_extractor": [None, None], "image_encoder": [None, None]}
     index |= {"scheduler": ["diffusers", scheduler_class]} | {part: CLASSES[part] for part in parts}
     index |= {part.replace("text_encoder", "tokenizer"): TOKENIZER for part in parts if part.startswith("text_encoder")}
     if family == "sdxl":

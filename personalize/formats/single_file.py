@@ -57,7 +57,8 @@ def unpack_single_file(path: Path, folder: Path, *, needs_vae: bool = True) -> N
                 openclip = not PREFIXES[family][part].endswith(CLIP)
                 clip_tokenizer.write_tokenizer(place, vocabulary, merges, longest=longest, openclip=openclip)
         _write_json(temporary / "scheduler" / "scheduler_config.json", configs["scheduler"])
-        index = reference_configs.pipeline(family, PREFIXES[family], configs["scheduler"]["_class_name"])
+        inpaints = configs["unet"]["in_channels"] > configs["unet"]["out_channels"]
+        index = reference_configs.pipeline(family, PREFIXES[family], configs["scheduler"]["_class_name"], inpaints=inpaints)
         _write_json(temporary / "model_index.json", index)
 
 
@@ -194,10 +195,11 @@ def _folder_configs(folder: Path) -> tuple[dict[str, Config], str]:
     if not index.exists():
         raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json.")
     kind = read_json(index).get("_class_name", "?")
-    if kind not in reference_configs.PIPELINES.values():
-        known = ", ".join(dict.fromkeys(reference_configs.PIPELINES.values()))
+    kinds = [*reference_configs.PIPELINES.values(), *reference_configs.INPAINTING.values()]
+    if kind not in kinds:
+        known = ", ".join(dict.fromkeys(kinds))
         raise UserError(f"{folder} is a {kind}; a single file can hold {known} only.")
-    parts = PREFIXES["sdxl" if kind == reference_configs.PIPELINES["sdxl"] else "sd1"]
+    parts = PREFIXES["sdxl" if "XL" in kind else "sd1"]
     configs = {part: read_json(folder / part / "config.json") for part in parts}
     if purpose := detect.more_than_noise(configs["unet"].get("in_channels", 4)):
         raise UserError(f"{folder} is {purpose}, which personalize does not train.")

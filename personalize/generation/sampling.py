@@ -14,7 +14,7 @@ from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond, Guided
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
-from personalize.models.interface import LatentModel
+from personalize.models.interface import MASKED, LatentModel
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
 
@@ -27,11 +27,14 @@ def sample_latents(
     on_step=None,
     first: int = 0,
     start: Tensor | None = None,
+    visits: int = 1,
+    masked: Tensor | None = None,
     steer: Callable[[Guided, slice], Guided] | None = None,
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
-    first, start (B,C,h,w): as samplers take them; steer: what `core.steering` adds to the guidance of some of the rows.
+    first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; steer: what
+    `core.steering` adds to the guidance of some of the rows.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -45,6 +48,8 @@ def sample_latents(
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
             g.set_state(state)
         begin = {"first": first, "start": None if start is None else start[rows].to(model.device)}
+        begin |= {} if masked is None else {"masked": masked}
+        begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
         return _sample_at_once(model, prompts[rows], generators[rows], config, wrap, on_step=on_step, **begin)
 
@@ -64,16 +69,18 @@ def sample_latents(
 
 
 def _sample_at_once(
-    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap, **options
-) -> Tensor:
+    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap, *,
+    masked: Tensor | None = None, **options,
+) -> Tensor:  # fmt: skip
     side = (config.size or model.size) // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
+    beside = {} if masked is None else {MASKED: masked.expand(len(prompts), -1, -1, -1)}
     with torch.inference_mode():
-        uncond = None if config.guidance == 1 else encode_texts(model, [config.negative] * len(prompts), draws=True)
+        uncond = None if config.guidance == 1 else encode_texts(model, [config.negative] * len(prompts), draws=True) | beside
         T = model.schedule.T
         guided = GUIDANCE["cfg"](
             model.predict,
-            encode_texts(model, prompts, draws=True),
+            encode_texts(model, prompts, draws=True) | beside,
             uncond,
             config.guidance,
             rescale=config.rescale,

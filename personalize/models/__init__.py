@@ -12,7 +12,10 @@ from personalize.models.locate import fingerprint, locate_base
 
 __all__ = ["MODELS", "LatentModel", "family_of", "fingerprint", "load_model", "locate_base"]
 
-MODELS = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}  # pipeline class in model_index.json -> module
+MODELS = {  # pipeline class in model_index.json -> module
+    "StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionInpaintPipeline": "sd", "StableDiffusionXLInpaintPipeline": "sdxl",
+}  # fmt: skip
 
 
 def load_model(
@@ -54,8 +57,5 @@ def family_of(folder: Path, base: str) -> str:
         raise UserError(f"base {base!r} is not a diffusers folder: {folder} has no model_index.json. Check the path.")
     kind = read_json(index, INDEX)["_class_name"]
     if kind not in MODELS:
-        why = " Its U-Net takes a mask and an image too: use the base it was made from." if "Inpaint" in str(kind) else ""
-        raise UserError(
-            f"base {base!r} is a {kind}; personalize trains {', '.join(MODELS)}, such as SD 1.5. Use one of these.{why}"
-        )
+        raise UserError(f"base {base!r} is a {kind}; personalize reads {', '.join(MODELS)}, such as SD 1.5. Use one of these.")
     return MODELS[kind]

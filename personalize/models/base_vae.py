@@ -72,7 +72,7 @@ def _config_of_base(folder: Path) -> dict:
     else:
         is_xl = "XL" in read_json(folder / "model_index.json", INDEX)["_class_name"]
         own = {"scaling_factor": SCALE["sdxl" if is_xl else "sd1"]}
-    return own | {"latent_channels": read_json(folder / "unet" / "config.json", UNET).get("in_channels", 4)}
+    return own | {"latent_channels": read_json(folder / "unet" / "config.json", UNET).get("out_channels", 4)}
 
 
 def _of_folder(files: list[Path]) -> tuple[dict, State]:

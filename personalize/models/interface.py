@@ -14,6 +14,9 @@ from personalize.core.guidance import Cond
 from personalize.core.schedule import Schedule
 
 SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
+MASKED = (
+    "masked"  # in that of an inpainting base, (B,1+C,h,w): mask, 1 is painted, and latents of the image, grey where painted
+)
 Size = tuple[int, int]  # width, height or left, top, px
 
 
@@ -28,6 +31,7 @@ class LatentModel(Protocol):
     size: int  # px that it was trained at
     latent_channels: int
     downscale: int  # px of a latent cell
+    inpaints: bool  # whether its U-Net also takes a mask and a masked image: MASKED, without which all is painted
     device: device
     dtype: dtype  # the type it computes in; trained weights stay float32
     unet: nn.Module

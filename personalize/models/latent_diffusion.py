@@ -23,7 +23,7 @@ from personalize.common.files import read_json
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading
 from personalize.models.devices import to_device
-from personalize.models.interface import SIZES, Size
+from personalize.models.interface import MASKED, SIZES, Size
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.offload import Offload
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
@@ -58,7 +58,9 @@ class LatentDiffusion:
         say: Callable[[str], None] = lambda line: None,
     ):
         unet_config, vae_config = loading.read_configs(folder, name)
-        self.latent_channels = unet_config["in_channels"]
+        self.latent_channels = vae_config["latent_channels"]
+        self.inpaints = unet_config["in_channels"] > self.latent_channels
+        self._all_painted: dict[int, Tensor] = {}
         self.downscale = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.size = unet_config["sample_size"] * self.downscale
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
@@ -204,6 +206,9 @@ class LatentDiffusion:
         exact = {key for key, value in cond.items() if key == SIZES or not value.is_floating_point()}  # bfloat16 has no 1999
         cond = {key: value if key in exact else value.to(dtype) for key, value in cond.items()}
         arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
+        if self.inpaints:
+            masked = cond[MASKED][: len(z_t)] if MASKED in cond else self._nothing_kept(z_t)
+            z_t = torch.cat([z_t, masked.to(z_t)], 1)
         rows = len(arguments["encoder_hidden_states"])
         if not self.uses_fast_unet:
             z_t, t = (fast_unet.repeated(x, rows) for x in (z_t.to(dtype), t))
@@ -215,6 +220,15 @@ class LatentDiffusion:
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
         out = fast_unet.fast_forward(self.unet, z_t, t, text, added=added, prepared=prepared, offload=self._offload)
         return out.contiguous()
+
+    def _nothing_kept(self, z_t: Tensor) -> Tensor:
+        """MASKED (B,1+C,h,w) where the whole image is painted: ones, and latents of grey."""
+        side = z_t.shape[-1]
+        if side not in self._all_painted:
+            with torch.inference_mode(False):  # kept, so it must also do where gradients are computed
+                z0 = self.encode_images(torch.zeros(1, 3, side * self.downscale, side * self.downscale))[0]
+                self._all_painted[side] = torch.cat([torch.ones_like(z0[:, :1]), z0], 1)
+        return self._all_painted[side].expand(len(z_t), -1, -1, -1)
 
     def truncated_words(self, prompt: str) -> str:
         tokenizer = next(iter(self.tokenizers.values()))

@@ -24,10 +24,10 @@ def read_configs(folder: Path, name: str) -> tuple[dict, dict]:
     unet = {"in_channels": 4, **read_json(_part_folder(folder, "unet") / "config.json", UNET)}  # with diffusers' defaults
     vae = {"latent_channels": 4, "block_out_channels": [64], **read_json(_part_folder(folder, "vae") / "config.json", VAE)}
     takes, gives = unet["in_channels"], vae["latent_channels"]
-    if takes != gives:
+    if takes not in (gives, 2 * gives + 1):
         raise UserError(
-            f"base {name!r} takes {takes} channels where its VAE gives {gives}: an inpainting or editing U-Net, which "
-            "personalize does not train. Use the plain text-to-image base."
+            f"base {name!r} takes {takes} channels where its VAE gives {gives}: an editing, upscaling or depth U-Net, which is "
+            "not read. Use the plain text-to-image base, or an inpainting one."
         )
     if "sample_size" not in unet:
         raise UserError(

@@ -249,6 +249,22 @@ def test_sharded_and_half_precision_folders_are_read(folders, path):
         pack_single_file(folder, path, half=False)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_inpainting_model_comes_and_goes_with_its_nine_channels(path, family):
+    tensors = tiny.tensors(family)
+    conv = tensors[detect.CONV_IN]
+    tensors[detect.CONV_IN] = torch.cat([conv, torch.ones_like(conv), conv[:, :1]], 1)
+    save_file(tensors, path)
+    tiny.vocabulary(path.parent / "tokenizer")
+    unpack_single_file(path, path.parent / "out")
+    kind = "StableDiffusionXLInpaintPipeline" if family == "sdxl" else "StableDiffusionInpaintPipeline"
+    assert json.loads((path.parent / "out" / "model_index.json").read_text())["_class_name"] == kind
+    config = read(path.parent / "out", "unet")[1]
+    assert (config["in_channels"], config["out_channels"]) == (9, 4)
+    pack_single_file(path.parent / "out", path.parent / "again.safetensors", half=False)
+    assert same(load_file(path.parent / "again.safetensors"), tensors)
+
+
 def test_folders_that_are_not_bases_are_refused(folders, path):
     with pytest.raises(UserError, match="no model_index.json"):
         pack_single_file(path.parent, path, half=False)
@@ -257,8 +273,8 @@ def test_folders_that_are_not_bases_are_refused(folders, path):
     folder = path.parent / "other"
     shutil.copytree(folders["sd1"], folder)
     unet = folder / "unet" / "config.json"
-    unet.write_text(json.dumps(json.loads(unet.read_text()) | {"in_channels": 9}))
-    with pytest.raises(UserError, match="is an inpainting model"):
+    unet.write_text(json.dumps(json.loads(unet.read_text()) | {"in_channels": 8}))
+    with pytest.raises(UserError, match="is an editing model"):
         pack_single_file(folder, path, half=False)
     unet.write_text("[]")
     with pytest.raises(UserError, match="expected an object"):
@@ -312,7 +328,8 @@ def test_v_prediction_with_zero_snr_passes_through_the_marks_of_sdxl(folders, pa
         ({"conv_in.weight": (8, 4, 3, 3), "down_blocks.0.x": (1,)}, "is a U-Net alone"),
         ({detect.CONV_IN: (8, 4, 3, 3)}, "without a VAE"),
         ({detect.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,)}, "without a text encoder"),
-        ({detect.CONV_IN: (8, 9, 3, 3)}, "is an inpainting model .9 input"),
+        ({detect.CONV_IN: (8, 9, 3, 3)}, "without a VAE"),
+        ({detect.CONV_IN: (8, 5, 3, 3)}, "is a depth-to-image model .5 input"),
         ({detect.CONV_IN: (8, 8, 3, 3)}, "InstructPix2Pix"),
         ({detect.CONV_IN: (8, 4, 3, 3), "edm_mean": (4,)}, "Playground"),
         ({detect.CONV_IN: (8, 4, 3, 3), "first_stage_model.x": (1,), "conditioner.embedders.0.model.x": (1,)}, "refiner"),

@@ -61,6 +61,7 @@ class Rehearsal:
             r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
             offload=r.train.offload, say=lambda line: None, make_network=self.make_network,
         )  # fmt: skip
+        methods.check_base(self.model)
         for p in self.model.waiting if counter is not None else ():  # counted on a CPU only, whose memory is the host's
             counter.rename(p, "waiting")
 

@@ -1,0 +1,99 @@
+"""The files of an image to begin with and of its mask  ->  a canvas at the size the base draws."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from personalize.common.errors import UserError
+from personalize.common.untrusted import read_bytes
+from personalize.data.crops import Crop, Photo, binary_mask, fixed_box, image_tensor, mask_tensor
+from personalize.data.decode import Decoded, decode
+from personalize.generation.inpainting import Canvas
+
+STRENGTH = 0.6  # of the steps, without a mask: the layout stays and the subject changes
+
+
+@dataclass(frozen=True)
+class ImageToEdit:
+    """An image file, read; its mask says in white what is painted anew. `strength` and `visits` as in `Canvas`."""
+
+    photo: Photo
+    strength: float
+    visits: int
+
+    @property
+    def identity(self) -> dict:
+        """All of it that decides an image, for images.jsonl."""
+        files = {"image": {"file": self.photo.name, "sha256": self.photo.sha256}}
+        if self.photo.mask is not None:
+            files["mask"] = {"sha256": self.photo.mask_sha256}
+        return files | {"strength": self.strength, "careful": self.visits}
+
+    def canvas(self, size: int) -> Canvas:
+        """The middle square at size × size px. UserError where its mask leaves nothing to paint, or nothing to keep."""
+        crop = Crop(self.photo, fixed_box(self.photo, "center"))
+        pixels, mask = image_tensor([crop], size)[0], None
+        if self.photo.mask is not None:
+            mask = (mask_tensor([crop], size)[0] >= 0.5).float()
+            _require_two_parts(mask.mean(dtype=torch.float64).item(), self.photo.name, " in its middle square, which is drawn")
+        return Canvas(pixels, mask, self.strength, self.visits)
+
+
+def read_image_to_edit(image: Path | None, mask: Path | None, strength: float | None, careful: int) -> ImageToEdit | None:
+    """The files and options of `generate`; None without an image. UserError names what is wrong in them."""
+    if image is None:
+        given = {"--mask": mask is not None, "--strength": strength is not None, "--careful": careful != 1}
+        if option := next((name for name, is_given in given.items() if is_given), ""):
+            raise UserError(f"{option} is about an image to begin with. Give it, as in: --image FILE")
+        return None
+    if strength is None:
+        strength = STRENGTH if mask is None else 1.0
+    if not 0 <= strength <= 1:
+        raise UserError(f"--strength {strength:g} is not between 0, which keeps the image, and 1, which keeps nothing of it.")
+    if careful < 1:
+        raise UserError(f"--careful {careful} is how often each step is made. Give 1 or more.")
+    if careful > 1 and mask is None:
+        raise UserError(f"--careful {careful} brings what is painted in line with what is kept. Give a --mask FILE too.")
+    data = read_bytes(image, "image")
+    decoded = decode(data, str(image))
+    if decoded.alpha is not None:
+        raise UserError(
+            f"{image} is transparent in part, and says nothing there to begin with. Save it on a background without "
+            "transparency; to have that part painted, give a --mask FILE that is white there."
+        )
+    photo = Photo(str(image), decoded.image, hashlib.sha256(data).hexdigest(), None, decoded.size)
+    if mask is not None:
+        photo = _with_mask(photo, decoded, mask)
+    return ImageToEdit(photo, strength, careful)
+
+
+def _with_mask(photo: Photo, decoded: Decoded, path: Path) -> Photo:
+    data = read_bytes(path, "mask")
+    mask = decode(data, str(path))
+    if mask.alpha is not None:
+        raise UserError(
+            f"{path} is transparent in part, which may mean either. Save it without transparency: white is painted anew, "
+            "black is kept."
+        )
+    if mask.size != decoded.size:
+        sizes = [f"{width}×{height} px" for width, height in (mask.size, decoded.size)]
+        raise UserError(f"{path} is {sizes[0]}, but its image {photo.path} is {sizes[1]}. Make the mask from this very image.")
+    shades = binary_mask(mask.image.convert("L"))
+    _require_two_parts(shades.histogram()[255] / (shades.width * shades.height), photo.name)
+    return replace(photo, mask=shades, mask_sha256=hashlib.sha256(data).hexdigest())
+
+
+def _require_two_parts(white: float, name: str, where: str = "") -> None:
+    """UserError where a mask, `white` of which is painted anew, is of one colour."""
+    if white == 0:
+        raise UserError(
+            f"the mask of {name} is black{where}, so that nothing is painted. Make what is to be painted white, from half "
+            "brightness up."
+        )
+    if white == 1:
+        raise UserError(
+            f"the mask of {name} is white{where}, so that nothing of the image is kept. Leave --mask out; --strength says then "
+            "how much changes."
+        )
