@@ -25,7 +25,7 @@ ORDER = [
     {"__main__.py", "__init__.py"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-CALLERS = {"workflows", "compare"}  # commands that call other commands
+CALLERS = {"workflows", "compare", "edit"}  # commands that call other commands, or write images as `generate` does
 LIGHT = {
     "cli/__init__", "cli/app", "cli/tools", "cli/options", "common/errors", "common/recipe", "common/prompts",
     "common/run_folder", "common/settings", "common/files", "common/terminal", "common/untrusted",

@@ -106,12 +106,7 @@ def generate(
     *,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
     settings: list[str],
-    lora: Annotated[
-        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA, LoKr or LoHa file of any program. May be given again.")
-    ] = [],
-    embedding: Annotated[
-        list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
-    ] = [],
+    lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
 ):  # fmt: skip
@@ -122,7 +117,7 @@ def generate(
     from personalize.commands.generate import generate
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
-    result = generate(texts, **source, settings=settings, out=out, screen=screen)
+    result = generate(texts, **source, weights=weight, ignore=ignore, settings=settings, out=out, screen=screen)
     return vars(result), result.grid
 
 

@@ -16,6 +16,7 @@ from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
+from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_words
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 
@@ -24,7 +25,7 @@ A1111_SAMPLERS = {
     "euler-a": "Euler a", "heun": "Heun", "unipc": "UniPC", "pndm": "PLMS", "lcm": "LCM",
 }  # fmt: skip
 SYNTAX = re.compile(r"<lora:[^>]*>|\([^()]*:\s*[\d.]+\)|\bBREAK\b|\bAND\b")  # of other programs
-# what draws, prompts, the run and checkpoint as images.jsonl names them, and the folder for images
+# what draws, prompts, the run and checkpoint as images.jsonl names them, and the folder that folders of images belong into
 Source = tuple[LatentModel, Recipe, list[str], dict, Path]
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
@@ -45,6 +46,8 @@ def generate(
     checkpoint: str = "",
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    weights: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     out: Path | None = None,
@@ -53,28 +56,40 @@ def generate(
     """`draw.count` images of each prompt by a run (the newest finished one in `runs`), or by a bare base.
 
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
-    "FILE:word") are files of any program, put on top. out: a folder, where images.jsonl gets a row an image. Image i of a
-    seed starts from the same noise for every prompt. UserError names what is wrong.
+    "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
+    that do not count; each belongs to the prompts that say it. out: a folder, where images.jsonl gets a row an image. Image i
+    of a seed starts from the same noise for every prompt. UserError names what is wrong.
     """
+    emphasis, source = read_emphasis(weights, ignore), {"run": run, "base": base, "checkpoint": checkpoint, "loras": loras}
+    model, recipe, prompts, origin, home = open_source(
+        list(prompts), **source, embeddings=embeddings, settings=settings, runs=runs, screen=screen
+    )
+    require_words(model, prompts, emphasis)
+    folder = out_folder(out or home / "images")
+    for line in remarks(model, prompts, recipe.draw.negative, origin):
+        screen.say(line)
+    return _write_images(model, recipe, prompts, out=folder, origin=origin, emphasis=emphasis, screen=screen)
+
+
+def open_source(
+    prompts: list[str], *, run: Path | str | None, base: str, checkpoint: str, loras: Sequence[str], embeddings: Sequence[str],
+    settings: Sequence[str], runs: Path, screen: Terminal,
+) -> Source:  # fmt: skip
+    """What draws: the base of a run with all that is put into it, its recipe, the prompts filled in, and where it belongs."""
     if base and not run:
-        model, recipe, prompts, origin, home = _bare_base(list(prompts), base, settings, screen)
+        model, recipe, prompts, origin, home = _bare_base(prompts, base, settings, screen)
     else:
         opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
-        model, recipe, prompts, origin, home = _loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
+        model, recipe, prompts, origin, home = _loaded_run(prompts, *opened, at=checkpoint, screen=screen)
     origin |= _put_files(model, loras=loras, embeddings=embeddings, screen=screen)
-    folder = Path(out or home)
-    if folder.is_file():
-        raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
-    for line in _remarks(model, prompts, recipe.draw.negative, origin):
-        screen.say(line)
-    return _write_images(model, recipe, prompts, out=folder, origin=origin, screen=screen)
+    return model, recipe, prompts, origin, home
 
 
 def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
     if any("{" in prompt for prompt in prompts):
         raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
     recipe = resolve(None, [*settings, f"base={base}"])
-    return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images")
+    return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path()
 
 
 def _loaded_run(
@@ -87,35 +102,58 @@ def _loaded_run(
     prompts = [fill(prompt, token, word) for prompt in prompts]
     if not any(model.says(text, subject["token"]) for text in (*prompts, recipe.draw.negative) for subject in subjects):
         screen.say(f"no prompt says {token!r}, the word for the subject: these images show any {word}.")
-    return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images"
+    return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder
+
+
+def out_folder(out: Path | str) -> Path:
+    """A folder for images. UserError for a file."""
+    if Path(out).is_file():
+        raise UserError(f"--out {out} is a file, and images go into a folder. Give another name.")
+    return Path(out)
 
 
 def _write_images(
-    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal
-) -> GenerateResult:
+    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, emphasis: Emphasis = PLAIN,
+    screen: Terminal,
+) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
-    with explained(out):
-        make_folder(out)
-    sweep(out)
-    rows_by_file = {row["file"]: row for row in read_jsonl(out / "images.jsonl", IMAGE_ROW)}
+    rows_by_file = open_folder(out)
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config)
+            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config, emphasis=emphasis)
             for image, prompt, i in zip(to_pil(require_images(model.decode_latents(z0), model)), texts, numbers, strict=True):
-                row = _row(model, recipe, prompt, origin=origin, index=i, size=image.size)
-                files.append(out / row["file"])
+                row = image_row(model, recipe, prompt, origin=origin | said(emphasis), index=i, size=image.size)
+                files.append(write_image(out, image, row, rows_by_file))
                 images.append(image)
-                with writing(files[-1]) as temporary:
-                    image.save(temporary, pnginfo=_metadata(row))
-                if rows_by_file.get(row["file"]) != row:
-                    append_jsonl(out / "images.jsonl", row)
             advance(len(part))
     with writing(out / "grid.png") as temporary:
         grid(images, config.count if len(prompts) > 1 else min(4, config.count)).save(temporary)
     return GenerateResult(files, out / "grid.png")
+
+
+def open_folder(out: Path) -> dict[str, dict]:
+    """Makes a folder of images, without leftovers of what was stopped -> its rows by their files."""
+    with explained(out):
+        make_folder(out)
+    sweep(out)
+    return {row["file"]: row for row in read_jsonl(out / "images.jsonl", IMAGE_ROW)}
+
+
+def write_image(out: Path, image, row: dict, rows_by_file: dict[str, dict]) -> Path:
+    """An image with its parameters inside, and its row in images.jsonl where it has none yet -> its file."""
+    with writing(out / row["file"]) as temporary:
+        image.save(temporary, pnginfo=_metadata(row))
+    if rows_by_file.get(row["file"]) != row:
+        append_jsonl(out / "images.jsonl", row)
+    return out / row["file"]
+
+
+def said(emphasis: Emphasis) -> dict:
+    """An emphasis as rows say it: nothing where there is none, so that plain images keep their names."""
+    return {"weights": dict(emphasis.weights)} | {"ignored": list(emphasis.ignored)} if emphasis else {}
 
 
 def _put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str], screen: Terminal) -> dict:
@@ -161,7 +199,7 @@ def _embedding_argument(text: str) -> tuple[Path, str]:
     return Path(path), word
 
 
-def _remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict) -> Iterator[str]:
+def remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict) -> Iterator[str]:
     texts = {**{prompt: "prompt" for prompt in prompts}, **({negative: "the negative prompt"} if negative else {})}
     for text, what in texts.items():
         if rest := model.truncated_words(text):
@@ -174,7 +212,7 @@ def _remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict
             yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."
 
 
-def _row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index: int, size: tuple[int, int]) -> dict:
+def image_row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index: int, size: tuple[int, int]) -> dict:
     """All that decides an image, and its file, whose name changes with any of it but the place of the run."""
     config, (width, height) = asdict(recipe.draw), size
     settings = {"prompt": prompt} | {name: config[name] for name in ("negative", "sampler", "steps", "guidance", "rescale")}
@@ -201,6 +239,12 @@ def _metadata(row: dict) -> PngInfo:
         fields["Lora weights"] = _quoted(f"{name}: {entry['weight']:g}" for name, entry in loras)
     if embeddings:
         fields["TI hashes"] = _quoted(f"{entry['token']}: {entry['sha256'][:12]}" for entry in embeddings)
+    if row.get("weights"):
+        fields["Word weights"] = _quoted(f"{word}: {weight:g}" for word, weight in row["weights"].items())
+    if row.get("ignored"):
+        fields["Ignored words"] = _quoted(row["ignored"])
+    if "edit" in row:
+        fields["Edit"] = json.dumps(row["edit"], ensure_ascii=False)
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
