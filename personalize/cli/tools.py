@@ -25,7 +25,9 @@ def edit(
     keep: Annotated[float, typer.Option(help="Share of sampling in which the words' places are the source's.")] = 0.8,
     keep_layout: Annotated[float, typer.Option(help="The same for attention within the image: its layout.")] = 0.4,
     image: Annotated[Path | None, typer.Option(help="A photo that SOURCE describes, in place of a drawn image.")] = None,
-    strength: Annotated[float, typer.Option(help="With --image: the share of sampling that is made anew.")] = 0.7,
+    strength: Annotated[
+        float | None, typer.Option(help="With --image: the share of sampling made anew; default: 0.7.", show_default=False)
+    ] = None,
     weight: opt.Weights = [], ignore: opt.Ignored = [], lora: opt.Loras = [], embedding: opt.Embeddings = [],
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", settings: list[str],
     runs: opt.Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,

@@ -111,9 +111,9 @@ def encode_texts(
     return {key: value[rows] for key, value in cond.items()}
 
 
-def sampling_batches(model: LatentModel, count: int, config: SamplingConfig) -> Iterator[range]:
-    """Parts of range(count) that are sampled together. The cut is the same wherever sampling starts."""
-    size = config.batch or default_batch_size(model, config.size or model.size)
+def sampling_batches(model: LatentModel, count: int, config: SamplingConfig, *, rows: int = 1) -> Iterator[range]:
+    """Parts of range(count), of so many rows each, that are sampled together. The cut is the same wherever sampling starts."""
+    size = max(1, (config.batch or default_batch_size(model, config.size or model.size)) // rows)
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
 

@@ -32,6 +32,12 @@ class Emphasis:
         return bool(self.weights or self.ignored)
 
     @property
+    def record(self) -> dict:
+        """As rows of images say it: nothing where there is none, so that plain images keep their names."""
+        words = {"weights": [list(pair) for pair in self.weights], "ignored": list(self.ignored)}
+        return {key: value for key, value in words.items() if value}
+
+    @property
     def phrases(self) -> list[str]:
         return [*(word for word, _ in self.weights), *self.ignored]
 

@@ -71,7 +71,7 @@ def test_a_photo_is_edited_and_named_by_its_hash(edit, tmp_path, photos):
     files = edit(image=first, strength=0.5).files
     row = rows(folder)[0]
     assert row["image"]["file"] == first.name and len(row["image"]["sha256"]) == 64
-    assert (row["sampler"], row["first"], row["edit"]["part"]) == ("ddpm", 1, "source")
+    assert (row["sampler"], row["strength"], row["edit"]["part"]) == ("ddpm", 0.5, "source")
     others = [*edit(image=second, strength=0.5).files, *edit(image=first, strength=1).files]
     assert len({*files, *others}) == 18
 
@@ -83,7 +83,7 @@ def test_words_of_a_generated_image_count_as_asked(tiny_sd, tmp_path):
     plain, heavy, less = draw(), draw(weights=["hat=3"]), draw(ignore=["red"])
     assert len({plain, heavy, less}) == 3 and len({Image.open(path).tobytes() for path in (plain, heavy, less)}) == 3
     assert (
-        rows(tmp_path / "out")[2]["weights"] == {"hat": 3.0}
+        rows(tmp_path / "out")[2]["weights"] == [["hat", 3.0]]
         and 'Word weights: "hat: 3"' in Image.open(heavy).text["parameters"]
     )
     assert Image.open(draw(weights=["hat=1"])).tobytes() == Image.open(plain).tobytes()
@@ -94,7 +94,9 @@ def test_words_of_a_generated_image_count_as_asked(tiny_sd, tmp_path):
 def test_bad_input_is_said_before_anything_is_drawn(edit, tmp_path, photos):
     (tmp_path / "x.png").write_text("no image")
     for options, said in [
-        ({"strength": 0}, "--strength 0 is not a share"),
+        ({"target": ""}, "what is to change\? Give a second prompt"),
+        ({"strength": 0, "image": "x.png"}, "--strength 0 is not a share"),
+        ({"strength": 0.5}, "--strength is about a photo. Give it, as in: --image FILE"),
         ({"keep": 2}, "--keep 2 is not a share"),
         ({"ignore": ["wearing a blue hat"]}, "no prompt says 'wearing a blue hat'"),
         ({"weights": ["hat"]}, "weight 'hat' is not WORD=NUMBER"),

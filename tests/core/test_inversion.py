@@ -5,8 +5,8 @@ import torch
 
 from personalize.core import rng
 from personalize.core import schedule as S
-from personalize.core.inversion import ddpm_residuals
-from personalize.core.samplers import ddpm
+from personalize.core.inversion import ddim_inverse, ddpm_residuals
+from personalize.core.samplers import ddim, ddpm
 
 PLAIN = S.scaled_linear(1000)
 ZERO_SNR = S.rescale_zero_terminal_snr(PLAIN)
@@ -79,3 +79,34 @@ def test_residuals_of_another_path_are_the_programmers_error():
         ddpm(network(schedule), z, schedule, STEPS, residuals=residuals)
     with pytest.raises(AssertionError):
         ddpm_residuals(network(schedule), z0, schedule, STEPS, streams(2), first=STEPS)
+
+
+def two_gaussians(schedule, means=(-1.0, 0.8), spread=0.3):
+    """The best possible network of pixels that are of one of two Gaussians."""
+
+    def guided(z, t):
+        alpha, sigma = schedule.level(t)
+        total = alpha**2 * spread**2 + sigma**2
+        share = torch.stack([-((z - alpha * m) ** 2) / (2 * total) for m in means]).softmax(0)
+        z0 = sum(share[k] * (m + alpha * spread**2 / total * (z - alpha * m)) for k, m in enumerate(means))
+        return schedule.from_z0(z, z0, t)
+
+    return guided
+
+
+def round_trip(schedule, steps, iterations):
+    z0 = 0.3 * rng.normal(streams(4, "data"), (4, 4, 4)).double() + 0.8
+    guided = two_gaussians(schedule)
+    back = ddim(guided, ddim_inverse(guided, z0, schedule, steps, iterations=iterations), schedule, steps)
+    return (back - z0).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, **IDS)
+def test_iterations_lead_back_to_the_image_at_zero_terminal_snr_too(schedule):
+    once, twice, five, many = (round_trip(schedule, 25, count) for count in (1, 2, 5, 60))
+    assert twice < once / 2 and five < once / 30 and many < 1e-9
+
+
+def test_one_iteration_is_of_first_order():
+    errors = [round_trip(SCHEDULES[-1], steps, 1) for steps in (25, 50, 100)]
+    assert all(1.3 < a / b < 2.6 for a, b in zip(errors, errors[1:], strict=False)), errors

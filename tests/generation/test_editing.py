@@ -129,3 +129,27 @@ def test_what_cannot_be_edited_is_said(model, monkeypatch):
     with pytest.raises(UserError, match="attention cannot be controlled"):
         require_edit(model, Edit(SOURCE, TARGET))
     assert editing.PARTS == ("source", "plain", "edited")
+
+
+@pytest.mark.slow
+def test_toyland_swaps_ignores_and_gives_a_photo_back():
+    """Six images each, read by the probe: a cat in place of the dog, no hat; the notebook has what was measured."""
+    from personalize.evaluation.metrics.toyland_truth import TABLES, load_probe, read_images
+
+    model, probe = models.load_model("toyland", device="cpu", dtype="float32", say=lambda line: None), load_probe()
+    prompt, hat = "a red dog wearing a blue hat on the beach", Emphasis(ignored=("wearing a blue hat",))
+    config = SamplingConfig(sampler="ddpm", steps=12, guidance=2.2)
+
+    def chance(z0, table, word):
+        return read_images(probe, model.decode_latents(z0)).chances[table][:, list(TABLES[table]).index(word)]
+
+    source, _, edited = drawn(model, Edit(prompt, prompt, emphasis=hat), config, range(6))
+    assert chance(source, "accessory", "hat").mean() > 0.7 and chance(edited, "accessory", "none").mean() > 0.8
+    assert chance(edited, "class", "dog").mean() > 0.9 and chance(edited, "place", "beach").mean() > 0.9
+    source, plain, edited = drawn(model, Edit("a dog in the snow", "a cat in the snow"), config, range(6))
+    assert chance(edited, "class", "cat").mean() > 0.8 and chance(edited, "place", "snow").mean() > 0.9
+    assert (edited - source).abs().mean() < (plain - source).abs().mean()
+    photo = model.encode_images(model.decode_latents(source[:1]))[0]
+    config = SamplingConfig(sampler="ddpm", steps=12, guidance=5.0)
+    back = drawn(model, Edit("a dog in the snow", "a cat in the snow"), config, [0], photo=photo)[0]
+    assert 20 * torch.log10((photo.max() - photo.min()) / (back - photo).square().mean().sqrt()) > 100, "dB"

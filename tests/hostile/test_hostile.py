@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from personalize import models
 from personalize.commands.compare import read_rows
 from personalize.commands.export import RECORD_ROW
-from personalize.commands.session import IMAGE_ROW
+from personalize.generation.image_files import IMAGE_ROW
 from personalize.common import checkpoint, prompts
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl

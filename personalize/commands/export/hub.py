@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from personalize.commands.export import model_card, verify
-from personalize.commands.session import IMAGE_ROW
+from personalize.generation.image_files import IMAGE_ROW
 from personalize.common import prompts
 from personalize.common.errors import UserError
 from personalize.common.files import link_or_copy, read_jsonl, writing
