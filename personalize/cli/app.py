@@ -106,12 +106,7 @@ def generate(
     *,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
     settings: list[str],
-    lora: Annotated[
-        list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA, LoKr or LoHa file of any program. May be given again.")
-    ] = [],
-    embedding: Annotated[
-        list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
-    ] = [],
+    lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
@@ -123,8 +118,9 @@ def generate(
     from personalize.commands.generate import generate
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
+    words = {"weights": weight, "ignore": ignore}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
-    result = generate(texts, **source, **begin, settings=settings, out=out, screen=screen)
+    result = generate(texts, **source, **words, **begin, settings=settings, out=out, screen=screen)
     return vars(result), result.grid
 
 

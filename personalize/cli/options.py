@@ -41,6 +41,18 @@ Strength = Annotated[
 ]
 Careful = Annotated[int, typer.Option(help="How often each step is made with --mask: better fit, as many times the time.")]
 
+Loras = Annotated[
+    list[str], typer.Option(metavar="FILE[:WEIGHT]", help="LoRA, LoKr or LoHa file of any program. May be given again.")
+]
+Embeddings = Annotated[
+    list[str], typer.Option(metavar="FILE[:WORD]", help="Embedding file; WORD in place of its own. May be given again.")
+]
+Weights = Annotated[
+    list[str],
+    typer.Option(metavar="WORD=NUMBER", help="How much a word of the prompt counts; 1 is as ever. May be given again."),
+]
+Ignored = Annotated[list[str], typer.Option(metavar="WORDS", help="Words of the prompt that do not count. May be given again.")]
+
 
 def with_settings(*keys: str) -> Callable[[Callable], Callable]:
     """Gives a command its `settings`, of --set and an option for each of these keys, and its `screen`, of --quiet and --json.

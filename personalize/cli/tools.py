@@ -1,4 +1,4 @@
-"""Commands beside the four: photos, tokens, plan, export, import-command, pretrain."""
+"""Commands beside the four: edit, photos, tokens, plan, export, import-command, pretrain."""
 
 import json
 from dataclasses import asdict
@@ -12,6 +12,40 @@ from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
 
 app = typer.Typer()
+
+
+@app.command()
+@opt.with_settings(
+    "draw.count", "draw.steps", "draw.guidance", "draw.negative", "draw.sampler", "draw.size", "seed", "device", "dtype"
+)
+def edit(
+    source: Annotated[str, typer.Argument(help="What the image shows; {token} and {class} are filled in.")],
+    target: Annotated[str, typer.Argument(help="What it is to show; default: the same words, for --weight and --ignore.")] = "",
+    *,
+    keep: Annotated[float, typer.Option(help="Share of sampling in which the words' places are the source's.")] = 0.8,
+    keep_layout: Annotated[float, typer.Option(help="The same for attention within the image: its layout.")] = 0.4,
+    image: Annotated[Path | None, typer.Option(help="A photo that SOURCE describes, in place of a drawn image.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="With --image: the share of sampling made anew; default: 0.7.", show_default=False)
+    ] = None,
+    weight: opt.Weights = [], ignore: opt.Ignored = [], lora: opt.Loras = [], embedding: opt.Embeddings = [],
+    run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", settings: list[str],
+    runs: opt.Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
+):  # fmt: skip
+    """An image again with other words: the source, the other words from the same noise, and with the source's layout."""
+    from personalize.commands.edit import edit
+
+    words = {
+        "keep": keep,
+        "keep_layout": keep_layout,
+        "weights": weight,
+        "ignore": ignore,
+        "image": image,
+        "strength": strength,
+    }
+    origin = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
+    result = edit(source, target, **words, **origin, settings=settings, out=out, screen=screen)
+    return vars(result), result.sheet
 
 
 @app.command()

@@ -1,34 +1,22 @@
 """`personalize generate`: images of prompts, by a run or by its bare base, and by LoRA and embedding files on top."""
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL.PngImagePlugin import PngInfo
-
-from personalize.commands.session import IMAGE_ROW, RUNS, open_base, open_run, resolve
+from personalize.commands.image_source import bare_base, loaded_run, put_files, remarks
+from personalize.commands.session import RUNS, open_run
 from personalize.common.errors import UserError
-from personalize.common.files import append_jsonl, explained, key_of, make_folder, read_jsonl, slug, sweep, writing
-from personalize.common.prompts import fill
+from personalize.common.files import writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.data.image_to_edit import ImageToEdit, read_image_to_edit
+from personalize.generation.image_files import image_row, open_folder, out_folder, write_image
 from personalize.generation.inpainting import Canvas, paste_kept, sampling_options
 from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
+from personalize.generation.words import Emphasis, read_emphasis, require_words
 from personalize.models.interface import LatentModel
-from personalize.models.locate import public_name
-
-A1111_SAMPLERS = {
-    "dpm++2m": "DPM++ 2M", "dpm++2m-karras": "DPM++ 2M Karras", "ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler",
-    "euler-a": "Euler a", "heun": "Heun", "unipc": "UniPC", "pndm": "PLMS", "lcm": "LCM",
-}  # fmt: skip
-SYNTAX = re.compile(r"<lora:[^>]*>|\([^()]*:\s*[\d.]+\)|\bBREAK\b|\bAND\b")  # of other programs
-# what draws, prompts, the run and checkpoint as images.jsonl names them, and the folder for images
-Source = tuple[LatentModel, Recipe, list[str], dict, Path]
-WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
 
 
 @dataclass(frozen=True)
@@ -47,6 +35,8 @@ def generate(
     checkpoint: str = "",
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    weights: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     image: Path | None = None,
     mask: Path | None = None,
     strength: float | None = None,
@@ -59,28 +49,30 @@ def generate(
     """`draw.count` images of each prompt by a run (the newest finished one in `runs`), or by a bare base.
 
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
-    "FILE:word") are files of any program, put on top. image: a file to begin with, whose middle square is drawn anew by
-    `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. out: a folder,
+    "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
+    that do not count; each belongs to the prompts that say it. image: a file to begin with, whose middle square is drawn anew
+    by `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. out: a folder,
     where images.jsonl gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError names
     what is wrong.
     """
+    emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
     if mask is not None:  # other samplers lean less on what is kept: docs/editing.md
         settings = ["draw.sampler=ddpm", *settings]
     if base and not run:
-        model, recipe, prompts, origin, home = _bare_base(list(prompts), base, settings, screen)
+        model, recipe, prompts, origin, home = bare_base(list(prompts), base, settings, screen)
     else:
         opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
-        model, recipe, prompts, origin, home = _loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
-    origin |= _put_files(model, loras=loras, embeddings=embeddings, screen=screen)
-    folder = Path(out or home)
-    if folder.is_file():
-        raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
-    for line in _remarks(model, prompts, recipe.draw.negative, origin):
+        model, recipe, prompts, origin, home = loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
+    origin |= put_files(model, loras=loras, embeddings=embeddings, screen=screen)
+    require_words(model, prompts, emphasis)
+    folder = out_folder(out or home)
+    for line in remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
     canvas = _canvas(model, recipe, edit, screen) if edit else None
-    origin |= edit.identity if edit else {}
-    return _write_images(model, recipe, prompts, canvas=canvas, out=folder, origin=origin, screen=screen)
+    origin |= emphasis.record | (edit.identity if edit else {})
+    options = {"emphasis": emphasis, "canvas": canvas}
+    return _write_images(model, recipe, prompts, out=folder, origin=origin, **options, screen=screen)
 
 
 def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Terminal) -> Canvas:
@@ -100,162 +92,27 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
     return edit.canvas(recipe.draw.size or model.size)
 
 
-def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
-    if any("{" in prompt for prompt in prompts):
-        raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
-    recipe = resolve(None, [*settings, f"base={base}"])
-    return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images")
-
-
-def _loaded_run(
-    prompts: list[str], folder: Path, model: LatentModel, recipe: Recipe, manifest: dict, *, at: str, screen: Terminal
-) -> Source:
-    from personalize.training import load_run  # methods with it, which a bare base does without
-
-    name, subjects = load_run.load_run(model, folder, manifest, at=at), manifest["subjects"]
-    token, word = subjects[0]["token"], subjects[0]["class"]
-    prompts = [fill(prompt, token, word) for prompt in prompts]
-    if not any(model.says(text, subject["token"]) for text in (*prompts, recipe.draw.negative) for subject in subjects):
-        screen.say(f"no prompt says {token!r}, the word for the subject: these images show any {word}.")
-    return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images"
-
-
 def _write_images(
-    model: LatentModel,
-    recipe: Recipe,
-    prompts: list[str],
-    *,
-    canvas: Canvas | None = None,
-    out: Path,
-    origin: dict,
-    screen: Terminal,
-) -> GenerateResult:
+    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, emphasis: Emphasis,
+    canvas: Canvas | None, screen: Terminal,
+) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
-    with explained(out):
-        make_folder(out)
-    sweep(out)
-    rows_by_file = {row["file"]: row for row in read_jsonl(out / "images.jsonl", IMAGE_ROW)}
+    rows_by_file = open_folder(out)
     options = sampling_options(model, canvas, config.steps) if canvas else lambda count: {}
     files, images = [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config, **options(len(part)))
+            generators, beginning = image_generators(seed, list(numbers)), options(len(part))
+            z0 = sample_latents(model, list(texts), generators, config, emphasis=emphasis, **beginning)
             drawn = require_images(model.decode_latents(z0), model)
             drawn = paste_kept(drawn, canvas, model.downscale) if canvas else drawn
             for image, prompt, i in zip(to_pil(drawn), texts, numbers, strict=True):
-                row = _row(model, recipe, prompt, origin=origin, index=i, size=image.size)
-                files.append(out / row["file"])
+                row = image_row(model, recipe, prompt, origin=origin, index=i, size=image.size)
+                files.append(write_image(out, image, row, rows_by_file))
                 images.append(image)
-                with writing(files[-1]) as temporary:
-                    image.save(temporary, pnginfo=_metadata(row))
-                if rows_by_file.get(row["file"]) != row:
-                    append_jsonl(out / "images.jsonl", row)
             advance(len(part))
     with writing(out / "grid.png") as temporary:
         grid(images, config.count if len(prompts) > 1 else min(4, config.count)).save(temporary)
     return GenerateResult(files, out / "grid.png")
-
-
-def _put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str], screen: Terminal) -> dict:
-    """LoRAs as FILE or FILE:weight and embeddings as FILE or FILE:word into a model -> {} or their names, hashes and weights.
-
-    Embeddings that are in a LoRA's file are loaded too. UserError for one that is missing, damaged, a pickle, or made for
-    another base.
-    """
-    if not (loras or embeddings):
-        return {}
-    from personalize.common.files import content_hash
-    from personalize.methods import lora, textual_inversion
-
-    entries: dict[str, list[dict]] = {}
-    for path, word in map(_embedding_argument, embeddings):
-        token = textual_inversion.load_embedding(model, path, word)
-        entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
-    for path, _ in map(_lora_argument, loras):  # before any LoRA is in the text encoders
-        for token, line in textual_inversion.load_bundled(model, path):
-            screen.say(line)
-            if token:
-                entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
-    for i, (path, weight) in enumerate(map(_lora_argument, loras)):
-        lora.load_adapter(model, path, name=f"file{i}", weight=weight)
-        inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
-        entries.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
-    return entries
-
-
-def _lora_argument(text: str) -> tuple[Path, float]:
-    """A LoRA as the terminal takes it: FILE, or FILE:weight where a number stands after the last colon."""
-    weighted = WEIGHT.fullmatch(text)
-    if not weighted or Path(text).exists():
-        return Path(text), 1.0
-    return Path(weighted[1]), float(weighted[2])
-
-
-def _embedding_argument(text: str) -> tuple[Path, str]:
-    """An embedding as the terminal takes it: FILE, or FILE:word where what stands before the last colon is a file."""
-    path, _, word = text.rpartition(":")
-    if Path(text).exists() or not path or not Path(path).exists():
-        return Path(text), ""
-    return Path(path), word
-
-
-def _remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict) -> Iterator[str]:
-    texts = {**{prompt: "prompt" for prompt in prompts}, **({negative: "the negative prompt"} if negative else {})}
-    for text, what in texts.items():
-        if rest := model.truncated_words(text):
-            yield f"{what} {text!r} is too long for this base; it does not see: {rest!r}"
-    if marks := [match[0] for text in texts for match in SYNTAX.finditer(text)]:
-        yield f"{marks[0]!r} is read as letters: prompts have no weights or commands here. A LoRA is given by --lora FILE:0.8."
-    loras = {entry["file"] for entry in origin.get("loras", [])}  # what is in them was told already
-    for entry in origin.get("embeddings", []):
-        if entry["file"] not in loras and not any(model.says(text, entry["token"]) for text in texts):
-            yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."
-
-
-def _row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index: int, size: tuple[int, int]) -> dict:
-    """All that decides an image, and its file, whose name changes with any of it but the place of the run."""
-    config, (width, height) = asdict(recipe.draw), size
-    settings = {"prompt": prompt} | {name: config[name] for name in ("negative", "sampler", "steps", "guidance", "rescale")}
-    settings |= {"interval": list(recipe.draw.interval), "seed": recipe.seed, "index": index, "width": width, "height": height}
-    settings |= {"base": model.name, "fingerprint": model.fingerprint}
-    key = key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
-    return origin | {"file": f"{slug(prompt)[:60]}-{key}-{recipe.seed}-{index:03d}.png", **settings}
-
-
-def _metadata(row: dict) -> PngInfo:
-    """The text chunk `parameters`, as AUTOMATIC1111 writes and reads it."""
-    lines = [row["prompt"]] + ([f"Negative prompt: {row['negative']}"] if row["negative"] else [])
-    fields = {
-        "Steps": row["steps"],
-        "Sampler": A1111_SAMPLERS[row["sampler"]],
-        "CFG scale": f"{row['guidance']:g}",
-        "Seed": row["seed"],
-    }
-    fields |= {"Size": f"{row['width']}x{row['height']}", "Model": _plain(public_name(row["base"]))}
-    fields |= {"Run": _plain(Path(row["run"]).name or "none"), "Image": row["index"]}
-    loras, embeddings = [(Path(e["file"]).stem, e) for e in row.get("loras", [])], row.get("embeddings", [])
-    if loras:
-        fields["Lora hashes"] = _quoted(f"{name}: {entry['sha256'][:12]}" for name, entry in loras)
-        fields["Lora weights"] = _quoted(f"{name}: {entry['weight']:g}" for name, entry in loras)
-    if embeddings:
-        fields["TI hashes"] = _quoted(f"{entry['token']}: {entry['sha256'][:12]}" for entry in embeddings)
-    if "image" in row:
-        fields |= {"Denoising strength": f"{row['strength']:g}", "Image hash": row["image"]["sha256"][:12]}
-    if "mask" in row:
-        fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
-    lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
-    info = PngInfo()
-    info.add_text("parameters", "\n".join(lines))
-    return info
-
-
-def _plain(text: str) -> str:
-    """As it is, or quoted where commas or colons would end the value."""
-    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:"\n') else text
-
-
-def _quoted(parts: Iterable[str]) -> str:
-    """A value with commas and colons in it."""
-    return json.dumps(", ".join(parts), ensure_ascii=False)

@@ -10,10 +10,8 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import ADAPTERS, DEFAULTS, Recipe, load_recipe
 from personalize.common.settings import read_toml
 from personalize.common.terminal import Terminal
-from personalize.common.untrusted import Table, Text
 
 RUNS, PRIORS = Path("runs"), Path("priors")
-IMAGE_ROW = Table({"file": Text(most=255), "prompt": Text()}, needs=("file", "prompt"))  # of images.jsonl
 
 
 def resolve(recipe: Path | str | None = None, settings: Sequence[str] = ()) -> Recipe:

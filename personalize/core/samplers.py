@@ -49,16 +49,19 @@ def ddpm(
     start: Tensor | None = None,
     variance: Literal["fixed_small", "fixed_large"] = "fixed_small",
     visits: int = 1,
+    residuals: Tensor | None = None,
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2006.11239, algorithm 2) over any subset of the timesteps; calls as above.
 
     variance: that of q(z_s|z_t,z0), or the larger 1 - abar_t / abar_s (section 3.2). The last step adds no noise.
     visits: how often each step but the last is made, going back between by the forward process (RePaint 2201.09865):
     where `guided` holds a region fixed, the rest is brought in line with it. Repeating the noiseless last one would sharpen.
+    residuals: of `inversion.ddpm_residuals`, added in place of fresh noise, by the last step too.
     """
     assert variance in ("fixed_small", "fixed_large"), variance
+    assert residuals is None or (visits == 1 and len(residuals) == steps - first), "a residual belongs to one step of one path"
     z = _begin(noise, start, schedule, steps, first)
-    for step in _path(schedule, steps, first, 1.0, on_step):
+    for k, step in enumerate(_path(schedule, steps, first, 1.0, on_step)):
         kept = step.abar_t / step.abar_s
         for visit in range(visits if step.s >= 0 else 1):
             if visit > 0:
@@ -67,7 +70,9 @@ def ddpm(
             z, spread = schedule.posterior(z0, z, step.t, step.s)
             if variance == "fixed_large":
                 spread = 1 - kept
-            if step.s >= 0:
+            if residuals is not None:
+                z = z + residuals[k]
+            elif step.s >= 0:
                 z = z + math.sqrt(spread) * _fresh(z, generators)
     return z
 

@@ -14,6 +14,7 @@ from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond, Guided
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.diffusers_samplers import DIFFUSERS
+from personalize.generation.words import Emphasis, encode_words
 from personalize.models.interface import MASKED, LatentModel
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
@@ -30,19 +31,19 @@ def sample_latents(
     visits: int = 1,
     masked: Tensor | None = None,
     steer: Callable[[Guided, slice], Guided] | None = None,
+    emphasis: Emphasis | None = None,
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; steer: what
-    `core.steering` adds to the guidance of some of the rows.
+    `core.steering` adds to the guidance of some of the rows; emphasis: words of the prompts that count more, less or not at
+    all.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
     """
     assert len(prompts) == len(generators), (len(prompts), len(generators))
-    size, states = config.size or model.size, [g.get_state() for g in generators]
-    if size % (8 * model.downscale):
-        raise UserError(f"size {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
+    size, states = image_size(model, config), [g.get_state() for g in generators]
 
     def sample(rows: slice) -> Tensor:
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
@@ -51,7 +52,7 @@ def sample_latents(
         begin |= {} if masked is None else {"masked": masked}
         begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
-        return _sample_at_once(model, prompts[rows], generators[rows], config, wrap, on_step=on_step, **begin)
+        return _sample_at_once(model, prompts[rows], generators[rows], config, wrap, emphasis, on_step=on_step, **begin)
 
     def smaller(count: int) -> None:
         model.most_at_once[size] = count
@@ -68,41 +69,59 @@ def sample_latents(
         ) from None
 
 
+def image_size(model: LatentModel, config: SamplingConfig) -> int:
+    """Edge of an image, px. UserError for one that the base cannot draw."""
+    size = config.size or model.size
+    if size % (8 * model.downscale):
+        raise UserError(f"size {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
+    return size
+
+
 def _sample_at_once(
-    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap, *,
-    masked: Tensor | None = None, **options,
+    model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap,
+    emphasis: Emphasis | None, *, masked: Tensor | None = None, **options,
 ) -> Tensor:  # fmt: skip
     side = (config.size or model.size) // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
     beside = {} if masked is None else {MASKED: masked.expand(len(prompts), -1, -1, -1)}
     with torch.inference_mode():
-        uncond = None if config.guidance == 1 else encode_texts(model, [config.negative] * len(prompts), draws=True) | beside
-        T = model.schedule.T
-        guided = GUIDANCE["cfg"](
-            model.predict,
-            encode_texts(model, prompts, draws=True) | beside,
-            uncond,
-            config.guidance,
-            rescale=config.rescale,
-            interval=(config.interval[0] * T, config.interval[1] * T) if config.interval else None,
-        )
+        uncond = unconditional(model, len(prompts), config)
+        uncond = uncond and uncond | beside
+        cond = encode_texts(model, prompts, draws=True, emphasis=emphasis) | beside
+        guided = text_guidance(model, cond, uncond, config)
         sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
         return sample(wrap(guided) if wrap else guided, noise, model.schedule, config.steps, generators=generators, **options)
 
 
-def encode_texts(model: LatentModel, prompts: list[str], *, draws: bool = False) -> Cond:
+def unconditional(model: LatentModel, rows: int, config: SamplingConfig) -> Cond | None:
+    """The negative prompt for so many rows; None where the guidance scale asks for none."""
+    return None if config.guidance == 1 else encode_texts(model, [config.negative] * rows, draws=True)
+
+
+def text_guidance(model: LatentModel, cond: Cond, uncond: Cond | None, config: SamplingConfig) -> Guided:
+    """Classifier-free guidance as the settings say."""
+    T = model.schedule.T
+    interval = (config.interval[0] * T, config.interval[1] * T) if config.interval else None
+    return GUIDANCE["cfg"](model.predict, cond, uncond, config.guidance, rescale=config.rescale, interval=interval)
+
+
+def encode_texts(
+    model: LatentModel, prompts: list[str], *, draws: bool = False, emphasis: Emphasis | None = None
+) -> Cond:  # fmt: skip
     """`encode_prompts`, with each distinct prompt encoded once. (B texts) -> cond of B rows; `draws`: prepared for sampling."""
     distinct = list(dict.fromkeys(prompts))
-    cond = model.encode_prompts(distinct)
-    if draws:
-        cond = model.prepare(cond)
+    if emphasis:
+        cond = encode_words(model, distinct, [emphasis] * len(distinct))
+    else:
+        cond = model.encode_prompts(distinct)
+        cond = model.prepare(cond) if draws else cond
     rows = torch.tensor([distinct.index(p) for p in prompts], device=model.device)
     return {key: value[rows] for key, value in cond.items()}
 
 
-def sampling_batches(model: LatentModel, count: int, config: SamplingConfig) -> Iterator[range]:
-    """Parts of range(count) that are sampled together. The cut is the same wherever sampling starts."""
-    size = config.batch or default_batch_size(model, config.size or model.size)
+def sampling_batches(model: LatentModel, count: int, config: SamplingConfig, *, rows: int = 1) -> Iterator[range]:
+    """Parts of range(count), of so many rows each, that are sampled together. The cut is the same wherever sampling starts."""
+    size = max(1, (config.batch or default_batch_size(model, config.size or model.size)) // rows)
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
 

@@ -61,8 +61,11 @@ class LatentModel(Protocol):
     def decode_latents(self, z0: Tensor) -> Tensor:
         """(B,C,h,w) scaled -> (B,3,H,W) float32 in [-1,1]."""
 
-    def encode_prompts(self, prompts: list[str]) -> Cond:
-        """B texts -> tensors whose first dimension is B, for `predict`."""
+    def encode_prompts(self, prompts: list[str], kept: Tensor | None = None) -> Cond:
+        """B texts -> tensors whose first dimension is B, for `predict`.
+
+        kept (B,L): False at the tokens that the text encoders do not read for those after them; all are read without it.
+        """
 
     def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
         """B images' sizes to begin with, corners of their crops once resized -> {SIZES: (B,6)} beside the prompts.
@@ -75,6 +78,9 @@ class LatentModel(Protocol):
 
     def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """(B,C,h,w), (B,), cond of kB rows -> raw output (kB,C,h,w): each part of B rows has the same z_t and t."""
+
+    def expand_words(self, prompt: str) -> str:
+        """A prompt with every learned word replaced by all of its tokens: the text that tokenizers read."""
 
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both; whole=False: in what is not cut off."""

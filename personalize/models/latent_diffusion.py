@@ -3,7 +3,7 @@
 B images, C latent channels, h w latent size. A family is a module with
 
 TEXT                               {folder of a text encoder: (its class, folder of its tokenizer)}
-encode_prompts(model, prompts)     B texts -> the conditioning, tensors whose first dimension is B
+encode_prompts(model, prompts, kept)  B texts -> the conditioning, tensors whose first dimension is B; kept (B,L) or None
 unet_arguments(cond, size)         the conditioning as arguments of the U-Net; size: edge of the image, px
 HAS_SIZES                          whether it is conditioned on an image's size and crop too, as SIZES (B,6) float32
 """
@@ -159,8 +159,8 @@ class LatentDiffusion:
                     f"the VAE cannot decode one image on {self.device}: {error}. Use --set vae=tiled or a smaller image."
                 ) from None
 
-    def encode_prompts(self, prompts: list[str]) -> Cond:
-        return self.family.encode_prompts(self, prompts)
+    def encode_prompts(self, prompts: list[str], kept: Tensor | None = None) -> Cond:
+        return self.family.encode_prompts(self, prompts, kept)
 
     def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
         if not self.family.HAS_SIZES:

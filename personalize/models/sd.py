@@ -15,10 +15,11 @@ TEXT = {"text_encoder": (CLIPTextModel, "tokenizer")}
 HAS_SIZES = False
 
 
-def encode_prompts(model, prompts: list[str]) -> Cond:
-    """text (B,L,D): hidden states of the last layer. Gradients flow where the text encoder trains."""
+def encode_prompts(model, prompts: list[str], kept: Tensor | None = None) -> Cond:
+    """text (B,L,D): hidden states of the last layer. Gradients flow where the text encoder trains. kept: of `LatentModel`."""
     # Padding is attended to, as in training of these bases; diffusers passes a mask only where the config asks.
-    return {"text": model.text_encoders["text_encoder"](model.tokens("text_encoder", prompts)).last_hidden_state}
+    encoder, ids = model.text_encoders["text_encoder"], model.tokens("text_encoder", prompts)
+    return {"text": encoder(ids, attention_mask=kept).last_hidden_state}
 
 
 def unet_arguments(cond: Cond, size: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ B texts, L tokens, D D2 widths of the text encoders.
 """
 
 import torch
+from torch import Tensor
 
 from personalize.core.guidance import Cond
 from personalize.models.interface import SIZES
@@ -19,16 +20,16 @@ TEXT = {
 HAS_SIZES = True
 
 
-def encode_prompts(model, prompts: list[str]) -> Cond:
+def encode_prompts(model, prompts: list[str], kept: Tensor | None = None) -> Cond:
     """text (B,L,D+D2): each encoder's last layer but one; pooled (B,P): the second's projection at the end of the text.
 
     An empty prompt is all zeros where the base was trained so (`force_zeros_for_empty_prompt`), as diffusers does for a
-    negative prompt that is not given.
+    negative prompt that is not given. kept: of `LatentModel`.
     """
     hidden_states = []
     for part, encoder in model.text_encoders.items():
         ids = model.tokens(part, prompts)
-        out = encoder(ids, output_hidden_states=True)
+        out = encoder(ids, attention_mask=kept, output_hidden_states=True)
         hidden_states.append(out.hidden_states[-2])
     # Where the config says eos_token_id 2, as SDXL's does, transformers pools at the largest id: a learned word's.
     rows, ends = torch.arange(len(ids), device=ids.device), (ids == model.tokenizers[part].eos_token_id).int().argmax(-1)

@@ -11,13 +11,13 @@ from PIL import Image
 
 import personalize
 from personalize import models
-from personalize.commands import generate
-from personalize.commands.generate import A1111_SAMPLERS
+from personalize.commands import generate, image_source
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
 from personalize.common.recipe import SAMPLERS, load_recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.formats import embedding, lora, safetensors_io
+from personalize.generation.image_files import A1111_SAMPLERS
 
 FAST = ["draw.steps=2", "device=cpu", "draw.count=2"]
 PROMPT = "a photo of a dog"
@@ -310,13 +310,13 @@ def test_a_row_and_an_image_name_the_files_with_hash_and_weight(draw, files, tmp
     ],
 )
 def test_a_weight_is_a_number_after_the_last_colon(text, path, weight):
-    assert generate._lora_argument(text) == (Path(path), weight)
+    assert image_source._lora_argument(text) == (Path(path), weight)
 
 
 def test_a_file_whose_name_ends_like_a_weight_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "12:30").write_bytes(b"")
-    lora, embedding, file = generate._lora_argument, generate._embedding_argument, Path("12:30")
+    lora, embedding, file = image_source._lora_argument, image_source._embedding_argument, Path("12:30")
     assert lora("12:30") == (file, 1) and lora("12:30:0.5") == (file, 0.5)
     assert embedding("12:30") == (file, "") and embedding("12:30:<x>") == (file, "<x>")
 

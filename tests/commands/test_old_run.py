@@ -108,3 +108,10 @@ def test_an_exported_lora_loads_onto_the_base(home, personalize):
     settings = [f"--set=draw.{k}={v}" for k, v in {"sampler": "dpm++2m", "steps": 4, "guidance": 6, "count": 1}.items()]
     personalize("generate", "a zqv dog on the beach", "--base", "toyland", "--lora", "exported", *settings, "--out", "now")
     assert abs(image(home / "now")[0] - image(home / "drawn")[0]).mean() <= 1
+
+
+def test_a_run_edits_its_subject(home, personalize):
+    personalize("edit", PROMPT, "a {token} {class} in the snow", "--count", "1", "--steps", "2")
+    rows = [json.loads(line) for line in (home / "runs" / RUN / "edits" / "images.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["a zqv dog on the beach", *["a zqv dog in the snow"] * 2]
+    assert {Path(row["run"]).name for row in rows} == {RUN} and len({row["file"] for row in rows}) == 3

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from personalize import models
 from personalize.commands.compare import read_rows
 from personalize.commands.export import RECORD_ROW
-from personalize.commands.session import IMAGE_ROW
 from personalize.common import checkpoint, prompts
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl
@@ -27,6 +26,7 @@ from personalize.data import photos as photo_files
 from personalize.data.captions import read_caption
 from personalize.evaluation import checkpoint_selection
 from personalize.formats import clip_tokenizer, safetensors_io
+from personalize.generation.image_files import IMAGE_ROW
 from personalize.models import loading
 from personalize.models.lazy_imports import lazy_imports
 from personalize.training import load_run

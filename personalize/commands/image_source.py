@@ -1,0 +1,96 @@
+"""What draws images: a run in its base, or a bare base, with LoRA and embedding files on top."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from personalize.commands.session import open_base, resolve
+from personalize.common.errors import UserError
+from personalize.common.prompts import fill
+from personalize.common.recipe import Recipe
+from personalize.common.terminal import Terminal
+from personalize.models.interface import LatentModel
+
+SYNTAX = re.compile(r"<lora:[^>]*>|\([^()]*:\s*[\d.]+\)|\bBREAK\b|\bAND\b")  # of other programs
+WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
+# what draws, prompts, the run and checkpoint as images.jsonl names them, and the folder for images
+Source = tuple[LatentModel, Recipe, list[str], dict, Path]
+
+
+def bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
+    if any("{" in prompt for prompt in prompts):
+        raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
+    recipe = resolve(None, [*settings, f"base={base}"])
+    return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images")
+
+
+def loaded_run(
+    prompts: list[str], folder: Path, model: LatentModel, recipe: Recipe, manifest: dict, *, at: str, screen: Terminal
+) -> Source:
+    from personalize.training import load_run  # methods with it, which a bare base does without
+
+    name, subjects = load_run.load_run(model, folder, manifest, at=at), manifest["subjects"]
+    token, word = subjects[0]["token"], subjects[0]["class"]
+    prompts = [fill(prompt, token, word) for prompt in prompts]
+    if not any(model.says(text, subject["token"]) for text in (*prompts, recipe.draw.negative) for subject in subjects):
+        screen.say(f"no prompt says {token!r}, the word for the subject: these images show any {word}.")
+    return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images"
+
+
+def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[str], screen: Terminal) -> dict:
+    """LoRAs as FILE or FILE:weight and embeddings as FILE or FILE:word into a model -> {} or their names, hashes and weights.
+
+    Embeddings that are in a LoRA's file are loaded too. UserError for one that is missing, damaged, a pickle, or made for
+    another base.
+    """
+    if not (loras or embeddings):
+        return {}
+    from personalize.common.files import content_hash
+    from personalize.methods import lora, textual_inversion
+
+    entries: dict[str, list[dict]] = {}
+    for path, word in map(_embedding_argument, embeddings):
+        token = textual_inversion.load_embedding(model, path, word)
+        entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
+    for path, _ in map(_lora_argument, loras):  # before any LoRA is in the text encoders
+        for token, line in textual_inversion.load_bundled(model, path):
+            screen.say(line)
+            if token:
+                entries.setdefault("embeddings", []).append({"file": path.name, "sha256": content_hash(path), "token": token})
+    for i, (path, weight) in enumerate(map(_lora_argument, loras)):
+        lora.load_adapter(model, path, name=f"file{i}", weight=weight)
+        inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
+        entries.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
+    return entries
+
+
+def _lora_argument(text: str) -> tuple[Path, float]:
+    """A LoRA as the terminal takes it: FILE, or FILE:weight where a number stands after the last colon."""
+    weighted = WEIGHT.fullmatch(text)
+    if not weighted or Path(text).exists():
+        return Path(text), 1.0
+    return Path(weighted[1]), float(weighted[2])
+
+
+def _embedding_argument(text: str) -> tuple[Path, str]:
+    """An embedding as the terminal takes it: FILE, or FILE:word where what stands before the last colon is a file."""
+    path, _, word = text.rpartition(":")
+    if Path(text).exists() or not path or not Path(path).exists():
+        return Path(text), ""
+    return Path(path), word
+
+
+def remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict) -> Iterator[str]:
+    texts = {**{prompt: "prompt" for prompt in prompts}, **({negative: "the negative prompt"} if negative else {})}
+    for text, what in texts.items():
+        if rest := model.truncated_words(text):
+            yield f"{what} {text!r} is too long for this base; it does not see: {rest!r}"
+    if marks := [match[0] for text in texts for match in SYNTAX.finditer(text)]:
+        yield (
+            f"{marks[0]!r} is read as letters: prompts have no weights or commands in them here. A word is weighted by "
+            "--weight red=1.2, and a LoRA is given by --lora FILE:0.8."
+        )
+    loras = {entry["file"] for entry in origin.get("loras", [])}  # what is in them was told already
+    for entry in origin.get("embeddings", []):
+        if entry["file"] not in loras and not any(model.says(text, entry["token"]) for text in texts):
+            yield f"no prompt says {entry['token']!r}, the word of {entry['file']}, which does nothing then."

@@ -1,0 +1,169 @@
+"""Words of a prompt and their tokens: which tokens a word is, how much each counts, and which belong together in two prompts.
+
+Words are found by the offsets that the tokenizer gives, in the text with every learned word as all its tokens.
+L tokens of a text: its beginning, those of its words, its end, and padding.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from personalize.common.errors import UserError, nearest
+from personalize.core.guidance import Cond
+from personalize.generation.attention_control import require_control, weighted
+from personalize.models.interface import LatentModel
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Emphasis:
+    """How much words count: weights times (word, number) in the attention of the image, ignored ones not at all."""
+
+    weights: tuple[tuple[str, float], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.weights or self.ignored)
+
+    @property
+    def record(self) -> dict:
+        """As rows of images say it: nothing where there is none, so that plain images keep their names."""
+        words = {"weights": [list(pair) for pair in self.weights], "ignored": list(self.ignored)}
+        return {key: value for key, value in words.items() if value}
+
+    @property
+    def phrases(self) -> list[str]:
+        return [*(word for word, _ in self.weights), *self.ignored]
+
+
+PLAIN = Emphasis()
+
+
+def read_emphasis(weights: Sequence[str], ignored: Sequence[str]) -> Emphasis:
+    """Texts such as "hat=1.5", and phrases. UserError for what is not one."""
+    pairs = []
+    for text in weights:
+        word, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not word.strip() or not math.isfinite(value):
+            raise UserError(f"weight {text!r} is not WORD=NUMBER. Give one such as: --weight hat=1.5")
+        pairs.append((word.strip(), value))
+    if not all(phrase.strip() for phrase in ignored):
+        raise UserError("--ignore is empty. Give words of the prompt, as in: --ignore 'wearing a blue hat'")
+    return Emphasis(tuple(pairs), tuple(phrase.strip() for phrase in ignored))
+
+
+def require_words(model: LatentModel, prompts: Sequence[str], emphasis: Emphasis) -> None:
+    """UserError for a word that no prompt says, or that is cut off, and for a base whose attention cannot be controlled."""
+    if emphasis:
+        require_control(model)
+    for phrase in emphasis.phrases:
+        if not any([tokens_of(model, prompt, phrase) for prompt in prompts]):
+            count = len(phrase.split())
+            said = [prompt.split()[k : k + count] for prompt in prompts for k in range(len(prompt.split()))]
+            hint = nearest(phrase, map(" ".join, said)) or "."
+            raise UserError(
+                f"no prompt says {phrase!r}, which was to be weighted or ignored{hint} Give words as the prompt has them."
+            )
+
+
+def tokens_of(model: LatentModel, prompt: str, phrase: str) -> list[int]:
+    """The positions of a phrase's tokens, wherever a prompt says it as whole words, in any case; [] where it does not.
+
+    UserError where it is in the part that is cut off.
+    """
+    text, spans = _offsets(model, prompt)
+    pattern = r"\s+".join(map(re.escape, model.expand_words(phrase).split()))
+    found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
+    if found and found[-1][1] > (spans[-1][1] if spans else 0):
+        raise UserError(
+            f"{phrase!r} is in the part of prompt {prompt!r} that base {model.name!r} does not see: "
+            f"{model.truncated_words(prompt)!r}. Shorten the prompt, or say it sooner."
+        )
+    return [k for k, (a, b) in enumerate(spans, 1) if any(a < end and start < b for start, end in found)]
+
+
+def encode_words(model: LatentModel, prompts: Sequence[str], emphases: Sequence[Emphasis]) -> Cond:
+    """B prompts, an emphasis for each -> the prepared conditioning of B rows. Words that a prompt does not say do nothing.
+
+    What is ignored has no attention of the image, and the text encoders do not read it either: they have written it into every
+    token after it, from which the image would still learn it.
+    """
+    length = next(iter(model.tokenizers.values())).model_max_length
+    weights, kept = torch.ones(len(prompts), length), torch.ones(len(prompts), length, dtype=torch.int64)
+    for row, (prompt, emphasis) in enumerate(zip(prompts, emphases, strict=True)):
+        for phrase, weight in emphasis.weights:
+            weights[row, tokens_of(model, prompt, phrase)] *= weight
+        for phrase in emphasis.ignored:
+            positions = tokens_of(model, prompt, phrase)
+            weights[row, positions], kept[row, positions] = 0.0, 0
+    cond = model.prepare(
+        model.encode_prompts(list(prompts), kept.to(model.device) if any(e.ignored for e in emphases) else None)
+    )
+    return weighted(cond, weights.to(model.device)) if any(emphases) else cond
+
+
+def align(model: LatentModel, source: str, target: str) -> tuple[Tensor, Tensor]:
+    """Two prompts -> A (L,L), how much of the map of each token of the source goes to each of the target, and own (L,).
+
+    Words of both are matched in order. The same word keeps its map; of words in place of others each token takes an equal
+    share of the others' maps, so that the word has as much attention as they had; a word that is added has its own map
+    (own 1). The end and the padding are matched from the end of the words on.
+    """
+    (text, spans), (new_text, new_spans) = _offsets(model, source), _offsets(model, target)
+    length = next(iter(model.tokenizers.values())).model_max_length
+    shares, own = torch.zeros(length, length), torch.zeros(length)
+    ends, new_ends = range(len(spans) + 1, length), range(len(new_spans) + 1, length)
+    pairs = [
+        ([0], [0]),
+        *_matched(_words(text, spans), _words(new_text, new_spans)),
+        *zip([[k] for k in ends], [[k] for k in new_ends]),
+    ]
+    for old, new in pairs:
+        if len(old) == len(new):
+            shares[old, new] = 1.0
+        elif old and new:
+            shares[torch.tensor(old)[:, None], torch.tensor(new)] = 1 / len(new)
+        else:
+            own[new] = 1.0
+    own[[*new_ends][len(ends) :]] = 1.0
+    return shares, own
+
+
+def _matched(source: list[tuple[str, list[int]]], target: list[tuple[str, list[int]]]) -> list[tuple[list[int], list[int]]]:
+    """Words with their tokens -> tokens that belong together, in order; one side is empty where a word has no partner."""
+    matcher = difflib.SequenceMatcher(None, [word for word, _ in source], [word for word, _ in target], autojunk=False)
+    pairs = []
+    for _, start, stop, new_start, new_stop in matcher.get_opcodes():
+        old, new = ([tokens for _, tokens in words] for words in (source[start:stop], target[new_start:new_stop]))
+        if len(old) == len(new):
+            pairs += zip(old, new, strict=True)
+        else:
+            pairs.append((sum(old, []), sum(new, [])))
+    return pairs
+
+
+def _words(text: str, spans: list[tuple[int, int]]) -> list[tuple[str, list[int]]]:
+    """Words of a text in lower case, each with the positions of the tokens that begin in it; those without any are left out."""
+    found = []
+    for match in WORD.finditer(text):
+        tokens = [k for k, (start, _) in enumerate(spans, 1) if match.start() <= start < match.end()]
+        if tokens:
+            found.append((text[spans[tokens[0] - 1][0] : spans[tokens[-1] - 1][1]].lower(), tokens))
+    return found
+
+
+def _offsets(model: LatentModel, prompt: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text that the tokenizers read, and start and end of each token in it; the first is at position 1 of the encoder."""
+    tokenizer, text = next(iter(model.tokenizers.values())), model.expand_words(prompt)
+    encoded = tokenizer(text, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
+    return text, encoded["offset_mapping"][1:-1]
