@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 
-from personalize.commands.session import IMAGE_ROW, RUNS, open_base, open_run, resolve
+from personalize.commands.session import IMAGE_ROW, PRIORS, RUNS, open_base, open_run, resolve
 from personalize.common.errors import UserError
 from personalize.common.files import append_jsonl, explained, key_of, make_folder, read_jsonl, slug, sweep, writing
 from personalize.common.prompts import fill
@@ -45,29 +45,39 @@ def generate(
     checkpoint: str = "",
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    photos: Path | str = "",
+    class_word: str = "",
     settings: Sequence[str] = (),
     runs: Path = RUNS,
+    priors: Path = PRIORS,
     out: Path | None = None,
     screen: Terminal = SILENT,
 ) -> GenerateResult:
     """`draw.count` images of each prompt by a run (the newest finished one in `runs`), or by a bare base.
 
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
-    "FILE:word") are files of any program, put on top. out: a folder, where images.jsonl gets a row an image. Image i of a
-    seed starts from the same noise for every prompt. UserError names what is wrong.
+    "FILE:word") are files of any program, put on top. photos, class_word: whom draw.like draws a bare base to; priors: where
+    its class images lie. out: a folder, where images.jsonl gets a row an image. Image i of a seed starts from the same noise
+    for every prompt. UserError names what is wrong.
     """
+    if (photos or class_word) and (run or not base):
+        raise UserError("--photos and --class tell a bare base, --base, whom --like means. A run has photos of its own.")
+    steered = {"photos": photos, "class_word": class_word, "settings": settings, "priors": Path(priors), "screen": screen}
     if base and not run:
         model, recipe, prompts, origin, home = _bare_base(list(prompts), base, settings, screen)
+        steer = _steering(model, recipe, **steered)
     else:
         opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+        steer = _steering(opened[1], opened[2], run=(opened[0], opened[3]), **steered)
         model, recipe, prompts, origin, home = _loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
+    origin |= steer.record if steer else {}
     origin |= _put_files(model, loras=loras, embeddings=embeddings, screen=screen)
     folder = Path(out or home)
     if folder.is_file():
         raise UserError(f"--out {folder} is a file, and images go into a folder. Give another name.")
     for line in _remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
-    return _write_images(model, recipe, prompts, out=folder, origin=origin, screen=screen)
+    return _write_images(model, recipe, prompts, out=folder, origin=origin, screen=screen, steer=steer)
 
 
 def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
@@ -75,6 +85,30 @@ def _bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: T
         raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
     recipe = resolve(None, [*settings, f"base={base}"])
     return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images")
+
+
+def _steering(
+    model: LatentModel, recipe: Recipe, *, photos: Path | str, class_word: str, settings: Sequence[str], priors: Path, screen,
+    run: tuple[Path, dict] | None = None,
+):  # fmt: skip
+    """What is drawn towards besides the prompt -> steering.Steering, or None. `model` is still the bare base.
+
+    On a bare base photos are cut, and class images drawn, as `train` and `prior` do it, whatever is drawn then.
+    """
+    draw, subject = recipe.draw, None
+    if not run and bool(draw.like) != bool(photos):
+        raise UserError("--like on a bare base needs --photos and --class, and they are for nothing else: give all, or none.")
+    if not (draw.like or draw.guide_clip or draw.guide_image):
+        return None
+    from personalize.training import steering  # encoders and training with it
+
+    if draw.like and run:
+        subject = steering.of_run(*run)
+    elif draw.like:
+        own = [text for text in settings if not text.strip().startswith(("draw.", "seed"))]
+        own = resolve(None, [*own, f"base={recipe.base}"])
+        subject = steering.of_photos(photos, class_word, own, own.photos.size or model.size)
+    return steering.prepare(model, recipe, subject, priors=priors, screen=screen)
 
 
 def _loaded_run(
@@ -91,8 +125,9 @@ def _loaded_run(
 
 
 def _write_images(
-    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal
-) -> GenerateResult:
+    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
+    steer=None,
+) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
     with explained(out):
@@ -103,7 +138,8 @@ def _write_images(
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config)
+            steered = steer and steer.of(texts)
+            z0 = sample_latents(model, list(texts), image_generators(seed, list(numbers)), config, steer=steered)
             for image, prompt, i in zip(to_pil(require_images(model.decode_latents(z0), model)), texts, numbers, strict=True):
                 row = _row(model, recipe, prompt, origin=origin, index=i, size=image.size)
                 files.append(out / row["file"])
@@ -201,10 +237,22 @@ def _metadata(row: dict) -> PngInfo:
         fields["Lora weights"] = _quoted(f"{name}: {entry['weight']:g}" for name, entry in loras)
     if embeddings:
         fields["TI hashes"] = _quoted(f"{entry['token']}: {entry['sha256'][:12]}" for entry in embeddings)
+    fields |= _steering_fields(row)
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
     return info
+
+
+def _steering_fields(row: dict) -> dict[str, str]:
+    """What the image was drawn towards; "No score" names the metric that such an image is no score of any more."""
+    fields = {"Like": f"{row['like']:g}"} if "like" in row else {}
+    if "guide_clip" in row:
+        image = row.get("guide_image")
+        fields |= {"CLIP guidance": f"{row['guide_clip']:g}", "CLIP guidance every": str(row["guide_every"])}
+        fields |= {"CLIP guidance image": image["sha256"][:12]} if image else {}
+        fields["No score"] = "CLIP-I" if image else "CLIP-T"
+    return fields
 
 
 def _plain(text: str) -> str:
