@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import jobs
+from personalize.models.locate import weight_files
 
 STEPS, CLASS_IMAGES, LR = 20, 4, 1e-4
 SLACK = 1.5  # times the peer's own deviation
 FLOORS = {"loss": 1e-5, "weights": 1e-5}  # below them nothing is gained by being nearer
 LORA = {"r": 4, "lora_alpha": 4, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 SCRIPTS = ("train_dreambooth.py", "train_dreambooth_lora.py")
-UNET, ADAPTER = "unet/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
+ADAPTER = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,17 @@ def run(job: jobs.Job, script: Path, work: Path, *, transforms: Path | None) -> 
     adapter = {k.removeprefix("adapter."): v for k, v in recorded.items() if k.startswith("adapter.")}
     peer = TrainingResult(recorded["loss"].tolist(), load_saved(work / "out", method))
     batches = [tuple(recorded[f"{name}.{step}"] for name in ("z0", "eps", "t")) for step in range(STEPS)]
-    start = adapter or load_file(job.folder / UNET)
+    start = adapter or load_unet(job.folder)
     exact = reference(job, batches, adapter)
     mine = ours(job, method, batches, adapter=adapter, out=work / "ours")
     return Verdict(method, deviation(peer, exact, start), deviation(mine, exact, start))
+
+
+def load_unet(folder: Path) -> dict[str, Tensor]:
+    """The weights in a diffusers folder, in one file or in several."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in weight_files(folder / "unet") for name, tensor in load_file(file).items()}
 
 
 def load_saved(folder: Path, method: str) -> dict[str, Tensor]:
@@ -95,7 +103,7 @@ def load_saved(folder: Path, method: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if method == "full":
-        return load_file(folder / UNET)
+        return load_unet(folder)
     names = {"lora.down": "lora_A", "lora.up": "lora_B"}
     tensors = {k.removeprefix("unet."): v for k, v in load_file(folder / ADAPTER).items()}
     for old, new in names.items():

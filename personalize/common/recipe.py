@@ -162,7 +162,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Choose:
-    """Scoring checkpoints on a dev split while training, and keeping the best; limits are broken by over a standard error."""
+    """Scoring checkpoints on a dev split while training, and keeping the best of those within limits."""
 
     every: int = setting(0, "steps between scored checkpoints; 0: none is scored, and the last is the result", least=0)
     prompts: tuple[str, ...] = setting((), "prompt templates; empty: 8 that no protocol has")

@@ -70,13 +70,17 @@ class ScoredCheckpoint:
         return _share(self.pres, self.base_pres, room=(1.0 if self.ceiling is None else self.ceiling) - _mean(self.base_pres))
 
     def over(self, limits: Choose) -> list[tuple[float, str]]:
-        """The limits that it breaks by more than one standard error: by how much, and in words."""
+        """The limits that it breaks, by how much and in words: by more than one standard error, or at all above strength 1.
+
+        So noise neither weakens what was trained nor strengthens it.
+        """
+        allowed = 1 if self.strength <= 1 else 0  # standard errors
         checks = (
             (*self._lost(), limits.obedience, "{:.0%} of CLIP-T lost (limit {:.0%})"),
             (*self._drift(), limits.drift, "class drift {:.0%} (limit {:.0%})"),
             (self.copied, 0.0, limits.copying, "{:.0%} copies (limit {:.0%})"),
         )
-        return [(value - limit, text.format(value, limit)) for value, se, limit, text in checks if value - se > limit]
+        return [(value - limit, text.format(value, limit)) for value, se, limit, text in checks if value - allowed * se > limit]
 
     def words(self) -> str:
         """The checkpoint in one line."""

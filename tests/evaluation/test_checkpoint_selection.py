@@ -76,6 +76,8 @@ def test_a_limit_is_broken_only_where_that_is_clear():
     sure = scored(100, 0.5, drift=0.4)
     vague = dataclasses.replace(sure, pres={("sks", "a dog", n): 0.2 + 0.28 * (4 * (n == 0)) for n in range(4)})
     assert vague.drift == pytest.approx(sure.drift) and sure.over(LIMITS) and not vague.over(LIMITS)
+    assert dataclasses.replace(vague, strength=0.8).over(LIMITS) == []
+    assert dataclasses.replace(vague, strength=1.1).over(LIMITS), "nor a reason to make it stronger"
 
 
 def test_without_class_images_drift_is_no_limit():
