@@ -84,7 +84,7 @@ def evaluate(
     began = time.monotonic()
     image_sets = [_image_set(model, job, "", screen)]
     who = steering.of_run(job.folder, manifest, subject["token"]) if recipe.draw.like else None
-    steer = steering.prepare(model, recipe, who, priors=PRIORS, screen=screen)
+    steer = steering.prepare(model, recipe, who, tokens=[subject["token"]], priors=PRIORS, screen=screen)
     name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
     image_sets.append(_image_set(model, job, name, screen, steer))
     drawing = time.monotonic() - began

@@ -95,8 +95,8 @@ def _steering(
 
     On a bare base photos are cut, and class images drawn, as `train` and `prior` do it, whatever is drawn then.
     """
-    draw, subject = recipe.draw, None
-    if not run and bool(draw.like) != bool(photos):
+    draw, subject, tokens = recipe.draw, None, [entry["token"] for entry in run[1]["subjects"]] if run else []
+    if not run and not bool(draw.like) == bool(photos) == bool(photos or class_word):
         raise UserError("--like on a bare base needs --photos and --class, and they are for nothing else: give all, or none.")
     if not (draw.like or draw.guide_clip or draw.guide_image):
         return None
@@ -108,7 +108,7 @@ def _steering(
         own = [text for text in settings if not text.strip().startswith(("draw.", "seed"))]
         own = resolve(None, [*own, f"base={recipe.base}"])
         subject = steering.of_photos(photos, class_word, own, own.photos.size or model.size)
-    return steering.prepare(model, recipe, subject, priors=priors, screen=screen)
+    return steering.prepare(model, recipe, subject, tokens=tokens, priors=priors, screen=screen)
 
 
 def _loaded_run(

@@ -133,10 +133,10 @@ class SamplingConfig:
     size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0, most=8192)
     count: int = setting(4, "images of a prompt", least=1, most=100_000)
     batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0, most=1024)
-    like: float = setting(0.0, "scale of the classifier of the photos, that generate and evaluate draw by; 0: off", least=0)
-    guide_clip: float = setting(0.0, "scale of CLIP guidance, that generate and evaluate draw by; 0: off", least=0)
-    guide_image: str = setting("", "image that CLIP guidance goes to, at scale 1 without draw.guide_clip; empty: the prompt")
-    guide_every: int = setting(1, "CLIP guides each so-many-th evaluation, for it decodes there", least=1, most=1000)
+    like: float = setting(0.0, "scale at which generate and evaluate draw like the photos, by a classifier; 0: off", least=0)
+    guide_clip: float = setting(0.0, "scale at which generate and evaluate draw towards the prompt by CLIP; 0: off", least=0)
+    guide_image: str = setting("", "image that CLIP draws towards in place of the prompt, at scale 1 without draw.guide_clip")
+    guide_every: int = setting(1, "CLIP guides each so-many-th evaluation of the network", least=1, most=1000)
 
     def decisive(self) -> dict[str, Any]:
         """What decides the images: all but their number, how many are drawn at once, and what `training.steering` records."""

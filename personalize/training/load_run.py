@@ -58,7 +58,7 @@ def run_photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
     else:
         gone = [path for path in sources if not Path(path).exists()]
         if gone:
-            raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
+            raise UserError(f"photo {gone[0]} of this run is no longer there. Put it back.")
         photos, _ = load_photos(sources, min_size=1)
     if len(photos) != len(rows):
         raise UserError(f"{sources[0]} and its like are {len(photos)} photos now, and this run knew {len(rows)}.")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from personalize.common.errors import UserError
 from personalize.common.files import key_of
+from personalize.common.prompts import without_token
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import Terminal
 from personalize.core.guidance import Guided
@@ -87,10 +88,13 @@ def of_photos(photos: Path | str, class_word: str, recipe: Recipe, size: int) ->
     return Subject(recipe, class_word, None, hashes, lambda: (loaded, []), lambda prior, key: prior / f"like-{key}.safetensors")
 
 
-def prepare(model: LatentModel, recipe: Recipe, subject: Subject | None, *, priors: Path, screen: Terminal) -> Steering | None:
+def prepare(
+    model: LatentModel, recipe: Recipe, subject: Subject | None, *, tokens: Sequence[str] = (), priors: Path, screen: Terminal
+) -> Steering | None:
     """What the recipe's draw.like, draw.guide_clip and draw.guide_image ask for; None where nothing is.
 
-    Call it while `model` is the bare base, which draws the class images. UserError for what is missing.
+    Call it while `model` is the bare base, which draws the class images. tokens: words of a prompt that CLIP cannot know.
+    UserError for what is missing.
     """
     draw, parts, record, towards = recipe.draw, [], {}, ""
     if draw.like:
@@ -101,7 +105,7 @@ def prepare(model: LatentModel, recipe: Recipe, subject: Subject | None, *, prio
         parts.append(lambda texts: lambda guided, rows: STEERING["classified"](guided, model.schedule, gradient, draw.like))
         record |= {"like": draw.like, "classifier": key}
     if draw.guide_clip or draw.guide_image:
-        part, said, towards = _clip_part(model, recipe, screen)
+        part, said, towards = _clip_part(model, recipe, tokens, screen)
         parts.append(part)
         record |= said
     return Steering(parts, record, towards) if parts else None
@@ -113,17 +117,13 @@ def subject_classifier(model: LatentModel, subject: Subject, *, priors: Path, sc
     if not recipe.prior.count:
         recipe = replace(recipe, prior=replace(recipe.prior, count=CLASS_IMAGES))
     there = subject.prior and (subject.prior / "manifest.json").exists()
-    prior = subject.prior if there else class_images.folder_for(priors, class_images.class_image_settings(model, recipe, word))
-    settings = (
-        class_images.settings_in(prior, model, recipe, word)
-        if there
-        else class_images.class_image_settings(model, recipe, word)
-    )
+    settings = class_images.class_image_settings(model, recipe, word)
+    prior = subject.prior if there else class_images.folder_for(priors, settings)
+    settings = class_images.settings_in(prior, model, recipe, word) if there else settings
     settings = {name: value for name, value in settings.items() if name != "base"}
     crop = [recipe.photos.crop, recipe.photos.size or model.size]
-    key = key_of({"photos": subject.hashes, "crop": crop, "class": settings, "base": model.fingerprint, "seed": recipe.seed})[
-        :12
-    ]
+    trained_on = {"photos": subject.hashes, "crop": crop, "class": settings, "base": model.fingerprint, "seed": recipe.seed}
+    key = key_of(trained_on)[:12]
     file = subject.file(prior, key)
     if network := noisy_classifier.load_classifier(file, key, model.device):
         return network, key
@@ -149,9 +149,8 @@ def _train(
     def share(z0: Tensor) -> str:
         return f"{noisy_classifier.log_probability(network, z0, 0, noisy_classifier.SUBJECT).exp().mean().item():.2f}"
 
-    line = (
-        f"--like: {len(photos)} photos against {len(latents)} class images, {steps} steps in {time.monotonic() - begun:.0f} s"
-    )
+    seconds = time.monotonic() - begun
+    line = f"--like: {len(photos)} photos against {len(latents)} class images, {steps} steps in {seconds:.0f} s"
     line += f"; it takes photos for the subject with p = {share(mean)}, class images with {share(latents)}"
     if held_out:
         line += f", held-out photos with {share(torch.cat([encode_photos(model, recipe, [p], 0)[0] for p in held_out]))}"
@@ -159,7 +158,9 @@ def _train(
     return network
 
 
-def _clip_part(model: LatentModel, recipe: Recipe, screen: Terminal) -> tuple[Callable, dict, str]:
+def _clip_part(
+    model: LatentModel, recipe: Recipe, tokens: Sequence[str], screen: Terminal
+) -> tuple[Callable[[list[str]], Wrap], dict, str]:
     """CLIP guidance -> (texts -> wrap, its record, the metric it optimises)."""
     draw, target = recipe.draw, None
     clip = load_clip(model.folder, model.device, clip=recipe.evaluate.clip)
@@ -178,6 +179,8 @@ def _clip_part(model: LatentModel, recipe: Recipe, screen: Terminal) -> tuple[Ca
     )
 
     def part(texts: list[str]) -> Wrap:
+        for token in tokens:
+            texts = [without_token(text, token) for text in texts]
         with torch.no_grad():  # not in inference mode, where sampling is: a gradient needs them
             targets = F.normalize(clip.text(texts), dim=-1) if target is None else target.expand(len(texts), -1)
 

@@ -1,5 +1,6 @@
 """`generate` towards a subject, a text or an image: what is trained, kept and recorded, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -140,6 +141,7 @@ def test_photos_that_changed_since_the_run_are_refused_by_name(model, run, tmp_p
     [
         (["draw.like=2"], {}, "--like on a bare base needs --photos and --class"),
         ([], {"photos": "x", "class_word": "dog"}, "--like on a bare base needs --photos and --class"),
+        ([], {"class_word": "dog"}, "--like on a bare base needs --photos and --class"),
         (["draw.like=2"], {"photos": "my_dog"}, "what is on the photos"),
         (["draw.like=2"], {"photos": "nowhere", "class_word": "dog"}, "nowhere does not exist"),
         (["draw.like=2"], {"photos": "my_dog", "class_word": "dog", "run": "r"}, "A run has photos of its own"),
@@ -221,6 +223,15 @@ def test_images_drawn_towards_clip_say_so_and_that_it_is_no_score_of_them(draw, 
     rarely = draw("draw.steps=4", "draw.guide_clip=30", "draw.guide_every=2", screen=screen).files[0]
     assert rarely.name != guided.name and pixels(rarely) != pixels(guided)
     assert any("at 2 of 4 steps" in line for line in screen.lines)
+
+
+def test_clip_is_not_told_the_word_that_it_cannot_know(model, clip, monkeypatch, tmp_path):
+    told = []
+    recorder = dataclasses.replace(clip, text=lambda texts: told.extend(texts) or clip.text(texts))
+    monkeypatch.setattr(steering, "load_clip", lambda *place, **options: recorder)
+    recipe, where = load_recipe(None, ["draw.guide_clip=1"]), {"priors": tmp_path, "screen": RecordingScreen()}
+    steering.prepare(model, recipe, None, tokens=["zqv"], **where).of(["a zqv dog in the snow"])
+    assert told == ["a dog in the snow"]
 
 
 def test_an_image_is_guided_the_same_in_any_batch(draw):
