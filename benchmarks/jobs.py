@@ -56,12 +56,13 @@ def ours(job: Job, method: str, work: Path, *, own_drawing: bool = False) -> lis
     dtype = "auto" if own_drawing else job.dtype  # on a CPU both train in float32, and with auto class pictures may be bfloat16
     settings = [
         f"dtype={dtype}", f"device={job.device}", "seed=0", "photos.hold_out=0", f"prior.count={job.class_images}",
-        f"train.steps={job.steps}", f"train.batch={job.batch}", f"train.lr={job.lr}", "train.text_encoder=false",
-        "train.snr_gamma=0", "train.clip=1", "train.lr_schedule=constant", "train.warmup=0", "train.checkpoint_every=0",
-        "train.sample_every=0", "choose.every=0", f"train.engine={'graph' if job.device == 'cuda' else 'eager'}",
+        f"train.steps={job.steps}", f"train.batch={job.batch}", "train.prior_batch=0", f"train.lr={job.lr}",
+        "train.text_encoder=false", "train.snr_gamma=0", "train.clip=1", "train.lr_schedule=constant", "train.warmup=0",
+        "train.checkpoint_every=0", "train.sample_every=0", "choose.every=0",
+        f"train.engine={'graph' if job.device == 'cuda' else 'eager'}",
     ]  # fmt: skip
     if method == "lora":
-        settings += ["lora.rank=4", "lora.alpha=0", "lora.targets=to_q,to_k,to_v,to_out.0"]
+        settings += ["lora.rank=4", "lora.alpha=0", "lora.targets=to_q,to_k,to_v,to_out.0", "lora.conv=false"]
     if not own_drawing:
         settings += [f"draw.sampler={job.sampler}", "prior.steps=50", "prior.guidance=7.5"]
     return [
