@@ -135,9 +135,9 @@ def classes(work: Path, count: int, steps: int) -> list[str]:
     for scale in CLASS_SCALES:
 
         def steer(numbers: list[int], scale=scale):
-            return lambda guided, part: STEERING["classified"](
-                guided, model.schedule, noisy_classifier.class_gradient(network, aims[numbers].to(model.device)[part]), scale
-            )
+            own = aims[numbers].to(model.device)
+            gradient = lambda part: noisy_classifier.class_gradient(network, own[part])  # noqa: E731
+            return lambda guided, part: STEERING["classified"](guided, model.schedule, gradient(part), scale)
 
         images = generate(model, [""] * count, SamplingConfig("ddpm", steps, 1.0), steer)
         seen = toyland_truth.read_images(probe, images).chances["class"].argmax(1)
