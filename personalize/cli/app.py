@@ -99,8 +99,9 @@ def train(
 
 @app.command()
 @opt.with_settings(
-    "draw.count", "draw.steps", "draw.guidance", "draw.negative", "draw.sampler", "draw.size", "seed", "device", "dtype"
-)
+    "draw.count", "draw.steps", "draw.guidance", "draw.negative", "draw.sampler", "draw.size",
+    "draw.like", "draw.guide_clip", "draw.guide_image", "draw.guide_every", "seed", "device", "dtype",
+)  # fmt: skip
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="What to draw; {token} and {class} are filled in.")] = None,
     *,
@@ -108,7 +109,10 @@ def generate(
     settings: list[str],
     lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
+    photos: Annotated[str, typer.Option(metavar="FOLDER", help="Whom --like means, for a bare base.")] = "",
+    class_word: Annotated[str, typer.Option("--class", help="What is on these photos.")] = "",
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
+    priors: opt.Priors = Path("priors"),
     out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
 ):  # fmt: skip
     """Images of the subject, by the newest finished run; with --base alone, by the bare base."""
@@ -118,6 +122,7 @@ def generate(
     from personalize.commands.generate import generate
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
+    source |= {"photos": photos, "class_word": class_word, "priors": priors}
     words = {"weights": weight, "ignore": ignore}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
     result = generate(texts, **source, **words, **begin, settings=settings, out=out, screen=screen)

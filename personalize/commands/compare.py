@@ -52,9 +52,10 @@ def _compared(folders: Sequence[Path], evaluations: Sequence[Path]) -> CompareRe
         changes = summary.compare_rows(read_rows(evaluation), first)
         rows.append({"run": str(folder), "against": str(folders[0]), "changes": changes})
         lines += [f"**{folder}** against **{folders[0]}**", "", "| | difference | 95 % | P(higher) |", "|---|---|---|---|"]
+        towards = {name for each in (evaluation, evaluations[0]) for name in summary.marked(read_json(each / "metrics.json"))}
         for name, change in changes.items():
             spread = "{mean:+.3f} | {low:+.3f} to {high:+.3f} | {above:.2f}".format(**change)
-            lines.append(f"| {_title(name)} | {spread} |")
+            lines.append(f"| {_title(name)}{summary.NO_SCORE if name in towards else ''} | {spread} |")
         lines.append("")
     return _written(evaluations[0] / "comparison.md", rows, lines)
 

@@ -10,16 +10,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize.commands.session import RUNS, open_run
+from personalize.commands.session import PRIORS, RUNS, open_run
 from personalize.common import run_folder
-from personalize.common.errors import UserError
-from personalize.common.files import slug, write_json, write_text
+from personalize.common.files import key_of, slug, write_json, write_text
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
 from personalize.data.crops import Photo, photo_squares
-from personalize.data.photos import load_photos
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Reference
@@ -29,7 +27,7 @@ from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 from personalize.toyland.world.scenes import CLASSES
-from personalize.training import load_run, validation
+from personalize.training import load_run, steering, validation
 
 PRIOR_SHOWN = 20  # class images on the page
 
@@ -81,12 +79,14 @@ def evaluate(
     wanted = protocol(recipe.evaluate, model.has_world, subject["class"])
     job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, wanted, recipe)
     load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
-    trained_on, held_out = _photos(subject)
+    trained_on, held_out = load_run.run_photos(subject)
     reference, names = _reference(model, job, trained_on, held_out)
     began = time.monotonic()
     image_sets = [_image_set(model, job, "", screen)]
+    who = steering.of_run(job.folder, manifest, subject["token"]) if recipe.draw.like else None
+    steer = steering.prepare(model, recipe, who, tokens=[subject["token"]], priors=PRIORS, screen=screen)
     name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
-    image_sets.append(_image_set(model, job, name, screen))
+    image_sets.append(_image_set(model, job, name, screen, steer))
     drawing = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:  # the base's first, whose class images are the look-alikes of all
@@ -113,6 +113,10 @@ def evaluate(
         "preprocessing": reference.encoders.looks,
         "photos": _health(all_photos, model.size, crop, trained=len(trained_on)) if photos else [],
     }
+    if steer:
+        metrics["steering"] = steer.record
+        if steer.towards:
+            summary.mark_towards(metrics["scores"], steer.towards)
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
     squares = photo_squares(all_photos, model.size, crop) if photos else []
     return _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True))))
@@ -131,15 +135,19 @@ def _reference(
     return reference, judges.names | ({"lpips": lpips.name} if lpips else {})
 
 
-def _image_set(model: LatentModel, job: _Job, name: str, screen: Terminal) -> image_cache.ImageSet:
+def _image_set(
+    model: LatentModel, job: _Job, name: str, screen: Terminal, steer: steering.Steering | None = None
+) -> image_cache.ImageSet:
     """The images that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
     root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_IMAGES
     options = {"seed": job.recipe.seed, "purpose": "evaluate", "config": validation.sampling_config(job.recipe)}
-    folder = image_cache.cache_folder(root, name or validation.base_cache_name(model), model, **options)
+    drawn_by = f"{name or validation.base_cache_name(model)}{'-' + key_of(steer.record)[:6] if steer else ''}"
+    folder = image_cache.cache_folder(root, drawn_by, model, **options)
     token, word = job.subject["token"] if name else "", job.subject["class"]
     image_set = image_cache.image_set(job.protocol, folder, class_prompt=job.recipe.prior.prompt, token=token, word=word)
     what = f"drawing by the {'run' if name else 'base'}"
-    image_cache.generate_missing(model, image_set, **options, progress=screen.progress, what=what)
+    steered = {"steer": steer.of} if steer else {}
+    image_cache.generate_missing(model, image_set, **options, **steered, progress=screen.progress, what=what)
     return image_set
 
 
@@ -178,29 +186,6 @@ def _protocol(protocol: Protocol, recipe: Recipe, model: LatentModel) -> dict:
     sampling = {"seed": recipe.seed, "sampler": draw.sampler, "steps": draw.steps, "guidance": draw.guidance}
     sampling |= {"size": draw.size or model.size, "dtype": str(model.dtype).removeprefix("torch.")}
     return {"name": protocol.name, "prompts": len(protocol.templates), **counts, **sampling}
-
-
-def _photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
-    """Those that it was trained on and those that were held out. UserError where one is gone or has changed."""
-    rows = subject["photos"]
-    sources = [row["path"] for row in rows]
-    if sources[0].startswith("hf:"):
-        photos, _ = load_photos(sources[0].rpartition("[")[0], min_size=1)
-    else:
-        gone = [path for path in sources if not Path(path).exists()]
-        if gone:
-            raise UserError(f"photo {gone[0]} of this run is no longer there; put it back to score against it.")
-        photos, _ = load_photos(sources, min_size=1)
-    if len(photos) != len(rows):
-        raise UserError(f"{sources[0]} and its like are {len(photos)} photos now, and this run knew {len(rows)}.")
-    parts = [], []
-    for photo, row in zip(photos, rows, strict=True):
-        if photo.sha256 != row["sha256"]:
-            raise UserError(
-                f"photo {photo.path} is not the one this run was trained on: its content has changed. Bring the old one back."
-            )
-        parts[row.get("held_out", False)].append(photo)
-    return parts
 
 
 def _health(photos: list[Photo], size: int, crop: str, *, trained: int) -> list[dict]:

@@ -1,11 +1,11 @@
 """`personalize generate`: images of prompts, by a run or by its bare base, and by LoRA and embedding files on top."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from personalize.commands.image_source import bare_base, loaded_run, put_files, remarks
-from personalize.commands.session import RUNS, open_run
+from personalize.commands.session import PRIORS, RUNS, open_run, resolve
 from personalize.common.errors import UserError
 from personalize.common.files import writing
 from personalize.common.recipe import Recipe
@@ -15,7 +15,7 @@ from personalize.data.image_to_edit import ImageToEdit, read_image_to_edit
 from personalize.generation.image_files import image_row, open_folder, out_folder, write_image
 from personalize.generation.inpainting import Canvas, paste_kept, sampling_options
 from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
-from personalize.generation.words import Emphasis, read_emphasis, require_words
+from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_words
 from personalize.models.interface import LatentModel
 
 
@@ -41,8 +41,11 @@ def generate(
     mask: Path | None = None,
     strength: float | None = None,
     careful: int = 1,
+    photos: Path | str = "",
+    class_word: str = "",
     settings: Sequence[str] = (),
     runs: Path = RUNS,
+    priors: Path = PRIORS,
     out: Path | None = None,
     screen: Terminal = SILENT,
 ) -> GenerateResult:
@@ -51,19 +54,25 @@ def generate(
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
     "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
     that do not count; each belongs to the prompts that say it. image: a file to begin with, whose middle square is drawn anew
-    by `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. out: a folder,
-    where images.jsonl gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError names
-    what is wrong.
+    by `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. photos,
+    class_word: whom draw.like draws a bare base to; priors: where its class images lie. out: a folder, where images.jsonl gets
+    a row an image. Image i of a seed starts from the same noise for every prompt. UserError names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
     if mask is not None:  # other samplers lean less on what is kept: docs/editing.md
         settings = ["draw.sampler=ddpm", *settings]
+    if (photos or class_word) and (run or not base):
+        raise UserError("--photos and --class tell a bare base, --base, whom --like means. A run has photos of its own.")
+    steered = {"photos": photos, "class_word": class_word, "settings": settings, "priors": Path(priors), "screen": screen}
     if base and not run:
         model, recipe, prompts, origin, home = bare_base(list(prompts), base, settings, screen)
+        steer = _steering(model, recipe, **steered)
     else:
         opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+        steer = _steering(opened[1], opened[2], run=(opened[0], opened[3]), **steered)
         model, recipe, prompts, origin, home = loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
+    origin |= steer.record if steer else {}
     origin |= put_files(model, loras=loras, embeddings=embeddings, screen=screen)
     require_words(model, prompts, emphasis)
     folder = out_folder(out or home)
@@ -71,8 +80,32 @@ def generate(
         screen.say(line)
     canvas = _canvas(model, recipe, edit, screen) if edit else None
     origin |= emphasis.record | (edit.identity if edit else {})
-    options = {"emphasis": emphasis, "canvas": canvas}
+    options = {"emphasis": emphasis, "canvas": canvas, "steer": steer}
     return _write_images(model, recipe, prompts, out=folder, origin=origin, **options, screen=screen)
+
+
+def _steering(
+    model: LatentModel, recipe: Recipe, *, photos: Path | str, class_word: str, settings: Sequence[str], priors: Path, screen,
+    run: tuple[Path, dict] | None = None,
+):  # fmt: skip
+    """What is drawn towards besides the prompt -> steering.Steering, or None. `model` is still the bare base.
+
+    On a bare base photos are cut, and class images drawn, as `train` and `prior` do it, whatever is drawn then.
+    """
+    draw, subject, tokens = recipe.draw, None, [entry["token"] for entry in run[1]["subjects"]] if run else []
+    if not run and not bool(draw.like) == bool(photos) == bool(photos or class_word):
+        raise UserError("--like on a bare base needs --photos and --class, and they are for nothing else: give all, or none.")
+    if not (draw.like or draw.guide_clip or draw.guide_image):
+        return None
+    from personalize.training import steering  # encoders and training with it
+
+    if draw.like and run:
+        subject = steering.of_run(*run)
+    elif draw.like:
+        own = [text for text in settings if not text.strip().startswith(("draw.", "seed"))]
+        own = resolve(None, [*own, f"base={recipe.base}"])
+        subject = steering.of_photos(photos, class_word, own, own.photos.size or model.size)
+    return steering.prepare(model, recipe, subject, tokens=tokens, priors=priors, screen=screen)
 
 
 def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Terminal) -> Canvas:
@@ -93,8 +126,8 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
 
 
 def _write_images(
-    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, emphasis: Emphasis,
-    canvas: Canvas | None, screen: Terminal,
+    model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
+    emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, steer=None,
 ) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
@@ -105,6 +138,8 @@ def _write_images(
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
             generators, beginning = image_generators(seed, list(numbers)), options(len(part))
+            if steer:  # the known region last, which nothing moves
+                beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
             z0 = sample_latents(model, list(texts), generators, config, emphasis=emphasis, **beginning)
             drawn = require_images(model.decode_latents(z0), model)
             drawn = paste_kept(drawn, canvas, model.downscale) if canvas else drawn
@@ -116,3 +151,8 @@ def _write_images(
     with writing(out / "grid.png") as temporary:
         grid(images, config.count if len(prompts) > 1 else min(4, config.count)).save(temporary)
     return GenerateResult(files, out / "grid.png")
+
+
+def in_turn(first: Callable, then: Callable | None) -> Callable:
+    """Two steerings of `sample_latents` as one; the second sees what the first has made."""
+    return first if then is None else lambda guided, rows: then(first(guided, rows), rows)

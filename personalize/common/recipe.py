@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from personalize.common.errors import UserError, nearest
-from personalize.common.settings import (
-    Setting,
-    Value,
-    parse_value,
-    read_toml,
-    setting,
-    settings_of,
-    validated,
-)
+from personalize.common.settings import Setting, Value, parse_value, read_toml, setting, settings_of, validated
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
@@ -141,10 +133,15 @@ class SamplingConfig:
     size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0, most=8192)
     count: int = setting(4, "images of a prompt", least=1, most=100_000)
     batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0, most=1024)
+    like: float = setting(0.0, "scale at which generate and evaluate draw like the photos, by a classifier; 0: off", least=0)
+    guide_clip: float = setting(0.0, "scale at which generate and evaluate draw towards the prompt by CLIP; 0: off", least=0)
+    guide_image: str = setting("", "image that CLIP draws towards in place of the prompt, at scale 1 without draw.guide_clip")
+    guide_every: int = setting(1, "CLIP guides each so-many-th evaluation of the network", least=1, most=1000)
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the images: all but their number, and how many are drawn at once."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "count"} | {"batch": 0}
+        """What decides the images: all but their number, how many are drawn at once, and what `training.steering` records."""
+        own = {k: v for k, v in dataclasses.asdict(self).items() if not k.startswith(("count", "like", "guide_"))}
+        return own | {"batch": 0}
 
 
 @dataclass(frozen=True)

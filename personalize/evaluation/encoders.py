@@ -65,6 +65,24 @@ class Encoders:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A CLIP pair on its device, whose answers a gradient can follow; rows of any length.
+
+    image  (B,3,H,W) -> (B,E); values may leave [-1,1]
+    text   B texts -> (B,E)
+    scale  its logit scale: log p is scale · cosine, but for a constant
+    name   where the weights came from and the start of their SHA-256
+    look   how images are shown to it, in one line
+    """
+
+    image: Callable[[Tensor], Tensor]
+    text: Callable[[list[str]], Tensor]
+    scale: float
+    name: str
+    look: str
+
+
+@dataclass(frozen=True)
 class _Source:
     """Where an encoder comes from. kind: "dino" or "clip", also the name of its setting; place: folder or hub id."""
 
@@ -86,28 +104,15 @@ def load_encoders(
     `make_network` takes the place of loading in the memory estimate, which reads no text.
     """
     with lazy_imports():
-        from transformers import CLIPModel, CLIPTokenizer, ViTModel
+        from transformers import ViTModel
 
-    folder = base.resolve()
-    dino_source = _source("dino", dino, folder / "encoders" / "identity", DINO, IMAGENET)
-    clip_source = _source("clip", clip, folder / "encoders" / "clip", CLIP, OPENAI)
-    network = make_network or _network
-    vit, vit_name = network(dino_source, ViTModel, "a ViT", device, add_pooling_layer=False)
-    pair, pair_name = network(clip_source, CLIPModel, "a CLIP model", device)
-    tokenizer = None if make_network else _load(clip_source, CLIPTokenizer, clip_source.tokenizer)
-    side, clip_side, patch = vit.config.image_size, pair.config.vision_config.image_size, vit.config.patch_size
-    longest = pair.config.text_config.max_position_embeddings
+    dino_source = _source("dino", dino, base.resolve() / "encoders" / "identity", DINO, IMAGENET)
+    vit, vit_name = (make_network or _network)(dino_source, ViTModel, "a ViT", device, add_pooling_layer=False)
+    pair = load_clip(base, device, clip=clip, make_network=make_network)
+    side, patch = vit.config.image_size, vit.config.patch_size
 
     def tokens(images: Tensor) -> Tensor:
         return vit(pixel_values=preprocess(images.to(device), dino_source.look, side)).last_hidden_state
-
-    def image(images: Tensor) -> Tensor:
-        pixels = preprocess(images.to(device), clip_source.look, clip_side)
-        return pair.visual_projection(pair.vision_model(pixel_values=pixels).pooler_output)
-
-    def text(texts: list[str]) -> Tensor:
-        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
-        return pair.text_projection(pair.text_model(input_ids=ids.to(device)).pooler_output)
 
     def identity(images: Tensor) -> Identity:
         every = _embed(tokens, images)
@@ -115,13 +120,35 @@ def load_encoders(
 
     return Encoders(
         dino=identity,
-        clip_image=lambda images: _embed(image, images),
-        clip_text=lambda texts: _embed(text, texts),
+        clip_image=lambda images: _embed(pair.image, images),
+        clip_text=lambda texts: _embed(pair.text, texts),
         cover=lambda masks: F.avg_pool2d(dino_source.look.square(masks.float(), side), patch).flatten(1),
         grid=side // patch,
-        names={"dino": vit_name, "clip": pair_name},
-        looks={"dino": dino_source.look.describe(side), "clip": clip_source.look.describe(clip_side)},
+        names={"dino": vit_name, "clip": pair.name},
+        looks={"dino": dino_source.look.describe(side), "clip": pair.look},
     )
+
+
+def load_clip(base: Path, device: torch.device | str, *, clip: str = "", make_network: Callable | None = None) -> Clip:
+    """The CLIP of `load_encoders` alone, as what guides: its weights are frozen, and gradients pass through it."""
+    with lazy_imports():
+        from transformers import CLIPModel, CLIPTokenizer
+
+    source = _source("clip", clip, base.resolve() / "encoders" / "clip", CLIP, OPENAI)
+    pair, name = (make_network or _network)(source, CLIPModel, "a CLIP model", device)
+    tokenizer = None if make_network else _load(source, CLIPTokenizer, source.tokenizer)
+    side, longest = pair.config.vision_config.image_size, pair.config.text_config.max_position_embeddings
+
+    def image(images: Tensor) -> Tensor:
+        pixels = preprocess(images.to(device), source.look, side)
+        return pair.visual_projection(pair.vision_model(pixel_values=pixels).pooler_output)
+
+    def text(texts: list[str]) -> Tensor:
+        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
+        return pair.text_projection(pair.text_model(input_ids=ids.to(device)).pooler_output)
+
+    scale = 1.0 if make_network else pair.logit_scale.exp().item()
+    return Clip(image, text, scale, name, source.look.describe(side))
 
 
 def encoder_name(place: str, weights: Mapping[str, Tensor]) -> str:

@@ -72,9 +72,12 @@ def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str,
 
 
 def generate_missing(
-    model: LatentModel, images: ImageSet, *, seed: int, purpose: str, config: SamplingConfig, progress: Callable, what: str
-) -> None:
+    model: LatentModel, images: ImageSet, *, seed: int, purpose: str, config: SamplingConfig, progress: Callable, what: str,
+    steer: Callable[[Sequence[str]], Callable] | None = None,
+) -> None:  # fmt: skip
     """Draws what is missing of an image set; what a stop interrupts is kept. progress: as `Terminal.progress`.
+
+    steer: prompts -> what `sample_latents` takes by this name.
 
     A batch of which an image is missing is drawn whole: images of other batches have other bits.
     """
@@ -88,7 +91,8 @@ def generate_missing(
     with progress(what, len(images.jobs), done=done, unit="images") as advance:
         for part in parts:
             texts, numbers = zip(*(images.jobs[k] for k in part))
-            z0 = sampling.sample_latents(model, list(texts), sampling.image_generators(seed, list(numbers), purpose), config)
+            generators = sampling.image_generators(seed, list(numbers), purpose)
+            z0 = sampling.sample_latents(model, list(texts), generators, config, steer=steer and steer(texts))
             for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
                 if images.jobs[k] in missing:
                     _write(image_file(images.place, images.jobs[k]), image)

@@ -53,7 +53,9 @@ def resize(pixels: Tensor, short: int) -> Tensor:
     if min(height, width) == short:
         return pixels
     size = (max(short, height * short // width), max(short, width * short // height))
-    return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    out = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+    # what is guided by an encoder keeps its gradient where bicubic overshoots; where nothing is, the bits are the clamp's
+    return out + (out.clamp(0, 1) - out).detach() if out.requires_grad else out.clamp(0, 1)
 
 
 def center_crop(pixels: Tensor, side: int) -> Tensor:

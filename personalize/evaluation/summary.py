@@ -11,6 +11,7 @@ from personalize.evaluation.bootstrap import Interval
 from personalize.evaluation.metrics import METRICS, toyland_truth
 
 Row = Mapping
+NO_SCORE = " (no score: drawn towards it)"
 PAIRS = 6  # nearest images that are shown beside their photos
 
 
@@ -40,6 +41,16 @@ def scores(rows: Sequence[Row], ceilings: Mapping[str, float | None]) -> dict[st
         summary[name] = {"title": metric.title, **_bounds(score), "floor": low, "ceiling": top, "relative": relative}
         summary[name] |= {"change": change and change.row(), "better": metric.better}
     return summary
+
+
+def mark_towards(scores: dict[str, dict], name: str) -> None:
+    """Says of a metric that the images were drawn towards it: an optimised metric is no metric."""
+    scores[name] |= {"optimised": True, "title": scores[name]["title"] + NO_SCORE}
+
+
+def marked(metrics: Mapping) -> list[str]:
+    """The metrics of a metrics.json that its images were drawn towards."""
+    return [name for name, score in metrics["scores"].items() if score.get("optimised")]
 
 
 def drift(rows: Sequence[Row], prompt: str, top: float | None) -> dict | None:

@@ -83,12 +83,24 @@ def _metadata(row: dict) -> PngInfo:
         fields["Image hash"] = row["image"]["sha256"][:12]
     if "mask" in row:
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
+    fields |= _steering_fields(row)
     if "edit" in row:
         fields["Edit"] = json.dumps(row["edit"], ensure_ascii=False)
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
     return info
+
+
+def _steering_fields(row: dict) -> dict[str, str]:
+    """What the image was drawn towards; "No score" names the metric that such an image is no score of any more."""
+    fields = {"Like": f"{row['like']:g}"} if "like" in row else {}
+    if "guide_clip" in row:
+        image = row.get("guide_image")
+        fields |= {"CLIP guidance": f"{row['guide_clip']:g}", "CLIP guidance every": str(row["guide_every"])}
+        fields |= {"CLIP guidance image": image["sha256"][:12]} if image else {}
+        fields["No score"] = "CLIP-I" if image else "CLIP-T"
+    return fields
 
 
 def _plain(text: str) -> str:

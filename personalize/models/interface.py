@@ -61,6 +61,9 @@ class LatentModel(Protocol):
     def decode_latents(self, z0: Tensor) -> Tensor:
         """(B,C,h,w) scaled -> (B,3,H,W) float32 in [-1,1]."""
 
+    def decode_unclamped(self, z0: Tensor) -> Tensor:
+        """As `decode_latents`, of as many as are decoded at once, not cut off at -1 and 1, so that a gradient reaches z0."""
+
     def encode_prompts(self, prompts: list[str], kept: Tensor | None = None) -> Cond:
         """B texts -> tensors whose first dimension is B, for `predict`.
 

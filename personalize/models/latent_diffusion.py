@@ -140,10 +140,17 @@ class LatentDiffusion:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         return (posterior.mean - shift) * scale, posterior.std * scale
 
+    def decode_unclamped(self, z0: Tensor) -> Tensor:
+        z, self.vae.use_tiling = self._unscaled(z0), self._vae_mode == "tiled"
+        with torch.autocast(self.device.type, enabled=False):
+            return self.vae.decode(z).sample
+
+    def _unscaled(self, z0: Tensor) -> Tensor:
+        return z0.to(self.device, torch.float32) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+
     @torch.no_grad()
     def decode_latents(self, z0: Tensor) -> Tensor:
-        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        z, self.vae.use_tiling = z0.to(self.device, torch.float32) / scale + shift, self._vae_mode == "tiled"
+        z, self.vae.use_tiling = self._unscaled(z0), self._vae_mode == "tiled"
         count = max(1, DECODED // (z.shape[-2] * z.shape[-1] * self.downscale**2))
         with torch.autocast(self.device.type, enabled=False):
             decoded = halved(

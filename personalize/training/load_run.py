@@ -10,6 +10,8 @@ from personalize.common.files import content_hash
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.run_folder import checkpoints, read_manifest
 from personalize.common.untrusted import OBJECT, Many, Number, Table, Text, require
+from personalize.data.crops import Photo
+from personalize.data.photos import load_photos
 from personalize.models.interface import LatentModel
 
 STATE = "state.safetensors"
@@ -45,6 +47,29 @@ def run_subject(manifest: dict, token: str = "") -> dict:
     if token and token not in subjects:
         raise UserError(f"this run has no subject {token!r}; it has {', '.join(subjects)}.")
     return subjects[token] if token else manifest["subjects"][0]
+
+
+def run_photos(subject: dict) -> tuple[list[Photo], list[Photo]]:
+    """Those that it was trained on and those that were held out. UserError where one is gone or has changed."""
+    rows = subject["photos"]
+    sources = [row["path"] for row in rows]
+    if sources[0].startswith("hf:"):
+        photos, _ = load_photos(sources[0].rpartition("[")[0], min_size=1)
+    else:
+        gone = [path for path in sources if not Path(path).exists()]
+        if gone:
+            raise UserError(f"photo {gone[0]} of this run is no longer there. Put it back.")
+        photos, _ = load_photos(sources, min_size=1)
+    if len(photos) != len(rows):
+        raise UserError(f"{sources[0]} and its like are {len(photos)} photos now, and this run knew {len(rows)}.")
+    parts = [], []
+    for photo, row in zip(photos, rows, strict=True):
+        if photo.sha256 != row["sha256"]:
+            raise UserError(
+                f"photo {photo.path} is not the one this run was trained on: its content has changed. Bring the old one back."
+            )
+        parts[row.get("held_out", False)].append(photo)
+    return parts
 
 
 def resolve_checkpoint(model: LatentModel, folder: Path, manifest: dict, at: str = "") -> str:

@@ -16,7 +16,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.common.recipe import Evaluate
 from personalize.evaluation import checkpoint_selection, image_cache, protocols
-from personalize.training import load_run
+from personalize.training import load_run, noisy_classifier, steering
 
 TINY = ["train.steps=6", "train.lr=1e-3", "prior.count=0", "photos.min_size=16", "draw.steps=2", "train.keep=9", "token=zqv"]
 PROTOCOL = [
@@ -416,3 +416,23 @@ def test_dreambooths_own_subjects_are_thirty_of_fifteen_classes():
     assert len(found) == 30 and len({word for _, word in found.values()}) == 15
     assert sum(word in prompts.LIVE_CLASSES for _, word in found.values()) == 9
     assert found["dog3"] == ("hf:google/dreambooth/dog3", "dog")
+
+
+def test_images_drawn_towards_a_metric_are_marked_as_no_score_of_it(own_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(steering, "CLASS_IMAGES", 3)
+    monkeypatch.setattr(noisy_classifier, "STEPS", 3)
+    run, drawn_by_base = own_runs / "zqv-dog", sorted(own_runs.glob("*/base-*/*.png"))
+    plain = personalize.evaluate(run).metrics
+    compared = personalize.compare([run, own_runs / "zqv-dog-2"], settings=["draw.guide_clip=50", "draw.like=5"])
+    metrics = read_json(run / "evaluation" / "metrics.json")
+    assert metrics["scores"]["clip_t"]["title"] == "CLIP-T: follows the prompt (no score: drawn towards it)"
+    assert [name for name, score in metrics["scores"].items() if "no score" in score["title"]] == ["clip_t"]
+    assert any("drawn towards CLIP-T, which is no score of them" in sentence for sentence in metrics["verdict"])
+    assert metrics["steering"]["like"] == 5 and metrics["steering"]["guide_clip"] == 50
+    assert "no score: drawn towards it" in (run / "evaluation" / "report.md").read_text() and "no score" in compared.text
+    assert metrics["scores"]["clip_t"]["score"] != plain["scores"]["clip_t"]["score"]
+    assert metrics["scores"]["clip_t"]["floor"] == plain["scores"]["clip_t"]["floor"], "the base draws as it always does"
+    assert (run / steering.FILE).exists() and sorted(own_runs.glob("*/base-*/*.png")) == drawn_by_base
+    again = personalize.evaluate(run).metrics
+    assert again["scores"] == plain["scores"] and "steering" not in again

@@ -59,6 +59,8 @@ def _off(parts: list[dict], share: float) -> list[dict]:
 
 
 def _adherence(clip_t: dict) -> Line:
+    if clip_t.get("optimised"):
+        return WARN, "Whether it still listens is not said: the images were drawn towards CLIP-T, which is no score of them."
     lost = (clip_t["floor"] - clip_t["score"]) / abs(clip_t["floor"]) if clip_t["floor"] else 0.0
     level, how = (GOOD, "It still listens") if lost <= LISTENS else (WARN if lost <= HARDLY else BAD, "It listens less")
     change = round(clip_t["score"] - clip_t["floor"], 3) + 0.0  # no negative zero
