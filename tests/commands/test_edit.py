@@ -94,7 +94,7 @@ def test_words_of_a_generated_image_count_as_asked(tiny_sd, tmp_path):
 def test_bad_input_is_said_before_anything_is_drawn(edit, tmp_path, photos):
     (tmp_path / "x.png").write_text("no image")
     for options, said in [
-        ({"target": ""}, "what is to change\? Give a second prompt"),
+        ({"target": ""}, "what is to change. Give a second prompt"),
         ({"strength": 0, "image": "x.png"}, "--strength 0 is not a share"),
         ({"strength": 0.5}, "--strength is about a photo. Give it, as in: --image FILE"),
         ({"keep": 2}, "--keep 2 is not a share"),

@@ -81,7 +81,7 @@ def test_residuals_of_another_path_are_the_programmers_error():
         ddpm_residuals(network(schedule), z0, schedule, STEPS, streams(2), first=STEPS)
 
 
-def two_gaussians(schedule, means=(-1.0, 0.8), spread=0.3):
+def two_gaussians(schedule, means=(-1.0, 0.8), spread=0.5):
     """The best possible network of pixels that are of one of two Gaussians."""
 
     def guided(z, t):
@@ -95,7 +95,7 @@ def two_gaussians(schedule, means=(-1.0, 0.8), spread=0.3):
 
 
 def round_trip(schedule, steps, iterations):
-    z0 = 0.3 * rng.normal(streams(4, "data"), (4, 4, 4)).double() + 0.8
+    z0 = 0.5 * rng.normal(streams(4, "data"), (4, 4, 4)).double() + 0.8
     guided = two_gaussians(schedule)
     back = ddim(guided, ddim_inverse(guided, z0, schedule, steps, iterations=iterations), schedule, steps)
     return (back - z0).square().mean().sqrt().item()
