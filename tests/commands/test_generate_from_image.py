@@ -8,6 +8,7 @@ from PIL import Image
 
 import personalize
 from personalize import models
+from personalize.commands.generate import in_turn
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
 
@@ -172,3 +173,9 @@ def test_a_strength_that_makes_no_step_is_refused(draw, photo, tmp_path):
     with pytest.raises(UserError, match="--strength 0.1 of 3 steps is none.*--steps"):
         draw(image=photo, strength=0.1)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_kept_is_kept_whatever_steers_the_rest():
+    """Guidance moves a prediction first, and the known region has the last word."""
+    steer = in_turn(lambda guided, rows: (*guided, "like"), lambda guided, rows: (*guided, "kept"))
+    assert steer((), slice(0, 1)) == ("like", "kept")
