@@ -47,7 +47,7 @@ def scheduler(family: str, prediction_type: str, *, zero_snr: bool) -> Config:
     return config
 
 
-def pipeline(family: str, parts: Collection[str], scheduler_class: str, *, inpaints: bool) -> Config:
+def pipeline(family: str, parts: Collection[str], scheduler_class: str, *, inpaints: bool = False) -> Config:
     """The pipeline's `model_index.json`."""
     kind = (INPAINTING if inpaints else PIPELINES)[family]
     index: Config = {"_class_name": kind, "feature_extractor": [None, None], "image_encoder": [None, None]}

@@ -158,7 +158,6 @@ def batches(job: jobs.Job) -> list:
 def test_the_engine_trains_as_plain_torch_in_float64_does(job, method, tmp_path):
     """Ours against the reference; the same steps at twice the learning rate do not pass."""
     from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
 
     adapter = {}
     if method == "lora":
@@ -169,7 +168,7 @@ def test_the_engine_trains_as_plain_torch_in_float64_does(job, method, tmp_path)
         inject_adapter_in_model(LoraConfig(**gate.LORA, init_lora_weights="gaussian"), unet)
         adapter = {k: v.detach().clone() for k, v in get_peft_model_state_dict(unet).items()}
     steps = batches(job)
-    start = adapter or load_file(job.folder / gate.UNET)
+    start = adapter or gate.load_unet(job.folder)
     exact = gate.reference(job, steps, adapter)
     found = gate.ours(job, method, steps, adapter=adapter, out=tmp_path / "ours")
     apart = gate.deviation(found, exact, start)
