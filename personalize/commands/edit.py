@@ -12,9 +12,9 @@ from personalize.common.errors import UserError
 from personalize.common.files import writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data.crops import Crop, image_tensor, largest_box
+from personalize.data.crops import Crop, fixed_box, image_tensor
 from personalize.data.image_grid import grid
-from personalize.data.photos import read_photo
+from personalize.data.image_to_edit import read_image
 from personalize.generation import sampling
 from personalize.generation.editing import PARTS, Edit, require_edit, sample_edits
 from personalize.generation.image_files import image_row, open_folder, out_folder, write_image
@@ -76,8 +76,8 @@ def edit(
 
 def _read_photo(model: LatentModel, path: Path, size: int) -> tuple[Tensor, dict]:
     """A photo's middle square at `size` px -> its z0 (1,C,h,w), and its name and hash."""
-    photo = read_photo(path)
-    mean, _ = model.encode_images(image_tensor([Crop(photo, largest_box(photo))], size))
+    photo = read_image(path)
+    mean, _ = model.encode_images(image_tensor([Crop(photo, fixed_box(photo, "center"))], size))
     return mean, {"file": photo.name, "sha256": photo.sha256}
 
 

@@ -46,7 +46,7 @@ from personalize.training.run import (
     save,
     step_fits,
     update_ema,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

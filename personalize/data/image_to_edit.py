@@ -9,7 +9,7 @@ import torch
 from personalize.common.errors import UserError
 from personalize.common.untrusted import read_bytes
 from personalize.data.crops import Crop, Photo, binary_mask, fixed_box, image_tensor, mask_tensor
-from personalize.data.decode import Decoded, decode
+from personalize.data.decode import decode
 from personalize.generation.inpainting import Canvas
 
 STRENGTH = 0.6  # of the steps, without a mask: the layout stays and the subject changes
@@ -56,20 +56,25 @@ def read_image_to_edit(image: Path | None, mask: Path | None, strength: float | 
         raise UserError(f"--careful {careful} is how often each step is made. Give 1 or more.")
     if careful > 1 and mask is None:
         raise UserError(f"--careful {careful} brings what is painted in line with what is kept. Give a --mask FILE too.")
-    data = read_bytes(image, "image")
-    decoded = decode(data, str(image))
-    if decoded.alpha is not None:
-        raise UserError(
-            f"{image} is transparent in part, and says nothing there to begin with. Save it on a background without "
-            "transparency; to have that part painted, give a --mask FILE that is white there."
-        )
-    photo = Photo(str(image), decoded.image, hashlib.sha256(data).hexdigest(), None, decoded.size)
+    photo = read_image(image)
     if mask is not None:
-        photo = _with_mask(photo, decoded, mask)
+        photo = _with_mask(photo, mask)
     return ImageToEdit(photo, strength, careful)
 
 
-def _with_mask(photo: Photo, decoded: Decoded, path: Path) -> Photo:
+def read_image(path: Path) -> Photo:
+    """One image, without a caption or a mask. UserError names a file that cannot be used."""
+    data = read_bytes(path, "image")
+    decoded = decode(data, str(path))
+    if decoded.alpha is not None:
+        raise UserError(
+            f"{path} is transparent in part, and says nothing there to begin with. Save it on a background without "
+            "transparency; to have that part painted, give a --mask FILE that is white there."
+        )
+    return Photo(str(path), decoded.image, hashlib.sha256(data).hexdigest(), None, decoded.size)
+
+
+def _with_mask(photo: Photo, path: Path) -> Photo:
     data = read_bytes(path, "mask")
     mask = decode(data, str(path))
     if mask.alpha is not None:
@@ -77,8 +82,8 @@ def _with_mask(photo: Photo, decoded: Decoded, path: Path) -> Photo:
             f"{path} is transparent in part, which may mean either. Save it without transparency: white is painted anew, "
             "black is kept."
         )
-    if mask.size != decoded.size:
-        sizes = [f"{width}×{height} px" for width, height in (mask.size, decoded.size)]
+    if mask.size != photo.size:
+        sizes = [f"{width}×{height} px" for width, height in (mask.size, photo.size)]
         raise UserError(f"{path} is {sizes[0]}, but its image {photo.path} is {sizes[1]}. Make the mask from this very image.")
     shades = binary_mask(mask.image.convert("L"))
     _require_two_parts(shades.histogram()[255] / (shades.width * shades.height), photo.name)

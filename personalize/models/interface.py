@@ -14,9 +14,8 @@ from personalize.core.guidance import Cond
 from personalize.core.schedule import Schedule
 
 SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
-MASKED = (
-    "masked"  # in that of an inpainting base, (B,1+C,h,w): mask, 1 is painted, and latents of the image, grey where painted
-)
+# In the conditioning of an inpainting base, (B,1+C,h,w): a mask, 1 is painted, and latents of the image, grey where painted.
+MASKED = "masked"
 Size = tuple[int, int]  # width, height or left, top, px
 
 
