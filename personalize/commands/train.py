@@ -1,7 +1,6 @@
 """`personalize train`: DreamBooth (Ruiz et al. 2208.12242), whatever the method.
 
-A run is its photos, class, token, base and recipe: the same command finds it
-again and resumes it, bit for bit on the CPU; anything else gets a folder of its own.
+A run is its photos, class, token, base and recipe: the same command resumes it, bit for bit on the CPU; another begins one.
 """
 
 import dataclasses
