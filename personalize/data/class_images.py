@@ -22,7 +22,9 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.run_folder import library_versions, lock, read_manifest, write_manifest
 from personalize.common.terminal import Terminal
-from personalize.data.crops import Crop, image_tensor, largest_box, square
+from personalize.common.untrusted import read_bytes
+from personalize.data.crops import Crop, Photo, image_tensor, largest_box, square
+from personalize.data.decode import decode
 from personalize.data.photos import is_leftover, load_photos
 from personalize.formats.safetensors_io import load_tensors
 from personalize.generation import sampling
@@ -181,6 +183,12 @@ def class_latents(folder: Path, count: int) -> Tensor:
         raise UserError(
             f"{folder} has latents that are not those of its images ({error}). Delete it; it is made anew."
         ) from None
+
+
+def class_pixels(folder: Path, i: int, size: int) -> Tensor:
+    """Image i -> (1,3,size,size) in [-1,1]. UserError where its file cannot be read."""
+    image = decode(read_bytes(folder / name(i), "class image"), str(folder / name(i))).image
+    return image_tensor([Crop(Photo(name(i), image, "", None, image.size), (0, 0, *image.size))], size)
 
 
 def load_class_images(folder: Path, count: int) -> list:
