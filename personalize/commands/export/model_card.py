@@ -99,7 +99,10 @@ def _header(card: Card) -> str:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=[
-            "text-to-image", FAMILIES[card.family], *["inpainting"] * card.inpaints, "dreambooth",
+            "text-to-image",
+            FAMILIES[card.family],
+            *["inpainting"] * card.inpaints,
+            "dreambooth",
             *(name.replace("-", "_") for name in methods),
         ],
         instance_prompt=card.manifest["subjects"][0]["prompt"],
