@@ -116,6 +116,9 @@ def test_masks_that_are_encoded_once_are_those_of_their_steps(wide, tall):
     cached = [told(data.at(step)) for step in range(6)]
     assert all(torch.equal(a, b) for a, b in zip(cached[4], told(data.at(4)), strict=True))
     assert not torch.equal(cached[0][0], cached[3][0]), "the next pass has other masks"
+    batch = data.at(4)
+    again = told(training_set.Batch.of(batch.tensors(), batch.counts))
+    assert all(torch.equal(a, b) for a, b in zip(cached[4], again, strict=True)), "lost where a graph keeps its tensors"
     data.latents = data.masked = None
     for step, (mask, z0) in enumerate(cached):
         again = told(data.at(step))
