@@ -193,11 +193,9 @@ def _begin(
         torch.manual_seed(recipe.seed)
         sharding.shard(model)
         groups = methods.attach(model, recipe)
-    text_trains = any(group["name"] != "unet" for group in groups)
-    data = build_training_set(
-        model, recipe, subjects, priors=latents, text_trains=text_trains, progress=screen.progress,
-        class_pixels=lambda word, i: class_images.class_pixels(priors[word], i, size),
-    )  # fmt: skip
+    options = {"text_trains": any(group["name"] != "unet" for group in groups), "progress": screen.progress}
+    pixels = class_images.class_pixels(priors, size)
+    data = build_training_set(model, recipe, subjects, priors=latents, class_pixels=pixels, **options)
     run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)

@@ -7,6 +7,7 @@ which happens after its file. The key is all that decides what the images look l
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -185,10 +186,15 @@ def class_latents(folder: Path, count: int) -> Tensor:
         ) from None
 
 
-def class_pixels(folder: Path, i: int, size: int) -> Tensor:
-    """Image i -> (1,3,size,size) in [-1,1]. UserError where its file cannot be read."""
-    image = decode(read_bytes(folder / name(i), "class image"), str(folder / name(i))).image
-    return image_tensor([Crop(Photo(name(i), image, "", None, image.size), (0, 0, *image.size))], size)
+def class_pixels(folders: Mapping[str, Path], size: int) -> Callable[[str, int], Tensor]:
+    """Folders by class word -> (class word, number) -> (1,3,size,size) in [-1,1]. UserError where a file cannot be read."""
+
+    def pixels(word: str, i: int) -> Tensor:
+        file = folders[word] / name(i)
+        image = decode(read_bytes(file, "class image"), str(file)).image
+        return image_tensor([Crop(Photo(str(file), image, "", None, image.size), (0, 0, *image.size))], size)
+
+    return pixels
 
 
 def load_class_images(folder: Path, count: int) -> list:
