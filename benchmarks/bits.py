@@ -10,6 +10,7 @@ for each image, and interpolated between them, so that intervals are over images
 """
 
 import argparse
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +202,18 @@ def pixel_rows(bits: dict[str, Tensor], scenes: Scenes, sent: Tensor) -> list[li
         [f"image, given z0, with a deviation of {noise**0.5:.1f} levels", *[said(told)] * len(rates)],
         ["rate of z0", *map(said, rates)],
         ["**both**", *(said(told + rate) for rate in rates)],
+        ["PNG, without loss", *[said(png_bits(scenes.images))] * len(rates)],
     ]
+
+
+def png_bits(images: Tensor) -> Tensor:
+    """(N,3,H,W) -> (N,) bits of a pixel's channel."""
+    sizes = []
+    for image in sampling.to_pil(images):
+        file = io.BytesIO()
+        image.save(file, "PNG", optimize=True)
+        sizes.append(8 * file.tell() / images[0].numel())
+    return torch.tensor(sizes)
 
 
 def vae_lines(model, scenes: Scenes, sent: Tensor) -> list[str]:
