@@ -53,6 +53,8 @@ Weights = Annotated[
 ]
 Ignored = Annotated[list[str], typer.Option(metavar="WORDS", help="Words of the prompt that do not count. May be given again.")]
 
+Maps = Annotated[bool, typer.Option("--maps", help="A sheet beside each image: where it attends to each word.")]
+
 
 def with_settings(*keys: str) -> Callable[[Callable], Callable]:
     """Gives a command its `settings`, of --set and an option for each of these keys, and its `screen`, of --quiet and --json.

@@ -46,6 +46,14 @@ def write_image(out: Path, image: Image.Image, row: dict, rows_by_file: dict[str
     return out / row["file"]
 
 
+def write_beside(out: Path, image: Image.Image, row: dict, kind: str) -> Path:
+    """What is about an image, such as its maps, beside it and with its parameters -> its file. It is no row of images.jsonl."""
+    path = out / f"{Path(row['file']).stem}-{kind}.png"
+    with writing(path) as temporary:
+        image.save(temporary, pnginfo=_metadata(row))
+    return path
+
+
 def image_row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index: int, size: tuple[int, int]) -> dict:
     """All that decides an image, and its file, whose name changes with any of it but the place of the run."""
     config, (width, height) = asdict(recipe.draw), size
