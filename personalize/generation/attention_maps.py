@@ -18,6 +18,8 @@ from personalize.generation.attention_control import require_control
 from personalize.generation.words import words_of
 from personalize.models.interface import LatentModel
 
+THRESHOLD = 0.5  # of a normalised map: a word is where it is above. By `benchmarks.maps`; the papers' 0.3 takes too much
+
 
 class AttentionMaps:
     """The mean over heads, layers and calls, of the last `rows` rows of each call: those of the prompts in `cfg`."""
@@ -39,11 +41,11 @@ class AttentionMaps:
         return torch.stack(sums).sum(0) / self._count
 
 
-def require_maps(model: LatentModel, config: SamplingConfig) -> None:
+def require_maps(model: LatentModel, config: SamplingConfig, option: str = "--maps") -> None:
     """UserError for a base whose attention only the library computes, and for a guidance scale that never reads the prompt."""
     require_control(model)
     if config.guidance == 0:
-        raise UserError("guidance 0 never reads the prompt, and no word has a map then. Leave out --guidance, or --maps.")
+        raise UserError(f"guidance 0 never reads the prompt, and no word has a map then. Leave out --guidance, or {option}.")
 
 
 def word_maps(model: LatentModel, prompt: str, maps: Tensor) -> dict[str, Tensor]:

@@ -161,6 +161,20 @@ def align(model: LatentModel, source: str, target: str) -> tuple[Tensor, Tensor]
     return shares, own
 
 
+def changed_tokens(model: LatentModel, source: str, target: str, emphasis: Emphasis) -> tuple[list[int], list[int]]:
+    """The tokens of the source and of the target whose words differ or count otherwise; [] where there are none."""
+    old, new = (_words(*_offsets(model, prompt)) for prompt in (source, target))
+    matcher = difflib.SequenceMatcher(None, [word for word, _ in old], [word for word, _ in new], autojunk=False)
+    changed = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
+    tokens = [k for start, stop, _, _ in changed for _, each in old[start:stop] for k in each]
+    new_tokens = [k for _, _, start, stop in changed for _, each in new[start:stop] for k in each]
+    for phrase in emphasis.phrases:
+        tokens += _positions(model, source, phrase)[0]
+        if phrase not in emphasis.ignored:  # the encoder has not read these: their maps say nothing
+            new_tokens += tokens_of(model, target, phrase)
+    return tokens, new_tokens
+
+
 def _matched(source: list[tuple[str, list[int]]], target: list[tuple[str, list[int]]]) -> list[tuple[list[int], list[int]]]:
     """Words with their tokens -> tokens that belong together, in order; one side is empty where a word has no partner."""
     matcher = difflib.SequenceMatcher(None, [word for word, _ in source], [word for word, _ in target], autojunk=False)

@@ -43,7 +43,21 @@ def test_each_image_has_a_sheet_and_is_the_image_without_maps(draw, tmp_path):
     assert sheet.text == Image.open(result.files[1]).text
 
 
-def test_what_has_no_maps_is_refused_before_anything_is_drawn(draw, tmp_path):
+def test_an_edited_image_has_a_sheet_of_its_own_words(tiny_sd, tmp_path):
+    def edit(out, **options):
+        options = {"base": str(tiny_sd), "settings": FAST, "out": tmp_path / out} | options
+        return personalize.edit(PROMPT, "a red hat", **options)
+
+    plain, result = edit("plain"), edit("out", maps=True)
+    assert [path.name for path in result.files] == [path.name for path in plain.files] and not plain.maps
+    assert [Image.open(a).tobytes() for a in result.files] == [Image.open(b).tobytes() for b in plain.files]
+    assert [path.name for path in result.maps] == [f"{path.stem}-maps.png" for path in result.files[2::3]]
+    assert Image.open(result.maps[0]).width == 4 * 160 + 3 * 4, "the image, and the words a, red and hat"
+
+
+def test_what_has_no_maps_is_refused_before_anything_is_drawn(draw, tiny_sd, tmp_path):
+    with pytest.raises(UserError, match="guidance 0 never reads .* or --local-blend"):
+        personalize.edit(PROMPT, "a hat", base=str(tiny_sd), settings=[*FAST, "draw.guidance=0"], local_blend=True)
     with pytest.raises(UserError, match="guidance 0 never reads the prompt"):
         draw("draw.guidance=0", maps=True)
     Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")

@@ -1,5 +1,7 @@
 """Heat maps of words: the softmax that the library's U-Net computes, averaged, and drawing that does not feel it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,9 @@ from personalize.core.guidance import cfg
 from personalize.core.rng import generator
 from personalize.generation import sampling
 from personalize.generation.attention_maps import AttentionMaps, normalised, require_maps, word_maps
-from personalize.generation.words import words_of
+from personalize.generation.editing import Edit, sample_edits
+from personalize.generation.local_blend import BLEND
+from personalize.generation.words import PLAIN, Emphasis, changed_tokens, words_of
 
 PROMPTS, SIDE, T = ["a photo of a cat", "a photo of a dog"], 16, 600
 
@@ -98,6 +102,32 @@ def test_a_word_has_the_mean_of_its_tokens(model):
 def test_a_map_is_normalised_by_itself():
     maps = torch.tensor([[[1.0, 2.0], [3.0, 5.0]], [[0.2, 0.2], [0.2, 0.2]]])
     assert normalised(maps).tolist() == [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]
+
+
+def test_local_blend_leaves_the_source_exactly_where_no_word_changes(model):
+    config, edit = SamplingConfig(sampler="dpm++2m", steps=2, guidance=3.0), Edit("a photo of a dog", "a photo of a red hat")
+    maps, streams = [], sampling.image_generators(0, [0])
+    plain = sample_edits(model, edit, streams, config)
+    source, same_noise, edited = sample_edits(model, replace(edit, local_blend=True), streams, config, maps=maps)
+    assert torch.equal(source, plain[0]) and torch.equal(same_noise, plain[1])
+    kept = (edited == source).all(1)
+    hat = torch.stack([m[changed_tokens(model, edit.source, edit.target, PLAIN)[1]] for m in maps]).mean(1)
+    assert 0 < kept.float().mean() < 1 and not (kept & (normalised(hat) > BLEND)).any()
+    source, _, edited = sample_edits(model, Edit("a dog", "a dog", local_blend=True), streams, config)
+    assert torch.equal(source, edited)
+
+
+def test_changed_words_are_those_of_either_prompt_and_those_that_count_otherwise(model):
+    def changed(source, target, emphasis=PLAIN):
+        pairs = zip((source, target), changed_tokens(model, source, target, emphasis), strict=True)
+        return tuple([word for word, ks in words_of(model, text).items() if set(ks) & set(tokens)] for text, tokens in pairs)
+
+    assert changed("a photo of a dog", "a photo of a cat") == (["dog"], ["cat"])
+    assert changed("a photo of a dog", "a photo of a red dog") == ([], ["red"])
+    assert changed("a photo of a red dog", "a photo of a dog") == (["red"], [])
+    hat = "a dog in a hat"
+    assert changed(hat, hat, Emphasis((("hat", 2.0),))) == (["hat"], ["hat"])
+    assert changed(hat, hat, Emphasis(ignored=("hat",))) == (["hat"], [])
 
 
 def test_a_base_or_a_scale_without_maps_is_refused(model, monkeypatch):
