@@ -35,7 +35,10 @@ Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images.")]
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle square is drawn anew.")]
-Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where --image is painted; the rest stays as it is.")]
+Mask = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE|word:WORD", help="White where --image is painted, or a word of the prompt that it shows there."),
+]
 Strength = Annotated[
     float | None, typer.Option(help="How much of --image changes, 0 to 1; default: 0.6, and 1 with a mask.", show_default=False)
 ]

@@ -13,11 +13,19 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.data.image_to_edit import ImageToEdit, read_image_to_edit
 from personalize.data.map_sheet import map_sheet
+from personalize.generation.attention_control import require_control
 from personalize.generation.attention_maps import require_maps, word_maps
 from personalize.generation.image_files import image_row, open_folder, out_folder, write_beside, write_image
 from personalize.generation.inpainting import Canvas, paste_kept, sampling_options
-from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
-from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_words
+from personalize.generation.sampling import (
+    image_generators,
+    image_size,
+    require_images,
+    sample_latents,
+    sampling_batches,
+    to_pil,
+)
+from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_said, require_words
 from personalize.models.interface import LatentModel
 
 
@@ -41,7 +49,7 @@ def generate(
     weights: Sequence[str] = (),
     ignore: Sequence[str] = (),
     image: Path | None = None,
-    mask: Path | None = None,
+    mask: Path | str | None = None,
     strength: float | None = None,
     careful: int = 1,
     photos: Path | str = "",
@@ -58,10 +66,11 @@ def generate(
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
     "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
     that do not count; each belongs to the prompts that say it. image: a file to begin with, whose middle square is drawn anew
-    by `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. photos,
-    class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet for each image that
-    shows where it attends to each word. out: a folder, where images.jsonl gets a row an image. Image i of a seed starts from
-    the same noise for every prompt. UserError names what is wrong.
+    by `strength` (0 to 1), or only where the file `mask` is white ("word:hat": where it shows this word of the prompt, by the
+    base's attention); careful: how often each step is made then. photos, class_word: whom draw.like draws a bare base to;
+    priors: where its class images lie. maps: also a sheet for each image that shows where it attends to each word. out: a
+    folder, where images.jsonl gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError
+    names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
@@ -84,6 +93,10 @@ def generate(
         require_maps(model, recipe.draw)
         if edit and edit.strength == 0:
             raise UserError("--strength 0 draws nothing anew, so that no word has a map. Give more, or leave out --maps.")
+    if edit and edit.word:
+        require_control(model)
+        prompt = require_said(model, prompts, edit.word, "--mask is to find in the image")
+        edit = edit.masked_by(model, prompt, image_size(model, recipe.draw))
     folder = out_folder(out or home)
     for line in remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
@@ -131,7 +144,10 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
     width, height = edit.photo.size
     if width != height:
         screen.say(f"{edit.photo.name} is {width}×{height} px: its middle square is drawn. For another part, crop it first.")
-    return edit.canvas(recipe.draw.size or model.size)
+    canvas = edit.canvas(recipe.draw.size or model.size)
+    if edit.word:
+        screen.say(f"mask of {edit.word!r}: {canvas.mask.mean():.0%} of the image is painted anew")
+    return canvas
 
 
 def _write_images(

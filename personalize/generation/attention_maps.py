@@ -18,8 +18,6 @@ from personalize.generation.attention_control import require_control
 from personalize.generation.words import words_of
 from personalize.models.interface import LatentModel
 
-THRESHOLD = 0.5  # of a normalised map: a word is where it is above. By `benchmarks.maps`; the papers' 0.3 takes too much
-
 
 class AttentionMaps:
     """The mean over heads, layers and calls, of the last `rows` rows of each call: those of the prompts in `cfg`."""

@@ -90,6 +90,7 @@ def _metadata(row: dict) -> PngInfo:
     if "image" in row:
         fields["Image hash"] = row["image"]["sha256"][:12]
     if "mask" in row:
+        fields |= {"Mask word": _plain(row["mask"]["word"])} if "word" in row["mask"] else {}
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
     fields |= _steering_fields(row)
     if "edit" in row:
