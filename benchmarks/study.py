@@ -10,7 +10,6 @@ from pathlib import Path
 import personalize
 from personalize.commands.compare import read_rows
 from personalize.common import run_folder
-from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.evaluation import summary
 from personalize.toyland.world import scenes
 from personalize.toyland.world.render import draw_scene
@@ -20,12 +19,11 @@ FIRST = HELD_OUT + 2_000_000
 CLASSES = ("dog", "cat", "duck", "teapot", "car", "robot", "dog", "cat")
 PHOTOS = ("meadow", "beach", "room", "mountains")  # the places of the four photos
 WRONG = {"dog": "teapot", "cat": "car", "duck": "robot", "teapot": "cat", "car": "duck", "robot": "dog"}
-DEFAULT = 400  # steps of the shipped recipe; its lr is constant, so these are the first steps of a longer run, bit for bit
+DEFAULT = 200  # steps of the shipped recipe; its lr is constant, so these are the first steps of a longer run, bit for bit
 EVERY = ["train.checkpoint_every=100", "train.keep=1000", "choose.every=0"]
 
 VARIANTS = {
     "long": [f"train.steps={3 * DEFAULT}"],
-    "fast": [f"train.steps={DEFAULT}", "train.lr=3e-4"],
     "without": [f"train.steps={DEFAULT}", "prior.count=0"],
     "wrong": [f"train.steps={DEFAULT}", "prior.count=0"],
     "wrong-prior": [f"train.steps={DEFAULT}"],
@@ -46,14 +44,15 @@ class Study:
 
     def train(self, variant: str) -> list[Path]:
         """The runs of a variant, one a subject; those that are finished are not trained again."""
-        return [self._run(k, variant) for k in range(self.subjects)]
+        return [self.run(k, variant, [*EVERY, *VARIANTS[variant]]) for k in range(self.subjects)]
 
     def rows(self, run: Path, checkpoint: str = "", *, templates: tuple[str, ...] = ()) -> list[dict]:
         """The rows of an evaluation by Toyland's prompts; templates for those without a class word."""
         settings = [f"evaluate.prompts={list(templates)}".replace("'", '"')] if templates else []
         return read_rows(personalize.evaluate(run, checkpoint=checkpoint, settings=settings).report.parent)
 
-    def _run(self, k: int, variant: str) -> Path:
+    def run(self, k: int, variant: str, settings: list[str]) -> Path:
+        """The run of a subject with these settings, which `variant` names; kept."""
         name, word = self.names()[k], CLASSES[k]
         folder, photos = self.work / "runs" / f"{name}-{variant}", self.work / "photos" / name
         if (folder / "manifest.json").exists() and run_folder.read_manifest(folder)["status"] == "finished":
@@ -64,7 +63,6 @@ class Study:
             scene = scenes.sample_scene(FIRST + 1000 * k + j, subject=subject, place=place, action="standing", accessory=None)
             draw_scene(scene)[0].save(photos / f"{j:02d}.png")
         class_word = WRONG[word] if variant.startswith("wrong") else word
-        settings = [*EVERY, *VARIANTS[variant]]
         trained = personalize.train(
             photos, class_word=class_word, settings=settings, runs=self.work / "new", priors=self.work / "priors"
         ).folder
@@ -72,10 +70,6 @@ class Study:
         shutil.move(trained, folder)
         print(f"trained {folder.name}", flush=True)
         return folder
-
-
-def recipe_of(run: Path) -> Recipe:
-    return recipe_from_dict(run_folder.read_manifest(run)["recipe"], str(run))
 
 
 def values(rows: list[dict], kind: str, name: str, subject: str) -> dict:

@@ -108,6 +108,21 @@ def packable(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def inpainting_base(folder: Path, copy: Path, *, scale: float) -> Path:
+    """A copy of a base whose U-Net takes a mask and a masked image too, with random weights of that scale for them."""
+    shutil.copytree(folder, copy)
+    index, config = copy / "model_index.json", copy / "unet" / "config.json"
+    index.write_text(index.read_text().replace('Pipeline"', 'InpaintPipeline"'))
+    files = {file: load_tensors(file) for file in (copy / "unet").glob("*.safetensors")}
+    file, weights = next((file, tensors) for file, tensors in files.items() if "conv_in.weight" in tensors)
+    settings, conv = json.loads(config.read_text()), weights["conv_in.weight"]
+    settings["in_channels"] = 2 * settings["in_channels"] + 1
+    more = scale * torch.randn(len(conv), conv.shape[1] + 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    config.write_text(json.dumps(settings))
+    save_tensors(file, weights | {"conv_in.weight": torch.cat([conv, more], 1).contiguous()}, {"format": "pt"})
+    return copy
+
+
 def tokenizer(*, pad: str):
     """A small CLIP tokenizer for 77 tokens, filled up with `pad`: CLIP's with its end, OpenCLIP's with "!"."""
     model = json.loads(networks.tokenizer(CAPTIONS).backend_tokenizer.to_str())["model"]

@@ -132,12 +132,14 @@ def _timed(work: Path, stage: str) -> Iterator[None]:
 
 
 def _manifest(work: Path, settings: Pretrain, preset: str, device) -> dict:
-    """What the weights came from: preset, settings and seed, seconds by stage, machine, the code's commit."""
+    """What the weights came from: preset, settings and seed, seconds by stage, the VAE's latents, machine, commit."""
     import torch
+
+    from personalize.toyland.pretraining.pipeline import VAE_USAGE
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     manifest = {"preset": preset, "settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
     command, commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], ""  # empty where it is installed
     with suppress(OSError, subprocess.TimeoutExpired):
         commit = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    return manifest | {"commit": commit, "torch": torch.__version__}
+    return manifest | {"vae": read_json(work / VAE_USAGE), "commit": commit, "torch": torch.__version__}

@@ -119,7 +119,6 @@ def _checked(
 ) -> tuple[Recipe, list[Subject]]:
     """The recipe with its tokens, and the subjects. UserError for all that can be wrong before any long work begins."""
     train, size = recipe.train, recipe.photos.size or model.size
-    methods.check_base(model)
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)
@@ -180,13 +179,13 @@ def _begin(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
-    latents = {}
+    latents, size = {}, recipe.photos.size or model.size
     for word, place in priors.items():
         class_images.check_folder(place, manifest["prior"][word])
         latents[word] = class_images.class_latents(place, recipe.prior.count)
     writes, dev = distributed.rank() == 0, None
     if writes:
-        _write_folder(folder, manifest, recipe, subjects, size=recipe.photos.size or model.size)
+        _write_folder(folder, manifest, recipe, subjects, size=size)
     if writes and recipe.choose.every:
         with or_skipped("no checkpoint is scored, and the last will be the result", screen):
             dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
@@ -194,8 +193,9 @@ def _begin(
         torch.manual_seed(recipe.seed)
         sharding.shard(model)
         groups = methods.attach(model, recipe)
-    text_trains = any(group["name"] != "unet" for group in groups)
-    data = build_training_set(model, recipe, subjects, priors=latents, text_trains=text_trains)
+    options = {"text_trains": any(group["name"] != "unet" for group in groups), "progress": screen.progress}
+    pixels = class_images.class_pixels(priors, size)
+    data = build_training_set(model, recipe, subjects, priors=latents, class_pixels=pixels, **options)
     run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)

@@ -2,6 +2,7 @@
 
 -log p(z0) <= L_T + the sum of L_t over a path of timesteps + L_0, in nats. B images of D dimensions; z0, z_t (B, ...); each
 term is (B,), summed over the dimensions. s < t are timesteps of a path, and -1 is clean data, of which L_0 speaks.
+Below them what a VAE's posterior costs, and which of its latents are used.
 """
 
 import math
@@ -45,6 +46,26 @@ def analytic_variance(schedule: Schedule, mean_square: float, t: int, s: int) ->
     ends = torch.ones(1, dtype=torch.float64)
     share, posterior = schedule.posterior(ends, torch.zeros_like(ends), t, s)
     return posterior + share.item() ** 2 * mean_square
+
+
+def latent_term(mean: Tensor, std: Tensor) -> Tensor:
+    """KL from N(mean, std squared) to N(0, 1), nats of each latent, of their shape (Kingma & Welling 1312.6114, appendix B)."""
+    return 0.5 * (mean.square() + std.square() - 1) - std.log()
+
+
+def active_units(mean: Tensor, least: float = 0.01) -> Tensor:
+    """Posterior means (N, ...) of N images -> (...) bool: those that differ from image to image (Burda et al. 1509.00519)."""
+    return mean.var(0) > least
+
+
+def used_directions(std: Tensor, noise: float = 1.0, least: float = 0.01) -> Tensor:
+    """Posterior deviations (N, ...) -> (...) bool: the latents that a linear VAE would use (Lucas et al. 1911.02469).
+
+    Such a VAE is probabilistic PCA: a direction of variance L is used where it exceeds the decoder's variance V, and its
+    posterior then has the variance V / L, where the others keep the prior's 1. noise: as many times the V that it was
+    trained with. In a linear VAE `active_units` are the same ones.
+    """
+    return std.square().mean(0) * noise < 1 - least
 
 
 def _summed(nats: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ which happens after its file. The key is all that decides what the images look l
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,9 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, SamplingConfig
 from personalize.common.run_folder import library_versions, lock, read_manifest, write_manifest
 from personalize.common.terminal import Terminal
-from personalize.data.crops import Crop, image_tensor, largest_box, square
+from personalize.common.untrusted import read_bytes
+from personalize.data.crops import Crop, Photo, image_tensor, largest_box, square
+from personalize.data.decode import decode
 from personalize.data.photos import is_leftover, load_photos
 from personalize.formats.safetensors_io import load_tensors
 from personalize.generation import sampling
@@ -181,6 +184,17 @@ def class_latents(folder: Path, count: int) -> Tensor:
         raise UserError(
             f"{folder} has latents that are not those of its images ({error}). Delete it; it is made anew."
         ) from None
+
+
+def class_pixels(folders: Mapping[str, Path], size: int) -> Callable[[str, int], Tensor]:
+    """Folders by class word -> (class word, number) -> (1,3,size,size) in [-1,1]. UserError where a file cannot be read."""
+
+    def pixels(word: str, i: int) -> Tensor:
+        file = folders[word] / name(i)
+        image = decode(read_bytes(file, "class image"), str(file)).image
+        return image_tensor([Crop(Photo(str(file), image, "", None, image.size), (0, 0, *image.size))], size)
+
+    return pixels
 
 
 def load_class_images(folder: Path, count: int) -> list:

@@ -165,6 +165,11 @@ def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = 
     return torch.cat([*permutations])[start : start + batch].tolist()
 
 
+def epochs_of(count: int, batch: int, step: int) -> list[int]:
+    """The epoch that each index of `epoch_order` is in: how often its image was used before."""
+    return [(step * batch + k) // count for k in range(batch)]
+
+
 def _pixels(cut: Callable, crops: Sequence[Crop], size: int) -> Tensor:
     """B crops, `square` or `square_mask`  ->  (B,H,W,3) or (B,H,W) float32 in [0,255]."""
     arrays = [

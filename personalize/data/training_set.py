@@ -13,13 +13,16 @@ from torch.profiler import record_function
 
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
+from personalize.common.terminal import SILENT
 from personalize.core import rng
 from personalize.core.guidance import Cond
-from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, image_tensor, mask_tensor
+from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, epochs_of, image_tensor, mask_tensor
+from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
+from personalize.generation.inpainting import masked_condition
 from personalize.models.devices import take_rows, to_device
-from personalize.models.interface import LatentModel
+from personalize.models.interface import MASKED, LatentModel
 
 COND = "cond."  # begins the names of a conditioning among a batch's tensors
 AT_ONCE = 8  # predictions of the frozen base computed together
@@ -66,6 +69,7 @@ class PriorSet:
     """What keeps a class what it is: M latents (M,C,h,w), and the row of each one's prompt.
 
     Where it is the frozen base's own predictions, each has its noise eps, timestep t (M,) and prediction target too.
+    masked (M,V,1+C,h,w): of an inpainting base, MASKED of each in passes 0 to V-1.
     """
 
     z0: Tensor
@@ -73,11 +77,12 @@ class PriorSet:
     eps: Tensor | None = None
     t: Tensor | None = None
     target: Tensor | None = None
+    masked: Tensor | None = None
 
 
 @dataclass
 class TrainingSet:
-    """Photos of all subjects and their prompts, and what is preserved of their classes."""
+    """Photos of all subjects and their prompts, and what is preserved of their classes. masked: as in a PriorSet."""
 
     model: LatentModel
     recipe: Recipe
@@ -86,6 +91,7 @@ class TrainingSet:
     latents: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
     prior: PriorSet | None = None
+    masked: Tensor | None = None  # None where the latents are, and for a base that does not inpaint
 
     @property
     def steps_per_batch(self) -> tuple[int, int]:
@@ -99,11 +105,14 @@ class TrainingSet:
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
         which = epoch_order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        mean, std, mask = self.photo_latents(which, step)
+        mean, std, mask, beside = self.photo_latents(which, step, epochs_of(len(self.photos), subjects, step))
         z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
         drawn = epoch_order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
             z0 = torch.cat([z0, take_rows(self.prior.z0, drawn)])
+            if beside:
+                of_prior = of_passes(self.prior.masked, drawn, epochs_of(len(self.prior.z0), priors, step))
+                beside = {MASKED: torch.cat([beside[MASKED], of_prior])}
         eps = to_device(torch.randn(z0.shape, generator=g), z0.device)
         t = to_device(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
         target = None
@@ -115,10 +124,10 @@ class TrainingSet:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
         rows = which + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
-        sizes = self.size_conditions(which, step, priors)
+        beside |= self.size_conditions(which, step, priors)
 
         def cond(part: slice) -> Cond:
-            return self.cond(rows[part]) | {key: value[part] for key, value in sizes.items()}
+            return self.cond(rows[part]) | {key: value[part] for key, value in beside.items()}
 
         return Batch(z0, eps, t, is_prior, cond, target, mask)
 
@@ -126,12 +135,23 @@ class TrainingSet:
         """Frees the networks whose answers are all here."""
         self.model.release(vae=self.latents is not None, texts=self.texts is not None)
 
-    def photo_latents(self, which: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls."""
+    def photo_latents(
+        self, which: Sequence[int], step: int, passes: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor | None, Cond]:
+        """Mean and deviation of the latents of photos, and their masks, where the crop of this step falls; and MASKED in
+        these passes over the photos, for an inpainting base.
+        """
         if self.latents is not None:
             mean, std, mask = self.latents
-            return take_rows(mean, which), take_rows(std, which), None if mask is None else take_rows(mask, which)
-        return encode_photos(self.model, self.recipe, [self.photos[i] for i in which], step)
+            masked = {} if self.masked is None else {MASKED: of_passes(self.masked, which, passes)}
+            return take_rows(mean, which), take_rows(std, which), None if mask is None else take_rows(mask, which), masked
+        size = self.recipe.photos.size or self.model.size
+        painted = self.photo_masks.of(which, passes, size) if self.model.inpaints else None
+        return encode_photos(self.model, self.recipe, [self.photos[i] for i in which], step, painted)
+
+    @property
+    def photo_masks(self) -> Masks:
+        return Masks(self.recipe.seed, "subject", len(self.photos))
 
     def size_conditions(self, which: Sequence[int], step: int, priors: int) -> Cond:
         """The sizes that photos had and where they are cut at this step; class images were drawn as they are."""
@@ -147,11 +167,13 @@ class TrainingSet:
 
 
 def build_training_set(
-    model: LatentModel, recipe: Recipe, subjects: list[Subject], *, priors: Mapping[str, Tensor], text_trains: bool
-) -> TrainingSet:
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], *, priors: Mapping[str, Tensor], text_trains: bool,
+    class_pixels: Callable[[str, int], Tensor] | None = None, encode: Callable = encode_versions, progress=SILENT.progress,
+) -> TrainingSet:  # fmt: skip
     """Encodes photos and prompts once, where they do not change from step to step.
 
-    priors: class images (M,C,h,w) by class word; empty where there are none. UserError names an unknown placeholder.
+    priors: class images (M,C,h,w) by class word; empty where there are none. class_pixels: class word, number -> (1,3,H,W)
+    of such an image, for an inpainting base, whose masked images `encode` encodes. UserError names an unknown placeholder.
     """
     photos = [photo for subject in subjects for photo in subject.photos]
     classes = list(dict.fromkeys(subject.class_word for subject in subjects))
@@ -162,16 +184,35 @@ def build_training_set(
     model.release(texts=texts is not None)  # before the VAE, which takes most where photos are large
     latents = None
     if recipe.photos.crop != "random" and not recipe.photos.flip:
-        means, stds, masks = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
+        means, stds, masks, _ = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
         latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
     data = TrainingSet(model, recipe, photos, prompts, latents, texts)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
         data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)
-    elif recipe.prior.kind == "predictions" and recipe.prior.count and recipe.train.prior_weight:
+    if model.inpaints:
+        numbers = [(word, i) for word in classes for i in range(len(priors[word]))] if priors else []
+        _encode_masked(data, lambda k: class_pixels(*numbers[k]), encode, progress)
+    if not priors and recipe.prior.kind == "predictions" and recipe.prior.count and recipe.train.prior_weight:
         owners = [classes.index(s.class_word) for s in subjects for _ in s.photos]
         data.prior = base_predictions(data, [len(photos) + i for i in owners])
     return data
+
+
+def _encode_masked(data: TrainingSet, class_pixels: Callable[[int], Tensor], encode: Callable, progress: Callable) -> None:
+    """Fills `masked` of photos whose latents are here, and of class images, which are numbered through all classes."""
+    model, recipe, (subjects, priors) = data.model, data.recipe, data.steps_per_batch
+    size, steps, jobs = recipe.photos.size or model.size, recipe.train.steps, []
+    if data.latents is not None:
+        crops = photo_crops(recipe, data.photos, 0)
+        jobs.append((data, lambda i: image_tensor([crops[i]], size), data.photo_masks, subjects))
+    if data.prior:
+        jobs.append((data.prior, class_pixels, Masks(recipe.seed, "prior", len(data.prior.z0)), priors))
+    versions = [masks_needed(steps, batch, masks.count) for _, _, masks, batch in jobs]
+    total = sum(count * masks.count for count, (_, _, masks, _) in zip(versions, jobs, strict=True))
+    with progress("masked images", total, unit="images") as advance:
+        for count, (owner, pixels, masks, _) in zip(versions, jobs, strict=True):
+            owner.masked = encode(model, pixels, masks, count, advance)
 
 
 def photo_crops(recipe: Recipe, photos: list[Photo], step: int) -> list[Crop]:
@@ -180,14 +221,21 @@ def photo_crops(recipe: Recipe, photos: list[Photo], step: int) -> list[Crop]:
     return draw_crops(photos, recipe.photos.crop, flip=recipe.photos.flip, generator=generator)
 
 
-def encode_photos(model: LatentModel, recipe: Recipe, photos: list[Photo], step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none."""
+def encode_photos(
+    model: LatentModel, recipe: Recipe, photos: list[Photo], step: int, painted: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Cond]:
+    """Photos -> mean and deviation of their latents (B,C,h,w), and mask (B,1,h,w) in [background, 1] or none.
+
+    painted (B,1,H,W): masks of the crops -> MASKED too; {} without.
+    """
     settings, crops = recipe.photos, photo_crops(recipe, photos, step)
-    mean, std = model.encode_images(image_tensor(crops, settings.size or model.size))
+    pixels = image_tensor(crops, settings.size or model.size)
+    mean, std = model.encode_images(pixels)
+    masked = {} if painted is None else {MASKED: masked_condition(model, pixels, painted)}
     if settings.background == 1:
-        return mean, std, None
+        return mean, std, None, masked
     subject = mask_tensor(crops, mean.shape[-1])
-    return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device)
+    return mean, std, (settings.background + (1 - settings.background) * subject).to(mean.device), masked
 
 
 def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
@@ -201,12 +249,12 @@ def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
     for start in range(0, recipe.prior.count, AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, recipe.prior.count))
         which = [i % N for i in numbers]
-        mean, std, _ = data.photo_latents(which, start)
+        mean, std, _, masked = data.photo_latents(which, start, [i // N for i in numbers])
         g = rng.generator(recipe.seed, "predictions", start)
         noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
         z0, t = mean + std * noise, torch.randint(0, model.schedule.T, (len(which),), generator=g).to(mean.device)
         with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
-            target = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]))
-        parts.append((z0, eps, t, target.float()))
-    z0, eps, t, target = (torch.cat(part) for part in zip(*parts))
-    return PriorSet(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, target)
+            target = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]) | masked)
+        parts.append((z0, eps, t, target.float(), *(value[:, None] for value in masked.values())))
+    z0, eps, t, target, *masked = (torch.cat(part) for part in zip(*parts))
+    return PriorSet(z0, [texts[i % N] for i in range(recipe.prior.count)], eps, t, target, *masked)

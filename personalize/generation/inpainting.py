@@ -36,19 +36,26 @@ def sampling_options(model: LatentModel, canvas: Canvas, steps: int) -> Callable
     first = steps - round(canvas.strength * steps)
     options: dict = {"first": first, "visits": canvas.visits}
     if canvas.mask is not None:
-        mask = painted_cells(canvas.mask, model.downscale)[None].to(z0)
         if model.inpaints:
-            grey = (canvas.pixels * (1 - canvas.mask))[None]  # before it is encoded, as these bases were trained
-            options["masked"] = torch.cat([mask, model.encode_images(grey)[0]], 1)
+            options["masked"] = masked_condition(model, canvas.pixels[None], canvas.mask[None])
         else:
+            mask = painted_cells(canvas.mask, model.downscale)[None].to(z0)
             options["steer"] = lambda guided, rows: known(guided, model.schedule, z0, mask)
         if first == 0:  # noise alone, as a plain image begins: with `start` some of what was there is left at T
             return lambda count: options
     return lambda count: options | {"start": z0.expand(count, -1, -1, -1)}
 
 
+def masked_condition(model: LatentModel, pixels: Tensor, mask: Tensor) -> Tensor:
+    """(B,3,H,W), (B,1,H,W) -> MASKED (B,1+C,h,w), in float32. Painted pixels are grey before they are encoded, so that no
+    cell beside the mask knows of them; inpainting bases were trained so.
+    """
+    z0 = model.encode_images(pixels * (1 - mask))[0]
+    return torch.cat([painted_cells(mask, model.downscale).to(z0), z0], 1)
+
+
 def painted_cells(mask: Tensor, downscale: int) -> Tensor:
-    """(1,H,W) -> (1,h,w): a latent cell is painted anew if any pixel of it is."""
+    """(…,H,W) -> (…,h,w): a latent cell is painted anew if any pixel of it is."""
     return max_pool2d(mask, downscale)
 
 

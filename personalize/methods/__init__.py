@@ -76,15 +76,6 @@ def check_split_weights(recipe: Recipe, dtype: torch.dtype) -> None:
         raise UserError(f"train.masters = 'split' is not possible: {why}, or train.masters=float32.")
 
 
-def check_base(model: LatentModel) -> None:
-    """UserError for a base that is read and drawn with, but not trained."""
-    if model.inpaints:
-        raise UserError(
-            f"base {model.name!r} is an inpainting one, whose U-Net takes a mask and a masked image too: it draws, and is not "
-            "trained. Train the plain base it was made from: generate --image FILE --mask FILE paints with any base."
-        )
-
-
 def check_offload(recipe: Recipe) -> None:
     """UserError where `train.offload` is set and the U-Net's blocks cannot wait in the host's memory."""
     train, why = recipe.train, ""

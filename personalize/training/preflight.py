@@ -28,13 +28,16 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     trained, total = sum(p.numel() for p in engine.params), sum(p.numel() for p in model.unet.parameters())
     peak_is_new = reset_peak(model.device)
     seconds = measure_step(data, engine)
-    world = distributed.world_size()
+    world, painted = distributed.world_size(), []
+    if model.inpaints:
+        painted = ["an inpainting base: each image is seen under random masks, a quarter of which paint all of it"]
     own = sum(p.numel() for p in distributed.local_shards(engine.params))
     state = own * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class images"),
         f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
+        *painted,
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         + (f", in {world} processes" if world > 1 else "")

@@ -503,6 +503,25 @@ def test_a_card_of_a_base_on_the_hub_names_it_and_its_licence(run_of):
     ):  # fmt: skip
         assert line in card, card
     assert "secret" not in card and "Samples" not in card and "Scores" not in card
+    assert "image=image" not in card
+
+
+@pytest.mark.parametrize(
+    "family, kind", [("sd", "StableDiffusionInpaintPipeline"), ("sdxl", "StableDiffusionXLInpaintPipeline")]
+)
+def test_a_card_of_an_inpainting_base_says_that_it_takes_an_image_and_a_mask(run_of, family, kind):
+    manifest = json.loads((run_of("lora") / "manifest.json").read_text())
+    options = {
+        "family": family,
+        "to": "single-file",
+        "fused": True,
+        "samples": [],
+        "scores": {},
+        "files": {"dog.safetensors": "base"},
+    }
+    card = model_card.text(Card("me/dog", manifest, **options, inpaints=True))
+    assert f'{kind}.from_single_file("dog.safetensors")' in card and "- inpainting\n" in card
+    assert 'pipeline("a zqv dog", image=image, mask_image=mask).images[0]  # PIL images; the mask is white where' in card
 
 
 @pytest.mark.parametrize("name", ["absolute", "../secret.png", "linked.png", "secret.jpg"])

@@ -74,3 +74,54 @@ def test_what_the_prior_costs_is_what_the_last_timestep_leaves():
     assert bits["linear"] == pytest.approx(2.9e-5, rel=0.05)
     assert bits["cosine"] < 1e-8
     assert elbo.prior_term(S.from_betas(S.rescale_zero_terminal_snr(S.linear(1000)), "v_prediction"), data).item() == 0
+
+
+VARIANCES, NOISE = (4.0, 1.0, 0.25, 0.04), 0.5  # of the data's directions, and of the decoder
+
+
+def linear_vae(*, steps=200):
+    """Trained on its bound, whose means over data and posterior are exact here -> encoder, posterior std, loss in nats."""
+    g = torch.Generator().manual_seed(0)
+    axes, spread = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64))[0], torch.tensor(VARIANCES).double()
+    root = axes * spread.sqrt()  # columns: the data are as if these were all the images
+    start = 0.3 * torch.randn(2, 4, 4, generator=g, dtype=torch.float64)
+    encoder, decoder, log_std = (x.clone().requires_grad_() for x in (*start, torch.zeros(4, dtype=torch.float64)))
+    optimizer = torch.optim.Adam([encoder, decoder, log_std], lr=0.1)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
+        std, mean = log_std.exp(), (encoder @ root).T
+        errors = torch.cat([root.T - mean @ decoder.T, (decoder * std).T])  # of the mean, and of what the posterior adds
+        kl = elbo.latent_term(mean.square().sum(0).sqrt(), std).sum()
+        loss = 2 * math.log(2 * math.pi * NOISE) + errors.square().sum() / (2 * NOISE) + kl
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return encoder.detach() @ root, log_std.detach().exp(), loss.item()
+
+
+def test_a_linear_vae_uses_a_direction_where_its_variance_exceeds_the_decoder_s_and_is_pca_there():
+    mean, std, loss = linear_vae()
+    likelihood = 0.5 * sum(
+        math.log(2 * math.pi * max(v, NOISE)) + v / max(v, NOISE) for v in VARIANCES
+    )  # of probabilistic PCA, whose covariance has nothing below the noise
+    assert loss == pytest.approx(likelihood, rel=1e-4)
+    images = torch.cat([2 * mean.T, -2 * mean.T])  # eight, whose covariance is the data's but for 8 / 7
+    active, used = elbo.active_units(images), elbo.used_directions(std[None])
+    assert active.sum() == 2 and torch.equal(active, used)
+    kl = elbo.latent_term(mean.square().sum(1).sqrt(), std)
+    assert kl[active].sum() == pytest.approx(0.5 * sum(math.log(v / NOISE) for v in VARIANCES if v > NOISE), rel=1e-3)
+    assert kl[~active].max() < 1e-3
+
+
+def test_more_noise_in_the_decoder_would_leave_fewer_latents_to_use():
+    std = torch.tensor([[0.1, 0.5, 1.0]])
+    assert [elbo.used_directions(std, noise).tolist() for noise in (1.0, 4.0, 200.0)] == [
+        [True, True, False], [True, False, False], [False] * 3,
+    ]  # fmt: skip
+
+
+def test_what_a_posterior_costs_is_its_divergence_from_the_prior():
+    from torch.distributions import Normal, kl_divergence
+
+    mean, std = torch.tensor([[0.0, 1.0, -2.0]]).double(), torch.tensor([[1.0, 0.1, 3.0]]).double()
+    torch.testing.assert_close(elbo.latent_term(mean, std), kl_divergence(Normal(mean, std), Normal(0.0, 1.0)))

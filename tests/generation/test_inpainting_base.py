@@ -1,16 +1,11 @@
-"""Inpainting bases, whose U-Net also takes a mask and a masked image: read, drawn as diffusers draws them, not trained."""
-
-import json
-import shutil
+"""Inpainting bases, whose U-Net also takes a mask and a masked image: read, and drawn as diffusers draws them."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from bases import inpainting_base
 from torch.nn.functional import interpolate
 
-import personalize
 from personalize import models
-from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
 from personalize.core import rng
 from personalize.generation import inpainting, sampling
@@ -37,19 +32,6 @@ def mask():
     return mask
 
 
-def widened(folder, copy, kind, *, scale):
-    """A copy whose U-Net takes 5 channels more, with weights of that scale."""
-    shutil.copytree(folder, copy)
-    for path, edit in ((copy / "model_index.json", {"_class_name": kind}), (copy / "unet/config.json", {"in_channels": 9})):
-        path.write_text(json.dumps(json.loads(path.read_text()) | edit))
-    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    conv = weights["conv_in.weight"]
-    more = scale * rng.normal([rng.generator(1, "conv_in", 0)], (len(conv), 5, *conv.shape[2:]))[0]
-    save_file(weights | {"conv_in.weight": torch.cat([conv, more], 1).contiguous()}, file, metadata={"format": "pt"})
-    return copy
-
-
 def load(folder):
     return models.load_model(str(folder), device="cpu", say=lambda line: None)
 
@@ -57,7 +39,7 @@ def load(folder):
 @pytest.fixture(scope="module")
 def folders(tiny_sd, tiny_sdxl, tmp_path_factory):
     place, bases = tmp_path_factory.mktemp("inpainting"), {"sd": tiny_sd, "sdxl": tiny_sdxl}
-    return {name: widened(base, place / name, KIND[name], scale=0.1) for name, base in bases.items()}
+    return {name: inpainting_base(base, place / name, scale=0.1) for name, base in bases.items()}
 
 
 def ours(model, canvas, how, prompts=PROMPTS):
@@ -85,7 +67,7 @@ def test_a_mask_is_the_inpaint_pipelines(folders, pixels, mask, family, strength
 @pytest.mark.parametrize("family", KIND)
 def test_new_channels_of_zeros_are_the_old_base(tiny_sd, tiny_sdxl, tmp_path, pixels, family):
     plain = load(tiny_sd if family == "sd" else tiny_sdxl)
-    wide, how = load(widened(plain.folder, tmp_path / "wide", KIND[family], scale=0.0)), SamplingConfig("ddim", 4, 3.0)
+    wide, how = load(inpainting_base(plain.folder, tmp_path / "wide", scale=0.0)), SamplingConfig("ddim", 4, 3.0)
     assert (wide.inpaints, plain.inpaints, wide.latent_channels) == (True, False, 4)
     expected = sampling.sample_latents(plain, PROMPTS, image_generators(0, range(2)), how)
     torch.testing.assert_close(
@@ -100,11 +82,3 @@ def test_a_plain_image_is_one_of_which_nothing_is_kept(folders, pixels):
     plain = sampling.sample_latents(model, PROMPTS, image_generators(0, range(2)), how)
     everything = torch.ones(1, 32, 32)
     torch.testing.assert_close(ours(model, Canvas(pixels, everything), how), plain, rtol=0, atol=1e-6)
-
-
-def test_training_one_is_refused_by_name(folders, tmp_path):
-    options = {"class_word": "dog", "settings": [f"base={folders['sd']}", "device=cpu"]}
-    for command in (personalize.plan, lambda *a, **o: personalize.train(*a, **o, runs=tmp_path / "runs")):
-        with pytest.raises(UserError, match="is an inpainting one.*not trained. Train the plain base"):
-            command("data_examples/dog", **options)
-    assert not (tmp_path / "runs").exists()

@@ -350,6 +350,23 @@ def test_timesteps_of_a_batch_are_spread_over_the_whole_range():
     assert many.min() == 0 and many.max() == 999 and abs(many.float().mean() - 499.5) < 2
 
 
+def test_a_vae_that_ignores_a_channel_is_told_and_told_once(tmp_path):
+    import torch
+
+    from personalize.toyland.pretraining import collapse
+
+    mean, std = torch.randn(500, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.full((500, 4, 2, 2), 0.5)
+    mean *= 0.75**0.5  # with a posterior of 0.5 it fills the prior, as probabilistic PCA does
+    mean[:, 3], std[:, 3] = 0.01 * mean[:, 3], 0.9999
+    latents, lines = torch.stack([mean, std], 1).half().numpy(), []
+    usage = collapse.keep_usage(tmp_path / "vae.json", latents, lines.append)
+    assert (usage["latents"], usage["active"], usage["used"]) == (16, 12, 12)
+    assert usage["kl_bits"] == pytest.approx([1, 1, 1, 0], abs=0.05)
+    assert usage["linear_bits"] == pytest.approx([1, 1, 1, 0], abs=1e-3) and usage["std"][0] == 0.5
+    assert collapse.keep_usage(tmp_path / "vae.json", latents, lines.append) == usage
+    assert lines == ["vae: 12 of 16 latents are active, 0.75 bits each"]
+
+
 @pytest.mark.slow
 def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_path, monkeypatch):
     from personalize import models
@@ -372,6 +389,7 @@ def test_pretraining_goes_from_nothing_to_a_base_and_on_where_it_stopped(tmp_pat
     assert any(line.startswith("guide 2/2") for line in lines)
     said = json.loads((base / "pretraining.json").read_text())
     assert said["settings"]["unet_steps"] == 2 and set(said["seconds"]) == set(pretrain.STAGES)
+    assert said["vae"]["latents"] == 1024 and sum("latents are active" in line for line in lines) == 1
     assert all(f.stat().st_size < 15e6 for f in base.rglob("*.safetensors"))
     model = models.load_model(str(base), say=lambda line: None)
     z0 = sampling.sample_latents(model, ["a dog"], sampling.image_generators(0, [0]), SamplingConfig("ddim", 2, 3.0))

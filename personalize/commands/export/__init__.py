@@ -223,5 +223,5 @@ def _card(model: LatentModel, job: _Job, name: str, written: Files, *, main: Pro
         repo=job.push.repo, manifest=job.manifest, family=targets.family(model), to=job.form.to, fused=job.form.fuse,
         files=names, samples=[(prompt, f"samples/{i}.png") for i, prompt in enumerate(prompts, 1)],
         scores=metrics["scores"] if metrics.get("run", {}).get("model") == name else {},
-        photos=hub.PHOTOS if job.push.with_photos else "",
+        photos=hub.PHOTOS if job.push.with_photos else "", inpaints=model.inpaints,
     )  # fmt: skip

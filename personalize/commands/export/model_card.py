@@ -10,10 +10,12 @@ from pathlib import Path
 
 from personalize.common.recipe import Recipe, flat_settings, recipe_from_dict
 from personalize.common.settings import Value, to_toml_value
+from personalize.formats import reference_configs
 from personalize.models.locate import public_name
 
 LICENSES = {  # of the bases on the hub, which what is made from them inherits
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": "creativeml-openrail-m",
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
     "stabilityai/stable-diffusion-2-1-base": "openrail++",
     "stabilityai/stable-diffusion-2-1": "openrail++",
@@ -55,6 +57,7 @@ class Card:
     samples: Sequence[tuple[str, str]]  # (prompt, path within the repository) of sample images
     scores: dict  # what "scores" in evaluation/metrics.json holds, or {}
     photos: str = ""  # path of the image of the user's photos; by default they are nobody's business
+    inpaints: bool = False  # whether the base paints into an image
 
 
 def text(card: Card) -> str:
@@ -95,7 +98,13 @@ def _header(card: Card) -> str:
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["text-to-image", FAMILIES[card.family], "dreambooth", *(name.replace("-", "_") for name in methods)],
+        tags=[
+            "text-to-image",
+            FAMILIES[card.family],
+            *["inpainting"] * card.inpaints,
+            "dreambooth",
+            *(name.replace("-", "_") for name in methods),
+        ],
         instance_prompt=card.manifest["subjects"][0]["prompt"],
         widget=[{"text": prompt, "output": {"url": path}} for prompt, path in card.samples] or None,
         **origin,
@@ -120,7 +129,8 @@ def _use(card: Card) -> str:
             prompt = prompt.replace(subject["token"], word)
         return f"In AUTOMATIC1111 and ComfyUI: put {files} where such files lie, and say `{prompt}` in a prompt."
     if card.to == "single-file":
-        kind = "StableDiffusionXLPipeline" if card.family == "sdxl" else "StableDiffusionPipeline"
+        kinds = reference_configs.INPAINTING if card.inpaints else reference_configs.PIPELINES
+        kind = kinds["sdxl" if card.family == "sdxl" else "sd1"]
         lines = SINGLE_FILE.format(pipeline=kind, file=next(iter(card.files)))
     else:
         lines = PRETRAINED.format(source=card.repo if "base" in card.files.values() else public_name(base))
@@ -130,7 +140,9 @@ def _use(card: Card) -> str:
         if what == "embedding":
             token = card.manifest["subjects"][0]["token"]
             lines += (TWO_ROWS if card.family == "sdxl" else ONE_ROW).format(repo=card.repo, name=name, token=token)
-    return f"```python\n{lines}pipeline({json.dumps(prompt, ensure_ascii=False)}).images[0]\n```"
+    said = json.dumps(prompt, ensure_ascii=False) + ", image=image, mask_image=mask" * card.inpaints
+    about = "  # PIL images; the mask is white where it is painted" * card.inpaints
+    return f"```python\n{lines}pipeline({said}).images[0]{about}\n```"
 
 
 def _samples(samples: Sequence[tuple[str, str]]) -> list[str]:

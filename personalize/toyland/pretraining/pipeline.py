@@ -11,9 +11,11 @@ import torch
 
 from personalize.common.files import writing
 from personalize.toyland import probes
-from personalize.toyland.pretraining import networks, stages
+from personalize.toyland.pretraining import collapse, networks, stages
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import PROBE_SEED, VIEWS, sample_scene, sample_subject
+
+VAE_USAGE = "vae.json"  # in the work folder
 
 
 def run_stages(work: Path, out: Path, settings, device: torch.device, say: Callable[[str], None]) -> Iterator[str]:
@@ -28,6 +30,7 @@ def run_stages(work: Path, out: Path, settings, device: torch.device, say: Calla
     vae = stages.vae(work, images, settings, device, say)
     latents, scale = stages.latents(work, images, vae, device, say)
     vae.register_to_config(scaling_factor=scale)
+    collapse.keep_usage(work / VAE_USAGE, latents, say)
     yield "vae"
     tokenizer = stages.tokenizer(settings)
     clip = stages.clip(work, images, tokenizer, settings, device, say)

@@ -3,16 +3,19 @@
 D D' widths of a layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from personalize.common.files import read_json
+from personalize.data.inpainting_masks import Masks, encode_versions
 from personalize.formats.safetensors_io import read_header
 from personalize.methods import quantization
+from personalize.models.interface import LatentModel
 from personalize.models.locate import weight_files
 from personalize.training.memory.counter import current_counter
 
@@ -52,6 +55,14 @@ def fake_quantize(module: nn.Module, bits: str) -> None:
     for name in quantization.quantized_layers(module):
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, Packed(module.get_submodule(name), bits))
+
+
+def fake_versions(
+    model: LatentModel, pixels: Callable[[int], Tensor], masks: Masks, versions: int, advance: Callable[[], None]
+) -> Tensor:  # fmt: skip
+    """In place of `data.inpainting_masks.encode_versions`: one is encoded, for all take the same, and all are kept."""
+    one = encode_versions(model, pixels, replace(masks, count=1), 1, advance)
+    return one.new_zeros(masks.count, versions, *one.shape[2:])
 
 
 class Packed(nn.Linear):

@@ -9,7 +9,7 @@ from personalize import methods, models
 from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.tensor_file import on_host
 from personalize.core.guidance import GUIDANCE
-from personalize.data import training_set
+from personalize.data import inpainting_masks, training_set
 from personalize.data.class_images import class_image_dtype
 from personalize.data.subjects import Subject
 from personalize.evaluation import encoders
@@ -34,6 +34,7 @@ class Rehearsal:
     make_network: Callable | None = None  # None: the networks' own weights are loaded
     quantize: Callable[[torch.nn.Module, str], None] = quantization.quantize
     make_encoder: Callable | None = None  # of those that score; None as above
+    encode_masked: Callable = inpainting_masks.encode_versions
     model: LatentModel = field(init=False)
     groups: list[dict] = field(init=False)
     data: training_set.TrainingSet = field(init=False)
@@ -61,7 +62,6 @@ class Rehearsal:
             r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
             offload=r.train.offload, say=lambda line: None, make_network=self.make_network,
         )  # fmt: skip
-        methods.check_base(self.model)
         for p in self.model.waiting if counter is not None else ():  # counted on a CPU only, whose memory is the host's
             counter.rename(p, "waiting")
 
@@ -80,8 +80,9 @@ class Rehearsal:
             shape = self.recipe.prior.count, self.model.latent_channels, *(self._side(self._size()),) * 2
             priors = {subject.class_word: torch.zeros(shape) for subject in self.subjects}
         self.data = training_set.build_training_set(
-            self.model, self.recipe, self.subjects, priors=priors, text_trains=text_trains
-        )
+            self.model, self.recipe, self.subjects, priors=priors, text_trains=text_trains, encode=self.encode_masked,
+            class_pixels=lambda word, i: torch.zeros(1, 3, self._size(), self._size()),
+        )  # fmt: skip
         self.model.decode_latents(torch.zeros(1, *self.data.at(0).z0.shape[1:]))
         eager = replace(self.recipe.train, engine="eager")  # fakes cannot be captured, and a graph holds the same tensors
         self.engine = Engine(self.model, replace(self.recipe, train=eager), self.groups)
@@ -142,5 +143,5 @@ def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     # a single file is unpacked here, with real tensors
     models.locate_base(recipe.base, lambda line: None, prediction=recipe.prediction, base_vae=recipe.base_vae)
     run = Rehearsal(recipe, subjects, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
-    run.make_encoder = fake_networks.fake_encoder
+    run.make_encoder, run.encode_masked = fake_networks.fake_encoder, fake_networks.fake_versions
     return estimate_memory(run.phases(), device=device)
