@@ -7,8 +7,8 @@ JOBS   ?= 2  # tests at once; each is one thread
 quickstart: $(BIN)/.installed
 	$(BIN)/personalize quickstart
 
-test: $(BIN)/.installed
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+test: $(BIN)/.installed  # with bytecode kept: the tests start 40 processes, each of which would compile the package anew
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m slow

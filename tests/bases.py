@@ -119,7 +119,7 @@ def inpainting_base(folder: Path, copy: Path, *, scale: float) -> Path:
     settings["in_channels"] = 2 * settings["in_channels"] + 1
     more = scale * torch.randn(len(conv), conv.shape[1] + 1, 3, 3, generator=torch.Generator().manual_seed(1))
     config.write_text(json.dumps(settings))
-    save_tensors(file, weights | {"conv_in.weight": torch.cat([conv, more], 1).contiguous()}, {"format": "pt"})
+    save_tensors(file, weights | {"conv_in.weight": torch.cat([conv, more.to(conv)], 1).contiguous()}, {"format": "pt"})
     return copy
 
 

@@ -35,7 +35,10 @@ Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images.")]
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle square is drawn anew.")]
-Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where --image is painted; the rest stays as it is.")]
+Mask = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE|word:WORD", help="White where --image is painted, or a word of the prompt that it shows there."),
+]
 Strength = Annotated[
     float | None, typer.Option(help="How much of --image changes, 0 to 1; default: 0.6, and 1 with a mask.", show_default=False)
 ]
@@ -52,6 +55,8 @@ Weights = Annotated[
     typer.Option(metavar="WORD=NUMBER", help="How much a word of the prompt counts; 1 is as ever. May be given again."),
 ]
 Ignored = Annotated[list[str], typer.Option(metavar="WORDS", help="Words of the prompt that do not count. May be given again.")]
+
+Maps = Annotated[bool, typer.Option("--maps", help="A sheet beside each image: where it attends to each word.")]
 
 
 def with_settings(*keys: str) -> Callable[[Callable], Callable]:

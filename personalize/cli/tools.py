@@ -28,6 +28,10 @@ def edit(
     strength: Annotated[
         float | None, typer.Option(help="With --image: the share of sampling made anew; default: 0.7.", show_default=False)
     ] = None,
+    local_blend: Annotated[
+        bool, typer.Option("--local-blend", help="Change the image only where the words that differ are, by their maps.")
+    ] = False,
+    maps: opt.Maps = False,
     weight: opt.Weights = [], ignore: opt.Ignored = [], lora: opt.Loras = [], embedding: opt.Embeddings = [],
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", settings: list[str],
     runs: opt.Runs = Path("runs"), out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
@@ -40,6 +44,8 @@ def edit(
         "keep_layout": keep_layout,
         "weights": weight,
         "ignore": ignore,
+        "local_blend": local_blend,
+        "maps": maps,
         "image": image,
         "strength": strength,
     }

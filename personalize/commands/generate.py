@@ -1,7 +1,7 @@
 """`personalize generate`: images of prompts, by a run or by its bare base, and by LoRA and embedding files on top."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from personalize.commands.image_source import bare_base, loaded_run, put_files, remarks
@@ -12,19 +12,30 @@ from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
 from personalize.data.image_to_edit import ImageToEdit, read_image_to_edit
-from personalize.generation.image_files import image_row, open_folder, out_folder, write_image
+from personalize.data.map_sheet import map_sheet
+from personalize.generation.attention_control import require_control
+from personalize.generation.attention_maps import require_maps, word_maps
+from personalize.generation.image_files import image_row, open_folder, out_folder, write_beside, write_image
 from personalize.generation.inpainting import Canvas, paste_kept, sampling_options
-from personalize.generation.sampling import image_generators, require_images, sample_latents, sampling_batches, to_pil
-from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_words
+from personalize.generation.sampling import (
+    image_generators,
+    image_size,
+    require_images,
+    sample_latents,
+    sampling_batches,
+    to_pil,
+)
+from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_said, require_words
 from personalize.models.interface import LatentModel
 
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """files: the images, prompt by prompt; grid: all of them as one image, a prompt a row."""
+    """files: the images, prompt by prompt; grid: all of them as one image, a prompt a row; maps: a sheet for each image."""
 
     files: list[Path]
     grid: Path
+    maps: list[Path] = field(default_factory=list)
 
 
 def generate(
@@ -38,11 +49,12 @@ def generate(
     weights: Sequence[str] = (),
     ignore: Sequence[str] = (),
     image: Path | None = None,
-    mask: Path | None = None,
+    mask: Path | str | None = None,
     strength: float | None = None,
     careful: int = 1,
     photos: Path | str = "",
     class_word: str = "",
+    maps: bool = False,
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     priors: Path = PRIORS,
@@ -54,9 +66,11 @@ def generate(
     {token} and {class} in a prompt are filled in with the run's. loras ("FILE" or "FILE:weight") and embeddings ("FILE" or
     "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
     that do not count; each belongs to the prompts that say it. image: a file to begin with, whose middle square is drawn anew
-    by `strength` (0 to 1), or only where the file `mask` is white; careful: how often each step is made then. photos,
-    class_word: whom draw.like draws a bare base to; priors: where its class images lie. out: a folder, where images.jsonl gets
-    a row an image. Image i of a seed starts from the same noise for every prompt. UserError names what is wrong.
+    by `strength` (0 to 1), or only where the file `mask` is white ("word:hat": where it shows this word of the prompt, by the
+    base's attention); careful: how often each step is made then. photos, class_word: whom draw.like draws a bare base to;
+    priors: where its class images lie. maps: also a sheet for each image that shows where it attends to each word. out: a
+    folder, where images.jsonl gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError
+    names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
@@ -75,12 +89,20 @@ def generate(
     origin |= steer.record if steer else {}
     origin |= put_files(model, loras=loras, embeddings=embeddings, screen=screen)
     require_words(model, prompts, emphasis)
+    if maps:
+        require_maps(model, recipe.draw)
+        if edit and edit.strength == 0:
+            raise UserError("--strength 0 draws nothing anew, so that no word has a map. Give more, or leave out --maps.")
+    if edit and edit.word:
+        require_control(model)
+        prompt = require_said(model, prompts, edit.word, "--mask is to find in the image")
+        edit = edit.masked_by(model, prompt, image_size(model, recipe.draw))
     folder = out_folder(out or home)
     for line in remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
     canvas = _canvas(model, recipe, edit, screen) if edit else None
     origin |= emphasis.record | (edit.identity if edit else {})
-    options = {"emphasis": emphasis, "canvas": canvas, "steer": steer}
+    options = {"emphasis": emphasis, "canvas": canvas, "steer": steer, "maps": maps}
     return _write_images(model, recipe, prompts, out=folder, origin=origin, **options, screen=screen)
 
 
@@ -122,35 +144,42 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
     width, height = edit.photo.size
     if width != height:
         screen.say(f"{edit.photo.name} is {width}×{height} px: its middle square is drawn. For another part, crop it first.")
-    return edit.canvas(recipe.draw.size or model.size)
+    canvas = edit.canvas(recipe.draw.size or model.size)
+    if edit.word:
+        screen.say(f"mask of {edit.word!r}: {canvas.mask.mean():.0%} of the image is painted anew")
+    return canvas
 
 
 def _write_images(
     model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
-    emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, steer=None,
+    emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, steer=None, maps: bool = False,
 ) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
     rows_by_file = open_folder(out)
     options = sampling_options(model, canvas, config.steps) if canvas else lambda count: {}
-    files, images = [], []
+    files, images, sheets = [], [], []
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
             generators, beginning = image_generators(seed, list(numbers)), options(len(part))
             if steer:  # the known region last, which nothing moves
                 beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
-            z0 = sample_latents(model, list(texts), generators, config, emphasis=emphasis, **beginning)
+            attention = [] if maps else None
+            z0 = sample_latents(model, list(texts), generators, config, emphasis=emphasis, maps=attention, **beginning)
             drawn = require_images(model.decode_latents(z0), model)
             drawn = paste_kept(drawn, canvas, model.downscale) if canvas else drawn
-            for image, prompt, i in zip(to_pil(drawn), texts, numbers, strict=True):
+            for k, (image, prompt, i) in enumerate(zip(to_pil(drawn), texts, numbers, strict=True)):
                 row = image_row(model, recipe, prompt, origin=origin, index=i, size=image.size)
                 files.append(write_image(out, image, row, rows_by_file))
                 images.append(image)
+                if maps:
+                    sheet = map_sheet(image, word_maps(model, prompt, attention[k]))
+                    sheets.append(write_beside(out, sheet, row, "maps"))
             advance(len(part))
     with writing(out / "grid.png") as temporary:
         grid(images, config.count if len(prompts) > 1 else min(4, config.count)).save(temporary)
-    return GenerateResult(files, out / "grid.png")
+    return GenerateResult(files, out / "grid.png", sheets)
 
 
 def in_turn(first: Callable, then: Callable | None) -> Callable:

@@ -34,7 +34,7 @@ def ddpm_residuals(
     return path[0], torch.stack(residuals)
 
 
-def ddim_inverse(guided: Guided, z0: Tensor, schedule: Schedule, steps: int, *, iterations: int = 4) -> Tensor:
+def ddim_inverse(guided: Guided, z0: Tensor, schedule: Schedule, steps: int, *, iterations: int = 8) -> Tensor:
     """The noise (B,C,h,w) from which `ddim` with eta 0 comes back to z0, nearly.
 
     A step from t to s turns z by d = phi_t - phi_s, phi = arccos(alpha): z_s = cos d z_t - sin d v(z_t, t) with v = alpha eps

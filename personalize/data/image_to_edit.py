@@ -5,31 +5,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.untrusted import read_bytes
 from personalize.data.crops import Crop, Photo, binary_mask, fixed_box, image_tensor, mask_tensor
 from personalize.data.decode import decode
 from personalize.generation.inpainting import Canvas
+from personalize.generation.word_mask import word_mask
+from personalize.models.interface import LatentModel
 
+WORD = "word"  # begins a mask that is found by a word of the prompt: word:hat
 STRENGTH = 0.6  # of the steps, without a mask: the layout stays and the subject changes
 
 
 @dataclass(frozen=True)
 class ImageToEdit:
-    """An image file, read; its mask says in white what is painted anew. `strength` and `visits` as in `Canvas`."""
+    """An image file, read; its mask says in white what is painted anew. `strength` and `visits` as in `Canvas`.
+
+    word: of the prompt, in place of a mask: what is painted anew is where the base sees it.
+    """
 
     photo: Photo
     strength: float
     visits: int
+    word: str = ""
 
     @property
     def identity(self) -> dict:
         """All of it that decides an image, for images.jsonl."""
         files = {"image": {"file": self.photo.name, "sha256": self.photo.sha256}}
         if self.photo.mask is not None:
-            files["mask"] = {"sha256": self.photo.mask_sha256}
+            files["mask"] = {"sha256": self.photo.mask_sha256} | ({"word": self.word} if self.word else {})
         return files | {"strength": self.strength, "careful": self.visits}
+
+    def masked_by(self, model: LatentModel, prompt: str, size: int) -> "ImageToEdit":
+        """With the mask of the prompt's `word` in the middle square, at the size of the photo, as a file would give it."""
+        box = fixed_box(self.photo, "center")
+        found = word_mask(model, image_tensor([Crop(self.photo, box)], size)[0], prompt, self.word)[0]
+        square = Image.fromarray((found * 255).byte().numpy()).resize(
+            (box[2] - box[0], box[3] - box[1]), Image.Resampling.NEAREST
+        )
+        mask = Image.new("L", self.photo.size)
+        mask.paste(square, box[:2])
+        return replace(self, photo=replace(self.photo, mask=mask, mask_sha256=hashlib.sha256(mask.tobytes()).hexdigest()))
 
     def canvas(self, size: int) -> Canvas:
         """The middle square at size × size px. UserError where its mask leaves nothing to paint, or nothing to keep."""
@@ -41,7 +60,7 @@ class ImageToEdit:
         return Canvas(pixels, mask, self.strength, self.visits)
 
 
-def read_image_to_edit(image: Path | None, mask: Path | None, strength: float | None, careful: int) -> ImageToEdit | None:
+def read_image_to_edit(image: Path | None, mask: Path | str | None, strength: float | None, careful: int) -> ImageToEdit | None:
     """The files and options of `generate`; None without an image. UserError names what is wrong in them."""
     if image is None:
         given = {"--mask": mask is not None, "--strength": strength is not None, "--careful": careful != 1}
@@ -56,9 +75,13 @@ def read_image_to_edit(image: Path | None, mask: Path | None, strength: float | 
         raise UserError(f"--careful {careful} is how often each step is made. Give 1 or more.")
     if careful > 1 and mask is None:
         raise UserError(f"--careful {careful} brings what is painted in line with what is kept. Give a --mask FILE too.")
-    photo = read_image(image)
+    photo, (kind, _, word) = read_image(image), str(mask).partition(":")
+    if kind == WORD:
+        if not word.strip():
+            raise UserError(f"--mask {mask} names no word. Give one of the prompt, as in: --mask word:hat")
+        return ImageToEdit(photo, strength, careful, word.strip())
     if mask is not None:
-        photo = _with_mask(photo, mask)
+        photo = _with_mask(photo, Path(mask))
     return ImageToEdit(photo, strength, careful)
 
 

@@ -17,7 +17,9 @@ from personalize.core.guidance import Guided
 from personalize.core.inversion import ddpm_residuals
 from personalize.core.samplers import SAMPLERS, ddpm
 from personalize.generation.attention_control import borrowed, by_time, require_control
+from personalize.generation.attention_maps import AttentionMaps
 from personalize.generation.diffusers_samplers import DIFFUSERS
+from personalize.generation.local_blend import LocalBlend
 from personalize.generation.sampling import image_size, text_guidance, unconditional
 from personalize.generation.words import PLAIN, Emphasis, align, encode_words, require_words
 from personalize.models.interface import LatentModel
@@ -35,6 +37,7 @@ class Edit:
     keep: float = 0.8
     layout: float = 0.4
     emphasis: Emphasis = PLAIN  # of words of the target
+    local_blend: bool = False  # whether it stays the source's where the maps of the words that change are weak
 
 
 def require_edit(model: LatentModel, edit: Edit) -> None:
@@ -62,11 +65,14 @@ def sample_edits(
     *,
     photo: Tensor | None = None,
     first: int = 0,
+    maps: list[Tensor] | None = None,
 ) -> Tensor:
     """One generator for each of n edits -> z0 (3,n,C,h,w) float32, in the order of PARTS.
 
     photo (1,C,h,w): the z0 of an image that the source prompt describes, which is then what is drawn as the source, by ddpm's
-    residuals from step `first` on; without it edit i begins as `sample_latents` does. DoesNotFit for one edit that does not.
+    residuals from step `first` on; without it edit i begins as `sample_latents` does. maps: a list that gets the attention
+    maps (L,h,w) of each edited image, by its own queries and keys also where others are borrowed. DoesNotFit for one edit that
+    does not.
     """
     size, states = image_size(model, config), [g.get_state() for g in generators]
 
@@ -75,8 +81,11 @@ def sample_edits(
             return [Generator().set_state(state) for state in states[rows]]
 
         own = [g for _ in PARTS for g in streams()]
+        watch = AttentionMaps(len(own)) if edit.local_blend or maps is not None else None
         with torch.inference_mode():
-            guided, inverted = _guided(model, edit, len(own) // 3, config)
+            guided, inverted = _guided(model, edit, len(own) // 3, config, watch)
+            blend = LocalBlend(model, (edit.source, edit.target), edit.emphasis, watch) if edit.local_blend else None
+            guided = blend.steered(guided) if blend else guided
             if photo is None:
                 shape = (model.latent_channels, size // model.downscale, size // model.downscale)
                 noise = rng.normal(own, shape).to(model.device)
@@ -86,6 +95,9 @@ def sample_edits(
                 z, residuals = ddpm_residuals(inverted, z0, model.schedule, config.steps, streams(), first=first)
                 z, residuals = torch.cat([z] * 3), torch.cat([residuals] * 3, 1)
                 z0 = ddpm(guided, z, model.schedule, config.steps, first=first, residuals=residuals)
+            z0 = blend.pasted(z0) if blend else z0
+        if maps is not None:
+            maps.extend(watch.mean(z0.shape[-1]).chunk(3)[2])
         return z0.unflatten(0, (3, -1))
 
     try:
@@ -97,7 +109,9 @@ def sample_edits(
         ) from None
 
 
-def _guided(model: LatentModel, edit: Edit, count: int, config: SamplingConfig) -> tuple[Guided, Guided]:
+def _guided(
+    model: LatentModel, edit: Edit, count: int, config: SamplingConfig, watch: AttentionMaps | None
+) -> tuple[Guided, Guided]:
     """What draws the three rows of `count` edits, and what the source prompt alone says, for inversion."""
     parts = torch.arange(3, device=model.device).repeat_interleave(count)
     texts = encode_words(model, [edit.source, edit.target], [PLAIN, edit.emphasis])
@@ -113,9 +127,9 @@ def _guided(model: LatentModel, edit: Edit, count: int, config: SamplingConfig) 
 
     def phase(cross: bool, layout: bool) -> Guided:
         if not (cross or layout):
-            return text_guidance(model, cond, uncond, config)
+            return text_guidance(model, cond, uncond, config, watch)
         borrows = borrowed(cond, uncond, source, cross=cross, layout=layout, **(maps if cross else {}))
-        return text_guidance(model, *borrows, config)
+        return text_guidance(model, *borrows, config, watch)
 
     ends = [model.schedule.T * (1 - share) - 1 for share in (edit.keep, edit.layout)]
     middle = by_time(phase(edit.keep > edit.layout, edit.layout > edit.keep), phase(False, False), min(ends))

@@ -46,6 +46,14 @@ def write_image(out: Path, image: Image.Image, row: dict, rows_by_file: dict[str
     return out / row["file"]
 
 
+def write_beside(out: Path, image: Image.Image, row: dict, kind: str) -> Path:
+    """What is about an image, such as its maps, beside it and with its parameters -> its file. It is no row of images.jsonl."""
+    path = out / f"{Path(row['file']).stem}-{kind}.png"
+    with writing(path) as temporary:
+        image.save(temporary, pnginfo=_metadata(row))
+    return path
+
+
 def image_row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, index: int, size: tuple[int, int]) -> dict:
     """All that decides an image, and its file, whose name changes with any of it but the place of the run."""
     config, (width, height) = asdict(recipe.draw), size
@@ -82,6 +90,7 @@ def _metadata(row: dict) -> PngInfo:
     if "image" in row:
         fields["Image hash"] = row["image"]["sha256"][:12]
     if "mask" in row:
+        fields |= {"Mask word": _plain(row["mask"]["word"])} if "word" in row["mask"] else {}
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
     fields |= _steering_fields(row)
     if "edit" in row:

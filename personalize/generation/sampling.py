@@ -4,6 +4,7 @@ B images, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from personalize.common.recipe import SamplingConfig
 from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond, Guided
 from personalize.core.samplers import SAMPLERS
+from personalize.generation.attention_maps import AttentionMaps
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.generation.words import Emphasis, encode_words
 from personalize.models.interface import MASKED, LatentModel
@@ -32,12 +34,13 @@ def sample_latents(
     masked: Tensor | None = None,
     steer: Callable[[Guided, slice], Guided] | None = None,
     emphasis: Emphasis | None = None,
+    maps: list[Tensor] | None = None,
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; steer: what
     `core.steering` adds to the guidance of some of the rows; emphasis: words of the prompts that count more, less or not at
-    all.
+    all; maps: a list that gets the attention maps (L,h,w) of each row.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -52,7 +55,11 @@ def sample_latents(
         begin |= {} if masked is None else {"masked": masked}
         begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
-        return _sample_at_once(model, prompts[rows], generators[rows], config, wrap, emphasis, on_step=on_step, **begin)
+        begin |= {} if maps is None else {"watch": AttentionMaps(len(prompts[rows]))}
+        z0 = _sample_at_once(model, prompts[rows], generators[rows], config, wrap, emphasis, on_step=on_step, **begin)
+        if maps is not None:
+            maps.extend(begin["watch"].mean(z0.shape[-1]))
+        return z0
 
     def smaller(count: int) -> None:
         model.most_at_once[size] = count
@@ -79,7 +86,7 @@ def image_size(model: LatentModel, config: SamplingConfig) -> int:
 
 def _sample_at_once(
     model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap,
-    emphasis: Emphasis | None, *, masked: Tensor | None = None, **options,
+    emphasis: Emphasis | None, *, masked: Tensor | None = None, watch: AttentionMaps | None = None, **options,
 ) -> Tensor:  # fmt: skip
     side = (config.size or model.size) // model.downscale
     noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
@@ -88,7 +95,7 @@ def _sample_at_once(
         uncond = unconditional(model, len(prompts), config)
         uncond = uncond and uncond | beside
         cond = encode_texts(model, prompts, draws=True, emphasis=emphasis) | beside
-        guided = text_guidance(model, cond, uncond, config)
+        guided = text_guidance(model, cond, uncond, config, watch)
         sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
         return sample(wrap(guided) if wrap else guided, noise, model.schedule, config.steps, generators=generators, **options)
 
@@ -98,11 +105,14 @@ def unconditional(model: LatentModel, rows: int, config: SamplingConfig) -> Cond
     return None if config.guidance == 1 else encode_texts(model, [config.negative] * rows, draws=True)
 
 
-def text_guidance(model: LatentModel, cond: Cond, uncond: Cond | None, config: SamplingConfig) -> Guided:
-    """Classifier-free guidance as the settings say."""
+def text_guidance(
+    model: LatentModel, cond: Cond, uncond: Cond | None, config: SamplingConfig, watch: AttentionMaps | None = None
+) -> Guided:
+    """Classifier-free guidance as the settings say. watch: as `predict` takes it."""
     T = model.schedule.T
     interval = (config.interval[0] * T, config.interval[1] * T) if config.interval else None
-    return GUIDANCE["cfg"](model.predict, cond, uncond, config.guidance, rescale=config.rescale, interval=interval)
+    predict = partial(model.predict, watch=watch) if watch else model.predict
+    return GUIDANCE["cfg"](predict, cond, uncond, config.guidance, rescale=config.rescale, interval=interval)
 
 
 def encode_texts(

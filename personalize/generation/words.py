@@ -19,6 +19,7 @@ from personalize.generation.attention_control import require_control, weighted
 from personalize.models.interface import LatentModel
 
 WORD = re.compile(r"\w+|[^\w\s]")
+MARKS = ".,;:!?\"'()"  # around a word, not part of it
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,18 @@ def require_words(model: LatentModel, prompts: Sequence[str], emphasis: Emphasis
     if emphasis:
         require_control(model)
     for phrase in emphasis.phrases:
-        if not any([tokens_of(model, prompt, phrase) for prompt in prompts]):
-            count = len(phrase.split())
-            said = [prompt.split()[k : k + count] for prompt in prompts for k in range(len(prompt.split()))]
-            hint = nearest(phrase, map(" ".join, said)) or "."
-            raise UserError(
-                f"no prompt says {phrase!r}, which was to be weighted or ignored{hint} Give words as the prompt has them."
-            )
+        require_said(model, prompts, phrase, "was to be weighted or ignored")
+
+
+def require_said(model: LatentModel, prompts: Sequence[str], phrase: str, purpose: str) -> str:
+    """The first prompt that says a phrase. UserError where none does, or it is cut off; purpose: what it was for."""
+    saying = [prompt for prompt in prompts if tokens_of(model, prompt, phrase)]
+    if not saying:
+        count = len(phrase.split())
+        said = [prompt.split()[k : k + count] for prompt in prompts for k in range(len(prompt.split()))]
+        hint = nearest(phrase, map(" ".join, said)) or "."
+        raise UserError(f"no prompt says {phrase!r}, which {purpose}{hint} Give words as the prompt has them.")
+    return saying[0]
 
 
 def tokens_of(model: LatentModel, prompt: str, phrase: str) -> list[int]:
@@ -81,15 +87,31 @@ def tokens_of(model: LatentModel, prompt: str, phrase: str) -> list[int]:
 
     UserError where it is in the part that is cut off.
     """
-    text, spans = _offsets(model, prompt)
-    pattern = r"\s+".join(map(re.escape, model.expand_words(phrase).split()))
-    found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
-    if found and found[-1][1] > (spans[-1][1] if spans else 0):
+    tokens, is_cut_off = _positions(model, prompt, phrase)
+    if is_cut_off:
         raise UserError(
             f"{phrase!r} is in the part of prompt {prompt!r} that base {model.name!r} does not see: "
             f"{model.truncated_words(prompt)!r}. Shorten the prompt, or say it sooner."
         )
-    return [k for k, (a, b) in enumerate(spans, 1) if any(a < end and start < b for start, end in found)]
+    return tokens
+
+
+def words_of(model: LatentModel, prompt: str) -> dict[str, list[int]]:
+    """Each distinct word of a prompt, as it is first said, without marks around it, and its tokens. Not what is cut off."""
+    words = {}
+    for word in (part.strip(MARKS) for part in prompt.split()):
+        words.setdefault(word.lower(), word)
+    positions = {word: _positions(model, prompt, word)[0] for word in words.values() if word}
+    return {word: tokens for word, tokens in positions.items() if tokens}
+
+
+def _positions(model: LatentModel, prompt: str, phrase: str) -> tuple[list[int], bool]:
+    """The tokens of a phrase, and whether it is also said where the prompt is cut off."""
+    text, spans = _offsets(model, prompt)
+    pattern = r"\s+".join(map(re.escape, model.expand_words(phrase).split()))
+    found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
+    tokens = [k for k, (a, b) in enumerate(spans, 1) if any(a < end and start < b for start, end in found)]
+    return tokens, bool(found) and found[-1][1] > (spans[-1][1] if spans else 0)
 
 
 def encode_words(model: LatentModel, prompts: Sequence[str], emphases: Sequence[Emphasis]) -> Cond:
@@ -137,6 +159,20 @@ def align(model: LatentModel, source: str, target: str) -> tuple[Tensor, Tensor]
             own[new] = 1.0
     own[[*new_ends][len(ends) :]] = 1.0
     return shares, own
+
+
+def changed_tokens(model: LatentModel, source: str, target: str, emphasis: Emphasis) -> tuple[list[int], list[int]]:
+    """The tokens of the source and of the target whose words differ or count otherwise; [] where there are none."""
+    old, new = (_words(*_offsets(model, prompt)) for prompt in (source, target))
+    matcher = difflib.SequenceMatcher(None, [word for word, _ in old], [word for word, _ in new], autojunk=False)
+    changed = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
+    tokens = [k for start, stop, _, _ in changed for _, each in old[start:stop] for k in each]
+    new_tokens = [k for _, _, start, stop in changed for _, each in new[start:stop] for k in each]
+    for phrase in emphasis.phrases:
+        tokens += _positions(model, source, phrase)[0]
+        if phrase not in emphasis.ignored:  # the encoder has not read these: their maps say nothing
+            new_tokens += tokens_of(model, target, phrase)
+    return tokens, new_tokens
 
 
 def _matched(source: list[tuple[str, list[int]]], target: list[tuple[str, list[int]]]) -> list[tuple[list[int], list[int]]]:

@@ -36,6 +36,9 @@ TEXT_KEYS_VALUES = "attn2:"  # begins the names of the text's keys and values in
 # are relative they stay right when the halves of guidance are put together.
 BORROW_SELF, BORROW_CROSS = "borrow:self", "borrow:cross"
 PREPARED = (TEXT_KEYS_VALUES, BORROW_SELF, BORROW_CROSS)
+# Told the queries (kB,H,N,c) and keys (kB,H,L,c) of each cross-attention, in H heads; each row's own, whatever is borrowed.
+Watch = Callable[[Tensor, Tensor], None]
+WATCH = "watch"
 
 
 def why_not_fast(unet: nn.Module) -> str:
@@ -73,7 +76,7 @@ def blocks_of(unet: nn.Module) -> list[nn.Module]:
 
 def fast_forward(
     unet: nn.Module, z_t: Tensor, t: Tensor, text: Tensor, *, added: Cond | None = None, prepared: Cond | None = None,
-    offload: Offload | None = None,
+    offload: Offload | None = None, watch: Watch | None = None,
 ) -> Tensor:  # fmt: skip
     """(B,C,h,w), (B,), (kB,L,D) -> raw output (kB,C,h,w). added: SDXL's conditions; prepared: of `text_keys_values`.
 
@@ -87,7 +90,7 @@ def fast_forward(
     run = recomputed if unet.is_gradient_checkpointing and torch.is_grad_enabled() else _now
     if offload:
         run = partial(run, offload.call)
-    both = _by_attention(unet, prepared or {})
+    both = _by_attention(unet, prepared or {}) | {WATCH: watch}
     if added or BORROW_SELF in both:
         z_t, t = repeated(z_t, len(text)), repeated(t, len(text))
     emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
@@ -179,16 +182,20 @@ def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.
     tokens = tokens + _attention(self_attention, normed, k, v, rows=both.get(BORROW_SELF))
     tokens = repeated(tokens, len(text))
     k, v, *own = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
-    tokens = tokens + _attention(cross, _layer_norm(block.norm2, tokens), k, v, *own, rows=both.get(BORROW_CROSS))
+    normed, rows = _layer_norm(block.norm2, tokens), both.get(BORROW_CROSS)
+    tokens = tokens + _attention(cross, normed, k, v, *own, rows=rows, watch=both[WATCH])
     a, gate = _call(block.ff.net[0].proj, _layer_norm(block.norm3, tokens)).chunk(2, -1)
     return tokens + _call(block.ff.net[2], a * F.gelu(gate))
 
 
 def _attention(
-    part: nn.Module, x: Tensor, k: Tensor, v: Tensor, own: Tensor | None = None, *, rows: Tensor | None = None
+    part: nn.Module, x: Tensor, k: Tensor, v: Tensor, own: Tensor | None = None, *, rows: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:  # fmt: skip
     """(B,N,C), keys and values (B,L,C) -> (B,N,C). rows (B,): those whose queries and keys read v; each row's read `own`."""
     q, k, v = (each.unflatten(-1, (part.heads, -1)).transpose(1, 2) for each in (_call(part.to_q, x), k, v))
+    if watch:
+        watch(q, k)
     out = F.scaled_dot_product_attention(*((q, k) if rows is None else (q[rows], k[rows])), v)
     if own is not None:
         out = out + F.scaled_dot_product_attention(q, k, own.unflatten(-1, (part.heads, -1)).transpose(1, 2))

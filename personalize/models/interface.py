@@ -78,8 +78,11 @@ class LatentModel(Protocol):
     def prepare(self, cond: Cond) -> Cond:
         """The conditioning with all that is the same at every sampling step, computed once; valid until a weight changes."""
 
-    def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """(B,C,h,w), (B,), cond of kB rows -> raw output (kB,C,h,w): each part of B rows has the same z_t and t."""
+    def predict(self, z_t: Tensor, t: Tensor, cond: Cond, *, watch: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+        """(B,C,h,w), (B,), cond of kB rows -> raw output (kB,C,h,w): each part of B rows has the same z_t and t.
+
+        watch: told the queries (kB,H,N,c) and keys (kB,H,L,c) of each attention to the text, in H heads of N latent cells.
+        """
 
     def expand_words(self, prompt: str) -> str:
         """A prompt with every learned word replaced by all of its tokens: the text that tokenizers read."""

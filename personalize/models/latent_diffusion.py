@@ -208,7 +208,7 @@ class LatentDiffusion:
             return cond
         return cond | fast_unet.text_keys_values(self.unet, arguments["encoder_hidden_states"], self._offload)
 
-    def predict(self, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, cond: Cond, *, watch: fast_unet.Watch | None = None) -> Tensor:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
         exact = {key for key, value in cond.items() if key == SIZES or not value.is_floating_point()}  # bfloat16 has no 1999
         cond = {key: value if key in exact else value.to(dtype) for key, value in cond.items()}
@@ -218,6 +218,7 @@ class LatentDiffusion:
             z_t = torch.cat([z_t, masked.to(z_t)], 1)
         rows = len(arguments["encoder_hidden_states"])
         if not self.uses_fast_unet:
+            assert watch is None, "only this package's own forward pass can be watched: see `require_control`"
             z_t, t = (fast_unet.repeated(x, rows) for x in (z_t.to(dtype), t))
             return self.unet(z_t, t, return_dict=False, **arguments)[0]
         # On a CPU many images at once are faster with the channels last, and one or two are slower.
@@ -225,7 +226,8 @@ class LatentDiffusion:
         z_t = z_t.to(dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         prepared = {key: value for key, value in cond.items() if key.startswith(fast_unet.PREPARED)}
         text, added = arguments["encoder_hidden_states"], arguments.get("added_cond_kwargs")
-        out = fast_unet.fast_forward(self.unet, z_t, t, text, added=added, prepared=prepared, offload=self._offload)
+        options = {"added": added, "prepared": prepared, "offload": self._offload, "watch": watch}
+        out = fast_unet.fast_forward(self.unet, z_t, t, text, **options)
         return out.contiguous()
 
     def _nothing_kept(self, z_t: Tensor) -> Tensor:

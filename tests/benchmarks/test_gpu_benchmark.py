@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -45,34 +46,54 @@ def measured(setup: Setup, name: str) -> dict:
     return values
 
 
+PARTS = ["tests/test_devices", "step/sd15/lora/eager", "draw/sd21"]
+
+
 def make_gpu(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [
-        "make",
-        "gpu",
-        f"VENV={sys.prefix}",
-        "DEVICE=cpu",
-        "SIZE=tiny",
-        f"OUT={folder}",
-        f"WORK={folder / 'work'}",
-        *words,
-    ]
+    """`make` for three parts, of which the last finds a broken base."""
+    broken = folder / "work" / "bases" / "tiny-sd21" / "model_index.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{}")
+    command = ["make", "gpu", f"VENV={sys.prefix}", "DEVICE=cpu", "SIZE=tiny", f"OUT={folder}", f"WORK={folder / 'work'}"]
+    command += [f"PARTS={' '.join(PARTS)}", *words]
     return subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, timeout=600)
 
 
-def test_one_command_measures_records_what_fails_and_makes_a_page(tmp_path):
-    broken = tmp_path / "work" / "bases" / "tiny-sd21" / "model_index.json"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("{}")
-    done = make_gpu(tmp_path, "PARTS=tests/test_devices step/sd15/lora/eager draw/sd21")
-    assert "2 done, 1 failed, 0 left" in done.stdout and done.returncode != 0, done.stderr[-3000:]
-    (file,) = tmp_path.glob("*-cpu-tiny.json")
+def check_what_it_left(folder: Path) -> None:
+    (file,) = folder.glob("*-cpu-tiny.json")
     parts = json.loads(file.read_text())["parts"]
     assert [part["status"] for part in parts.values()] == ["done", "done", "failed"], parts
     assert "collected" in parts["tests/test_devices_gpu"]["values"]["outcome"]
     assert parts["step/sd15/lora/eager"]["values"]["ms"] > 0
     assert "UserError" in parts["draw/sd21"]["error"]
     page = file.with_suffix(".md").read_text()
-    assert "| sd15/lora/eager |" in page and "UserError" in page and str(tmp_path) not in page
+    assert "| sd15/lora/eager |" in page and "UserError" in page and str(folder) not in page
+
+
+def test_one_command_measures_records_what_fails_and_makes_a_page(tmp_path, monkeypatch, capfd):
+    """The command that `make` would start, and its parts, in this process."""
+    command = shlex.split(make_gpu(tmp_path, "--dry-run").stdout.replace("\\\n", ""))
+    assert command[:3] == [f"{sys.prefix}/bin/python3", "-m", "benchmarks.gpu"]
+
+    def run_part(setup, part, seconds):
+        gpu.do_part(setup, part)
+        found = json.loads((setup.work / "part.json").read_text())
+        entry = {"status": "failed" if found["error"] else "done", "seconds": 1.0, "values": found["values"]}
+        return entry | ({"error": jobs.without_paths(found["error"])} if found["error"] else {})
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(sys, "argv", command[2:])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert "2 done, 1 failed, 0 left" in capfd.readouterr().out and ended.value.code == 1
+    check_what_it_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_so_it_is_with_a_process_for_each_part(tmp_path):
+    done = make_gpu(tmp_path)
+    assert "2 done, 1 failed, 0 left" in done.stdout and done.returncode != 0, done.stderr[-3000:]
+    check_what_it_left(tmp_path)
 
 
 def test_images_memory_and_a_peer_are_measured(setup, script):

@@ -1,18 +1,14 @@
 """In a real browser the photo page fits phone and desktop, decodes all its images, asks for nothing, and has a dark side."""
 
-import html as entities
-import json
-import re
-
+import chromium
 import pytest
 from PIL import Image, ImageDraw
-from test_report_browser import CHROMIUM, DARK, FRAME, LIGHT, browse
 
 from personalize.data.photo_checks import examine_photos
 from personalize.data.photo_page import photo_page
 from personalize.data.photos import load_photos
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not chromium.CHROMIUM, reason="there is no chromium")]
 
 
 @pytest.fixture
@@ -28,23 +24,13 @@ def page(tmp_path):
     return photo_page(examine_photos(load_photos(place, min_size=1)[0], 128, crop="subject"))
 
 
-@pytest.mark.parametrize("width", [375, 768, 1280])
-def test_the_page_fits_and_every_image_is_decoded(tmp_path, page, width):
-    framed = FRAME.format(width=width, page=entities.escape(page))
-    dom = browse(tmp_path, framed, "--window-size=1400,1000", "--virtual-time-budget=10000", "--dump-dom")
-    found = json.loads(entities.unescape(re.search(r"<pre>(.+?)</pre><script>", dom, re.S)[1]))
-    assert found["width"] == found["needed"] == width and not found["asked"] and not found["small"]
-    assert not [html for html in found["beyond"] if not html.startswith("<i ")]  # the crop's frame ends in its photo
-    assert len(found["images"]) == 6 and all(found["images"])
+def test_the_page_fits_and_every_image_is_decoded(tmp_path, page):
+    for width, found in zip(chromium.WIDTHS, chromium.measure(tmp_path, page), strict=True):
+        assert found["width"] == found["needed"] == width and not found["asked"] and not found["small"]
+        assert not [html for html in found["beyond"] if not html.startswith("<i ")]  # the crop's frame ends in its photo
+        assert len(found["images"]) == 6 and all(found["images"])
 
 
 def test_the_dark_page_is_dark_and_the_light_one_light(tmp_path, page):
-    corners = {}
-    for scheme in (DARK, LIGHT):
-        file = tmp_path / f"{scheme}.png"
-        browse(
-            tmp_path, page, f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,900", f"--screenshot={file}"
-        )
-        with Image.open(file) as image:
-            corners[scheme] = image.convert("RGB").getpixel((3, 3))
-    assert corners == {DARK: (0x15, 0x17, 0x1B), LIGHT: (0xFD, 0xFD, 0xFC)}
+    assert chromium.corner(tmp_path, page, chromium.DARK) == (0x15, 0x17, 0x1B)
+    assert chromium.corner(tmp_path, page, chromium.LIGHT) == (0xFD, 0xFD, 0xFC)

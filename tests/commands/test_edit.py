@@ -56,7 +56,14 @@ def test_the_source_is_the_image_that_generate_draws(edit, tiny_sd, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"keep": 0.5}, {"keep_layout": 0.1}, {"weights": ["hat=2"]}, {"ignore": ["red"]}, {"target": "a photo of a hat"}],
+    [
+        {"keep": 0.5},
+        {"keep_layout": 0.1},
+        {"local_blend": True},
+        {"weights": ["hat=2"]},
+        {"ignore": ["red"]},
+        {"target": "a photo of a hat"},
+    ],
 )
 def test_every_option_is_part_of_the_name_and_said_in_the_image(edit, options):
     plain, other = edit().files, edit(**options).files
@@ -112,8 +119,8 @@ def test_bad_input_is_said_before_anything_is_drawn(edit, tmp_path, photos):
 def test_the_terminal_takes_it_all(terminal, tiny_sd):
     status, out, _ = terminal(
         "edit", TARGET, "--ignore", "red", "--weight", "hat=1.5", "--keep", "0.5", "--base", tiny_sd, "--steps", "2",
-        "--count", "1", "--json",
+        "--count", "1", "--maps", "--local-blend", "--json",
     )  # fmt: skip
-    assert status == 0 and json.loads(out)["sheet"] == "edits/sheet.png"
+    assert status == 0 and json.loads(out)["sheet"] == "edits/sheet.png" and len(json.loads(out)["maps"]) == 1
     status, _, err = terminal("edit", SOURCE, TARGET, "--ignore", "blue", "--base", tiny_sd)
     assert status == 2 and "no prompt says 'blue'" in err

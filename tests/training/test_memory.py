@@ -129,13 +129,19 @@ def test_a_fake_network_changes_its_type_and_what_it_takes():
             ["train.text_encoder=true", "train.gradient_checkpointing=true", "train.batch=2", "train.accumulate=2"],
             marks=pytest.mark.slow,
         ),
-        ["train.methods=lora", "train.ema=0.9", "train.quantize=8bit"],
-        ["train.methods=textual-inversion", "token=<zqv>", "train.gradient_checkpointing=true"],
+        [
+            "train.methods=[textual-inversion,lora]", "token=<zqv>", "train.ema=0.9", "train.gradient_checkpointing=true",
+            "train.quantize=8bit",
+        ],
+        pytest.param(["train.methods=lora", "train.ema=0.9", "train.quantize=8bit"], marks=pytest.mark.slow),
+        pytest.param(
+            ["train.methods=textual-inversion", "token=<zqv>", "train.gradient_checkpointing=true"], marks=pytest.mark.slow
+        ),
         ["train.methods=lora", "train.gradient_checkpointing=true", "train.offload=true"],
         pytest.param(["train.methods=lora", "train.quantize=4bit"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_what_fakes_take_is_what_real_tensors_take(tiny_sd, photos, settings):
     run = case(tiny_sd, photos, *settings)
     fake, real = rehearse(*run), really(*run)
@@ -222,8 +228,10 @@ def test_each_quantized_layer_replaces_its_whole_one_in_memory(tiny_sd, photos):
     assert counted["attach"].peak <= counted["load"].end + 1e5, "not as much again as is quantized"
 
 
-def test_saving_takes_no_more_than_one_tensor_on_the_device(tiny_sd, photos):
+def test_saving_takes_no_more_than_one_tensor_on_the_device_and_a_rehearsal_moves_no_randomness(tiny_sd, photos):
+    before = torch.get_rng_state()
     counted = rehearse(*case(tiny_sd, photos, "train.ema=0.9")).phases
+    assert torch.equal(before, torch.get_rng_state())
     assert counted["save"].peak <= counted["step"].end + 2e5 and counted["save"].peak < counted["step"].peak
 
 
@@ -244,12 +252,6 @@ def test_sampling_scoring_and_saving_are_phases(tiny_sd, photos):
     encoders = 4 * (21_600_000 + 151_000_000)  # bytes of DINO ViT-S/16 and CLIP ViT-B/32, which stay
     assert encoders < counted["base"].end < 1.05 * encoders
     assert counted["sample"].end == pytest.approx(counted["step"].end, rel=1e-3), "the VAE and the text encoders are left there"
-
-
-def test_a_rehearsal_moves_no_randomness(tiny_sd, photos):
-    before = torch.get_rng_state()
-    rehearse(*case(tiny_sd, photos))
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_outline_is_the_network_that_would_be_loaded(tiny_sd):

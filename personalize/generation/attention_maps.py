@@ -1,0 +1,57 @@
+"""Which word did that: how much each place of an image attends to each token of its prompt (DAAM, Tang et al. 2210.04885).
+
+A map is softmax(q k) of the attention to the text, at every place 1 in sum over the tokens. It is made beside the attention
+that draws, only where it is asked for, and changes no bit of an image.
+
+B rows, L tokens of a text, side: edge of a map in cells. In a mask 1 is where the word is.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from personalize.common.errors import UserError
+from personalize.common.recipe import SamplingConfig
+from personalize.generation.attention_control import require_control
+from personalize.generation.words import words_of
+from personalize.models.interface import LatentModel
+
+
+class AttentionMaps:
+    """The mean over heads, layers and calls, of the last `rows` rows of each call: those of the prompts in `cfg`."""
+
+    def __init__(self, rows: int):
+        self._rows, self._sums, self._count = rows, {}, 0
+
+    def __call__(self, q: Tensor, k: Tensor) -> None:
+        """As a `watch` of `LatentModel.predict`: queries (kB,H,N,c) and keys (kB,H,L,c) of one layer."""
+        q, k = (x[-self._rows :].float() for x in (q, k))
+        maps = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(1).transpose(1, 2)
+        side = math.isqrt(maps.shape[-1])  # layers of one size are enlarged together, at the end
+        self._sums[side] = self._sums.get(side, 0) + maps.unflatten(-1, (side, side))
+        self._count += 1
+
+    def mean(self, side: int) -> Tensor:
+        """(B,L,side,side) float32."""
+        sums = [interpolate(part, size=(side, side), mode="bilinear") for part in self._sums.values()]
+        return torch.stack(sums).sum(0) / self._count
+
+
+def require_maps(model: LatentModel, config: SamplingConfig, option: str = "--maps") -> None:
+    """UserError for a base whose attention only the library computes, and for a guidance scale that never reads the prompt."""
+    require_control(model)
+    if config.guidance == 0:
+        raise UserError(f"guidance 0 never reads the prompt, and no word has a map then. Leave out --guidance, or {option}.")
+
+
+def word_maps(model: LatentModel, prompt: str, maps: Tensor) -> dict[str, Tensor]:
+    """Maps of an image (L,side,side) -> a map (side,side) for each word of its prompt, the mean of its tokens'."""
+    return {word: maps[tokens].mean(0) for word, tokens in words_of(model, prompt).items()}
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """(…,side,side) -> the same from 0 to 1, each map by its own least and largest."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)
