@@ -54,7 +54,16 @@ def make_gpu(folder: Path, *words: str) -> subprocess.CompletedProcess:
     broken = folder / "work" / "bases" / "tiny-sd21" / "model_index.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{}")
-    command = ["make", "gpu", f"VENV={sys.prefix}", "DEVICE=cpu", "SIZE=tiny", f"OUT={folder}", f"WORK={folder / 'work'}"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "gpu",
+        f"VENV={sys.prefix}",
+        "DEVICE=cpu",
+        "SIZE=tiny",
+        f"OUT={folder}",
+        f"WORK={folder / 'work'}",
+    ]
     command += [f"PARTS={' '.join(PARTS)}", *words]
     return subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, timeout=600)
 

@@ -375,7 +375,7 @@ def told_in_order(monkeypatch):
     for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda name=name: told.append(name))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2_000_000_000)
-    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, unet=nn.Linear(2, 2))
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, unet=nn.Linear(2, 2), inpaints=False)
     recipe = load_recipe(None, [LORA])
     data = SimpleNamespace(
         model=model, recipe=recipe, at=lambda step: next(lines), photos=[0], prompts=["a"], steps_per_batch=(1, 0), prior=None
