@@ -1,9 +1,5 @@
-"""The techniques of the league: settings on top of the shipped recipe, and what is no setting as a patch of it.
+"""The techniques of the league: settings on top of the shipped recipe, and what is no setting as a patch of it."""
 
-B images; u (B,) uniform in [0,1).
-"""
-
-import math
 import statistics
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -11,11 +7,11 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from personalize import methods, models
 from personalize.common.bases import TOYLAND
-from personalize.core import guidance, rng
+from personalize.core import guidance
 from personalize.data import class_images, training_set
 from personalize.generation import sampling
 from personalize.models import fast_unet
@@ -36,24 +32,6 @@ class Technique:
     patch: Callable = nullcontext
     drawn_from: str = ""  # the technique whose runs it draws from, where it trains nothing itself
     costs_as: str = ""  # the technique whose step computes just as much
-
-
-def timesteps(density: Callable[[Tensor], Tensor]) -> Callable:
-    """Training at density(u) of T, where u (B,) is uniform in [0,1)."""
-
-    def patch():
-        at = training_set.TrainingSet.at
-
-        def biased(self, step: int):
-            batch = at(self, step)
-            u = torch.rand(len(batch.t), generator=rng.generator(self.recipe.seed, "density", step))
-            T = self.model.schedule.T
-            batch.t = (T * density(u)).long().clamp(0, T - 1)
-            return batch
-
-        return mock.patch.object(training_set.TrainingSet, "at", biased)
-
-    return patch
 
 
 def pull_to_base(share: float) -> Callable:
@@ -189,27 +167,6 @@ def masked_rank():
         yield
 
 
-def high(u: Tensor) -> Tensor:
-    return u.sqrt()
-
-
-def low(u: Tensor) -> Tensor:
-    return 1 - (1 - u).sqrt()
-
-
-def logit_normal(u: Tensor) -> Tensor:
-    return torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)).sigmoid()
-
-
-def mode(u: Tensor, s: float = 1.29) -> Tensor:
-    """Of Stable Diffusion 3 (Esser et al. 2403.03206, eq. 20)."""
-    return 1 - u - s * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
-
-
-def stratified(u: Tensor) -> Tensor:
-    return (torch.arange(len(u)) + u) / len(u)
-
-
 TEXT, THREE = "train.text_encoder=true", ("train.batch=3", "train.prior_batch=1")
 DRAW = ("draw.sampler=ddpm", "draw.guidance=2.2", "draw.steps=25")
 LORA = ("train.methods=lora", "lora.rank=32", "lora.conv=true", TEXT, "train.lr=1e-3", *THREE, "train.snr_gamma=0", *DRAW)
@@ -224,11 +181,11 @@ TECHNIQUES = {
     "pull to base": Technique(("prior.count=0", "train.batch=4"), patch=pull_to_base(5e-3)),
     "captions": Technique(captions=True, costs_as=REFERENCE),
     "min-SNR": Technique(("train.snr_gamma=5",), costs_as=REFERENCE),
-    "high t": Technique(patch=timesteps(high), costs_as=REFERENCE),
-    "low t": Technique(patch=timesteps(low), costs_as=REFERENCE),
-    "mode t": Technique(patch=timesteps(mode), costs_as=REFERENCE),
-    "logit-normal t": Technique(patch=timesteps(logit_normal), costs_as=REFERENCE),
-    "stratified t": Technique(patch=timesteps(stratified), costs_as=REFERENCE),
+    "high t": Technique(("train.timesteps=high",), costs_as=REFERENCE),
+    "low t": Technique(("train.timesteps=low",), costs_as=REFERENCE),
+    "mode t": Technique(("train.timesteps=mode",), costs_as=REFERENCE),
+    "logit-normal t": Technique(("train.timesteps=logit-normal",), costs_as=REFERENCE),
+    "stratified t": Technique(("train.timesteps=stratified",), costs_as=REFERENCE),
     "DVAR's stop": Technique(patch=stops_by_dvar()),
     "guidance half steered": Technique(patch=steered(0.5), drawn_from=REFERENCE),
     "guidance steered": Technique(patch=steered(1.0), drawn_from=REFERENCE),

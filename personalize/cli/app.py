@@ -19,6 +19,7 @@ from personalize.common.errors import Interrupted, UserError
 from personalize.common.prompts import read_prompts
 from personalize.common.terminal import Terminal, printable
 
+REQUIRED = 3  # status where an evaluation misses what was required
 STOPPED = "stopped; every file that was written is whole, and the same command can be run again"
 
 app = typer.Typer(
@@ -139,6 +140,7 @@ def evaluate(
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a template a line.")] = None,
     token: Annotated[str, typer.Option(help="Which subject, of a run that has several.")] = "",
     photos: Annotated[bool, typer.Option("--photos/--no-photos", help="Show your photos in the report.")] = True,
+    require: Annotated[list[str], typer.Option(metavar="NAME>=BOUND", help="What must be reached, or status 3.")] = [],
     checkpoint: opt.Checkpoint = "", base: opt.Base = "", recipe: opt.RecipeFile = None, settings: list[str],
     runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"), screen: Terminal,
 ):  # fmt: skip
@@ -148,8 +150,8 @@ def evaluate(
     if protocol == "dreambench":
         if len(sources) != 1:
             raise UserError("dreambench needs one folder of subjects, or hf:google/dreambooth.")
-        if checkpoint or token:
-            raise UserError("--checkpoint and --token are about one run, and dreambench makes its own.")
+        if checkpoint or token or require:
+            raise UserError("--checkpoint, --token and --require are about one run, and dreambench makes its own.")
         from personalize.commands.workflows import dreambench
 
         options = {"recipe": recipe, "settings": opt.settings_of(settings, {"base": base}), "photos": photos, "screen": screen}
@@ -160,7 +162,8 @@ def evaluate(
             f"--recipe {recipe} is for dreambench, which trains; a run has its own. Change single settings by --set."
         )
     settings = opt.settings_of(settings, {"evaluate.protocol": protocol})
-    options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "settings": settings, "screen": screen}
+    options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "require": require}
+    options |= {"settings": settings, "screen": screen}
     if len(sources) > 1:
         from personalize.commands.compare import compare
 
@@ -273,8 +276,9 @@ def _resolved(recipe: Path | None, settings: list[str]) -> tuple[dict, str]:
     return recipe_to_dict(resolved), recipe_to_toml(resolved, comments=True).rstrip("\n")
 
 
-def _evaluated(result) -> tuple[dict, str]:
-    return vars(result), "\n".join([*result.metrics["verdict"], str(result.report)])
+def _evaluated(result) -> tuple[dict, str, int]:
+    text = "\n".join([*result.metrics["verdict"], *result.failed, str(result.report)])
+    return vars(result), text, REQUIRED if result.failed else 0
 
 
 def _compared(result) -> tuple[dict, str]:

@@ -35,6 +35,8 @@ def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen:
     """
     if len(runs) < 2:
         raise UserError("one run cannot be compared: name two or more.")
+    if options.get("require"):
+        raise UserError("--require is about one run: evaluate each by itself.")
     first = flat_settings(recipe_from_dict(load_run.require_run(Path(runs[0]))["recipe"], str(runs[0])))
     # What images and scores depend on: the others are drawn and judged in the same way.
     names = [name for name in first if name == "seed" or name.startswith(("draw.", "evaluate."))]

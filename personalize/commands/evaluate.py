@@ -19,7 +19,7 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
 from personalize.data.crops import Photo, photo_squares
 from personalize.data.map_sheet import heated
-from personalize.evaluation import checkpoint_selection, encoders, image_cache, scoring, summary
+from personalize.evaluation import checkpoint_selection, encoders, image_cache, requirements, scoring, summary
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
@@ -35,10 +35,11 @@ PRIOR_SHOWN = 20  # class images on the page
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """metrics: what metrics.json holds; report: the page."""
+    """metrics: what metrics.json holds; report: the page; failed: a line for each requirement that is not met."""
 
     metrics: dict
     report: Path
+    failed: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def evaluate(
     checkpoint: str = "",
     token: str = "",
     photos: bool = True,
+    require: Sequence[str] = (),
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     screen: Terminal = SILENT,
@@ -72,9 +74,10 @@ def evaluate(
     """Scores of a run (the newest finished one in `runs`) against its photos, and a page to read.
 
     Images are drawn by the base, then by the run; those of an earlier call are used again. token: the subject of a run
-    that has several, the first without it. photos=False leaves them off the page. UserError where a photo is gone or has
-    changed, or the run has no such checkpoint.
+    that has several, the first without it. photos=False leaves them off the page. require: what must be reached, such as
+    "drift<=0.2". UserError where a photo is gone or has changed, the run has no such checkpoint, or no such value exists.
     """
+    required = requirements.read_requirements(require)
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     subject = load_run.run_subject(manifest, token)
     wanted = protocol(recipe.evaluate, model.has_world, subject["class"])
@@ -120,7 +123,8 @@ def evaluate(
             summary.mark_towards(metrics["scores"], steer.towards)
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
     squares = photo_squares(all_photos, model.size, crop) if photos else []
-    return _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True)), image_sets[-1]))
+    page_of = _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True)), image_sets[-1]))
+    return EvaluateResult(metrics, page_of, requirements.failures(required, metrics))
 
 
 def _reference(
@@ -210,7 +214,7 @@ def _shown(
     return page.Shown(photos=photos, prior=prior, cells=cells, base_class=base_class, tuned_class=tuned_class, maps=maps)
 
 
-def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> EvaluateResult:
+def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> Path:
     write_json(out / "metrics.json", metrics)
     table = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -220,4 +224,4 @@ def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> E
     write_text(out / "per_image.csv", table.getvalue())
     write_text(out / "report.md", tables.markdown(metrics))
     write_text(out / "report.html", page.html(metrics, shown))
-    return EvaluateResult(metrics, out / "report.html")
+    return out / "report.html"

@@ -92,6 +92,9 @@ class Train:
     quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))
     init_from: str = setting("", "adapter or embedding to go on from: a file, or a folder of diffusers or PEFT")
     snr_gamma: float = setting(0.0, "gamma of the min-SNR loss weights, 5 is usual; 0: unweighted", least=0)
+    timesteps: str = setting(
+        "uniform", "density of the noise levels", choices=("uniform", "stratified", "low", "high", "mode", "logit-normal"),
+    )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
     checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)

@@ -16,6 +16,7 @@ from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT
 from personalize.core import rng
 from personalize.core.guidance import Cond
+from personalize.core.timesteps import TIMESTEPS
 from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, epochs_of, image_tensor, mask_tensor
 from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
 from personalize.data.subjects import Subject
@@ -114,7 +115,7 @@ class TrainingSet:
                 of_prior = of_passes(self.prior.masked, drawn, epochs_of(len(self.prior.z0), priors, step))
                 beside = {MASKED: torch.cat([beside[MASKED], of_prior])}
         eps = to_device(torch.randn(z0.shape, generator=g), z0.device)
-        t = to_device(torch.randint(0, self.model.schedule.T, (len(z0),), generator=g), z0.device)
+        t = to_device(TIMESTEPS[self.recipe.train.timesteps](len(z0), self.model.schedule.T, g), z0.device)
         target = None
         if priors and self.prior.target is not None:
             eps[subjects:], t[subjects:] = take_rows(self.prior.eps, drawn), take_rows(self.prior.t, drawn)
@@ -252,7 +253,8 @@ def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
         mean, std, _, masked = data.photo_latents(which, start, [i // N for i in numbers])
         g = rng.generator(recipe.seed, "predictions", start)
         noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
-        z0, t = mean + std * noise, torch.randint(0, model.schedule.T, (len(which),), generator=g).to(mean.device)
+        t = TIMESTEPS[recipe.train.timesteps](len(which), model.schedule.T, g).to(mean.device)
+        z0 = mean + std * noise
         with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
             target = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]) | masked)
         parts.append((z0, eps, t, target.float(), *(value[:, None] for value in masked.values())))

@@ -13,6 +13,7 @@ INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of 
 LATER = {
     "choose.strengths": [],
     "train.offload": False,
+    "train.timesteps": "uniform",
 }  # settings that older recipes lack, and the default that changes nothing
 IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from PIL import Image
 from screens import RecordingScreen
 
 import personalize
+from personalize.cli import app
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.common.recipe import Evaluate
-from personalize.evaluation import checkpoint_selection, image_cache, protocols
+from personalize.evaluation import checkpoint_selection, image_cache, protocols, requirements
 from personalize.training import load_run, noisy_classifier, steering
 
 TINY = ["train.steps=6", "train.lr=1e-3", "prior.count=0", "photos.min_size=16", "draw.steps=2", "train.keep=9", "token=zqv"]
@@ -244,6 +246,79 @@ def test_unusable_images_are_counted_shown_and_scored(own_runs, result):
 def table_of(run):
     with open(run / "evaluation" / "per_image.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+# --- what is required ---
+
+
+def test_every_number_of_an_evaluation_has_a_name_that_can_be_required(result):
+    written = dict(requirements.values(result.metrics))
+    assert {*written} <= {*requirements.NAMES} and set(requirements.DRIFT.values()) <= {*requirements.NAMES}
+    assert written["class.share"] == result.metrics["class"]["share"]
+    dino = result.metrics["scores"]["dino"]
+    assert written["dino.score"] == dino["score"] and written["dino.relative"] == dino["relative"]
+    low, high = (written.get(f"dino.relative.{end}") for end in ("low", "high"))
+    assert low is dino["relative"] is None or low <= dino["relative"] <= high
+
+
+def test_a_requirement_is_met_or_says_which_value_missed_which_bound():
+    score = {"score": 0.5, "low": 0.4, "high": 0.6, "floor": 0.2, "ceiling": 1.0, "relative": 0.375}
+    towards = {"score": 0.9, "relative": None, "optimised": True}
+    metrics = {"scores": {"dino": score, "clip_t": towards}, "class": {"share": 0.25, "share_low": None}, "truth": None}
+    metrics["truth"] = {"identity error": {"score": 0.5}}
+
+    def failed(*texts):
+        return requirements.failures(requirements.read_requirements(texts), metrics)
+
+    met = (
+        "dino.relative.low>=0.25",
+        " scores.dino.score < 0.51",
+        "drift<=0.25",
+        "truth.identity error.score<=0.5",
+        "dino.high>-1e9",
+    )
+    assert failed(*met) == []
+    assert failed("dino.relative<0.3", "drift<=0.2") == [
+        "required dino.relative < 0.3: it is 0.375",
+        "required drift <= 0.2: it is 0.25",
+    ]
+    assert failed("drift.low<9", "held_out.score>0") == [
+        "required drift.low < 9.0: it was not measured",
+        "required held_out.score > 0.0: it was not measured",
+    ]
+    assert failed("clip_t.score>0") == ["required clip_t.score > 0.0: the images were drawn towards it, so it is no score"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dino.relativ>=0.5", "no evaluation measures 'dino.relativ'; did you mean 'dino.relative'?"),
+        ("dino>=0.5", "no evaluation measures 'dino'. It has score, low, .*; write dino.score"),
+        ("drift=0.2", "'drift=0.2' is not a value, one of >= <= > <, and a bound, as in 'drift<=0.2'"),
+        ("drift<=nan", "the bound 'nan' is not a number"),
+        ("drift<=20%", "the bound '20%' is not a number"),
+    ],
+)
+def test_a_requirement_that_cannot_be_read_is_refused_before_the_run_is_opened(text, said):
+    with pytest.raises(UserError, match=said):
+        personalize.evaluate("no such run", require=["drift<=0.2", text])
+
+
+def test_a_missed_requirement_ends_the_command_with_3(runs, result, monkeypatch, capsys):
+    share = result.metrics["class"]["share"]
+    required = ["--require", f"drift<={share - 0.1}", "--require", f"drift<={share + 0.1}"]
+    monkeypatch.setattr(sys, "argv", ["personalize", "evaluate", str(runs / "zqv-dog"), "--no-photos", "--quiet", *required])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 3 and lines[-1].endswith("report.html")
+    assert [line for line in lines if "required" in line] == [f"required drift <= {share - 0.1}: it is {share}"]
+    assert app._evaluated(result)[-1] == 0
+
+
+def test_requirements_are_of_one_run(runs):
+    with pytest.raises(UserError, match="--require is about one run"):
+        personalize.compare([runs / "zqv-dog", runs / "zqv-dog-2"], require=["drift<=0.2"])
 
 
 # --- comparing ---

@@ -10,11 +10,13 @@ from PIL import Image
 from personalize import methods, models
 from personalize.common import distributed
 from personalize.common.errors import UserError
-from personalize.common.recipe import load_recipe
+from personalize.common.recipe import load_recipe, recipe_to_dict
+from personalize.core import rng
 from personalize.core.losses import denoising_loss
 from personalize.data import subjects, training_set
 from personalize.generation import sampling
 from personalize.training.engine import Engine
+from personalize.training.find_run import decisive_settings
 
 SETTINGS = ["train.batch=2", "train.prior_batch=2", "photos.min_size=16", "prior.count=3", "train.lr=1e-3"]
 
@@ -96,6 +98,31 @@ def test_predictions_hold_the_class_where_it_is(tiny_sd, photos):
         return float(denoising_loss(out, held.target).mean())
 
     assert moved(10.0) < 0.5 * moved(0.0)
+
+
+def test_timesteps_are_drawn_last_so_that_every_density_sees_the_same_photos_and_noise(tiny_sd, photos):
+    priors = {"dog": torch.randn(3, 4, 16, 16)}
+    plain, biased = (made(tiny_sd, [photos], *more, priors=priors)[0] for more in ((), ("train.timesteps=low",)))
+    before, after, again = plain.at(3), biased.at(3), biased.at(3)
+    assert torch.equal(before.z0, after.z0) and torch.equal(before.eps, after.eps) and torch.equal(after.t, again.t)
+    g = rng.generator(0, "step", 3)
+    torch.randn(2, 4, 16, 16, generator=g), torch.randn(4, 4, 16, 16, generator=g)
+    state = g.get_state()
+    assert torch.equal(before.t, torch.randint(0, 1000, (4,), generator=g)), "runs of before the setting have other bits"
+    assert torch.equal(after.t, (1000 * (1 - torch.rand(4, generator=g.set_state(state)).sqrt())).long())
+
+
+def test_predictions_of_the_base_have_the_density_of_training(tiny_sd, photos):
+    data, _ = made(tiny_sd, [photos], "prior.kind=predictions", "prior.count=40", "train.timesteps=high")
+    assert data.prior.t.float().mean() > 580  # 667 at this density, 500 at the uniform one; its standard error is 37
+
+
+def test_another_density_is_another_run_and_the_default_is_the_run_from_before_the_setting():
+    recipes = [recipe_to_dict(load_recipe(None, [f"train.timesteps={name}"])) for name in ("uniform", "mode", "high")]
+    before = recipe_to_dict(load_recipe(None))
+    del before["train"]["timesteps"]
+    default, mode, high = map(decisive_settings, recipes)
+    assert default == decisive_settings(before) and default != mode != high != default
 
 
 def test_two_subjects_have_their_own_words_photos_and_class_images(tiny_sd, photos, tmp_path):
