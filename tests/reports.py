@@ -3,8 +3,10 @@
 import random
 from pathlib import Path
 
+import torch
 from PIL import Image
 
+from personalize.data.map_sheet import heated
 from personalize.evaluation.report.page import Shown
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import HELD_OUT, sample_scene, sample_subject
@@ -91,7 +93,11 @@ def shown(prompts: list[str] | None = None, count: int = 4, *, size: int = 64, p
     plain = [_scene(700 + k, size, subject=sample_subject(k, "dog"), accessory=None) for k in range(16)]
     moved = [_scene(700 + k, size, subject=who if k % 4 == 1 else sample_subject(k, "dog"), accessory=None) for k in range(16)]
     prior = [_scene(900 + k, size, subject=sample_subject(50 + k, "dog")) for k in range(12)]
-    return Shown(real, prior, cells, plain, moved)
+    cell = torch.linspace(0, 1, 64).view(8, 8)
+    maps = {
+        (prompt, 0): {"sks": heated(cells[prompt, 0], cell), "dog": heated(cells[prompt, 0], cell.T)} for prompt in prompts[:4]
+    }
+    return Shown(real, prior, cells, plain, moved, maps)
 
 
 def _scene(seed: int, size: int, **fixed) -> Image.Image:

@@ -18,6 +18,7 @@ from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
 from personalize.data.crops import Photo, photo_squares
+from personalize.data.map_sheet import heated
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, requirements, scoring, summary
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Reference
@@ -122,7 +123,7 @@ def evaluate(
             summary.mark_towards(metrics["scores"], steer.towards)
     metrics["verdict_levels"], metrics["verdict"] = map(list, zip(*verdict(metrics)))
     squares = photo_squares(all_photos, model.size, crop) if photos else []
-    page_of = _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True))))
+    page_of = _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True)), image_sets[-1]))
     return EvaluateResult(metrics, page_of, requirements.failures(required, metrics))
 
 
@@ -150,8 +151,9 @@ def _image_set(
     token, word = job.subject["token"] if name else "", job.subject["class"]
     image_set = image_cache.image_set(job.protocol, folder, class_prompt=job.recipe.prior.prompt, token=token, word=word)
     what = f"drawing by the {'run' if name else 'base'}"
-    steered = {"steer": steer.of} if steer else {}
-    image_cache.generate_missing(model, image_set, **options, **steered, progress=screen.progress, what=what)
+    options |= {"words": (token, word)} if token else {}
+    options |= {"steer": steer.of} if steer else {}
+    image_cache.generate_missing(model, image_set, **options, progress=screen.progress, what=what)
     return image_set
 
 
@@ -198,14 +200,18 @@ def _health(photos: list[Photo], size: int, crop: str, *, trained: int) -> list[
     return [{"file": photo.name, "trained": k < trained, "notes": notes[k]} for k, photo in enumerate(photos)]
 
 
-def _shown(job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]]) -> page.Shown:
+def _shown(
+    job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]], by_run: image_cache.ImageSet
+) -> page.Shown:
     """What the page shows; drawn: each row and its image."""
     prior, folder = [], job.subject["prior_folder"]
     if folder and Path(folder).is_dir():
         prior = class_images.load_class_images(Path(folder), min(PRIOR_SHOWN, len(class_images.present_images(Path(folder)))))
     base_class, tuned_class = ([image for row, image in drawn if row["kind"] == kind] for kind in ("base class", "class"))
     cells = {(row["prompt"], row["index"]): image for row, image in drawn if row["kind"] == "subject"}
-    return page.Shown(photos=photos, prior=prior, cells=cells, base_class=base_class, tuned_class=tuned_class)
+    words, kept = (job.subject["token"], job.subject["class"]), image_cache.load_maps(by_run)
+    maps = {key: {word: heated(cells[key], m) for word, m in zip(words, each, strict=True)} for key, each in kept.items()}
+    return page.Shown(photos=photos, prior=prior, cells=cells, base_class=base_class, tuned_class=tuned_class, maps=maps)
 
 
 def _written(out: Path, metrics: dict, rows: list[dict], shown: page.Shown) -> Path:

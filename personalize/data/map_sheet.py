@@ -19,11 +19,11 @@ def map_sheet(image: Image.Image, maps: Mapping[str, Tensor]) -> Image.Image:
     """maps: for each word (side,side), shown by its own least and largest value, from dark over red to yellow."""
     times = -(-CELL // image.width)
     image = image.convert("RGB").resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-    cells = [_titled(image, ""), *(_titled(_heated(image, each), word) for word, each in maps.items())]
+    cells = [_titled(image, ""), *(_titled(heated(image, each), word) for word, each in maps.items())]
     return grid(cells, COLUMNS)
 
 
-def _heated(image: Image.Image, words: Tensor) -> Image.Image:
+def heated(image: Image.Image, words: Tensor) -> Image.Image:
     """The image in grey, with the colours of its map (side,side) on top."""
     size = (image.height, image.width)
     heat = normalised(interpolate(words[None, None].float().cpu(), size=size, mode="bicubic")[0, 0])

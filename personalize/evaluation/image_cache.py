@@ -21,11 +21,14 @@ from personalize.common.recipe import SamplingConfig
 from personalize.common.untrusted import read_bytes
 from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling
+from personalize.generation.attention_maps import has_maps, normalised
+from personalize.generation.words import positions_of
 from personalize.models.interface import LatentModel
 
 Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
 LOOK_ALIKES = "base class"  # the kind of the images that show others of a subject's class
 WHY = "unusable"  # name of the text chunk that says why
+MAPPED = 4  # images of a set whose maps are kept
 BLACK = 8  # of 255: an image with no channel above it shows nothing
 
 
@@ -39,6 +42,10 @@ def cache_folder(root: Path, name: str, model: LatentModel, *, seed: int, purpos
 def image_file(folder: Path, job: Job) -> Path:
     prompt, number = job
     return folder / f"{slug(prompt)[:60]}-{key_of({'prompt': prompt})[:6]}-{number:03d}.png"
+
+
+def maps_file(folder: Path, job: Job) -> Path:
+    return folder / "maps" / image_file(folder, job).name
 
 
 def missing_images(folder: Path, jobs: Sequence[Job]) -> list[Job]:
@@ -73,11 +80,12 @@ def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str,
 
 def generate_missing(
     model: LatentModel, images: ImageSet, *, seed: int, purpose: str, config: SamplingConfig, progress: Callable, what: str,
-    steer: Callable[[Sequence[str]], Callable] | None = None,
+    steer: Callable[[Sequence[str]], Callable] | None = None, words: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Draws what is missing of an image set; what a stop interrupts is kept. progress: as `Terminal.progress`.
 
-    steer: prompts -> what `sample_latents` takes by this name.
+    steer: prompts -> what `sample_latents` takes by this name. words: of a few images the maps of these are kept too, where the
+    base has maps.
 
     A batch of which an image is missing is drawn whole: images of other batches have other bits.
     """
@@ -87,12 +95,17 @@ def generate_missing(
     parts = [part for part in parts if any(images.jobs[k] in missing for k in part)]
     if not parts:
         return
+    watched = missing.intersection(_mapped_jobs(images)) if words and has_maps(model, config) else ()
     done = len(images.jobs) - sum(map(len, parts))
     with progress(what, len(images.jobs), done=done, unit="images") as advance:
         for part in parts:
             texts, numbers = zip(*(images.jobs[k] for k in part))
             generators = sampling.image_generators(seed, list(numbers), purpose)
-            z0 = sampling.sample_latents(model, list(texts), generators, config, steer=steer and steer(texts))
+            maps, mapped = [], [k for k, place in enumerate(part) if images.jobs[place] in watched]
+            options = {"steer": steer and steer(texts), "maps": maps, "mapped": mapped}
+            z0 = sampling.sample_latents(model, list(texts), generators, config, **options)
+            for k, each in zip(mapped, maps, strict=True):  # before the images: one that is there is never drawn again
+                _write_maps(maps_file(images.place, images.jobs[part[k]]), model, texts[k], words, each)
             for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
                 if images.jobs[k] in missing:
                     _write(image_file(images.place, images.jobs[k]), image)
@@ -106,14 +119,17 @@ def load_images(images: ImageSet) -> tuple[list[Image.Image], list[str]]:
     """
     loaded, reasons = [], []
     for job in images.jobs:
-        path = image_file(images.place, job)
-        try:
-            with Image.open(io.BytesIO(read_bytes(path, "image")), formats=("PNG",)) as image:
-                reasons.append(image.text.get(WHY, ""))
-                loaded.append(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-            raise UserError(f"{path} cannot be read: {error}. Delete it, and it is drawn again.") from error
+        image = _read(image_file(images.place, job), "Delete it, and it is drawn again.")
+        reasons.append(image.text.get(WHY, ""))
+        loaded.append(image.convert("RGB"))
     return loaded, reasons
+
+
+def load_maps(images: ImageSet) -> dict[Job, Tensor]:
+    """The maps (words,side,side), each from 0 to 1, that `generate_missing` has kept. UserError for a damaged file."""
+    paths = {job: maps_file(images.place, job) for job in _mapped_jobs(images)}
+    read = {job: _read(path, "Delete it; the report then has no map of it.") for job, path in paths.items() if path.exists()}
+    return {job: torch.from_numpy(np.array(image)).unflatten(0, (-1, image.width)) / 255 for job, image in read.items()}
 
 
 def load_tensors(images: Sequence[Image.Image]) -> Tensor:
@@ -130,3 +146,28 @@ def _write(path: Path, image: Tensor) -> None:
         info.add_text(WHY, why)
     with writing(path) as temporary:
         picture.save(temporary, pnginfo=info)
+
+
+def _read(path: Path, remedy: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(read_bytes(path, "image")), formats=("PNG",)) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise UserError(f"{path} cannot be read: {error}. {remedy}") from error
+
+
+def _mapped_jobs(images: ImageSet) -> list[Job]:
+    """The first image of a few of a subject's prompts, from all over the list."""
+    firsts = [job for job, kind in zip(images.jobs, images.kinds) if kind == "subject" and job[1] == 0]
+    count = min(MAPPED, len(firsts))
+    return [firsts[k * len(firsts) // count] for k in range(count)]
+
+
+def _write_maps(path: Path, model: LatentModel, prompt: str, words: Sequence[str], maps: Tensor) -> None:
+    """Those of the words below each other, 8 bits each; nothing for a prompt that does not say them all."""
+    tokens = [positions_of(model, prompt, word)[0] for word in words]
+    if all(tokens):
+        each = normalised(torch.stack([maps[places].mean(0) for places in tokens])).flatten(0, 1)
+        with writing(path) as temporary:
+            Image.fromarray((each * 255).round().byte().cpu().numpy()).save(temporary)

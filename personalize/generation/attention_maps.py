@@ -7,6 +7,7 @@ B rows, L tokens of a text, side: edge of a map in cells. In a mask 1 is where t
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,18 +17,22 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import SamplingConfig
 from personalize.generation.attention_control import require_control
 from personalize.generation.words import words_of
+from personalize.models.fast_unet import why_not_fast
 from personalize.models.interface import LatentModel
 
 
 class AttentionMaps:
-    """The mean over heads, layers and calls, of the last `rows` rows of each call: those of the prompts in `cfg`."""
+    """The mean over heads, layers and calls, of the last `rows` rows of each call: those of the prompts in `cfg`.
 
-    def __init__(self, rows: int):
-        self._rows, self._sums, self._count = rows, {}, 0
+    of: which of these rows.
+    """
+
+    def __init__(self, rows: int, of: Sequence[int] | slice = slice(None)):
+        self._rows, self._of, self._sums, self._count = rows, of, {}, 0
 
     def __call__(self, q: Tensor, k: Tensor) -> None:
         """As a `watch` of `LatentModel.predict`: queries (kB,H,N,c) and keys (kB,H,L,c) of one layer."""
-        q, k = (x[-self._rows :].float() for x in (q, k))
+        q, k = (x[-self._rows :][self._of].float() for x in (q, k))
         maps = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(1).transpose(1, 2)
         side = math.isqrt(maps.shape[-1])  # layers of one size are enlarged together, at the end
         self._sums[side] = self._sums.get(side, 0) + maps.unflatten(-1, (side, side))
@@ -44,6 +49,10 @@ def require_maps(model: LatentModel, config: SamplingConfig, option: str = "--ma
     require_control(model)
     if config.guidance == 0:
         raise UserError(f"guidance 0 never reads the prompt, and no word has a map then. Leave out --guidance, or {option}.")
+
+
+def has_maps(model: LatentModel, config: SamplingConfig) -> bool:
+    return config.guidance != 0 and not why_not_fast(model.unet)
 
 
 def word_maps(model: LatentModel, prompt: str, maps: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 B images, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -35,12 +35,13 @@ def sample_latents(
     steer: Callable[[Guided, slice], Guided] | None = None,
     emphasis: Emphasis | None = None,
     maps: list[Tensor] | None = None,
+    mapped: Sequence[int] | None = None,
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; steer: what
     `core.steering` adds to the guidance of some of the rows; emphasis: words of the prompts that count more, less or not at
-    all; maps: a list that gets the attention maps (L,h,w) of each row.
+    all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in `mapped`, which ascend.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -55,9 +56,11 @@ def sample_latents(
         begin |= {} if masked is None else {"masked": masked}
         begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
-        begin |= {} if maps is None else {"watch": AttentionMaps(len(prompts[rows]))}
+        here = range(len(prompts))[rows]
+        wanted = [] if maps is None else [k - here.start for k in (here if mapped is None else mapped) if k in here]
+        begin |= {"watch": AttentionMaps(len(here), wanted)} if wanted else {}
         z0 = _sample_at_once(model, prompts[rows], generators[rows], config, wrap, emphasis, on_step=on_step, **begin)
-        if maps is not None:
+        if wanted:
             maps.extend(begin["watch"].mean(z0.shape[-1]))
         return z0
 

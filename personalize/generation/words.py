@@ -87,7 +87,7 @@ def tokens_of(model: LatentModel, prompt: str, phrase: str) -> list[int]:
 
     UserError where it is in the part that is cut off.
     """
-    tokens, is_cut_off = _positions(model, prompt, phrase)
+    tokens, is_cut_off = positions_of(model, prompt, phrase)
     if is_cut_off:
         raise UserError(
             f"{phrase!r} is in the part of prompt {prompt!r} that base {model.name!r} does not see: "
@@ -101,11 +101,11 @@ def words_of(model: LatentModel, prompt: str) -> dict[str, list[int]]:
     words = {}
     for word in (part.strip(MARKS) for part in prompt.split()):
         words.setdefault(word.lower(), word)
-    positions = {word: _positions(model, prompt, word)[0] for word in words.values() if word}
+    positions = {word: positions_of(model, prompt, word)[0] for word in words.values() if word}
     return {word: tokens for word, tokens in positions.items() if tokens}
 
 
-def _positions(model: LatentModel, prompt: str, phrase: str) -> tuple[list[int], bool]:
+def positions_of(model: LatentModel, prompt: str, phrase: str) -> tuple[list[int], bool]:
     """The tokens of a phrase, and whether it is also said where the prompt is cut off."""
     text, spans = _offsets(model, prompt)
     pattern = r"\s+".join(map(re.escape, model.expand_words(phrase).split()))
@@ -169,7 +169,7 @@ def changed_tokens(model: LatentModel, source: str, target: str, emphasis: Empha
     tokens = [k for start, stop, _, _ in changed for _, each in old[start:stop] for k in each]
     new_tokens = [k for _, _, start, stop in changed for _, each in new[start:stop] for k in each]
     for phrase in emphasis.phrases:
-        tokens += _positions(model, source, phrase)[0]
+        tokens += positions_of(model, source, phrase)[0]
         if phrase not in emphasis.ignored:  # the encoder has not read these: their maps say nothing
             new_tokens += tokens_of(model, target, phrase)
     return tokens, new_tokens

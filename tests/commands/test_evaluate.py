@@ -120,8 +120,14 @@ def test_an_evaluation_is_these_files(result, runs):
     assert {p.name for p in out.iterdir()} == {"metrics.json", "per_image.csv", "report.md", "report.html", "pictures"}
     assert result.metrics == read_json(out / "metrics.json")
     (place,) = (out / "pictures").iterdir()
-    assert len(list(place.iterdir())) == 2 * 2 + 3
+    assert len(list(place.glob("*.png"))) == 2 * 2 + 3 and len(list(place.glob("maps/*.png"))) == 2
     assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
+
+
+def test_the_report_shows_where_the_subjects_words_look(result):
+    page = result.report.read_text()
+    for prompt in ("a zqv dog in the snow", "a dog with zqv"):
+        assert [page.count(f'alt="where “{prompt}” attends to {word}"') for word in ("zqv", "dog")] == [1, 1]
 
 
 def test_every_image_is_a_row_by_the_run_and_by_the_base(result):
@@ -173,7 +179,11 @@ def test_a_second_evaluation_draws_only_what_is_missing(result, own_runs, monkey
     monkeypatch.setattr(image_cache, "generate_missing", count)
     again = personalize.evaluate(own_runs / "zqv-dog")
     assert not drawn and again.metrics["scores"] == result.metrics["scores"]
-    personalize.evaluate(own_runs / "zqv-dog", settings=["evaluate.count=3"])
+    assert again.report.read_text().count(" attends to ") == result.report.read_text().count(" attends to ") > 0
+    (place,) = (again.report.parent / "pictures").iterdir()
+    shutil.rmtree(place / "maps")  # as in a run that was evaluated before there were maps
+    more = personalize.evaluate(own_runs / "zqv-dog", settings=["evaluate.count=3"])
+    assert " attends to " not in more.report.read_text()
     assert len(drawn) == 2 * 2 and {number for _, number in drawn} == {2}
 
 

@@ -13,6 +13,7 @@ from personalize.common.terminal import SILENT
 from personalize.evaluation import image_cache
 from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling
+from personalize.generation.attention_maps import AttentionMaps, normalised, word_maps
 
 HOW = SamplingConfig("ddim", 2, 3.0)
 
@@ -27,10 +28,10 @@ def sat(folder, jobs):
     return image_cache.ImageSet(["subject"] * len(jobs), prompts, list(jobs), prompts, folder)
 
 
-def draw(model, folder, jobs):
+def draw(model, folder, jobs, **options):
     """How many were drawn."""
     missing = len(image_cache.missing_images(folder, jobs))
-    way = {"seed": 0, "purpose": "evaluate", "config": HOW, "progress": SILENT.progress, "what": "drawing"}
+    way = {"seed": 0, "purpose": "evaluate", "config": HOW, "progress": SILENT.progress, "what": "drawing"} | options
     image_cache.generate_missing(model, sat(folder, jobs), **way)
     assert not image_cache.missing_images(folder, jobs)
     return missing
@@ -97,6 +98,48 @@ def test_a_damaged_image_is_named_with_the_remedy(model, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read.*drawn again"):
         image_cache.load_images(sat(tmp_path, [("a dog", 0)]))
+
+
+PLACES = [("a dog 1", 1), *((f"a dog {k}", 0) for k in range(6))]
+WORDS = ("a", "dog")
+
+
+def test_the_maps_of_a_few_images_are_kept_and_change_none(model, tmp_path, monkeypatch):
+    made, mean = [], AttentionMaps.mean
+    monkeypatch.setattr(AttentionMaps, "mean", lambda self, side: made.append(mean(self, side)) or made[-1])
+    draw(model, tmp_path / "plain", PLACES)
+    draw(model, tmp_path / "words", PLACES, words=WORDS)
+    for job in PLACES:
+        plain, mapped = (image_cache.image_file(tmp_path / name, job) for name in ("plain", "words"))
+        assert plain.read_bytes() == mapped.read_bytes()
+    kept = image_cache.load_maps(sat(tmp_path / "words", PLACES))
+    assert list(kept) == [PLACES[k] for k in (1, 2, 4, 5)] and sum(map(len, made)) == 4, "and no more than these are made"
+    every = []
+    generators = sampling.image_generators(0, [number for _, number in PLACES], "evaluate")
+    sampling.sample_latents(model, [prompt for prompt, _ in PLACES], generators, HOW, maps=every)
+    for job, maps in kept.items():
+        words = word_maps(model, job[0], every[PLACES.index(job)])
+        torch.testing.assert_close(maps, normalised(torch.stack([words[word] for word in WORDS])), rtol=0, atol=0.6 / 255)
+    assert not image_cache.load_maps(sat(tmp_path / "plain", PLACES))
+    draw(model, tmp_path / "plain", PLACES, words=WORDS)
+    assert not image_cache.load_maps(sat(tmp_path / "plain", PLACES)), "nothing is drawn again for its maps"
+
+
+def test_what_has_no_maps_keeps_none(model, tmp_path, monkeypatch):
+    draw(model, tmp_path / "unsaid", PLACES[:2], words=("a", "cat"))
+    draw(model, tmp_path / "unread", PLACES[:2], words=WORDS, config=SamplingConfig("ddim", 2, 0.0))
+    monkeypatch.setattr("personalize.generation.attention_maps.why_not_fast", lambda unet: "act_fn is 'gelu'")
+    draw(model, tmp_path / "library", PLACES[:2], words=WORDS)
+    for name in ("unsaid", "unread", "library"):
+        assert not image_cache.load_maps(sat(tmp_path / name, PLACES[:2])) and not (tmp_path / name / "maps").exists()
+
+
+def test_a_damaged_map_is_named_with_the_remedy(model, tmp_path):
+    draw(model, tmp_path, PLACES[1:2], words=WORDS)
+    path = image_cache.maps_file(tmp_path, PLACES[1])
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="maps.*cannot be read.*no map of it"):
+        image_cache.load_maps(sat(tmp_path, PLACES[1:2]))
 
 
 def test_names_from_strangers_stay_in_the_folder(tmp_path):

@@ -66,8 +66,8 @@ def page(images) -> str:
 
 def test_every_tag_is_closed_and_every_section_is_there(page):
     assert read(page).headings == [
-        "Scores", "Checkpoints", "Contact sheet", "Prompts", "Does it copy the photos?", "Is a dog still a dog?",
-        "Read back by Toyland", "Photos",
+        "Scores", "Checkpoints", "Contact sheet", "Which word did that?", "Prompts", "Does it copy the photos?",
+        "Is a dog still a dog?", "Read back by Toyland", "Photos",
     ]  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_a_section_without_data_leaves_no_hole(page, images, key, nothing):
     data[key] = {"none": None, "missing": None, "empty": type(data[key])()}[nothing]
     if nothing == "missing":
         del data[key]
-    bare = Shown(images.photos, [], images.cells, [], [])
+    bare = Shown(images.photos, [], images.cells, [], [], images.maps)
     found = read(html(data, bare if key == "class" else images))
     gone = SECTIONS.get(key, "Is a dog still a dog?")
     assert found.headings == [title for title in read(page).headings if title != gone]

@@ -86,6 +86,9 @@ def test_maps_change_no_bit_of_an_image_and_are_each_rows_own(model, monkeypatch
     monkeypatch.setattr(model, "most_at_once", {})
     sampling.sample_latents(model, PROMPTS, sampling.image_generators(0, [0, 1]), config, maps=again)
     torch.testing.assert_close(torch.stack(again), torch.stack(maps), rtol=1e-3, atol=1e-5)
+    second = []
+    sampling.sample_latents(model, PROMPTS, sampling.image_generators(0, [0, 1]), config, maps=second, mapped=[1])
+    torch.testing.assert_close(torch.stack(second), torch.stack(again[1:]))
 
 
 def test_a_word_has_the_mean_of_its_tokens(model):

@@ -1,7 +1,7 @@
 """`report.html`: one file that loads nothing from the network and is read from the verdict down."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ class Shown:
     cells        (prompt, index) -> image by the run; the same index is the same noise
     base_class   the class prompt by the base, and
     tuned_class  by the run, from the same noise
+    maps         some of the keys of `cells` -> word -> that image, with where it attends to the word
     """
 
     photos: list[Image.Image]
@@ -28,6 +29,7 @@ class Shown:
     cells: dict[tuple[str, int], Image.Image]
     base_class: list[Image.Image]
     tuned_class: list[Image.Image]
+    maps: dict[tuple[str, int], dict[str, Image.Image]] = field(default_factory=dict)
 
 
 def html(evaluation: dict, shown: Shown) -> str:
@@ -35,7 +37,7 @@ def html(evaluation: dict, shown: Shown) -> str:
     photos = shown.photos if evaluation.get("photos_included") else []
     hero = _spread(shown.cells)
     pair_keys = [(pair["prompt"], pair["index"]) for pair in (evaluation.get("copying") or {}).get("pairs") or []]
-    repeated = [*photos, *(shown.cells[key] for key in (*pair_keys, *hero) if key in shown.cells)]
+    repeated = [*photos, *(shown.cells[key] for key in (*pair_keys, *hero, *shown.maps) if key in shown.cells)]
     return render(
         "evaluation/report/page.html.j2",
         report=evaluation,
