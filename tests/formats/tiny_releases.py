@@ -79,9 +79,13 @@ def configs(family: str) -> dict[str, dict]:
 
 
 @cache
-def tensors(family: str) -> dict:
-    """A single file's tensors."""
+def _tensors(family: str) -> dict:
     return to_ldm(states(family), family, configs(family))
+
+
+def tensors(family: str) -> dict:
+    """A single file's tensors; a dict of the caller's own."""
+    return dict(_tensors(family))
 
 
 @cache
