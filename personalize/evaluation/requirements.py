@@ -57,7 +57,7 @@ def failures(requirements: Sequence[Requirement], metrics: Mapping) -> list[str]
         elif value is None:
             lines.append(f"required {name} {sign} {bound}: it was not measured")
         elif not OPERATORS[sign](value, bound):
-            lines.append(f"required {name} {sign} {bound}: it is {value}")
+            lines.append(f"required {name} {sign} {bound}: it is {value:.6g}")
     return lines
 
 

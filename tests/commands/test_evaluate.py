@@ -312,7 +312,7 @@ def test_a_missed_requirement_ends_the_command_with_3(runs, result, monkeypatch,
         app.main()
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 3 and lines[-1].endswith("report.html")
-    assert [line for line in lines if "required" in line] == [f"required drift <= {share - 0.1}: it is {share}"]
+    assert [line for line in lines if "required" in line] == [f"required drift <= {share - 0.1}: it is {share:.6g}"]
     assert app._evaluated(result)[-1] == 0
 
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 import personalize
-from personalize import models
 from personalize.commands.generate import in_turn
 from personalize.common.errors import UserError
 from personalize.common.terminal import Terminal
@@ -16,14 +15,7 @@ FAST = ["draw.steps=3", "device=cpu", "draw.count=2"]
 PROMPT = "a photo of a dog"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_sd):
-    return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
-
-
-@pytest.fixture(autouse=True)
-def read_once(model, monkeypatch):
-    monkeypatch.setattr(models, "load_model", lambda base, **options: model)
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 @pytest.fixture

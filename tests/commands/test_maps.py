@@ -6,21 +6,13 @@ import pytest
 from PIL import Image
 
 import personalize
-from personalize import models
 from personalize.common.errors import UserError
 
 FAST = ["draw.steps=2", "device=cpu", "draw.count=2"]
 PROMPT = "a photo of a dog"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_sd):
-    return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
-
-
-@pytest.fixture(autouse=True)
-def read_once(model, monkeypatch):
-    monkeypatch.setattr(models, "load_model", lambda base, **options: model)
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 @pytest.fixture

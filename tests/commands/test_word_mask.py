@@ -17,14 +17,7 @@ FAST = ["draw.steps=2", "device=cpu", "draw.count=1"]
 PROMPT = "a photo of a dog"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_sd):
-    return models.load_model(str(tiny_sd), device="cpu", say=lambda line: None)
-
-
-@pytest.fixture(autouse=True)
-def read_once(model, monkeypatch):
-    monkeypatch.setattr(models, "load_model", lambda base, **options: model)
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 @pytest.fixture
