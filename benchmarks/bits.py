@@ -26,7 +26,7 @@ from benchmarks.machine import machine
 from personalize import models
 from personalize.common.bases import TOYLAND
 from personalize.common.files import write_text
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import elbo, rng
 from personalize.core.guidance import Guided
 from personalize.core.schedule import Schedule

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import jobs
 from benchmarks.phases import Ratio, median, ratio
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.models import devices
 
 BATCHES = (4, 8, 16, 32, 64)

@@ -24,7 +24,8 @@ from personalize import models
 from personalize.common import prompts, run_folder
 from personalize.common.bases import TOYLAND
 from personalize.common.files import write_text
-from personalize.common.recipe import SamplingConfig, recipe_from_dict
+from personalize.common.recipe import recipe_from_dict
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import SILENT
 from personalize.core import rng
 from personalize.core.steering import STEERING

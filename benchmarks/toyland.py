@@ -20,7 +20,7 @@ from benchmarks.machine import machine
 from personalize import models
 from personalize.common.bases import TOYLAND
 from personalize.common.files import write_json, writing
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.data.image_grid import grid
 from personalize.evaluation import encoders, image_cache
 from personalize.evaluation.metrics import toyland_truth

@@ -10,7 +10,8 @@ from typing import Annotated, get_origin
 
 import typer
 
-from personalize.common.recipe import METHODS, SETTINGS
+from personalize.common.recipe import SETTINGS
+from personalize.common.recipe_sections import METHODS
 from personalize.common.settings import meaning
 from personalize.common.terminal import Terminal, printable
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from personalize.common.bases import has_world
 from personalize.common.errors import UserError
-from personalize.common.recipe import ADAPTERS, DEFAULTS, Recipe, load_recipe
+from personalize.common.recipe import DEFAULTS, Recipe, load_recipe
+from personalize.common.recipe_sections import ADAPTERS
 from personalize.common.settings import read_toml
 from personalize.common.terminal import Terminal
 

@@ -16,7 +16,7 @@ import torch
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
-from personalize.common.errors import Interrupted, UserError
+from personalize.common.errors import UserError
 from personalize.common.files import make_folder, slug, write_text, writing
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, needs_class_images
@@ -28,24 +28,14 @@ from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
 from personalize.data.training_set import build_training_set
-from personalize.evaluation import checkpoint_selection, encoders
+from personalize.evaluation import encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import engine, preflight, profiler, sharding, validation
+from personalize.training import engine, loop, preflight, profiler, sharding, validation
 from personalize.training.find_run import find_run, is_run
-from personalize.training.log import RunLog, check_trackers, start_trackers, stop_signals
+from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest
-from personalize.training.run import (
-    TrainingRun,
-    disk_bytes,
-    finish,
-    is_scored,
-    or_skipped,
-    restore,
-    save,
-    step_fits,
-    update_ema,
-)  # fmt: skip
+from personalize.training.run import TrainingRun, disk_bytes, finish, or_skipped, restore, step_fits
 
 
 @dataclass(frozen=True)
@@ -232,69 +222,9 @@ def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> Tr
     trackers = start_trackers(recipe.train.trackers, run.folder) if run.writes else []
     try:
         with profiler.profiled_steps(run, start, screen) if profile else nullcontext():
-            reached = _loop(run, start, trackers=trackers, screen=screen)
+            reached = loop.run_steps(run, start, trackers=trackers, screen=screen)
             finish(run, screen)
     finally:
         for tracker in trackers:
             tracker.finish()
     return TrainResult(run.folder, reached - start, time.monotonic() - began)
-
-
-def _loop(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> int:
-    """Returns the step it ended at: the last one, or where more would only harm."""
-    train = run.recipe.train
-    log = RunLog(run.folder, run.engine, trackers, writes=run.writes)
-    if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
-        log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
-    draws = run.writes or distributed.is_sharded()
-    if start and train.sample_every and start % train.sample_every == 0 and draws:  # perhaps stopped before it was drawn
-        _sample(run, start, screen)
-    if start and run.recipe.choose.every and _ended(run):
-        return start
-    steps = screen.progress("training", train.steps, done=start, unit="steps")
-    with stop_signals() as stopped, steps as advance:
-        for step in range(start, train.steps):
-            with step_fits(run):
-                values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
-            if train.ema:
-                update_ema(run, step)
-            log.add(step + 1, values)
-            advance(note=log.line)
-            last = step + 1 == train.steps
-            scored = is_scored(run.recipe, step + 1)
-            due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
-            # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
-            stop = distributed.any_rank(bool(stopped))
-            sampled = train.sample_every and (step + 1) % train.sample_every == 0
-            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
-            if due or scored or last or stop or first:
-                log.flush()
-                save(run, step + 1, screen)
-                if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
-                    log.add_scores(run.dev.scored[-1].values(), step + 1)
-            if sampled and draws and (path := _sample(run, step + 1, screen)):
-                log.add_images(path, step + 1)
-            if stop and not last:
-                raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
-            if scored and not last and _ended(run):
-                screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
-                return step + 1
-    return train.steps
-
-
-def _ended(run: TrainingRun) -> bool:
-    stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
-    return distributed.broadcast_from_rank0(stalled)
-
-
-def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
-    """Draws the sample images of a step, unless they are there; None where they do not fit in memory."""
-    path = run.folder / "samples" / f"step-{step:06d}.png"
-    prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    model = run.data.model
-    if distributed.rank0_decides(not path.exists()):
-        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(model), sharding.whole(model):
-            if run.writes:
-                validation.draw_samples(model, run.recipe, prompts, path)
-        run.data.release()
-    return path if path.exists() else None

@@ -20,7 +20,8 @@ from personalize.common.bases import absolute_base
 from personalize.common.errors import UserError
 from personalize.common.files import key_of, read_json, sha256, write_text, writing
 from personalize.common.prompts import fill
-from personalize.common.recipe import Recipe, SamplingConfig
+from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.run_folder import library_versions, lock, read_manifest, write_manifest
 from personalize.common.terminal import Terminal
 from personalize.common.untrusted import read_bytes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from personalize.common.files import read_jsonl
-from personalize.common.recipe import Choose
+from personalize.common.recipe_sections import Choose
 from personalize.common.untrusted import Either, Many, Number, Only, Table, Text
 from personalize.evaluation import bootstrap
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from personalize.common.errors import UserError
 from personalize.common.files import key_of, slug, sweep, writing
 from personalize.common.prompts import fill, without_token
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.untrusted import read_bytes
 from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling

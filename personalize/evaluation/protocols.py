@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from personalize.common import prompts
-from personalize.common.recipe import Evaluate
+from personalize.common.recipe_sections import Evaluate
 
 # For choosing a checkpoint: none of these is in another list, so the final numbers come from prompts it did not see.
 TOYLAND_DEV = (

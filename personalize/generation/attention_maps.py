@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.generation.attention_control import require_control
 from personalize.generation.words import words_of
 from personalize.models.fast_unet import why_not_fast

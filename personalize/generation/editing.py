@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.core.guidance import Guided
 from personalize.core.inversion import ddpm_residuals

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond, Guided
 from personalize.core.samplers import SAMPLERS

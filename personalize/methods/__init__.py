@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from personalize.common import distributed
 from personalize.common.errors import UserError, nearest
-from personalize.common.recipe import ADAPTERS, Lora, Recipe
+from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import ADAPTERS, Lora
 from personalize.formats import safetensors_io
 from personalize.methods import quantization
 from personalize.models import fast_unet

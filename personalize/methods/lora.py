@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from personalize.common.errors import UserError, nearest
-from personalize.common.recipe import ADAPTERS, Lora, Recipe
+from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import ADAPTERS, Lora
 from personalize.formats import lycoris
 from personalize.methods import adapter_files, copy_all, peft_layers, require_folder
 from personalize.methods.adapter_files import Part

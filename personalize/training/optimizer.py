@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from personalize.common import distributed
 from personalize.common.errors import UserError
-from personalize.common.recipe import Train
+from personalize.common.recipe_sections import Train
 from personalize.training.split_weights import flat
 
 FUSED = ("cpu", "cuda")  # where torch's fused AdamW takes its rate as a tensor

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from personalize.common import distributed
 from personalize.common.files import append_jsonl, writing
-from personalize.common.recipe import Recipe, SamplingConfig
+from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import SILENT
 from personalize.data.image_grid import grid
 from personalize.data.subjects import Subject

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import personalize
 from personalize import models
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.formats import lycoris
 from personalize.generation import sampling

@@ -16,7 +16,7 @@ from personalize.cli import app
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
-from personalize.common.recipe import Evaluate
+from personalize.common.recipe_sections import Evaluate
 from personalize.evaluation import checkpoint_selection, image_cache, protocols, requirements
 from personalize.training import load_run, noisy_classifier, steering
 

@@ -14,7 +14,8 @@ from personalize import models
 from personalize.commands import generate, image_source
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
-from personalize.common.recipe import SAMPLERS, load_recipe
+from personalize.common.recipe import load_recipe
+from personalize.common.recipe_sections import SAMPLERS
 from personalize.common.terminal import SILENT, Terminal
 from personalize.formats import embedding, lora, safetensors_io
 from personalize.generation.image_files import A1111_SAMPLERS

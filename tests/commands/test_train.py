@@ -27,7 +27,7 @@ from personalize.common.recipe import load_recipe, recipe_from_dict
 from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
 from personalize.evaluation import checkpoint_selection
-from personalize.training import engine, load_run, preflight, validation
+from personalize.training import engine, load_run, loop, preflight, validation
 
 ROOT = Path(personalize.__file__).parents[1]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
@@ -278,7 +278,7 @@ def test_a_terminated_run_saves_its_step_and_exits_with_130(tiny_sd, photos, twe
 
 
 def test_a_signal_while_samples_are_drawn_loses_no_step(tiny_sd, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_sample", lambda run, step, screen: terminate() if step == 2 else None)
+    monkeypatch.setattr(loop, "_sample", lambda run, step, screen: terminate() if step == 2 else None)
     with pytest.raises(Interrupted, match="stopped at step 3 of 9"):
         run(tiny_sd, photos, tmp_path, *LORA, "train.steps=9", "train.sample_every=1")
     (folder,) = tmp_path.iterdir()
@@ -404,13 +404,13 @@ def test_the_last_checkpoint_is_the_result_with_an_average_too(tiny_sd, photos, 
 
 
 def test_the_average_is_of_the_weights_and_holds_no_graph(tiny_sd, photos, tmp_path, monkeypatch):
-    seen, save = [], command.save
+    seen, save = [], loop.save
 
     def look(run, *given):
         seen.append([mean.requires_grad for mean in run.ema])
         save(run, *given)
 
-    monkeypatch.setattr(command, "save", look)
+    monkeypatch.setattr(loop, "save", look)
     folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=3", "train.ema=0.5", "train.checkpoint_every=1")
     assert len(seen) == 3 and not any(map(any, seen))
     state = load_file(folder / "checkpoints" / "step-000003" / load_run.STATE)
@@ -534,13 +534,13 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tiny_sd, photos, 
 
 
 def test_the_log_has_each_steps_own_rate_even_when_rows_are_written_late(tiny_sd, photos, tmp_path, monkeypatch):
-    late = command.RunLog.__init__
+    late = loop.RunLog.__init__
 
     def ten_at_once(self, *arguments, **named):
         late(self, *arguments, **named)
         self.every = 10
 
-    monkeypatch.setattr(command.RunLog, "__init__", ten_at_once)
+    monkeypatch.setattr(loop.RunLog, "__init__", ten_at_once)
     folder = run(tiny_sd, photos, tmp_path, *LORA, "train.steps=4", "train.lr_schedule=linear")
     rates = [row["lr"] for row in read_jsonl(folder / "log.jsonl")]
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from personalize.common import errors, files, prompts, run_folder, settings, untrusted
+from personalize.common import errors, files, prompts, recipe_sections, run_folder, settings, untrusted
 from personalize.common import recipe as config
 from personalize.common.errors import UserError
-from personalize.common.recipe import (
-    SETTINGS,
-    Recipe,
-    flat_settings,
-    load_recipe,
-    recipe_from_dict,
-    recipe_to_dict,
-)
+from personalize.common.recipe import SETTINGS, Recipe, flat_settings, load_recipe, recipe_from_dict, recipe_to_dict
 from personalize.common.recipe_text import recipe_to_toml, settings_reference
 
 
@@ -218,7 +211,7 @@ def test_a_recipe_cannot_be_changed():
         Recipe().train.steps = 3
 
 
-@pytest.mark.parametrize("module", [config, errors, files, prompts, run_folder, settings, untrusted])
+@pytest.mark.parametrize("module", [config, errors, files, prompts, recipe_sections, run_folder, settings, untrusted])
 def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_only(module):
     names = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
@@ -226,7 +219,9 @@ def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module if node.module.startswith("personalize") else node.module.split(".")[0])
-    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "settings", "untrusted")} | {"filelock"}
+    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "recipe_sections", "settings", "untrusted")} | {
+        "filelock"
+    }
     assert names and names <= set(sys.stdlib_module_names) | allowed
 
 

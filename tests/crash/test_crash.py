@@ -20,7 +20,7 @@ import personalize
 from personalize import models
 from personalize.commands.export import hub
 from personalize.common import run_folder
-from personalize.common.recipe import ADAPTERS, METHODS
+from personalize.common.recipe_sections import ADAPTERS, METHODS
 from personalize.evaluation import encoders
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and /proc")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from personalize.common.recipe import Choose
+from personalize.common.recipe_sections import Choose
 from personalize.evaluation.checkpoint_selection import (
     ScoredCheckpoint,
     checkpoint_rows,

@@ -8,7 +8,7 @@ import torch
 
 from personalize import models
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import SILENT
 from personalize.evaluation import image_cache
 from personalize.evaluation.protocols import Protocol

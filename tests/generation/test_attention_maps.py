@@ -7,7 +7,7 @@ import torch
 
 from personalize import models
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core.guidance import cfg
 from personalize.core.rng import generator
 from personalize.generation import sampling

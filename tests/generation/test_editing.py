@@ -5,7 +5,7 @@ import torch
 
 from personalize import models
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core.rng import generator
 from personalize.generation import editing, sampling
 from personalize.generation.editing import Edit, require_edit, sample_edits

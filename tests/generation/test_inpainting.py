@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from personalize import models
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.generation import inpainting, sampling
 from personalize.generation.inpainting import Canvas

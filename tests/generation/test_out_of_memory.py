@@ -5,7 +5,7 @@ import torch
 
 from personalize import models
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.generation import sampling
 from personalize.models.out_of_memory import DoesNotFit, halved, is_out_of_memory
 

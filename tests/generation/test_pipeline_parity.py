@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from personalize import models
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import schedule as S
 from personalize.generation import sampling
 from personalize.generation.sampling import image_generators

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from personalize import models
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.generation import sampling
 from personalize.generation.editing import Edit, sample_edits
 from personalize.generation.words import Emphasis

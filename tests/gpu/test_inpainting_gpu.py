@@ -5,7 +5,8 @@ import torch
 from bases import inpainting_base
 
 from personalize import methods, models
-from personalize.common.recipe import SamplingConfig, load_recipe
+from personalize.common.recipe import load_recipe
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject

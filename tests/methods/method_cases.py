@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from personalize import methods, models
 from personalize.common import checkpoint
 from personalize.common.errors import UserError
-from personalize.common.recipe import Recipe, SamplingConfig, load_recipe
+from personalize.common.recipe import Recipe, load_recipe
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.data.training_set import Batch
 from personalize.generation import sampling

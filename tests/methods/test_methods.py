@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 
 from personalize import methods
 from personalize.common.errors import UserError
-from personalize.common.recipe import METHODS, Lora
+from personalize.common.recipe_sections import METHODS, Lora
 from personalize.methods import textual_inversion
 from personalize.methods.quantization import quantize
 

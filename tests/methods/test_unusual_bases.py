@@ -9,7 +9,8 @@ import pytest
 import personalize
 from personalize.commands.export import open_plainly, verify
 from personalize.common.errors import UserError
-from personalize.common.recipe import Lora, Recipe, Train
+from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import Lora, Train
 from personalize.formats import safetensors_io
 from personalize.methods import full, lora
 from personalize.models import load_model

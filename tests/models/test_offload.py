@@ -8,7 +8,8 @@ from engine_cases import FULL, LORA, batch_of, engine_of, ran, same
 
 from personalize import methods, models
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig, load_recipe
+from personalize.common.recipe import load_recipe
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.generation import sampling
 from personalize.models import fast_unet, offload
 

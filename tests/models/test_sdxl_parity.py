@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from personalize import models
-from personalize.common.recipe import SamplingConfig, load_recipe
+from personalize.common.recipe import load_recipe
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.data.crops import Crop, Photo, corner
 from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject

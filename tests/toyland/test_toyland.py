@@ -19,7 +19,7 @@ from PIL import Image
 from personalize.commands import pretrain
 from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import Terminal
 from personalize.toyland.world import examples, scenes
 from personalize.toyland.world.backdrops import PLACE, SKY

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bases, memory
 from personalize.common.checkpoint import load_state, save_state
-from personalize.common.recipe import METHODS, load_recipe
+from personalize.common.recipe import load_recipe
+from personalize.common.recipe_sections import METHODS
 from personalize.data.photos import load_photos
 from personalize.data.subjects import Subject
 from personalize.models import load_model

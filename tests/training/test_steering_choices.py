@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import personalize
 from personalize import models
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig, load_recipe, recipe_to_dict
+from personalize.common.recipe import load_recipe, recipe_to_dict
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core.rng import generator
 from personalize.data.photos import load_photos
 from personalize.evaluation.encoders import load_clip

@@ -14,7 +14,7 @@ from personalize.commands.export import model_card, verify
 from personalize.common import prompts
 from personalize.common.errors import UserError
 from personalize.common.files import link_or_copy, read_jsonl, writing
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import Terminal
 from personalize.common.untrusted import read_bytes
 from personalize.generation.image_files import IMAGE_ROW

@@ -16,7 +16,7 @@ from PIL import Image
 
 from personalize.commands.export import open_plainly
 from personalize.common.errors import UserError
-from personalize.common.recipe import SamplingConfig
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.generation import sampling
 from personalize.models.interface import LatentModel
 

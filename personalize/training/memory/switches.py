@@ -1,6 +1,7 @@
 """Settings of a run that save memory, for `plan` and for a run that does not fit."""
 
-from personalize.common.recipe import ADAPTERS, Recipe
+from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import ADAPTERS
 from personalize.models.devices import choose_device
 
 
