@@ -115,7 +115,7 @@ def ours(job: jobs.Job, method: str, batches: list, *, adapter: dict[str, Tensor
     """The batches through `personalize.training.engine`, and what `personalize` saves then."""
     import personalize
     from personalize import methods, models
-    from personalize.data.training_set import Batch
+    from personalize.data.batch import Batch
     from personalize.generation import sampling
     from personalize.training.engine import Engine
 

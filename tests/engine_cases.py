@@ -7,7 +7,7 @@ import torch
 from personalize import methods, models
 from personalize.common.recipe import load_recipe
 from personalize.core import rng
-from personalize.data.training_set import Batch
+from personalize.data.batch import Batch
 from personalize.generation import sampling
 from personalize.training.engine import Engine, lr_factor
 

@@ -17,6 +17,7 @@ from personalize.common.terminal import SILENT
 from personalize.core import rng
 from personalize.core.guidance import Cond
 from personalize.core.timesteps import TIMESTEPS
+from personalize.data.batch import Batch
 from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, epochs_of, image_tensor, mask_tensor
 from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
 from personalize.data.subjects import Subject
@@ -25,44 +26,7 @@ from personalize.generation.inpainting import masked_condition
 from personalize.models.devices import take_rows, to_device
 from personalize.models.interface import MASKED, LatentModel
 
-COND = "cond."  # begins the names of a conditioning among a batch's tensors
 AT_ONCE = 8  # predictions of the frozen base computed together
-
-
-@dataclass
-class Batch:
-    """One optimizer step's images. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
-
-    target (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
-    counts: photos and class images; None: is_prior, which is then on the CPU, says it.
-    """
-
-    z0: Tensor
-    eps: Tensor
-    t: Tensor
-    is_prior: Tensor
-    cond: Callable[[slice], Cond]
-    target: Tensor | None = None
-    mask: Tensor | None = None
-    counts: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.counts is None:
-            self.counts = int((~self.is_prior).sum()), int(self.is_prior.sum())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it as tensors by name, on the device of the latents."""
-        tensors = {"z0": self.z0, "eps": self.eps, "t": self.t, "target": self.target, "mask": self.mask}
-        tensors["is_prior"] = to_device(self.is_prior, self.z0.device)
-        tensors |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
-        return {name: value for name, value in tensors.items() if value is not None}
-
-    @classmethod
-    def of(cls, tensors: dict[str, Tensor], counts: tuple[int, int]) -> "Batch":
-        """The inverse of `tensors`."""
-        cond = {name.removeprefix(COND): value for name, value in tensors.items() if name.startswith(COND)}
-        own = {name: value for name, value in tensors.items() if not name.startswith(COND)}
-        return cls(cond=lambda rows: {name: value[rows] for name, value in cond.items()}, counts=counts, **own)
 
 
 @dataclass

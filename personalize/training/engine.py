@@ -15,7 +15,7 @@ from personalize.common import distributed
 from personalize.common.recipe import Recipe
 from personalize.core import bf16_split
 from personalize.core.losses import dreambooth_loss
-from personalize.data.training_set import Batch
+from personalize.data.batch import Batch
 from personalize.models.devices import to_device
 from personalize.models.fast_unet import has_dropout
 from personalize.models.interface import LatentModel

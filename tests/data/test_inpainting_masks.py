@@ -10,6 +10,7 @@ from personalize import methods, models
 from personalize.common.recipe import load_recipe
 from personalize.core import rng
 from personalize.data import inpainting_masks, subjects, training_set
+from personalize.data.batch import Batch
 from personalize.data.inpainting_masks import MASKS, Masks, masks_needed, random_mask
 from personalize.models.interface import MASKED
 from personalize.training.engine import Engine
@@ -117,7 +118,7 @@ def test_masks_that_are_encoded_once_are_those_of_their_steps(wide, tall):
     assert all(torch.equal(a, b) for a, b in zip(cached[4], told(data.at(4)), strict=True))
     assert not torch.equal(cached[0][0], cached[3][0]), "the next pass has other masks"
     batch = data.at(4)
-    again = told(training_set.Batch.of(batch.tensors(), batch.counts))
+    again = told(Batch.of(batch.tensors(), batch.counts))
     assert all(torch.equal(a, b) for a, b in zip(cached[4], again, strict=True)), "lost where a graph keeps its tensors"
     data.latents = data.masked = None
     for step, (mask, z0) in enumerate(cached):

@@ -18,7 +18,7 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import Recipe, load_recipe
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
-from personalize.data.training_set import Batch
+from personalize.data.batch import Batch
 from personalize.generation import sampling
 from personalize.training.engine import Engine
 

@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from personalize import methods, models
 from personalize.common.recipe import load_recipe
 from personalize.core import rng
-from personalize.data.training_set import Batch
+from personalize.data.batch import Batch
 from personalize.generation import sampling
 from personalize.training.engine import Engine, lr_factor
 
