@@ -8,6 +8,7 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.crops import CROPS, Photo
+from personalize.data.mask_model import make_masks
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, examine_photos
 from personalize.data.photo_page import photo_page
 from personalize.data.photos import find_photos, is_data_set, load_photos, read_photo
@@ -32,12 +33,15 @@ def check_photos(
     base: str = "toyland",
     crop: str = "center",
     out: str | Path = "photos.html",
+    mask_model: str | Path | None = None,
     screen: Terminal = SILENT,
 ) -> PhotosResult:
     """Examine photos as they would be trained at `size` px (0: what `base` trains at), and write the page `out`.
 
+    mask_model: U²-Net or IS-Net, an ONNX file, by which photos without a mask get one, in masks/ beside them.
     A file that cannot be used is a finding, and the others are examined. Errors: `UserError` for a source without
-    any photo that can be used, an unknown crop, an `out` that is no HTML file, and a base that cannot be found.
+    any photo that can be used, an unknown crop, an `out` that is no HTML file, a base that cannot be found, and a mask
+    model that cannot be used.
     """
     out = Path(out)
     if crop not in CROPS:
@@ -46,9 +50,12 @@ def check_photos(
         raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
+    if mask_model and is_data_set(source):
+        raise UserError(f"masks are written beside photo files, and {source} has none. Give a folder of photos.")
     size = size or base_size(base, screen.say)
     photos, known = _usable_photos(source)
-    report = examine_photos(photos, size, crop=crop, known=known)
+    photos, of_masks = _with_masks(photos, mask_model) if mask_model else (photos, [])
+    report = examine_photos(photos, size, crop=crop, known=[*known, *of_masks])
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
     if all(finding.severity == OK for finding in report.findings):
@@ -73,3 +80,9 @@ def _usable_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Phot
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise UserError(f"none of these photos can be used{more}: {refused[0]}")
     return photos, [*(Finding(WARNING, text) for text in refused), *(Finding(NOTE, text) for text in skipped)]
+
+
+def _with_masks(photos: list[Photo], mask_model: str | Path) -> tuple[list[Photo], list[Finding]]:
+    """The photos with the masks that could be made, read back as training will read them, and findings about these."""
+    made, findings = make_masks(photos, mask_model)
+    return [read_photo(Path(photo.path)) if Path(photo.path) in made else photo for photo in photos], findings
