@@ -89,18 +89,16 @@ def photos(
     base: opt.Base = "toyland",
     crop: Annotated[str, opt.setting_option("photos.crop")] = "center",
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
-    mask_model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="U²-Net or IS-Net in ONNX: photos without a mask get one, in masks/.")
-    ] = None,
+    mask: Annotated[
+        str, typer.Option(metavar="word:WORD|FILE", help="How photos without a mask get one: the base finds WORD, or U²-Net.")
+    ] = "",
     quiet: opt.Quiet = False, as_json: opt.Json = False,
 ):  # fmt: skip
     """What is wrong with these photos, and what will training see of them? Status 1 where a file cannot be used."""
     from personalize.commands.check_photos import check_photos
 
     screen = Terminal(quiet=quiet or as_json)
-    result = check_photos(
-        opt.one_or_all(source), size=size, base=base, crop=crop, out=out, mask_model=mask_model, screen=screen
-    )
+    result = check_photos(opt.one_or_all(source), size=size, base=base, crop=crop, out=out, mask=mask, screen=screen)
     findings = [asdict(finding) for finding in result.findings]
     print(json.dumps({"sheet": result.page, "findings": findings}, default=str) if as_json else result.page)
     raise typer.Exit(bool(result.unusable))

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalize.commands.photo_masks import add_masks
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.crops import CROPS, Photo
-from personalize.data.mask_model import make_masks
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, examine_photos
 from personalize.data.photo_page import photo_page
 from personalize.data.photos import find_photos, is_data_set, load_photos, read_photo
@@ -33,15 +33,16 @@ def check_photos(
     base: str = "toyland",
     crop: str = "center",
     out: str | Path = "photos.html",
-    mask_model: str | Path | None = None,
+    mask: str = "",
     screen: Terminal = SILENT,
 ) -> PhotosResult:
     """Examine photos as they would be trained at `size` px (0: what `base` trains at), and write the page `out`.
 
-    mask_model: U²-Net or IS-Net, an ONNX file, by which photos without a mask get one, in masks/ beside them.
+    mask: how photos without a mask get one, in masks/ beside them: "word:dog", where `base` attends to this word, or the path
+    of U²-Net or IS-Net, an ONNX file.
     A file that cannot be used is a finding, and the others are examined. Errors: `UserError` for a source without
     any photo that can be used, an unknown crop, an `out` that is no HTML file, a base that cannot be found, and a mask
-    model that cannot be used.
+    that cannot be made.
     """
     out = Path(out)
     if crop not in CROPS:
@@ -50,11 +51,11 @@ def check_photos(
         raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
-    if mask_model and is_data_set(source):
+    if mask and is_data_set(source):
         raise UserError(f"masks are written beside photo files, and {source} has none. Give a folder of photos.")
     size = size or base_size(base, screen.say)
     photos, known = _usable_photos(source)
-    photos, of_masks = _with_masks(photos, mask_model) if mask_model else (photos, [])
+    photos, of_masks = add_masks(photos, mask, base=base, screen=screen) if mask else (photos, [])
     report = examine_photos(photos, size, crop=crop, known=[*known, *of_masks])
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
@@ -80,9 +81,3 @@ def _usable_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Phot
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise UserError(f"none of these photos can be used{more}: {refused[0]}")
     return photos, [*(Finding(WARNING, text) for text in refused), *(Finding(NOTE, text) for text in skipped)]
-
-
-def _with_masks(photos: list[Photo], mask_model: str | Path) -> tuple[list[Photo], list[Finding]]:
-    """The photos with the masks that could be made, read back as training will read them, and findings about these."""
-    made, findings = make_masks(photos, mask_model)
-    return [read_photo(Path(photo.path)) if Path(photo.path) in made else photo for photo in photos], findings

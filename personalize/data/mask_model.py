@@ -1,4 +1,4 @@
-"""Masks for photos that have none, made by a network that the user brings: U²-Net or IS-Net as an ONNX file.
+"""Masks of photos by a network that the user brings: U²-Net or IS-Net as an ONNX file.
 
 What finds the salient object of a photo, as rembg stores it: U²-Net (2005.09007) and its kin see 320 px, IS-Net
 (2203.03041) 1024. ONNX holds no code, but it may point to other files: such a one is refused. Nothing is downloaded.
@@ -6,67 +6,26 @@ What finds the salient object of a photo, as rembg stores it: U²-Net (2005.0900
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 
 from personalize.common.errors import UserError
-from personalize.common.files import writing
 from personalize.common.untrusted import read_bytes
-from personalize.data.crops import Photo
-from personalize.data.decode import ORIENTATION_TAG
-from personalize.data.mask_coverage import mask_fault
-from personalize.data.photo_checks import NOTE, WARNING, Finding, listed
-from personalize.data.photos import MASK_FOLDER, SUFFIXES
 
 MEAN = (0.485, 0.456, 0.406)
 DEVIATIONS = {320: (0.229, 0.224, 0.225), 1024: (1.0, 1.0, 1.0)}  # side in px -> of each colour: U²-Net, IS-Net
 SEEN_FROM = 0.5  # a map that nowhere gets so high shows no object: stretched to white it would invent one
 ROUNDING = 1e-3  # by which a share may leave [0,1]
-FEATHER = 0.004  # of the short side: the edge's standard deviation, 2 px at 512
-INVERSE = {6: 8, 8: 6}  # of EXIF orientations; the others undo themselves
 
-Segment = Callable[[Image.Image], Image.Image | None]
-
-
-def make_masks(photos: Sequence[Photo], model: str | Path) -> tuple[list[Path], list[Finding]]:
-    """Writes masks/NAME.png beside each photo that has no mask -> the photos that got one, findings about all.
-
-    A mask that `mask_fault` refuses is not written, nor one that would be another photo's too; nothing is overwritten.
-    UserError for a model that cannot be used.
-    """
-    segment, name = read_mask_model(model), Path(model).name
-    made, findings = [], []
-    for photo in photos:
-        path = Path(photo.path)
-        target = path.parent / MASK_FOLDER / f"{path.stem}.png"
-        if photo.mask is not None:
-            continue
-        if target.exists() or _has_twin(path):
-            text = f"no mask is made for {photo.name}: {MASK_FOLDER}/{target.name} is there or would be of two photos"
-            findings.append(Finding(WARNING, f"{text}. Rename the photo.", photo.path))
-            continue
-        mask = segment(photo.image)
-        fault = f"{name} finds nothing in {photo.name}" if mask is None else mask_fault(replace(photo, mask=mask))
-        if fault:
-            findings.append(Finding(WARNING, f"{fault}: no mask is kept. Draw one, or use another photo.", photo.path))
-            continue
-        _write(mask, target, photo.orientation)
-        made.append(path)
-    if made:
-        text = (
-            f"{MASK_FOLDER}/ has masks by {name} for {listed([path.name for path in made])}: see that their outlines are right"
-        )
-        findings.append(Finding(NOTE, text))
-    return made, findings
+Segment = Callable[[Image.Image], np.ndarray | None]
 
 
 def read_mask_model(path: str | Path) -> Segment:
-    """An ONNX file -> a function of an RGB image that gives "L" of its size, 255 = subject, or None where nothing is seen.
+    """An ONNX file -> a function of an RGB image that gives (side,side) in [0,1], 1 = subject, or None where nothing is seen.
 
     UserError for a file that is absent, too large, damaged, in several files, or of other inputs or outputs, and where
     onnx or onnxruntime is not installed.
@@ -89,12 +48,12 @@ def read_mask_model(path: str | Path) -> Segment:
         found = ", ".join(f"{each.name} {each.shape}" for each in inputs)
         raise _refusal(path, f"its input is {found or 'missing'}, where 1 × 3 × 320 × 320 or 1 × 3 × 1024 × 1024 is needed")
 
-    def segment(image: Image.Image) -> Image.Image | None:
+    def segment(image: Image.Image) -> np.ndarray | None:
         try:
             shares = session.run([session.get_outputs()[0].name], {inputs[0].name: _seen(image, side)})[0]
         except Exception as error:
             raise _refusal(path, f"it cannot be run ({_first_line(error)})") from error
-        return _mask(_checked(shares, side, path), image.size)
+        return _stretched(_checked(shares, side, path))
 
     return segment
 
@@ -118,30 +77,10 @@ def _checked(shares: np.ndarray, side: int, path: str | Path) -> np.ndarray:
     return shares[0, 0].astype(np.float32)
 
 
-def _mask(shares: np.ndarray, size: tuple[int, int]) -> Image.Image | None:
-    """(side,side) in [0,1], (width, height) -> a mask with a soft edge, stretched to black and white as in the papers."""
+def _stretched(shares: np.ndarray) -> np.ndarray | None:
+    """(side,side) in [0,1] -> the same from 0 to 1, as in the papers; None where it shows nothing."""
     low, high = shares.min(), shares.max()
-    if high < SEEN_FROM or high == low:
-        return None
-    mask = Image.fromarray(np.rint(255 * (shares - low) / (high - low)).astype(np.uint8))
-    mask = mask.resize(size, Image.Resampling.BILINEAR)
-    return mask.filter(ImageFilter.GaussianBlur(FEATHER * min(size)))
-
-
-def _write(mask: Image.Image, path: Path, orientation: int) -> None:
-    """Turned as its photo is stored, with the same EXIF orientation: so no reader can take it the other way."""
-    exif = Image.Exif()
-    exif[ORIENTATION_TAG] = orientation
-    mask.getexif()[ORIENTATION_TAG] = INVERSE.get(orientation, orientation)
-    stored = ImageOps.exif_transpose(mask)
-    with writing(path) as temporary:
-        stored.save(temporary, exif=exif if orientation != 1 else b"")
-
-
-def _has_twin(path: Path) -> bool:
-    """Whether another photo beside this one has its name but for the suffix, and so the same mask."""
-    beside = (other for other in path.parent.iterdir() if other.suffix.lower() in SUFFIXES)
-    return any(other.stem == path.stem and other.name != path.name for other in beside)
+    return None if high < SEEN_FROM or high == low else (shares - low) / (high - low)
 
 
 def _require_one_file(data: bytes, path: str | Path) -> None:

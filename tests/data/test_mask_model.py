@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from personalize.commands.check_photos import check_photos
 from personalize.common import untrusted
 from personalize.common.errors import UserError
-from personalize.data.mask_model import DEVIATIONS, make_masks, read_mask_model
+from personalize.data import mask_files
+from personalize.data.mask_model import DEVIATIONS, read_mask_model
 from personalize.data.photo_checks import WARNING
 from personalize.data.photos import load_photos
 
@@ -59,6 +60,10 @@ def disc(size=(120, 80), box=(70, 10, 110, 50), light="white", dark="black"):
     return image, mask
 
 
+def make_masks(photos, model):
+    return mask_files.make_masks(photos, lambda images: map(read_mask_model(model), images), model.name)
+
+
 def overlap(a, b):
     a, b = (np.asarray(mask) >= 128 for mask in (a, b))
     return (a & b).sum() / (a | b).sum()
@@ -75,7 +80,7 @@ def test_photos_without_a_mask_get_one_and_nothing_else_changes(model, tmp_path)
     cut.putalpha(truth)
     cut.save(folder / "alpha.png")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    result = check_photos(folder, size=64, mask_model=model, out=out)
+    result = check_photos(folder, size=64, mask=str(model), out=out)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert sorted(path.name for path in (folder / "masks").iterdir()) == ["bare.png", "file.png"]
     told = [finding.text for finding in result.findings if "light.onnx" in finding.text]
@@ -115,12 +120,12 @@ def test_a_network_sees_a_photo_as_it_was_trained_to(onnx, tmp_path, side):
         return 1 / (1 + np.exp(-value))
 
     assert share(light) > 0.5 > share(dark)
-    mask = np.asarray(segment(image))
+    mask = np.rint(255 * segment(image))
     assert (mask[side // 4, side // 4], mask[-1, -1]) == (255, 0), "stretched to black and white"
     gray = (120, 110, 100)
     image.paste(gray, (side // 2, side // 2, side, side))
     want = 255 * (share(gray) - share(dark)) / (share(light) - share(dark))
-    assert abs(int(np.asarray(segment(image))[3 * side // 4, 3 * side // 4]) - want) <= 1
+    assert abs(int(np.rint(255 * segment(image))[3 * side // 4, 3 * side // 4]) - want) <= 1
 
 
 @pytest.mark.parametrize(
@@ -204,4 +209,4 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
         read_mask_model(tmp_path / "a.onnx")
     disc()[0].save(tmp_path / "a.png")
     with pytest.raises(UserError, match="masks are written beside photo files"):
-        check_photos(f"hf:{tmp_path}", size=64, mask_model=tmp_path / "a.onnx", out=tmp_path / "a.html")
+        check_photos(f"hf:{tmp_path}", size=64, mask=str(tmp_path / "a.onnx"), out=tmp_path / "a.html")
