@@ -3,12 +3,12 @@
 import codecs
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from personalize.common.errors import UserError
-from personalize.common.files import read_jsonl
+from personalize.common.files import read_jsonl, write_text
 from personalize.common.prompts import fill
 from personalize.common.settings import read_toml
 from personalize.common.untrusted import DEEPEST, Table, Text, read_bytes
@@ -29,15 +29,28 @@ def read_caption(photo: Path) -> str | None:
     It is a.txt, a.caption or a.jpg.txt beside a.jpg, a row of metadata.jsonl, or a line of captions.toml. UserError where
     there are several, or where one is not text.
     """
-    names = {f"{name}{ending}" for name in (photo.stem, photo.name) for ending in ENDINGS}
-    beside = sorted(path for path in photo.parent.iterdir() if path.stem + path.suffix.lower() in names)
-    captions = [(path.name, _decode(path)) for path in beside]
+    captions = [(path.name, _decode(path)) for path in _files_beside(photo)]
     rows = read_jsonl(photo.parent / TABLE, ROW)
     captions += [(TABLE, row["text"]) for row in rows if row["file_name"] == photo.name and "text" in row]
     captions += [(LIST, text) for name, text in _read_list(photo.parent / LIST) if name == photo.name]
     if len(captions) > 1:
         raise UserError(f"{photo} has {len(captions)} captions: {', '.join(name for name, _ in captions)}. Keep one of them.")
     return " ".join("".join(text for _, text in captions).split()) or None
+
+
+def write_caption(photo: Path, text: str, *, others: Collection[str]) -> Path | None:
+    """Writes a.txt beside a.jpg, or a.jpg.txt where another of the files `others` is called a; None where it has a file."""
+    if _files_beside(photo):
+        return None
+    shared = any(Path(name).stem == photo.stem and name != photo.name for name in others)
+    path = photo.with_name(f"{photo.name if shared else photo.stem}.txt")
+    write_text(path, f"{text}\n")
+    return path
+
+
+def _files_beside(photo: Path) -> list[Path]:
+    names = {f"{name}{ending}" for name in (photo.stem, photo.name) for ending in ENDINGS}
+    return sorted(path for path in photo.parent.iterdir() if path.stem + path.suffix.lower() in names)
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
