@@ -158,6 +158,43 @@ def test_a_local_blip_writes_and_what_it_says_of_the_subject_is_left_out(photos,
     assert result.captions == {str(here / "a.txt"): "a {token} {class} in the snow"}
 
 
+def florence(folder):
+    """A Florence-2 of random weights at tiny width, whose 17 places of an image are 16 cells and their mean."""
+    with lazy_imports():
+        from transformers import (
+            BartTokenizer,
+            CLIPImageProcessor,
+            Florence2Config,
+            Florence2ForConditionalGeneration,
+            Florence2Processor,
+        )
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "<image>", *"abcde"]
+    words = BartTokenizer(
+        vocab={letter: k for k, letter in enumerate(letters)}, merges=[], extra_special_tokens={"image_token": "<image>"}
+    )
+    pixels = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    pixels.image_seq_length = 17
+    vision = {
+        "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1], "patch_prenorm": [False, True],
+        "embed_dim": [8, 16], "num_heads": [1, 2], "num_groups": [1, 2], "window_size": 4, "projection_dim": 16,
+    }  # fmt: skip
+    layers = {f"{part}_{name}": n for part in ("encoder", "decoder")
+              for name, n in {"layers": 1, "attention_heads": 2, "ffn_dim": 16}.items()}  # fmt: skip
+    ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_bos_token_id": 7}
+    text = {"model_type": "bart", "vocab_size": len(words), "d_model": 16, "max_position_embeddings": 64, **layers, **ends}
+    torch.manual_seed(0)
+    config = Florence2Config(text_config=text, vision_config=vision, image_token_id=words.image_token_id)
+    network = Florence2ForConditionalGeneration(config)
+    network.generation_config.forced_bos_token_id = 7
+    network.save_pretrained(folder)
+    Florence2Processor(pixels, words).save_pretrained(folder)
+    return folder
+
+
+def test_a_local_florence_writes_when_it_is_asked_for_a_caption(tmp_path):
+    assert load_image_to_text(florence(tmp_path / "florence"), "cpu")(Image.new("RGB", (50, 40))).startswith("c")
+
+
 def test_a_captioner_of_pickles_of_another_kind_or_with_code_of_its_own_is_refused(tmp_path):
     folder = blip(tmp_path / "blip")
     config = json.loads((folder / "config.json").read_text())
