@@ -102,7 +102,8 @@ def photos(
     captions = {"caption": caption, "class_word": class_word, "captioner": captioner}
     screen = Terminal(quiet=quiet or as_json)
     result = check_photos(opt.one_or_all(source), size=size, base=base, crop=crop, out=out, **captions, screen=screen)
-    values = {"sheet": result.page, "findings": [asdict(finding) for finding in result.findings], "captions": result.captions}
+    values = {"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}
+    values |= {"captions": result.captions} if caption else {}
     print(json.dumps(values, default=str) if as_json else result.page)
     raise typer.Exit(bool(result.unusable))
 

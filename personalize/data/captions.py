@@ -29,18 +29,15 @@ def read_caption(photo: Path) -> str | None:
     It is a.txt, a.caption or a.jpg.txt beside a.jpg, a row of metadata.jsonl, or a line of captions.toml. UserError where
     there are several, or where one is not text.
     """
-    captions = [(path.name, _decode(path)) for path in _files_beside(photo)]
-    rows = read_jsonl(photo.parent / TABLE, ROW)
-    captions += [(TABLE, row["text"]) for row in rows if row["file_name"] == photo.name and "text" in row]
-    captions += [(LIST, text) for name, text in _read_list(photo.parent / LIST) if name == photo.name]
+    captions = _sources(photo)
     if len(captions) > 1:
         raise UserError(f"{photo} has {len(captions)} captions: {', '.join(name for name, _ in captions)}. Keep one of them.")
     return " ".join("".join(text for _, text in captions).split()) or None
 
 
 def write_caption(photo: Path, text: str, *, others: Collection[str]) -> Path | None:
-    """Writes a.txt beside a.jpg, or a.jpg.txt where another of the files `others` is called a; None where it has a file."""
-    if _files_beside(photo):
+    """Writes a.txt beside a.jpg, or a.jpg.txt where another of `others` is called a; None where there is one, be it empty."""
+    if _sources(photo):
         return None
     shared = any(Path(name).stem == photo.stem and name != photo.name for name in others)
     path = photo.with_name(f"{photo.name if shared else photo.stem}.txt")
@@ -48,9 +45,15 @@ def write_caption(photo: Path, text: str, *, others: Collection[str]) -> Path | 
     return path
 
 
-def _files_beside(photo: Path) -> list[Path]:
+def _sources(photo: Path) -> list[tuple[str, str]]:
+    """The file and the text of each caption, be it empty."""
     names = {f"{name}{ending}" for name in (photo.stem, photo.name) for ending in ENDINGS}
-    return sorted(path for path in photo.parent.iterdir() if path.stem + path.suffix.lower() in names)
+    beside = sorted(path for path in photo.parent.iterdir() if path.stem + path.suffix.lower() in names)
+    captions = [(path.name, _decode(path)) for path in beside]
+    rows = read_jsonl(photo.parent / TABLE, ROW)
+    captions += [(TABLE, row["text"]) for row in rows if row["file_name"] == photo.name and "text" in row]
+    captions += [(LIST, text) for name, text in _read_list(photo.parent / LIST) if name == photo.name]
+    return captions
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:

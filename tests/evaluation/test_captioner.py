@@ -78,13 +78,16 @@ def copies(photos, folder, *names):
 
 def test_a_caption_is_written_beside_each_photo_that_has_none(photos, tmp_path):
     folder = copies(photos, tmp_path / "p", "a.png", "b.png", "c.png", "d.png", "d.jpg")
+    (folder / "d.jpg").rename(folder / "d.webp")
+    shutil.copy(folder / "a.png", folder / "e.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "e.png", "text": ""}\n')
     (folder / "a.txt").write_text("mine")
     (folder / "b.caption").write_text("\n")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = check_photos(folder, out=tmp_path / "page.html", caption=True, class_word="dog")
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"c.txt", "d.png.txt", "d.jpg.txt"}
+    assert set(after) - set(before) == {"c.txt", "d.png.txt", "d.webp.txt"}
     assert {path: f"{text}\n".encode() for path, text in result.captions.items()} == {
         str(folder / name): after[name] for name in set(after) - set(before)
     }
