@@ -389,6 +389,15 @@ def test_a_caption_without_the_token_trains_as_the_one_that_says_it(tiny_sd, pho
     )
 
 
+def test_a_learned_word_is_put_into_captions_that_are_shuffled_and_dropped(tiny_sd, photos, tmp_path):
+    settings = ["train.methods=textual-inversion", "train.steps=3", "train.caption_dropout=0.5", "train.caption_shuffle=true"]
+    captioned, screen = copies(photos, tmp_path / "captioned"), RecordingScreen()
+    (captioned / "00.txt").write_text("snow, a dog, night")
+    folder = run(tiny_sd, captioned, tmp_path / "runs", *settings, screen=screen)
+    assert any("put in: 'snow, a <subject> dog, night'" in line for line in screen.lines), screen.lines
+    assert run_folder.read_manifest(folder)["status"] == "finished"
+
+
 def test_the_photos_of_one_run_are_never_trained_on_in_another(tiny_sd, photos, tmp_path):
     negative = copies(photos, tmp_path / "negative", ImageOps.invert)
     one, other = (run(tiny_sd, source, tmp_path / "runs", *LORA, "train.steps=1") for source in (photos, negative))
