@@ -1,14 +1,21 @@
 """Masks by the base's attention to the class word: from seeds to patches to the edges of the image."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from personalize.commands.check_photos import check_photos
+from personalize.commands.photo_masks import by_word
 from personalize.common.errors import UserError
+from personalize.common.terminal import SILENT
 from personalize.data.photos import load_photos
 from personalize.data.word_masks import by_colours, likeness
+from personalize.evaluation import encoders
+from personalize.evaluation.encoders import Identity
+from personalize.evaluation.preprocessing import IMAGENET
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import sample_scene, sample_subject
 
@@ -55,6 +62,24 @@ def test_toyland_finds_the_subject_of_photos_without_masks(tmp_path):
     photos, _ = load_photos(tmp_path, min_size=1)
     overlaps = [overlap(*(np.asarray(m) >= 128 for m in (photo.mask, truths[photo.name]))) for photo in photos]
     assert min(overlaps) > 0.6, overlaps
+
+
+def test_an_encoder_that_leaves_a_border_out_sees_the_whole_photo(tiny_sd, monkeypatch):
+    seen = []
+
+    def dino(images):
+        seen.append(IMAGENET.square((images + 1) / 2, 56))  # what is left of them, 14 px a patch
+        cells = torch.nn.functional.avg_pool2d(seen[0], 14).flatten(2).transpose(1, 2)
+        return Identity(cells[:, 0], torch.nn.functional.normalize(cells - 0.5, dim=-1))
+
+    judge = SimpleNamespace(dino=dino, grid=4, spread=lambda p, size: IMAGENET.spread(p.float().unflatten(1, (1, 4, -1)), size))
+    monkeypatch.setattr(encoders, "load_encoders", lambda *place, **options: judge)
+    image = Image.new("RGB", (90, 60), (40, 40, 200))
+    image.paste((230, 40, 30), (0, 0, 30, 20))
+    (mask,) = by_word(str(tiny_sd), "dog", SILENT)([image])
+    assert mask.shape == (64, 64) and 0 <= mask.min() <= mask.max() <= 1
+    whole = image.resize((56, 56), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(whole) / 255 - seen[0][0].permute(1, 2, 0).numpy()).mean() < 0.03
 
 
 def test_a_word_must_be_said(tmp_path):
