@@ -11,6 +11,8 @@ from personalize.training.load_run import require_run
 
 INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
 LATER = {
+    "prompt.chunks": 1,
+    "prompt.weighting": "",
     "choose.strengths": [],
     "train.offload": False,
     "train.timesteps": "uniform",
@@ -47,9 +49,9 @@ def decisive_settings(recipe: dict) -> dict:
     kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
     for key, default in LATER.items():
         section, name = key.split(".")
-        if kept[section].get(name) == default:
+        if kept.get(section, {}).get(name) == default:
             kept[section] = {other: value for other, value in kept[section].items() if other != name}
-    return kept
+    return {key: value for key, value in kept.items() if value != {}}  # a section of later settings alone
 
 
 def _difference(earlier: Path, manifest: dict) -> str:
