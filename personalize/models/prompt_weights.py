@@ -22,8 +22,8 @@ LAST, PENULTIMATE = "LAST_HIDDEN_STATES_NORMALIZED", "PENULTIMATE_HIDDEN_STATES_
 def require_compel() -> None:
     if importlib.util.find_spec("compel") is None:
         raise UserError(
-            'prompt.weighting = "compel" needs the package compel: pip install "personalize[compel]". Without it words are '
-            "weighted by --weight hat=1.3, in the attention of the image."
+            'prompt.weighting = "compel" needs the package compel: pip install "compel>=2.5". Without it --weight hat=1.3 '
+            "weights a word, in the attention of the image."
         )
 
 
@@ -69,6 +69,6 @@ def _provider(model, part: str, which: str):
     try:
         from compel import EmbeddingsProvider, ReturnedEmbeddingsType
     except ImportError as error:
-        raise UserError(f'compel cannot be imported: {error}. Install it anew: pip install "personalize[compel]"') from None
+        raise UserError(f'compel cannot be used: {error}. Install it anew: pip install "compel>=2.5"') from None
     states = ReturnedEmbeddingsType[which]
     return EmbeddingsProvider(_Tokens(model.tokenizers[part]), model.text_encoders[part], returned_embeddings_type=states)

@@ -1,6 +1,7 @@
 """Long prompts: kohya's rule written out, learned words in one piece, and all that counts tokens at their new places."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from screens import RecordingScreen
 
 import personalize
 from personalize import models
+from personalize.commands.export import verify
 from personalize.common.errors import UserError
 from personalize.common.recipe import load_recipe, recipe_to_dict
 from personalize.common.recipe_sections import SamplingConfig
@@ -213,3 +215,16 @@ def test_a_run_is_trained_and_drawn_with_its_chunks(tiny_sd, photos, tmp_path):
     assert "(--set prompt.chunks=2 reads 30 tokens more)" in plain.lines[-1]
     changed = personalize.generate([prompt], run=runs[1], out=runs[1] / "out", settings=["prompt.chunks=3"]).files[0]
     assert changed.name != files[1].name and changed.read_bytes() != files[1].read_bytes()
+
+
+def test_the_check_of_an_export_draws_with_the_runs_chunks(two, tmp_path, monkeypatch):
+    said = []
+
+    def run(command, **options):
+        said.extend(command)
+        return SimpleNamespace(returncode=2, stderr="error: enough")
+
+    monkeypatch.setattr(verify.subprocess, "run", run)
+    with pytest.raises(UserError, match="enough"):
+        verify.draw_in_fresh_process(two, verify.Files(two.folder), "a dog", 1.0, scratch=tmp_path)
+    assert said[said.index("prompt.chunks=2") - 1] == "--set" and "prompt.weighting=" in said

@@ -56,7 +56,7 @@ def test_images_are_scored_by_the_words_without_their_weights():
 
 def test_without_the_package_the_setting_says_how_to_get_it(tiny_sd, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    with pytest.raises(UserError, match=r'needs the package compel: pip install "personalize\[compel\]"'):
+    with pytest.raises(UserError, match=r'needs the package compel: pip install "compel>=2.5"'):
         models.load_model(str(tiny_sd), device="cpu", weighting="compel", say=lambda line: None)
 
 
