@@ -9,7 +9,22 @@ from personalize.common.settings import setting
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
 # ours, then diffusers' schedulers: the tables are core.samplers.SAMPLERS and generation.diffusers_samplers.DIFFUSERS
 SAMPLERS = ("dpm++2m", "ddim", "ddpm", "dpm++2m-karras", "euler", "euler-a", "heun", "unipc", "pndm", "lcm")
+MOST_CHUNKS = 8
 METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How every prompt is read: of photos, of class images, and of what is drawn."""
+
+    chunks: int = setting(
+        1, "chunks of 75 tokens (of the base's length less 2) that every prompt has: 2 and 3 are kohya's 150 and 225",
+        least=1, most=MOST_CHUNKS,
+    )  # fmt: skip
+    weighting: str = setting(
+        "", "compel: (hat:1.3) scales what the text encoder says of a word, where --weight scales the image's attention to it",
+        choices=("", "compel"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from personalize.training.load_run import require_run
 # Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
 INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate")
 LATER = {
+    "prompt.chunks": 1,
+    "prompt.weighting": "",
     "choose.strengths": [],
     "train.caption_dropout": 0.0,
     "train.caption_shuffle": False,
@@ -50,9 +52,9 @@ def decisive_settings(recipe: dict) -> dict:
     kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
     for key, default in LATER.items():
         section, name = key.split(".")
-        if kept[section].get(name) == default:
+        if kept.get(section, {}).get(name) == default:
             kept[section] = {other: value for other, value in kept[section].items() if other != name}
-    return kept
+    return {key: value for key, value in kept.items() if value != {}}  # a section of later settings alone
 
 
 def _difference(earlier: Path, manifest: dict) -> str:

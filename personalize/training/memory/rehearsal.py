@@ -60,7 +60,8 @@ class Rehearsal:
         r = self.recipe
         self.model = models.load_model(
             r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
-            offload=r.train.offload, say=lambda line: None, make_network=self.make_network,
+            offload=r.train.offload, chunks=r.prompt.chunks, weighting=r.prompt.weighting, say=lambda line: None,
+            make_network=self.make_network,
         )  # fmt: skip
         for p in self.model.waiting if counter is not None else ():  # counted on a CPU only, whose memory is the host's
             counter.rename(p, "waiting")
