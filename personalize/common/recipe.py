@@ -40,6 +40,10 @@ class Recipe:
         "", "what the base's U-Net predicts, where its files say nothing or the wrong; empty: as they say",
         choices=("", "epsilon", "v_prediction"),
     )  # fmt: skip
+    zero_snr: bool = setting(
+        False,
+        "rescale the base's betas to zero terminal SNR, for v prediction; false: as its files say (Lin et al. 2305.08891)",
+    )
     base_vae: str = setting(
         "", "VAE in place of the base's, or for a checkpoint without one: a .safetensors file, or a folder of diffusers"
     )

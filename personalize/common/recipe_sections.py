@@ -86,6 +86,13 @@ class Train:
     timesteps: str = setting(
         "uniform", "density of the noise levels", choices=("uniform", "stratified", "low", "high", "mode", "logit-normal"),
     )  # fmt: skip
+    noise_offset: float = setting(
+        0.0, "offset noise: strength of a shift of each channel's noise as a whole, 0.1 is usual; 0: none", least=0, most=1
+    )
+    input_perturbation: float = setting(
+        0.0, "noise added to the noise of the input alone, as a share of it, 0.1 is usual (Ning et al. 2301.11706); 0: none",
+        least=0, most=1,
+    )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
     checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)

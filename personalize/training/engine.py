@@ -108,6 +108,7 @@ class Engine:
                 eps=batch.eps[rows],
                 target=None if batch.target is None else batch.target[rows],
                 mask=None if batch.mask is None else batch.mask[rows],
+                noise=None if batch.noise is None else batch.noise[rows],
                 snr_gamma=train.snr_gamma,
             )
         return dreambooth_loss(per_image, is_prior, train.prior_weight, counts=batch.counts)

@@ -14,8 +14,14 @@ LATER = {
     "choose.strengths": [],
     "train.offload": False,
     "train.timesteps": "uniform",
+    "train.noise_offset": 0.0,
+    "train.input_perturbation": 0.0,
 }  # settings that older recipes lack, and the default that changes nothing
-IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
+IN_FINGERPRINT = (
+    "prediction",
+    "base_vae",
+    "zero_snr",
+)  # settings of the base, which its fingerprint says; older recipes lack them
 
 
 def is_run(folder: Path) -> bool:

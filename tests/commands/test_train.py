@@ -629,23 +629,26 @@ def test_a_base_with_another_prediction_and_vae_trains_as_another_base(tiny_sd, 
     weights = load_file(vae / "diffusion_pytorch_model.safetensors")
     weights["decoder.conv_out.weight"] *= 2
     save_file(weights, vae / "diffusion_pytorch_model.safetensors")
-    settings, changed = [*FULL, "train.steps=1", "token=zqv"], ["prediction=v_prediction", "base_vae=vae"]
+    settings, changed = [*FULL, "train.steps=1", "token=zqv"], ["prediction=v_prediction", "zero_snr=true", "base_vae=vae"]
     plain = run(tiny_sd, photos, tmp_path / "runs", *settings)
     screen = RecordingScreen()
     other = run(tiny_sd, photos, tmp_path / "runs", *settings, *changed, screen=screen)
-    assert "(prediction = 'v_prediction', there '', base_vae = " in "\n".join(screen.lines) and other != plain
+    assert (
+        "(prediction = 'v_prediction', there '', zero_snr = True, there False, base_vae = " in "\n".join(screen.lines)
+        and other != plain
+    )
     assert run_folder.read_manifest(other)["recipe"]["base_vae"] == str(vae)
     assert run_folder.read_manifest(other)["fingerprint"] != run_folder.read_manifest(plain)["fingerprint"]
     with pytest.raises(UserError, match="do not fit this run: fingerprint is"):
         run(tiny_sd, photos, tmp_path / "runs", *settings, *changed, "prior.count=3", prior=prior)
     saved = base(other / "model")
-    assert saved.schedule.prediction == "v_prediction"
+    assert saved.schedule.prediction == "v_prediction" and saved.schedule.alphas_cumprod[-1] == 0
     assert torch.equal(saved.vae.decoder.conv_out.weight, weights["decoder.conv_out.weight"])
     assert not any(path.is_symlink() for path in (other / "model").rglob("*"))
     monkeypatch.chdir(tmp_path / "runs")
     assert len(personalize.generate(["a dog"], run=other, settings=DRAW, out=tmp_path / "out").files) == 1
     shutil.rmtree(tmp_path / "cache")
-    assert run(tiny_sd, photos, tmp_path / "runs", *settings, "prediction=v_prediction", f"base_vae={vae}") == other
+    assert run(tiny_sd, photos, tmp_path / "runs", *settings, *changed[:2], f"base_vae={vae}") == other
 
 
 def test_a_failure_at_any_place_is_in_the_manifest(tiny_sd, photos, tmp_path, monkeypatch):
