@@ -33,8 +33,8 @@ def load_model(
 ) -> LatentModel:
     """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, loaded to a device.
 
-    `vae`, `prediction`, `base_vae` and `zero_snr` are as in the recipe, `offload` as its train.offload. `make_network` takes the place of
-    `loading.load_network` in the memory estimate. UserError for anything else.
+    `vae`, `prediction`, `base_vae` and `zero_snr` are as in the recipe, `offload` as its train.offload. `make_network` takes
+    the place of `loading.load_network` in the memory estimate. UserError for anything else.
     """
     folder = locate_base(base, say, prediction=prediction, base_vae=base_vae, zero_snr=zero_snr)
     family = family_of(folder, base)

@@ -16,6 +16,9 @@ LATER = {
     "train.timesteps": "uniform",
     "train.noise_offset": 0.0,
     "train.input_perturbation": 0.0,
+    "train.lr_cycles": 1,
+    "train.lr_power": 1.0,
+    "lora.plus_ratio": 1.0,
 }  # settings that older recipes lack, and the default that changes nothing
 IN_FINGERPRINT = (
     "prediction",

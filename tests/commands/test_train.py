@@ -160,11 +160,14 @@ RESUMED = {
         *LORA, "train.text_encoder=true", "train.ema=0.9", "train.accumulate=2", "train.batch=2", "train.lr_schedule=cosine",
         "train.warmup=2",
     ],
+    "lora, schedule-free, samples": [*LORA, "train.optimizer=adamw-schedulefree", "train.lr=1e-3", "train.sample_every=2"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, prior, tmp_path, name):
+    if "schedule-free" in name:
+        pytest.importorskip("schedulefree")
     settings = [*RESUMED[name], "train.steps=5", "train.checkpoint_every=2", "train.keep=9"]
     once = run(tiny_sd, tall, tmp_path / "once", *settings, prior=prior)
     folder, screen = tmp_path / "cut" / once.name, RecordingScreen()
