@@ -120,7 +120,7 @@ class Lora:
     dora: bool = setting(False, "lora: magnitude and direction apart (Liu et al. 2402.09353)")
     rslora: bool = setting(False, "lora: scale by alpha / sqrt(rank) (Kalajdzievski 2312.03732)")
     plus_ratio: float = setting(
-        1.0, "lora: rate of B over that of A, which is train.lr; LoRA+ (Hayou et al. 2402.12354) has 16", least=1, most=1000
+        1.0, "lora: rate of B over that of A, which is train.lr; LoRA+ (Hayou et al. 2402.12354) has 16", least=0.01, most=1000
     )
     block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2, most=8192)
 

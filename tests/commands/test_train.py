@@ -164,7 +164,7 @@ RESUMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("free" in n)) for n in RESUMED])
 def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, prior, tmp_path, name):
     if "schedule-free" in name:
         pytest.importorskip("schedulefree")
