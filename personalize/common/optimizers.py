@@ -91,7 +91,7 @@ OPTIMIZERS = {
     ),
     # Shazeer & Stern 1804.04235, at train.lr: without its relative steps, which ignore every rate and schedule
     "adafactor": Optimizer(
-        "Adafactor", "transformers.optimization:Adafactor", 1,
+        "Adafactor", "transformers.optimization:Adafactor", 3,
         options={"relative_step": False, "scale_parameter": False, "warmup_init": False}, has_betas=False, refuses=_adafactor,
     ),
     # Chen et al. 2302.06675, section 5: a rate 3 to 10 times smaller than AdamW's, and beta2 0.99
