@@ -85,9 +85,10 @@ def _at_rates(network: nn.Module, part: str, params: list[nn.Parameter], lr: flo
     if ratio == 1:
         return [{"name": part, "params": params, "lr": lr}]
     names = {id(p): name for name, p in network.named_parameters()}
-    fast = [p for p in params if ".lora_B." in names[id(p)] or p.ndim == 1]
-    slow = [p for p in params if all(p is not q for q in fast)]
-    return [{"name": part, "params": slow, "lr": lr}, {"name": part, "params": fast, "lr": ratio * lr}]
+    parts = {False: [], True: []}
+    for p in params:
+        parts[".lora_B." in names[id(p)] or p.ndim == 1].append(p)
+    return [{"name": part, "params": parts[fast], "lr": ratio * lr if fast else lr} for fast in parts]
 
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:

@@ -20,11 +20,8 @@ LATER = {
     "train.lr_power": 1.0,
     "lora.plus_ratio": 1.0,
 }  # settings that older recipes lack, and the default that changes nothing
-IN_FINGERPRINT = (
-    "prediction",
-    "base_vae",
-    "zero_snr",
-)  # settings of the base, which its fingerprint says; older recipes lack them
+# Settings of the base, which its fingerprint says; older recipes lack them.
+IN_FINGERPRINT = ("prediction", "base_vae", "zero_snr")
 
 
 def is_run(folder: Path) -> bool:
