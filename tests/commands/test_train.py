@@ -206,6 +206,13 @@ def test_blocks_that_wait_change_no_bit_of_a_run_that_draws_scores_stops_and_goe
     assert personalize.export(waiting, to="diffusers", fuse=True, out=tmp_path / "fused", check=False).files
 
 
+def test_an_optimizer_that_is_not_installed_is_told_before_any_long_work(tiny_sd, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        run(tiny_sd, photos, tmp_path, *LORA, "train.optimizer=lion8bit")
+    assert not list(tmp_path.iterdir())
+
+
 def test_different_seeds_are_different_runs_bit_by_bit(tiny_sd, photos, tmp_path):
     folders = [run(tiny_sd, photos, tmp_path, *LORA, "train.steps=1", f"seed={seed}") for seed in (0, 1)]
     assert bits(folders[0]) != bits(folders[1])
