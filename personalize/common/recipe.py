@@ -13,7 +13,7 @@ from typing import Any
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.optimizers import check_optimizer, starting_values
-from personalize.common.recipe_sections import Choose, Embedding, Evaluate, Lora, Photos, Prior, SamplingConfig, Train
+from personalize.common.recipe_sections import Captions, Choose, Embedding, Evaluate, Lora, Photos, Prior, SamplingConfig, Train
 from personalize.common.settings import Setting, Value, parse_value, read_toml, setting, settings_of, validated
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
@@ -49,6 +49,7 @@ class Recipe:
         "", "VAE in place of the base's, or for a checkpoint without one: a .safetensors file, or a folder of diffusers"
     )
     photos: Photos = Photos()
+    captions: Captions = Captions()
     prior: Prior = Prior()
     train: Train = Train()
     lora: Lora = Lora()
