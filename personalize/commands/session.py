@@ -55,7 +55,7 @@ def open_base(recipe: Recipe, screen: Terminal):
     try:
         model = models.load_model(
             recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, prediction=recipe.prediction,
-            base_vae=recipe.base_vae, offload=recipe.train.offload, chunks=recipe.prompt.chunks,
+            base_vae=recipe.base_vae, zero_snr=recipe.zero_snr, offload=recipe.train.offload, chunks=recipe.prompt.chunks,
             weighting=recipe.prompt.weighting, say=screen.say,
         )  # fmt: skip
     except RuntimeError as error:

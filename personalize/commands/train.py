@@ -28,7 +28,7 @@ from personalize.data.subjects import Subject, load_subjects
 from personalize.data.training_set import build_training_set
 from personalize.evaluation import encoders
 from personalize.models.interface import LatentModel
-from personalize.training import engine, loop, preflight, profiler, sharding, validation
+from personalize.training import engine, loop, optimizer, preflight, profiler, sharding, validation
 from personalize.training.find_run import find_run, is_run
 from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest
@@ -110,6 +110,7 @@ def _checked(
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)
+    optimizer.optimizer_class(train.optimizer)  # for its UserError
     methods.check_offload(recipe)
     if profile:
         profiler.require_steps(recipe)

@@ -26,6 +26,7 @@ def load_model(
     vae: str = "whole",
     prediction: str = "",
     base_vae: str = "",
+    zero_snr: bool = False,
     offload: bool = False,
     chunks: int = 1,
     weighting: str = "",
@@ -34,11 +35,11 @@ def load_model(
 ) -> LatentModel:
     """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, loaded to a device.
 
-    `vae`, `prediction` and `base_vae` are as in the recipe, `offload` as its train.offload, `chunks` and `weighting` as its
-    prompt section. `make_network` takes the place of `loading.load_network` in the memory estimate. UserError for anything
-    else.
+    `vae`, `prediction`, `base_vae` and `zero_snr` are as in the recipe, `offload` as its train.offload, `chunks` and
+    `weighting` as its prompt section. `make_network` takes the place of `loading.load_network` in the memory estimate.
+    UserError for anything else.
     """
-    folder = locate_base(base, say, prediction=prediction, base_vae=base_vae)
+    folder = locate_base(base, say, prediction=prediction, base_vae=base_vae, zero_snr=zero_snr)
     family = family_of(folder, base)
     from personalize.models import devices, latent_diffusion, loading, prompt_weights
     from personalize.models.kernels import group_norm

@@ -19,8 +19,14 @@ LATER = {
     "train.caption_shuffle": False,
     "train.offload": False,
     "train.timesteps": "uniform",
+    "train.noise_offset": 0.0,
+    "train.input_perturbation": 0.0,
+    "train.lr_cycles": 1,
+    "train.lr_power": 1.0,
+    "lora.plus_ratio": 1.0,
 }  # settings that older recipes lack, and the default that changes nothing
-IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
+# Settings of the base, which its fingerprint says; older recipes lack them.
+IN_FINGERPRINT = ("prediction", "base_vae", "zero_snr")
 
 
 def is_run(folder: Path) -> bool:
