@@ -208,7 +208,10 @@ def _begin(
 def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], *, size: int) -> None:
     make_folder(folder)
     if is_run(folder):
-        manifest["sha256"] = run_folder.read_manifest(folder).get("sha256", {})
+        earlier = run_folder.read_manifest(folder)
+        manifest["sha256"] = earlier.get("sha256", {})
+        if "together" in earlier:  # its checkpoints have the bits of a batch with other subjects
+            manifest["together"] = earlier["together"]
     run_folder.write_manifest(folder, manifest)
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from personalize.common import distributed, run_folder
 from personalize.common.errors import Interrupted
 from personalize.common.terminal import Terminal
@@ -14,43 +16,80 @@ from personalize.training.run import TrainingRun, is_scored, or_skipped, save, s
 def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> int:
     """Steps `start` to the last one -> the step it ended at: the last, or where more would only harm."""
     train = run.recipe.train
-    log = RunLog(run.folder, run.engine, trackers, writes=run.writes)
-    if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
-        log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
-    draws = run.writes or distributed.is_sharded()
-    if start and train.sample_every and start % train.sample_every == 0 and draws:  # perhaps stopped before it was drawn
-        _sample(run, start, screen)
-    if start and run.recipe.choose.every and _ended(run):
+    log = begin_log(run, start, trackers=trackers, screen=screen)
+    if had_ended(run, start):
         return start
     steps = screen.progress("training", train.steps, done=start, unit="steps")
     with stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
             with step_fits(run):
                 values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
-            if train.ema:
-                update_ema(run, step)
-            log.add(step + 1, values)
+            log_step(run, log, step, values)
             advance(note=log.line)
-            last = step + 1 == train.steps
-            scored = is_scored(run.recipe, step + 1)
-            due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
-            stop = distributed.any_rank(bool(stopped))
-            sampled = train.sample_every and (step + 1) % train.sample_every == 0
-            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
-            if due or scored or last or stop or first:
-                log.flush()
-                save(run, step + 1, screen)
-                if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
-                    log.add_scores(run.dev.scored[-1].values(), step + 1)
-            if sampled and draws and (path := _sample(run, step + 1, screen)):
-                log.add_images(path, step + 1)
-            if stop and not last:
-                raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
-            if scored and not last and _ended(run):
-                screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
+            if after_step(run, log, step, stop=distributed.any_rank(bool(stopped)), screen=screen):
                 return step + 1
     return train.steps
+
+
+def begin_log(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> RunLog:
+    """The log of a run that goes on from a step, and what was perhaps not drawn or told when it stopped there."""
+    log, every = RunLog(run.folder, run.engine, trackers, writes=run.writes), run.recipe.train.sample_every
+    if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
+        log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
+    if start and every and start % every == 0 and _draws(run):  # perhaps stopped before it was drawn
+        _sample(run, start, screen)
+    return log
+
+
+def had_ended(run: TrainingRun, start: int) -> bool:
+    """Whether a run that goes on from a step had ended there, as more would only have harmed."""
+    return bool(start and run.recipe.choose.every) and _ended(run)
+
+
+def log_step(run: TrainingRun, log: RunLog, step: int, values: dict[str, Tensor]) -> None:
+    """The EMA and the log after a step, which gave these values."""
+    if run.recipe.train.ema:
+        update_ema(run, step)
+    log.add(step + 1, values)
+
+
+def is_due(run: TrainingRun, step: int, *, stop: bool) -> bool:
+    """Whether `after_step` has anything to do."""
+    train = run.recipe.train
+    every = [each for each in (train.checkpoint_every, train.sample_every) if each]
+    return stop or is_scored(run.recipe, step + 1) or any((step + 1) % each == 0 for each in (*every, train.steps))
+
+
+def after_step(run: TrainingRun, log: RunLog, step: int, *, stop: bool, screen: Terminal) -> bool:
+    """What is saved, scored and drawn after a step -> whether the run ends with it, as more would only harm.
+
+    Interrupted where it is to `stop`, which is saved.
+    """
+    if not is_due(run, step, stop=stop):
+        return False
+    train, last = run.recipe.train, step + 1 == run.recipe.train.steps
+    scored = is_scored(run.recipe, step + 1)
+    due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
+    sampled = train.sample_every and (step + 1) % train.sample_every == 0
+    first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
+    if due or scored or last or stop or first:
+        log.flush()
+        save(run, step + 1, screen)
+        if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
+            log.add_scores(run.dev.scored[-1].values(), step + 1)
+    if sampled and _draws(run) and (path := _sample(run, step + 1, screen)):
+        log.add_images(path, step + 1)
+    if stop and not last:
+        raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
+    if scored and not last and _ended(run):
+        screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
+        return True
+    return False
+
+
+def _draws(run: TrainingRun) -> bool:
+    return run.writes or distributed.is_sharded()
 
 
 def _ended(run: TrainingRun) -> bool:
