@@ -12,7 +12,7 @@ import typer
 
 from personalize.common.recipe import SETTINGS
 from personalize.common.recipe_sections import METHODS
-from personalize.common.settings import meaning
+from personalize.common.settings import Edges, meaning
 from personalize.common.terminal import Terminal, printable
 
 
@@ -92,6 +92,8 @@ def _setting(key: str) -> inspect.Parameter:
     kind, default = SETTINGS[key].kind | None, None
     if get_origin(SETTINGS[key].kind) is tuple:
         kind, default = list[str], []
+    if SETTINGS[key].kind == Edges:  # typer reads no union
+        kind = str | None
     return _option(key.rpartition(".")[2], Annotated[kind, setting_option(key)], default)
 
 

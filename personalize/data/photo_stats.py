@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from personalize.data.crops import Box, Photo, fixed_box, square, square_mask
+from personalize.data.crops import Box, Photo, cut, cut_mask, fixed_box
 
 SHARPNESS_SIDE = 512  # px of the long side that sharpness is measured at
 SHARPNESS_LEAST = 256  # px of the short side, below which it is not
@@ -56,8 +56,8 @@ class PhotoStats:
 def measure_photo(photo: Photo, size: int, crop: str) -> PhotoStats:
     """A photo, the side in px it is trained at, its crop  ->  PhotoStats. A random crop is measured at its middle."""
     box = fixed_box(photo, crop)
-    pixels = np.asarray(square(photo, LIGHT_SIDE, box))
-    marks = None if photo.mask is None else np.asarray(square_mask(photo, LIGHT_SIDE, box)) / 255.0
+    pixels = np.asarray(cut(photo, LIGHT_SIDE, box))
+    marks = None if photo.mask is None else np.asarray(cut_mask(photo, LIGHT_SIDE, box)) / 255.0
     judged = pixels.min(2)[~_border(LIGHT_SIDE, 0.25) if marks is None else marks >= 0.5]
     return PhotoStats(
         photo=photo,
@@ -132,11 +132,8 @@ def _border(side: int, share: float) -> np.ndarray:
 
 def _colours(photo: Photo, box: Box) -> np.ndarray | None:
     """The background is what is outside the mask, or the border without one."""
-    pixels = np.asarray(square(photo, BACKGROUND_SIDE, box), dtype=np.float32)
-    if photo.mask is None:
-        outside = _border(BACKGROUND_SIDE, BORDER)
-    else:
-        outside = np.asarray(square_mask(photo, BACKGROUND_SIDE, box)) < 25
+    pixels = np.asarray(cut(photo, BACKGROUND_SIDE, box), dtype=np.float32)
+    outside = _border(BACKGROUND_SIDE, BORDER) if photo.mask is None else np.asarray(cut_mask(photo, BACKGROUND_SIDE, box)) < 25
     if outside.mean() < BACKGROUND_LEAST:
         return None
     return np.stack([_histogram(pixels[outside] * gain) for gain in GAINS])

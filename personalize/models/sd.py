@@ -5,6 +5,7 @@ B texts, L tokens, D text width.
 
 from torch import Tensor
 
+from personalize.common.image_size import Size
 from personalize.core.guidance import Cond
 from personalize.models.lazy_imports import lazy_imports
 
@@ -22,5 +23,5 @@ def encode_prompts(model, prompts: list[str], kept: Tensor | None = None) -> Con
     return {"text": encoder(ids, attention_mask=kept).last_hidden_state}
 
 
-def unet_arguments(cond: Cond, size: int) -> dict[str, Tensor]:
+def unet_arguments(cond: Cond, size: int | Size) -> dict[str, Tensor]:
     return {"encoder_hidden_states": cond["text"]}

@@ -12,6 +12,7 @@ from personalize.training.load_run import require_run
 INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
 LATER = {
     "choose.strengths": [],
+    "photos.shape": "square",
     "train.offload": False,
     "train.timesteps": "uniform",
 }  # settings that older recipes lack, and the default that changes nothing

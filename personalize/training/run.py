@@ -18,7 +18,8 @@ from personalize.common.errors import UserError
 from personalize.common.files import content_hash, read_jsonl, remove_folder, sync, write_text, writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
-from personalize.data import training_set
+from personalize.data.bucketed_set import BucketedSet
+from personalize.data.training_set import TrainingSet
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
@@ -33,7 +34,7 @@ class TrainingRun:
     """
 
     folder: Path
-    data: training_set.TrainingSet
+    data: TrainingSet | BucketedSet
     engine: engine.Engine
     ema: list[Tensor]
     manifest: dict
