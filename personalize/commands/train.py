@@ -6,12 +6,13 @@ A run is its photos, class, token, base and recipe: the same command resumes it,
 import dataclasses
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
@@ -25,6 +26,7 @@ from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import buckets, class_images
 from personalize.data.bucketed_set import build_data
+from personalize.data.buckets import ClassSet
 from personalize.data.captions import check_captions
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
@@ -77,24 +79,34 @@ def train(
     with distributed.process_group(model.device), sharding.released(model):
         screen = screen if distributed.rank() == 0 else SILENT
         resolved, subjects = _checked(model, sources, resolved, profile=profile, screen=screen)
-        folders, wanted = {}, run_class_sets(model, resolved, subjects) if needs_class_images(resolved) else {}
-        if prior_folder and len(wanted) > 1:
-            raise UserError(
-                f"--prior {prior_folder} holds images of one size, and these photos have {len(wanted)}. Leave it out, or use "
-                "photos.shape=square."
-            )
-        for name, one in wanted.items():
-            where = {"root": Path(priors), "size": one.size, "screen": screen}
-            if prior_images:
-                own = None
-                if distributed.rank() == 0:
-                    own = class_images.encode_own(model, resolved, one.word, prior_images, **where)
-                folders[name], count = distributed.broadcast_from_rank0(own)
-                resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
-                continue
-            folder, _ = class_images.complete_set(model, resolved, one.word, folder=prior_folder, count=one.count, **where)
-            folders[name] = distributed.broadcast_from_rank0(folder)
+        options = {"root": Path(priors), "drawn": prior_folder, "own": prior_images, "screen": screen}
+        folders, count = _class_folders(model, resolved, subjects, **options) if needs_class_images(resolved) else ({}, 0)
+        if prior_images:
+            resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
         return _train(model, resolved, subjects, folders, runs=Path(runs), profile=profile, screen=screen)
+
+
+def _class_folders(
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], *, root: Path, drawn: Path | None, own: Path | None,
+    screen: Terminal,
+) -> tuple[dict[str, Path], int]:  # fmt: skip
+    """The folders of class images, drawn or encoded where they are not there yet -> (they, images in each of one's own)."""
+    folders, wanted, count = {}, run_class_sets(model, recipe, subjects), 0
+    if drawn and len(wanted) > 1:
+        raise UserError(
+            f"--prior {drawn} holds images of one size, and these photos have {len(wanted)}. Leave it out, or give "
+            "photos.shape=square."
+        )
+    for name, one in wanted.items():
+        options, encoded = {"root": root, "size": one.size, "screen": screen}, None
+        if own:
+            if distributed.rank() == 0:
+                encoded = class_images.encode_own(model, recipe, one.word, own, **options)
+            folders[name], count = distributed.broadcast_from_rank0(encoded)
+        else:
+            folder, _ = class_images.complete_set(model, recipe, one.word, folder=drawn, count=one.count, **options)
+            folders[name] = distributed.broadcast_from_rank0(folder)
+    return folders, count
 
 
 def _require_used(images: Path, drawn: Path | None, recipe: Recipe) -> None:
@@ -180,11 +192,8 @@ def _begin(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
-    latents, sets = {}, run_class_sets(model, recipe, subjects)
-    for name, place in priors.items():
-        class_images.check_folder(place, manifest["prior"][name])
-        own = manifest["prior"][name].get("images") == class_images.OWN
-        latents[name] = class_images.class_latents(place, recipe.prior.count if own else sets[name].count)
+    sets = run_class_sets(model, recipe, subjects)
+    latents = _class_latents(recipe, sets, priors, manifest["prior"])
     writes, dev = distributed.rank() == 0, None
     if writes:
         _write_folder(folder, manifest, recipe, subjects, model)
@@ -201,10 +210,8 @@ def _begin(
     run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)
-    shown = None
-    if priors:
-        first = next(iter(priors))
-        shown = class_images.load_class_images(priors[first], min(8, len(latents[first])))
+    first = next(iter(priors), None)
+    shown = class_images.load_class_images(priors[first], min(8, len(latents[first]))) if priors else None
     vae_lines = preflight.representable(data, shown)
     data.release()
     with step_fits(run):
@@ -214,6 +221,16 @@ def _begin(
     if every := recipe.choose.every:
         screen.say(f"every {every} steps images are drawn to choose a checkpoint by (choose.every=0 keeps the last)")
     return run
+
+
+def _class_latents(recipe: Recipe, sets: Mapping[str, ClassSet], priors: Folders, settings: dict) -> dict[str, Tensor]:
+    """Of each set; of one's own images all are in each. UserError for a folder of other images."""
+    latents = {}
+    for name, place in priors.items():
+        class_images.check_folder(place, settings[name])
+        own = settings[name].get("images") == class_images.OWN
+        latents[name] = class_images.class_latents(place, recipe.prior.count if own else sets[name].count)
+    return latents
 
 
 def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], model: LatentModel) -> None:

@@ -32,13 +32,13 @@ def test_captured_steps_are_eager_ones_bit_for_bit(tiny_sd, more, extras):
     assert len({float(norm) for norm in eager[0][:, 3]}) == 5, "each step's numbers are its own"
 
 
-def test_a_batch_of_another_shape_runs_by_itself(tiny_sd):
+def test_each_shape_of_a_batch_is_a_graph_of_its_own(tiny_sd):
     graphs, engine, plain = StandIn(), engine_of(tiny_sd, FULL), engine_of(tiny_sd, FULL)
     engine._run = engine.captured_by(graphs)
-    for k, subjects in enumerate((2, 2, 2, 1, 2, 1, 2)):
+    for k, subjects in enumerate((2, 2, 2, 1, 2, 1, 2, 1, 1)):
         rows = [e.step(batch_of(e, k, subjects=subjects), scale=1.0) for e in (engine, plain)]
         assert rows[0] == rows[1]
-    assert graphs.warmed == cuda_graph.WARM and graphs.replayed == 2
+    assert graphs.warmed == 2 * cuda_graph.WARM and graphs.captured == 2 and graphs.replayed == 3
     assert all(torch.equal(a, b) for a, b in zip(engine.params, plain.params, strict=True))
 
 
