@@ -82,7 +82,7 @@ def _size_validated(s: Setting, value: Any, origin: str) -> int | str:
         raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected {_EXPECTED[Edges]} ({s.doc}).")
     wrong = [edge for edge in size if not s.least <= edge <= s.most] or (0 in size and size != (0, 0))
     if wrong:
-        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected edges of {s.least:g} to {s.most:g} px.")
+        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected edges of 1 to {s.most:g} px.")
     return as_setting(size)
 
 
@@ -115,7 +115,9 @@ def parse_value(text: str, kind: Any) -> Any:
 
     A list may be written a,b or [a,b]; a quoted text is one item, even with commas in it.
     """
-    item_kinds = () if kind == Edges else get_args(kind)
+    if kind == Edges:  # to TOML 0x64 is a number
+        return text.strip("\"'")
+    item_kinds = get_args(kind)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

@@ -178,9 +178,10 @@ def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = 
     """
     assert count > 0 and batch > 0 and step >= 0, (count, batch, step)
     epochs = range(step * batch // count, ((step + 1) * batch - 1) // count + 1)
-    permutations = (torch.randperm(count, generator=seeded(seed, f"order/{purpose}", epoch)) for epoch in epochs)
+    generators = [seeded(seed, f"order/{purpose}", epoch) for epoch in epochs]
+    row = [i for generator in generators for i in torch.randperm(count, generator=generator).tolist()]
     start = step * batch - epochs.start * count
-    return torch.cat([*permutations])[start : start + batch].tolist()
+    return row[start : start + batch]
 
 
 def epochs_of(count: int, batch: int, step: int) -> list[int]:

@@ -67,7 +67,7 @@ def test_the_buckets_of_512_px_are_kohyas_and_other_bases_have_theirs():
 
 
 def test_a_photo_is_in_the_bucket_that_cuts_least_off_it():
-    """Of these buckets diffusers' find_nearest_bucket, least |h w' - w h'|, takes the same; kohya's nearest w / h almost always."""
+    """Of these, diffusers' find_nearest_bucket, least |h w' - w h'|, takes the same; kohya's nearest w / h almost always."""
 
     def by_kohya(w, h):
         return min(KOHYA_512, key=lambda size: abs(size[0] / size[1] - w / h))
