@@ -88,15 +88,15 @@ def photos(
     size: Annotated[int, opt.setting_option("photos.size")] = 0,
     base: opt.Base = "toyland",
     crop: Annotated[str, opt.setting_option("photos.crop")] = "center",
+    shape: Annotated[str, opt.setting_option("photos.shape")] = "square",
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
     quiet: opt.Quiet = False, as_json: opt.Json = False,
 ):  # fmt: skip
     """What is wrong with these photos, and what will training see of them? Status 1 where a file cannot be used."""
     from personalize.commands.check_photos import check_photos
 
-    result = check_photos(
-        opt.one_or_all(source), size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json)
-    )
+    options = {"size": size, "base": base, "crop": crop, "shape": shape, "out": out}
+    result = check_photos(opt.one_or_all(source), **options, screen=Terminal(quiet=quiet or as_json))
     findings = [asdict(finding) for finding in result.findings]
     print(json.dumps({"sheet": result.page, "findings": findings}, default=str) if as_json else result.page)
     raise typer.Exit(bool(result.unusable))

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
+from personalize.common.image_size import require_multiple
 from personalize.common.terminal import SILENT, Terminal
+from personalize.data.buckets import SHAPES, sizes_of
 from personalize.data.crops import CROPS, Photo
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, examine_photos
 from personalize.data.photo_page import photo_page
 from personalize.data.photos import find_photos, is_data_set, load_photos, read_photo
-from personalize.models.locate import base_size
+from personalize.models.locate import base_downscale, base_size
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,34 @@ def check_photos(
     size: int = 0,
     base: str = "toyland",
     crop: str = "center",
+    shape: str = "square",
     out: str | Path = "photos.html",
     screen: Terminal = SILENT,
 ) -> PhotosResult:
     """Examine photos as they would be trained at `size` px (0: what `base` trains at), and write the page `out`.
 
+    shape: of photos.shape; the buckets are in steps of what `base` needs.
+
     A file that cannot be used is a finding, and the others are examined. Errors: `UserError` for a source without
-    any photo that can be used, an unknown crop, an `out` that is no HTML file, and a base that cannot be found.
+    any photo that can be used, an unknown crop or shape, an `out` that is no HTML file, and a base that cannot be found.
     """
     out = Path(out)
     if crop not in CROPS:
         raise UserError(f"unknown crop {crop!r}{nearest(crop, CROPS)}. Crops: {', '.join(CROPS)}.")
+    if shape not in SHAPES:
+        raise UserError(f"unknown shape {shape!r}{nearest(shape, SHAPES)}. Shapes: {', '.join(SHAPES)}.")
     if out.is_dir():
         raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
     size = size or base_size(base, screen.say)
     photos, known = _usable_photos(source)
-    report = examine_photos(photos, size, crop=crop, known=known)
+    sizes = []
+    if shape == "buckets":
+        step = 8 * base_downscale(base)
+        require_multiple(size, step, what="size", base=base)
+        sizes = sizes_of(photos, shape, edge=size, step=step)
+    report = examine_photos(photos, size, crop=crop, sizes=sizes, known=known)
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
     if all(finding.severity == OK for finding in report.findings):

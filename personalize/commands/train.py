@@ -143,7 +143,7 @@ def _checked(
     is_square = recipe.photos.shape == "square"
     subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size if is_square else 1)
     for photos in [] if is_square or recipe.photos.min_size else [[*s.photos, *s.held_out] for s in subjects]:
-        buckets.require_pixels(photos, buckets.sizes_of(photos, recipe, **px))
+        buckets.require_pixels(photos, buckets.sizes_of(photos, recipe.photos.shape, **px))
     for subject in subjects:
         notices += check_captions(
             model, subject.photos, train.prompt, token=subject.token, word=subject.class_word,
@@ -241,7 +241,8 @@ def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[S
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:
         photos = [photo for subject in subjects for photo in subject.photos]
-        sizes = buckets.sizes_of(photos, recipe, edge=recipe.photos.size or model.size, step=8 * model.downscale)
+        px = {"edge": recipe.photos.size or model.size, "step": 8 * model.downscale}
+        sizes = buckets.sizes_of(photos, recipe.photos.shape, **px)
         preview(photos, sizes, crop=recipe.photos.crop).save(temporary)
 
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from personalize.common.errors import UserError
-from personalize.common.image_size import Size, as_setting, as_size, in_words
+from personalize.common.image_size import Size, as_setting, in_words
 from personalize.common.recipe import Recipe
 from personalize.core.rng import generator
-from personalize.data.crops import Photo, largest_sides
+from personalize.data.crops import Photo, largest_sides, share_kept
 from personalize.data.subjects import Subject
+
+SHAPES = ("square", "buckets")  # of photos.shape
 
 
 def bucket_sizes(edge: int, step: int) -> list[Size]:
@@ -33,20 +35,14 @@ def bucket_sizes(edge: int, step: int) -> list[Size]:
     return sorted(sizes)
 
 
-def share_kept(size_wh: Size, bucket: int | Size) -> float:
-    """The share of a photo's area inside the largest box of a bucket's shape."""
-    (width, height), (across, down) = size_wh, as_size(bucket)
-    return min(width * down, height * across) / max(width * down, height * across)
-
-
 def nearest_bucket(size_wh: Size, sizes: Sequence[Size]) -> Size:
     """The bucket that cuts least off a photo; of several the largest."""
     return max(sizes, key=lambda size: (share_kept(size_wh, size), size[0] * size[1], size))
 
 
-def sizes_of(photos: Sequence[Photo], recipe: Recipe, *, edge: int, step: int) -> list[Size]:
-    """The size each photo is trained in, at `edge` px or its area, in steps of `step` px."""
-    if recipe.photos.shape == "square":
+def sizes_of(photos: Sequence[Photo], shape: str, *, edge: int, step: int) -> list[Size]:
+    """The size each photo is trained in by `photos.shape`, at `edge` px or its area, in steps of `step` px."""
+    if shape == "square":
         return [(edge, edge)] * len(photos)
     sizes = bucket_sizes(edge, step)
     return [nearest_bucket(photo.size, sizes) for photo in photos]
@@ -64,7 +60,7 @@ def require_pixels(photos: Sequence[Photo], sizes: Sequence[Size]) -> None:
 
 def by_size(subjects: Sequence[Subject], recipe: Recipe, *, edge: int, step: int) -> dict[Size, list[Subject]]:
     """The subjects that have photos of a size, with these alone, for each size that there is."""
-    sizes = [sizes_of(subject.photos, recipe, edge=edge, step=step) for subject in subjects]
+    sizes = [sizes_of(subject.photos, recipe.photos.shape, edge=edge, step=step) for subject in subjects]
     groups = {}
     for size in sorted({size for each in sizes for size in each}):
         mine = [[p for p, own in zip(s.photos, each) if own == size] for s, each in zip(subjects, sizes, strict=True)]

@@ -108,6 +108,12 @@ def largest_sides(size_wh: Size, shape: int | Size) -> Size:
     return width, max(1, round(width * down / across))
 
 
+def share_kept(size_wh: Size, shape: int | Size) -> float:
+    """The share of a photo's area inside the largest box of a shape."""
+    (width, height), (across, down) = size_wh, as_size(shape)
+    return min(width * down, height * across) / max(width * down, height * across)
+
+
 def largest_box(
     photo: Photo, crop: str = "center", generator: Generator | None = None, *, shape: int | Size = SQUARE
 ) -> Box:  # fmt: skip

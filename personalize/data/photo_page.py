@@ -19,6 +19,7 @@ def photo_page(report: Report) -> str:
         "data/photo_page.html.j2",
         count=len(report.stats),
         size=report.size,
+        sizes=f"{report.size}×{report.size} px" + ", each in its own shape of that area" * report.keeps_shape,
         place=CROP_PLACES[report.crop],
         has_masks=any(stats.photo.mask is not None for stats in report.stats),
         shown=SHOWN,

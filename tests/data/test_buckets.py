@@ -13,6 +13,7 @@ from personalize.common.errors import UserError
 from personalize.common.recipe import load_recipe, recipe_to_dict
 from personalize.data import buckets
 from personalize.data.bucketed_set import build_data, size_lines
+from personalize.data.crops import share_kept
 from personalize.data.subjects import Subject, load_subjects
 from personalize.training.engine import Engine
 from personalize.training.find_run import decisive_settings
@@ -77,13 +78,13 @@ def test_a_photo_is_in_the_bucket_that_cuts_least_off_it():
 
     assert all(buckets.nearest_bucket(size, KOHYA_512) == by_kohya(*size) for size in PHOTO_SIZES)
     assert buckets.nearest_bucket((6000, 4000), KOHYA_512) == (640, 384)
-    assert buckets.share_kept((6000, 4000), (640, 384)) == pytest.approx(0.9)
+    assert share_kept((6000, 4000), (640, 384)) == pytest.approx(0.9)
     worse = 0
     for width in range(200, 2000, 13):
-        kept = buckets.share_kept((width, 700), buckets.nearest_bucket((width, 700), KOHYA_512))
-        assert kept == max(buckets.share_kept((width, 700), size) for size in KOHYA_512)
-        assert kept == buckets.share_kept((width, 700), by_diffusers(width, 700))
-        worse += kept > buckets.share_kept((width, 700), by_kohya(width, 700))
+        kept = share_kept((width, 700), buckets.nearest_bucket((width, 700), KOHYA_512))
+        assert kept == max(share_kept((width, 700), size) for size in KOHYA_512)
+        assert kept == share_kept((width, 700), by_diffusers(width, 700))
+        worse += kept > share_kept((width, 700), by_kohya(width, 700))
     assert worse == 7, "of 139: a photo between the arithmetic and the geometric mean of two ratios"
 
 
@@ -191,7 +192,7 @@ def test_class_images_are_shared_out_like_the_photos_of_their_class(shaped):
 def test_a_photo_must_fill_its_bucket_not_the_square(shaped):
     recipe = load_recipe(None, [*SETTINGS, BUCKETS])
     (dog,), _ = load_subjects([shaped], recipe, tokens=["zqv"], size=1)
-    sizes = buckets.sizes_of(dog.photos, recipe, edge=32, step=16)
+    sizes = buckets.sizes_of(dog.photos, "buckets", edge=32, step=16)
     buckets.require_pixels(dog.photos, sizes)
     with pytest.raises(UserError, match=r"a\.png is 132×40 px, and its bucket of 192×64 px would enlarge it.*min_size=40"):
         buckets.require_pixels(dog.photos, [tuple(4 * edge for edge in size) for size in sizes])
