@@ -35,7 +35,7 @@ Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest 
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images.")]
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
-Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle square is drawn anew.")]
+Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle is drawn anew.")]
 Mask = Annotated[
     Path | None,
     typer.Option(metavar="FILE|word:WORD", help="White where --image is painted, or a word of the prompt that it shows there."),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
-from personalize.common.image_size import require_multiple
+from personalize.common.image_size import Size, require_multiple
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.buckets import SHAPES, sizes_of
 from personalize.data.crops import CROPS, Photo
@@ -55,11 +55,7 @@ def check_photos(
         raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
     size = size or base_size(base, screen.say)
     photos, known = _usable_photos(source)
-    sizes = []
-    if shape == "buckets":
-        step = 8 * base_downscale(base)
-        require_multiple(size, step, what="size", base=base)
-        sizes = sizes_of(photos, shape, edge=size, step=step)
+    sizes = _bucket_sizes(photos, size, base) if shape == "buckets" else []
     report = examine_photos(photos, size, crop=crop, sizes=sizes, known=known)
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
@@ -68,6 +64,13 @@ def check_photos(
     with writing(out) as temporary:
         temporary.write_text(photo_page(report), encoding="utf-8", errors="replace")  # file names may be no Unicode
     return PhotosResult(report.findings, out, sum(finding.severity == WARNING for finding in known))
+
+
+def _bucket_sizes(photos: Sequence[Photo], size: int, base: str) -> list[Size]:
+    """The bucket of each photo. UserError for a size that the base cannot train at."""
+    step = 8 * base_downscale(base)
+    require_multiple(size, step, what="size", base=base)
+    return sizes_of(photos, "buckets", edge=size, step=step)
 
 
 def _usable_photos(source: str | Path | Sequence[str | Path]) -> tuple[list[Photo], list[Finding]]:
