@@ -149,7 +149,7 @@ def sampling_batches(model: LatentModel, count: int, config: SamplingConfig, *, 
 
 def default_batch_size(model: LatentModel, size: int | str | Size) -> int:
     """Images at once: 16 images of 512 px on a GPU; on the CPU small latents in larger batches, large ones alone."""
-    cells = math.prod(latent_shape(model, size)[1:])
+    cells = math.prod(edge // model.downscale for edge in as_size(size))
     return max(1, min(64, (16 * 4096 if model.device.type == "cuda" else 25 * 256) // cells))
 
 
