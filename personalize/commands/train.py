@@ -27,7 +27,7 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data import buckets, class_images
 from personalize.data.bucketed_set import build_data
 from personalize.data.buckets import ClassSet
-from personalize.data.captions import check_captions
+from personalize.data.captions import add_token, check_captions
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
@@ -144,11 +144,8 @@ def _checked(
     subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size if is_square else 1)
     for photos in [] if is_square or recipe.photos.min_size else [[*s.photos, *s.held_out] for s in subjects]:
         buckets.require_pixels(photos, buckets.sizes_of(photos, recipe.photos.shape, **px))
-    for subject in subjects:
-        notices += check_captions(
-            model, subject.photos, train.prompt, token=subject.token, word=subject.class_word,
-            learns_word=bool(set(train.methods) & set(methods.WITH_A_WORD)),
-        )  # fmt: skip
+    subjects, said = _with_captions(model, recipe, subjects)
+    notices += said
     for word in words:
         if rest := model.truncated_words(fill(recipe.prior.prompt, "", word)):
             notices.append(f"prior.prompt is too long for this base, which does not see {rest!r}")
@@ -163,6 +160,17 @@ def _checked(
     for line in notices + remarks:
         screen.say(line)
     return dataclasses.replace(recipe, token=tokens), subjects
+
+
+def _with_captions(model: LatentModel, recipe: Recipe, subjects: list[Subject]) -> tuple[list[Subject], list[str]]:
+    """The subjects, whose photos have the captions that they are trained with, and remarks on these."""
+    ready, remarks, learns = [], [], bool(set(recipe.train.methods) & set(methods.WITH_A_WORD))
+    for subject in subjects:
+        names = {"token": subject.token, "word": subject.class_word}
+        photos, said = add_token(model, subject.photos, **names) if recipe.captions.add_token else (subject.photos, [])
+        ready.append(dataclasses.replace(subject, photos=photos))
+        remarks += said + check_captions(model, photos, recipe.train.prompt, **names, learns_word=learns)
+    return ready, remarks
 
 
 def _train(

@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from personalize.common.image_size import Size
+from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT
-from personalize.core.guidance import Cond
 from personalize.data import buckets
 from personalize.data.batch import Batch
 from personalize.data.crops import Photo
 from personalize.data.inpainting_masks import encode_versions
 from personalize.data.subjects import Subject
-from personalize.data.training_set import PriorSet, TrainingSet, all_prompts, build_training_set, class_words
-from personalize.generation import sampling
+from personalize.data.training_set import PriorSet, TrainingSet, build_training_set, class_words, read_prompts
 from personalize.models.interface import LatentModel
 
 
@@ -76,29 +74,20 @@ def build_data(
     px = {"edge": recipe.photos.size or model.size, "step": 8 * model.downscale}
     groups, sets = buckets.by_size(subjects, recipe, **px), buckets.class_sets(subjects, recipe, **px)
     names = {(one.word, one.size): one.name for one in sets}
-    prompts = {size: all_prompts(recipe, group) for size, group in groups.items()}
-    with torch.no_grad():  # all at once: the text encoders are dropped before the first photo is encoded
-        texts = None if text_trains else sampling.encode_texts(model, [text for each in prompts.values() for text in each])
+    # of all buckets first: the text encoders are dropped before the first photo is encoded
+    said = {size: read_prompts(model, recipe, group, text_trains=text_trains) for size, group in groups.items()}
     parts, counts = {}, [sum(len(s.photos) for s in group) for group in groups.values()]
     for (size, group), count in zip(groups.items(), buckets.shares(recipe.prior.count, counts), strict=True):
-        mine, texts = _first(texts, len(prompts[size]))
         parts[size] = build_training_set(
             model, replace(recipe, prior=replace(recipe.prior, count=count if recipe.prior.count else 0)), group,
             priors={word: priors[names[word, size]] for word in class_words(group)} if priors else {},
             class_pixels=class_pixels and (lambda word, i, size=size: class_pixels(names[word, size], i)),
-            size=size, texts=mine, **options,
+            size=size, said=said[size], **options,
         )  # fmt: skip
     photos = [photo for part in parts.values() for photo in part.photos]
-    of_photos = [text for size, part in parts.items() for text in prompts[size][: len(part.photos)]]
-    classes = all_prompts(recipe, subjects)[len(photos) :]
-    return BucketedSet(model, recipe, parts, photos, of_photos + classes)
-
-
-def _first(texts: Cond | None, rows: int) -> tuple[Cond | None, Cond | None]:
-    """The conditioning of the first rows, and that of the others."""
-    if texts is None:
-        return None, None
-    return {key: value[:rows] for key, value in texts.items()}, {key: value[rows:] for key, value in texts.items()}
+    prompts = [text for part in parts.values() for text in part.prompts[: len(part.photos)]]
+    prompts += [fill(recipe.prior.prompt, "", word) for word in class_words(subjects)]
+    return BucketedSet(model, recipe, parts, photos, prompts)
 
 
 def size_lines(data: TrainingSet | BucketedSet) -> Sequence[str]:

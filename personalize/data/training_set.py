@@ -6,6 +6,7 @@ h w latent size, N photos, M class images or predictions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from personalize.data.crops import (
     mask_tensor,
 )
 from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
+from personalize.data.step_prompts import StepPrompts, encode_all, step_prompts
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
 from personalize.generation.inpainting import masked_condition
@@ -56,6 +58,14 @@ class PriorSet:
     masked: Tensor | None = None
 
 
+class Prompts(NamedTuple):
+    """texts: of each photo, then of each class, then what `per_step` needs beside; cond: a row for each, or None."""
+
+    texts: list[str]
+    cond: Cond | None
+    per_step: StepPrompts
+
+
 @dataclass
 class TrainingSet:
     """Photos of all subjects and their prompts, and what is preserved of their classes. masked: as in a PriorSet."""
@@ -63,9 +73,10 @@ class TrainingSet:
     model: LatentModel
     recipe: Recipe
     photos: list[Photo]
-    prompts: list[str]  # of each photo, then of each class
+    prompts: list[str]  # of each photo, then of each class, then what `step_prompts` needs beside
     latents: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
+    step_prompts: StepPrompts
     prior: PriorSet | None = None
     masked: Tensor | None = None  # None where the latents are, and for a base that does not inpaint
     size: int | Size = 0  # that photos and class images have, px; 0: the recipe's square
@@ -96,7 +107,8 @@ class TrainingSet:
         seed, (subjects, priors), visit = self.recipe.seed, self.steps_per_batch, step if visit is None else visit
         which = epoch_order(len(self.photos), subjects, visit, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        mean, std, mask, beside = self.photo_latents(which, step, epochs_of(len(self.photos), subjects, visit))
+        passes = epochs_of(len(self.photos), subjects, visit)
+        mean, std, mask, beside = self.photo_latents(which, step, passes)
         z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
         drawn = epoch_order(len(self.prior.z0), priors, visit, seed=seed, purpose="prior") if priors else []
         if priors:
@@ -113,7 +125,7 @@ class TrainingSet:
             target[subjects:] = take_rows(self.prior.target, drawn)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
-        rows = which + [self.prior.texts[i] for i in drawn]
+        rows = self.step_prompts.rows(which, passes, step) + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
         beside |= self.size_conditions(which, step, priors)
 
@@ -158,25 +170,22 @@ class TrainingSet:
 def build_training_set(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], *, priors: Mapping[str, Tensor], text_trains: bool,
     class_pixels: Callable[[str, int], Tensor] | None = None, encode: Callable = encode_versions, progress=SILENT.progress,
-    size: int | Size = 0, texts: Cond | None = None,
+    size: int | Size = 0, said: Prompts | None = None,
 ) -> TrainingSet:  # fmt: skip
     """Encodes photos and prompts once, where they do not change from step to step.
 
     priors: class images (M,C,h,w) by class word; empty where there are none. class_pixels: class word, number -> (1,3,H,W)
     of such an image, for an inpainting base, whose masked images `encode` encodes. size: of all images, as in a TrainingSet;
-    texts: of `all_prompts`, where they are encoded already. UserError names an unknown placeholder.
+    said: of `read_prompts`, where that was called already. UserError names an unknown placeholder.
     """
     photos = [photo for subject in subjects for photo in subject.photos]
-    classes, prompts = class_words(subjects), all_prompts(recipe, subjects)
-    if texts is None and not text_trains:
-        with torch.no_grad():
-            texts = sampling.encode_texts(model, prompts)
-    model.release(texts=texts is not None)  # before the VAE, which takes most where photos are large
+    classes, said = class_words(subjects), said or read_prompts(model, recipe, subjects, text_trains=text_trains)
+    model.release(texts=said.cond is not None)  # before the VAE, which takes most where photos are large
     latents = None
     if recipe.photos.crop != "random" and not recipe.photos.flip:
         means, stds, masks, _ = zip(*(encode_photos(model, recipe, [photo], 0, size=size) for photo in photos))
         latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
-    data = TrainingSet(model, recipe, photos, prompts, latents, texts, size=size)
+    data = TrainingSet(model, recipe, photos, said.texts, latents, said.cond, said.per_step, size=size)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
         data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)
@@ -209,10 +218,14 @@ def class_words(subjects: list[Subject]) -> list[str]:
     return list(dict.fromkeys(subject.class_word for subject in subjects))
 
 
-def all_prompts(recipe: Recipe, subjects: list[Subject]) -> list[str]:
-    """Of each photo, then of each class. UserError names an unknown placeholder."""
+def read_prompts(model: LatentModel, recipe: Recipe, subjects: list[Subject], *, text_trains: bool) -> Prompts:
+    """What is said of photos and classes, encoded where no text encoder trains. UserError names an unknown placeholder."""
     prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
-    return prompts + [fill(recipe.prior.prompt, "", word) for word in class_words(subjects)]
+    prompts += [fill(recipe.prior.prompt, "", word) for word in class_words(subjects)]
+    per_step, more = step_prompts(model, recipe, prompts, [s.token for s in subjects for _ in s.photos])
+    with torch.no_grad():
+        cond = None if text_trains else encode_all(model, prompts, more)
+    return Prompts(prompts + more, cond, per_step)
 
 
 def photo_crops(recipe: Recipe, photos: list[Photo], step: int, shape: int | Size = SQUARE) -> list[Crop]:

@@ -9,10 +9,13 @@ from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
-INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
+# Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
+INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate")
 LATER = {
     "choose.strengths": [],
     "photos.shape": "square",
+    "train.caption_dropout": 0.0,
+    "train.caption_shuffle": False,
     "train.offload": False,
     "train.timesteps": "uniform",
 }  # settings that older recipes lack, and the default that changes nothing
