@@ -92,7 +92,7 @@ def build_data(
 
 def size_lines(data: TrainingSet | BucketedSet) -> Sequence[str]:
     """What a run says of its buckets: how many photos are of which size."""
-    if isinstance(data, TrainingSet):
+    if not isinstance(data, BucketedSet):
         return []
     each = ", ".join(f"{width}×{height} ({len(part.photos)})" for (width, height), part in data.parts.items())
     return [f"photos keep their shape, in {len(data.parts)} sizes: {each}; each batch is of one size"]

@@ -1,5 +1,6 @@
 """Photos that keep their shape: which bucket each is in, which a step takes, and that all of a batch is of its size."""
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from personalize.data import buckets
 from personalize.data.bucketed_set import build_data, size_lines
 from personalize.data.crops import share_kept
 from personalize.data.subjects import Subject, load_subjects
+from personalize.training import compile
 from personalize.training.engine import Engine
 from personalize.training.find_run import decisive_settings
 
@@ -45,6 +47,7 @@ def made(base, folder, *more, prior=False):
     model = models.load_model(str(base), device="cpu", dtype="float32", say=lambda line: None)
     recipe = load_recipe(None, [*SETTINGS, BUCKETS, *more])
     known, _ = load_subjects([folder], recipe, tokens=["zqv"], size=1)
+    torch.manual_seed(0)
     groups = methods.attach(model, recipe)
     sets = buckets.class_sets(known, recipe, edge=model.size, step=8 * model.downscale)
     g = torch.Generator().manual_seed(0)
@@ -152,6 +155,33 @@ def test_an_inpainting_base_paints_rectangles_of_the_bucket(tiny_sd, shaped, tmp
         batch = data.at(step)
         assert batch.cond(slice(0, 2))["masked"].shape == (2, 5, *batch.z0.shape[-2:])
         assert engine.step(batch, scale=1.0)["loss"].isfinite()
+
+
+def test_captions_are_shuffled_and_dropped_in_any_bucket(tiny_sd, shaped, tmp_path):
+    folder = shutil.copytree(shaped, tmp_path / "captioned")
+    for k, name in enumerate(SHAPES):
+        (folder / f"{name}.txt").write_text(f"a {{token}} {{class}}, a red hat, number {k}")
+    more = ["train.caption_shuffle=true", "train.caption_dropout=0.5", "train.steps=40"]
+    data, _ = made(tiny_sd, folder, *more)
+    said = Counter()
+    for step in range(40):
+        part = data.parts[data.at(step).z0.shape[-1] * 2, data.at(step).z0.shape[-2] * 2]
+        text = data.at(step).cond(slice(0, 1))["text"][0]
+        said[part.prompts[next(k for k, row in enumerate(part.texts["text"]) if torch.equal(row, text))]] += 1
+    assert 10 <= said.pop("") <= 30 and all(text.startswith("a zqv dog, ") for text in said) and len(said) > 5
+    assert data.prompts[5:] == ["a dog"]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_any_size_is_the_eager_one(tiny_sd, shaped, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(compile, "BACKEND", lambda graph, inputs: compiled.append(graph) or graph.forward)
+    data, engine = made(tiny_sd, shaped, "train.engine=compiled", "train.methods=lora")
+    plain, eager = made(tiny_sd, shaped, "train.methods=lora")
+    for step in range(12):
+        losses = [each.step(data.at(step), scale=1.0)["loss"] for data, each in ((data, engine), (plain, eager))]
+        torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-5)
+    assert len(compiled) >= 3, "one a bucket"
 
 
 def test_predictions_of_the_base_are_shared_out_like_the_photos(tiny_sd, shaped):

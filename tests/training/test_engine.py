@@ -378,8 +378,9 @@ def told_in_order(monkeypatch):
     model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, unet=nn.Linear(2, 2), inpaints=False)
     recipe = load_recipe(None, [LORA])
     data = SimpleNamespace(
-        model=model, recipe=recipe, at=lambda step: next(lines), photos=[0], prompts=["a"], steps_per_batch=(1, 0), prior=None
-    )
+        model=model, recipe=recipe, at=lambda step: next(lines), photos=[0], prompts=["a"], steps_per_batch=(1, 0), prior=None,
+        largest_step=0,
+    )  # fmt: skip
     engine = SimpleNamespace(backward=lambda batch: told.append("step"), clear=lambda: None, params=[torch.zeros(4)])
     return told, data, engine
 
