@@ -52,7 +52,7 @@ def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str, si
         "size": as_setting(size or recipe.photos.size or model.size),
         "dtype": str(class_image_dtype(model, recipe)).removeprefix("torch."),
         "seed": recipe.seed,
-    }
+    } | model.prompt_record
 
 
 def class_image_dtype(model: LatentModel, recipe: Recipe) -> torch.dtype:
@@ -77,9 +77,10 @@ def check_folder(folder: Path, wanted: dict) -> None:
             )
         return
     existing = read_manifest(folder).get("settings", {})
-    differing = [k for k in wanted if k != "base" and existing.get(k) != wanted[k]]
+    keys = [*wanted, *(k for k in existing if k.startswith("prompt_") and k not in wanted)]  # said only where it is not usual
+    differing = [k for k in keys if k != "base" and existing.get(k) != wanted.get(k)]
     if differing:
-        differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted[k]!r} here" for k in differing)
+        differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted.get(k)!r} here" for k in differing)
         raise UserError(f"the class images in {folder} do not fit this run: {differences}. Give another folder, or none.")
 
 
