@@ -31,8 +31,10 @@ from personalize.data.training_set import build_training_set
 from personalize.evaluation import encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import engine, loop, preflight, profiler, sharding, validation
+from personalize.training import engine, extend, loop, preflight, profiler, sharding, validation
+from personalize.training.checkpoint_schedule import SPARES
 from personalize.training.find_run import find_run, is_run
+from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest
 from personalize.training.run import TrainingRun, disk_bytes, finish, or_skipped, restore, step_fits
@@ -57,15 +59,17 @@ def train(
     priors: Path = PRIORS,
     prior_folder: Path | None = None,
     prior_images: Path | None = None,
+    extend: bool = False,
     profile: bool = False,
     screen: Terminal = SILENT,
 ) -> TrainResult:
     """Train on photos; class images that are missing are drawn first.
 
     Several class words: as many folders of photos, each a subject with a token of its own. recipe: a TOML file; settings:
-    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `profile` writes where
-    a step's time goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it.
-    UserError names what is wrong, before any long work.
+    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `extend`: the run in
+    `runs` that is this one with fewer steps goes on to as many, see `training.extend`. `profile` writes where a step's time
+    goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it. UserError names what
+    is wrong, before any long work.
     """
     resolved, sources = resolve_subjects(photos, class_word, recipe, settings)
     if prior_folder and len(resolved.class_word) > 1:
@@ -86,7 +90,8 @@ def train(
         for word in dict.fromkeys(resolved.class_word) if needs_class_images(resolved) and not prior_images else ():
             folder, _ = class_images.complete_set(model, resolved, word, root=Path(priors), folder=prior_folder, screen=screen)
             folders[word] = distributed.broadcast_from_rank0(folder)
-        return _train(model, resolved, subjects, folders, runs=Path(runs), profile=profile, screen=screen)
+        options = {"runs": Path(runs), "extends": extend, "profile": profile, "screen": screen}
+        return _train(model, resolved, subjects, folders, **options)
 
 
 def _require_used(images: Path, drawn: Path | None, recipe: Recipe) -> None:
@@ -143,14 +148,27 @@ def _checked(
 
 
 def _train(
-    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, profile: bool, screen: Terminal
-) -> TrainResult:
-    """The run of these subjects, begun or resumed."""
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, extends: bool, profile: bool,
+    screen: Terminal,
+) -> TrainResult:  # fmt: skip
+    """The run of these subjects, begun, resumed or extended."""
     writes = distributed.rank() == 0
     manifest = make_manifest(model, recipe, subjects, priors)
     name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     folder, difference = distributed.broadcast_from_rank0(find_run(runs, name, manifest) if writes else None)
+    if extends := extends and distributed.broadcast_from_rank0(not is_run(folder)):
+
+        def identity(steps: int) -> str:
+            shorter = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps))
+            return make_manifest(model, shorter, subjects, priors)["identity"]
+
+        shorter = extend.find_shorter(runs, recipe.train.steps, identity, difference) if writes else None
+        folder, difference = distributed.broadcast_from_rank0(shorter), ""
     with run_folder.lock(folder) if writes else nullcontext():
+        if extends and writes:
+            extend.extend(folder, manifest)
+        if writes and is_run(folder) and (notice := extend.schedule_notice(require_run(folder))):
+            screen.say(notice)
         finished = writes and is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished"
         if distributed.broadcast_from_rank0(finished):
             screen.say(f"this run is finished: {folder}")
@@ -161,7 +179,10 @@ def _train(
             screen.say(difference)
         with run_folder.marked(folder) if writes else nullcontext():
             run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
-            run_folder.require_free_disk(folder, disk_bytes(run))
+            spared = f" --set train.checkpoint_minutes=0 needs {SPARES} checkpoints less." * bool(
+                recipe.train.checkpoint_minutes
+            )
+            run_folder.require_free_disk(folder, disk_bytes(run), spared)
             return _finish_training(run, screen, profile=profile)
 
 
@@ -204,7 +225,8 @@ def _begin(
 def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], *, size: int) -> None:
     make_folder(folder)
     if is_run(folder):
-        manifest["sha256"] = run_folder.read_manifest(folder).get("sha256", {})
+        earlier = run_folder.read_manifest(folder)
+        manifest |= {"sha256": {}} | {key: earlier[key] for key in ("sha256", "extended") if key in earlier}
     run_folder.write_manifest(folder, manifest)
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:

@@ -87,7 +87,11 @@ class Train:
         "uniform", "density of the noise levels", choices=("uniform", "stratified", "low", "high", "mode", "logit-normal"),
     )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
-    checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
+    checkpoint_every: int = setting(0, "steps between checkpoints that stay; 0: at the end only", least=0)
+    checkpoint_minutes: float = setting(
+        5.0, "minutes between checkpoints to go on from after a kill, the newest two of them until the run ends; 0: none",
+        least=0, most=100_000,
+    )  # fmt: skip
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)
     trackers: tuple[str, ...] = setting((), "accelerate's trackers by name, such as tensorboard or wandb")
 

@@ -9,7 +9,8 @@ from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
-INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
+# settings and sections of the recipe that decide no weight
+INDIFFERENT = ("device", "vae", "draw", "evaluate", "train.checkpoint_minutes")
 LATER = {
     "choose.strengths": [],
     "train.offload": False,
@@ -45,16 +46,16 @@ def decisive_settings(recipe: dict) -> dict:
     A setting of LATER counts only where it is set, so that runs from before it keep their identity.
     """
     kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
-    for key, default in LATER.items():
+    unset = [key for key, default in LATER.items() if kept[key.split(".")[0]].get(key.split(".")[1]) == default]
+    for key in [*unset, *(key for key in INDIFFERENT if "." in key)]:
         section, name = key.split(".")
-        if kept[section].get(name) == default:
-            kept[section] = {other: value for other, value in kept[section].items() if other != name}
+        kept[section] = {other: value for other, value in kept[section].items() if other != name}
     return kept
 
 
 def _difference(earlier: Path, manifest: dict) -> str:
     old, new = (flat_settings(recipe_from_dict(m["recipe"], "the run's recipe")) for m in (require_run(earlier), manifest))
-    decides = [key for key in new if key.split(".")[0] not in INDIFFERENT]
+    decides = [key for key in new if not {key, key.split(".")[0]} & set(INDIFFERENT)]
     changed = [f"{key} = {new[key]!r}, there {old[key]!r}" for key in decides if new[key] != old[key]]
     why = ", ".join(changed[:3]) or "photos, captions, base or class images"
     option = f"--base {earlier / 'model'}" if "full" in manifest["methods"] else f"--init-from {earlier}"

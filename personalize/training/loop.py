@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from personalize.common import distributed, run_folder
+from personalize.common import distributed
 from personalize.common.errors import Interrupted
 from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, sharding, validation
+from personalize.training.checkpoint_schedule import Clock, is_scheduled, is_scored
 from personalize.training.log import RunLog, stop_signals
-from personalize.training.run import TrainingRun, is_scored, or_skipped, save, step_fits, update_ema
+from personalize.training.run import TrainingRun, or_skipped, save, step_fits, update_ema
 
 
 def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> int:
@@ -22,7 +23,7 @@ def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
         _sample(run, start, screen)
     if start and run.recipe.choose.every and _ended(run):
         return start
-    steps = screen.progress("training", train.steps, done=start, unit="steps")
+    steps, clock = screen.progress("training", train.steps, done=start, unit="steps"), Clock(train.checkpoint_minutes)
     with stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
             with step_fits(run):
@@ -33,14 +34,13 @@ def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
             advance(note=log.line)
             last = step + 1 == train.steps
             scored = is_scored(run.recipe, step + 1)
-            due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped))
             sampled = train.sample_every and (step + 1) % train.sample_every == 0
-            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
-            if due or scored or last or stop or first:
+            if is_scheduled(run.recipe, step + 1) or stop or clock.is_due():
                 log.flush()
                 save(run, step + 1, screen)
+                clock.reset()
                 if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
                     log.add_scores(run.dev.scored[-1].values(), step + 1)
             if sampled and draws and (path := _sample(run, step + 1, screen)):

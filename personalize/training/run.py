@@ -22,6 +22,7 @@ from personalize.data import training_set
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
+from personalize.training.checkpoint_schedule import SPARES, is_scheduled, is_scored
 from personalize.training.log import FILE, divergence_message
 from personalize.training.memory.switches import memory_switches
 
@@ -94,7 +95,11 @@ def _prune(run: TrainingRun) -> None:
     if steps and run.recipe.choose.strengths:
         steps.add(max(run.dev.scored, key=checkpoint_selection.identity).step)
     protect = [_checkpoint(run, step).name for step in steps]
-    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect)
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect, spare=_spares(run), spares=SPARES)
+
+
+def _spares(run: TrainingRun) -> list[str]:
+    return [p.name for p in run_folder.checkpoints(run.folder) if not is_scheduled(run.recipe, int(p.name[5:]))]
 
 
 def _record(run: TrainingRun, path: Path) -> None:
@@ -104,12 +109,6 @@ def _record(run: TrainingRun, path: Path) -> None:
     """
     run.manifest["sha256"] = run.manifest.get("sha256", {}) | {path.name: content_hash(path)}
     run_folder.write_manifest(run.folder, run.manifest)
-
-
-def is_scored(recipe: Recipe, step: int) -> bool:
-    """Whether the checkpoint of this step is scored on the dev split."""
-    every = recipe.choose.every
-    return bool(every) and (step == recipe.train.steps or step % every == 0)
 
 
 def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
@@ -181,10 +180,13 @@ def _drop_rows_after(run: TrainingRun, step: int) -> None:
     """Removes from the run's logs and dev images what came after the checkpoint from which it resumes."""
     if not run.writes:
         return
-    for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
-        if run.dev or log.name == FILE:
-            rows = [row for row in read_jsonl(log) if row["step"] <= step]
-            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    logs = {run.folder / FILE: lambda row: True}
+    if run.dev:  # of a run that was finished and is extended: its last step and other strengths, which count at the end only
+        scored = lambda row: is_scored(run.recipe, row["step"]) and row.get("strength", 1.0) == 1  # noqa: E731
+        logs[run.folder / checkpoint_selection.FILE] = scored
+    for log, counts in logs.items():
+        rows = [row for row in read_jsonl(log) if row["step"] <= step and counts(row)]
+        write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     for folder in (run.folder / "choosing").glob("step-*"):
         number = folder.name.split("-")[1]
         if number.isdecimal() and int(number) > step:
@@ -218,6 +220,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     with writing(run.folder / "model") as temporary:
         methods.save(model, temporary, run.recipe)
         _record(run, temporary)
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.steps, spare=_spares(run))  # all others stay
     run_folder.write_manifest(run.folder, run.manifest | {"status": "finished"})
 
 
@@ -262,10 +265,11 @@ def _checkpoint(run: TrainingRun, step: int) -> Path:
 
 
 def disk_bytes(run: TrainingRun) -> int:
-    """Weights, two moments and an EMA for each checkpoint that will be there at once, plus the result."""
+    """Weights, two moments and an EMA for each checkpoint that will be there at once, spares too, plus the result."""
     weights = sum(p.numel() for p in run.engine.params)
     unet = sum(p.numel() for p in run.data.model.unet.parameters())
     train, every = run.recipe.train, run.recipe.choose.every
     interval = min(train.checkpoint_every or 10**9, every or 10**9)
     copies = min(train.keep + 1 + bool(every) + bool(run.recipe.choose.strengths), 1 + train.steps // interval)
+    copies += min(SPARES, train.steps - 1) if train.checkpoint_minutes else 0
     return 4 * weights * (3 + bool(train.ema)) * copies + (4 * unet if "full" in train.methods else 0)
