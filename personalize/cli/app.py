@@ -19,7 +19,6 @@ from personalize.common.errors import Interrupted, UserError
 from personalize.common.prompts import read_prompts
 from personalize.common.terminal import Terminal, printable
 
-REQUIRED = 3  # status where an evaluation misses what was required
 STOPPED = "stopped; every file that was written is whole, and the same command can be run again"
 
 app = typer.Typer(
@@ -280,7 +279,7 @@ def _resolved(recipe: Path | None, settings: list[str]) -> tuple[dict, str]:
 
 def _evaluated(result) -> tuple[dict, str, int]:
     text = "\n".join([*result.metrics["verdict"], *result.failed, str(result.report)])
-    return vars(result), text, REQUIRED if result.failed else 0
+    return vars(result), text, opt.REQUIRED if result.failed else 0
 
 
 def _compared(result) -> tuple[dict, str]:

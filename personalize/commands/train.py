@@ -11,8 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
@@ -31,12 +29,13 @@ from personalize.data.training_set import build_training_set
 from personalize.evaluation import encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import engine, extend, loop, preflight, profiler, sharding, validation
+from personalize.training import extend, loop, preflight, profiler, sharding, validation
 from personalize.training.checkpoint_schedule import SPARES
 from personalize.training.find_run import find_run, is_run
 from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest
+from personalize.training.prepare import class_latents, prepare
 from personalize.training.run import TrainingRun, disk_bytes, finish, or_skipped, restore, step_fits
 
 
@@ -190,24 +189,15 @@ def _begin(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
-    latents, size = {}, recipe.photos.size or model.size
-    for word, place in priors.items():
-        class_images.check_folder(place, manifest["prior"][word])
-        latents[word] = class_images.class_latents(place, recipe.prior.count)
+    latents = class_latents(priors, manifest["prior"], recipe)
     writes, dev = distributed.rank() == 0, None
     if writes:
-        _write_folder(folder, manifest, recipe, subjects, size=size)
+        _write_folder(folder, manifest, recipe, subjects, size=recipe.photos.size or model.size)
     if writes and recipe.choose.every:
         with or_skipped("no checkpoint is scored, and the last will be the result", screen):
             dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        sharding.shard(model)
-        groups = methods.attach(model, recipe)
-    options = {"text_trains": any(group["name"] != "unet" for group in groups), "progress": screen.progress}
-    pixels = class_images.class_pixels(priors, size)
-    data = build_training_set(model, recipe, subjects, priors=latents, class_pixels=pixels, **options)
-    run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
+    data, engine = prepare(model, recipe, subjects, priors, latents, build=build_training_set, screen=screen)
+    run = TrainingRun(folder, data, engine, [], manifest, writes, dev)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)
     shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None

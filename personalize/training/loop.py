@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from personalize.common import distributed
 from personalize.common.errors import Interrupted
+from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, sharding, validation
@@ -26,11 +29,7 @@ def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
     steps, clock = screen.progress("training", train.steps, done=start, unit="steps"), Clock(train.checkpoint_minutes)
     with stop_signals() as stopped, steps as advance:
         for step in range(start, train.steps):
-            with step_fits(run):
-                values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
-            if train.ema:
-                update_ema(run, step)
-            log.add(step + 1, values)
+            log.add(step + 1, take_step(run, step, run.recipe))
             advance(note=log.line)
             last = step + 1 == train.steps
             scored = is_scored(run.recipe, step + 1)
@@ -51,6 +50,15 @@ def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
                 screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
                 return step + 1
     return train.steps
+
+
+def take_step(run: TrainingRun, step: int, rates: Recipe) -> dict[str, Tensor]:
+    """One update at step 0… -> its losses. rates: the recipe whose lr schedule it follows."""
+    with step_fits(run):
+        values = run.engine.step(run.data.at(step), scale=engine.lr_factor(rates, step))
+    if run.recipe.train.ema:
+        update_ema(run, step)
+    return values
 
 
 def _ended(run: TrainingRun) -> bool:

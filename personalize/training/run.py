@@ -160,19 +160,25 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
             methods.start_from(run.data.model, run.recipe)
         _drop_rows_after(run, 0)
         return 0
-    load_run.require_unchanged(newest.parent, run.manifest)
-    parts, step = checkpoint.load_state(newest)
+    step = load_checkpoint(run, newest.parent)
+    _drop_rows_after(run, step)
+    screen.say(f"resuming {run.folder} after step {step}")
+    _score_checkpoint(run, step, screen)  # a stop may have come between saving, scoring and deleting
+    if run.writes:
+        _prune(run)
+    return step
+
+
+def load_checkpoint(run: TrainingRun, folder: Path) -> int:
+    """Loads all that a checkpoint holds into what trains -> its step. UserError for one that has changed."""
+    load_run.require_unchanged(folder, run.manifest)
+    parts, step = checkpoint.load_state(folder / load_run.STATE)
     methods.restore(run.data.model, run.recipe, parts["trained"])
     checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
     for i, mean in enumerate(run.ema):
         mean.copy_(distributed.shard_like(parts["average"][str(i)], mean))
     if "scaler" in parts:
         run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
-    _drop_rows_after(run, step)
-    screen.say(f"resuming {run.folder} after step {step}")
-    _score_checkpoint(run, step, screen)  # a stop may have come between saving, scoring and deleting
-    if run.writes:
-        _prune(run)
     return step
 
 
