@@ -28,7 +28,7 @@ from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 from personalize.toyland.world.scenes import CLASSES
-from personalize.training import load_run, steering, validation
+from personalize.training import fixed_loss, load_run, steering, validation
 
 PRIOR_SHOWN = 20  # class images on the page
 
@@ -111,6 +111,7 @@ def evaluate(
         "checkpoints": checkpoint_selection.checkpoint_rows(
             scored, recipe.choose, (manifest.get("chosen"), manifest.get("strength", 1.0))
         ),
+        "fixed_loss": fixed_loss.logged(job.folder),
         "seconds": seconds,
         "encoders": names,
         "agreement": encoders.truth_agreement(model.folder, names["dino"]) if model.has_world else None,

@@ -29,9 +29,10 @@ from personalize.data.training_set import build_training_set
 from personalize.evaluation import encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import extend, loop, preflight, profiler, sharding, validation
+from personalize.training import extend, fixed_loss, loop, preflight, profiler, sharding, validation
 from personalize.training.checkpoint_schedule import SPARES
 from personalize.training.find_run import find_run, is_run
+from personalize.training.fixed_loss import FixedLoss
 from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest
@@ -117,6 +118,7 @@ def _checked(
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)
     methods.check_offload(recipe)
+    fixed_loss.check(recipe)
     if profile:
         profiler.require_steps(recipe)
     check_trackers(train.trackers)
@@ -197,7 +199,8 @@ def _begin(
         with or_skipped("no checkpoint is scored, and the last will be the result", screen):
             dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
     data, engine = prepare(model, recipe, subjects, priors, latents, build=build_training_set, screen=screen)
-    run = TrainingRun(folder, data, engine, [], manifest, writes, dev)
+    fixed = FixedLoss.of(data, subjects, text_trains=data.texts is None) if recipe.train.held_out_every else None
+    run = TrainingRun(folder, data, engine, [], manifest, writes, dev, fixed)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)
     shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None

@@ -15,6 +15,9 @@ LATER = {
     "choose.strengths": [],
     "train.offload": False,
     "train.timesteps": "uniform",
+    "train.held_out_every": 0,
+    "train.stop": "",
+    "train.stop_window": 200,
 }  # settings that older recipes lack, and the default that changes nothing
 IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
 

@@ -23,6 +23,7 @@ from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
 from personalize.training.checkpoint_schedule import SPARES, is_scheduled, is_scored
+from personalize.training.fixed_loss import FixedLoss
 from personalize.training.log import FILE, divergence_message
 from personalize.training.memory.switches import memory_switches
 
@@ -40,6 +41,7 @@ class TrainingRun:
     manifest: dict
     writes: bool
     dev: validation.DevSplit | None = None
+    fixed: FixedLoss | None = None  # where it is measured
     base: dict[str, Tensor] = field(default_factory=dict)  # the base's values of what trains, where strengths are scored
 
     @property
