@@ -67,7 +67,8 @@ def page(images) -> str:
 
 def test_every_tag_is_closed_and_every_section_is_there(page):
     assert read(page).headings == [
-        "Scores", "Checkpoints", "Loss on fixed noise", "Contact sheet", "Which word did that?", "Prompts", "Does it copy the photos?",
+        "Scores", "Checkpoints", "Loss on fixed noise", "Contact sheet",
+        "Which word did that?", "Prompts", "Does it copy the photos?",
         "Is a dog still a dog?", "Read back by Toyland", "Photos",
     ]  # fmt: skip
 
