@@ -21,7 +21,7 @@ from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images
-from personalize.data.captions import check_captions
+from personalize.data.captions import add_token, check_captions
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
@@ -127,11 +127,8 @@ def _checked(
     words = recipe.class_word
     tokens, remarks = choose_tokens(model, recipe.token, len(words), train.methods, classes=words)
     subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size)
-    for subject in subjects:
-        notices += check_captions(
-            model, subject.photos, train.prompt, token=subject.token, word=subject.class_word,
-            learns_word=bool(set(train.methods) & set(methods.WITH_A_WORD)),
-        )  # fmt: skip
+    subjects, said = _with_captions(model, recipe, subjects)
+    notices += said
     for word in words:
         if rest := model.truncated_words(fill(recipe.prior.prompt, "", word)):
             notices.append(f"prior.prompt is too long for this base, which does not see {rest!r}")
@@ -146,6 +143,17 @@ def _checked(
     for line in notices + remarks:
         screen.say(line)
     return dataclasses.replace(recipe, token=tokens), subjects
+
+
+def _with_captions(model: LatentModel, recipe: Recipe, subjects: list[Subject]) -> tuple[list[Subject], list[str]]:
+    """The subjects, whose photos have the captions that they are trained with, and remarks on these."""
+    ready, remarks, learns = [], [], bool(set(recipe.train.methods) & set(methods.WITH_A_WORD))
+    for subject in subjects:
+        names = {"token": subject.token, "word": subject.class_word}
+        photos, said = add_token(model, subject.photos, **names) if recipe.captions.add_token else (subject.photos, [])
+        ready.append(dataclasses.replace(subject, photos=photos))
+        remarks += said + check_captions(model, photos, recipe.train.prompt, **names, learns_word=learns)
+    return ready, remarks
 
 
 def _train(

@@ -10,6 +10,7 @@ from personalize.common.files import content_hash, read_jsonl
 from personalize.common.recipe import Recipe, flat_settings, load_recipe, recipe_from_dict
 from personalize.common.run_folder import checkpoints
 from personalize.common.terminal import SILENT, Terminal
+from personalize.data.captions import add_token
 from personalize.data.class_images import OWN
 from personalize.data.photos import is_data_set, load_photos, read_photo
 from personalize.data.subjects import Subject
@@ -57,7 +58,7 @@ def verify(
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     result = VerifyResult(folder)
     same_base = result.add("base", _base(manifest, model), f"{manifest['base']}, {model.fingerprint}")
-    subjects = [_subject(entry, result) for entry in manifest["subjects"]]
+    subjects = [_subject(model, recipe, entry, result) for entry in manifest["subjects"]]
     _recipe(folder, manifest, subjects, result)
     latents, priors = None, {e["class"]: Path(e["prior_folder"]) for e in manifest["subjects"] if e.get("prior_folder")}
     try:
@@ -83,8 +84,8 @@ def _base(manifest: dict, model: LatentModel) -> list[str]:
     return [f"{manifest['base']} has weights {model.fingerprint} now, and the run was trained on {manifest['fingerprint']}"]
 
 
-def _subject(entry: dict, result: VerifyResult) -> Subject | None:
-    """A subject's photos as they are now, and a line for each that has changed; None where one is gone."""
+def _subject(model: LatentModel, recipe: Recipe, entry: dict, result: VerifyResult) -> Subject | None:
+    """A subject's photos as they would be trained on now, and a line for each that has changed; None where one is gone."""
     rows, photos, differs = entry["photos"], [], []
     if is_data_set(rows[0]["path"]):
         photos = load_photos(rows[0]["path"].rpartition("[")[0], min_size=1)[0]
@@ -93,17 +94,23 @@ def _subject(entry: dict, result: VerifyResult) -> Subject | None:
             photos.append(read_photo(Path(row["path"])))
         except (UserError, OSError) as error:
             differs.append(f"{row['path']} cannot be read ({error})")
-    usable = len(photos) == len(rows)
-    for photo, row in zip(photos, rows) if usable else ():
-        now = {"sha256": photo.sha256, "caption": photo.caption, "mask_sha256": photo.mask_sha256}
-        names = {"sha256": "the photo", "caption": "the caption", "mask_sha256": "the mask"}
-        differs += [f"{names[key]} of {row['path']} has changed" for key, value in now.items() if row.get(key, value) != value]
+    usable, subject = len(photos) == len(rows), None
+    if usable:
+        held = [bool(row.get("held_out")) for row in rows]
+        trained, held_out = ([photo for photo, out in zip(photos, held) if out == wanted] for wanted in (False, True))
+        if recipe.captions.add_token:  # as `train` does it
+            trained, _ = add_token(model, trained, token=entry["token"], word=entry["class"])
+        subject = Subject(entry["token"], entry["class"], trained, held_out)
+        for photo, row in zip([*trained, *held_out], sorted(rows, key=lambda row: bool(row.get("held_out")))):
+            differs += [
+                f"the {name} of {row['path']} has changed"
+                for name, key in {"photo": "sha256", "caption": "caption", "mask": "mask_sha256"}.items()
+                if key in row and row[key] != getattr(photo, key)  # older manifests say less
+            ]
+    elif not differs:
+        differs.append(f"{rows[0]['path']} and its like are {len(photos)} now, and were {len(rows)}")
     result.add(f"photos of {entry['token']}", differs, f"{len(rows)}, with their captions and masks")
-    if not usable:
-        return None
-    held = [bool(row.get("held_out")) for row in rows]
-    parts = ([photo for photo, out in zip(photos, held, strict=True) if out == wanted] for wanted in (False, True))
-    return Subject(entry["token"], entry["class"], *parts)
+    return subject
 
 
 def _recipe(folder: Path, manifest: dict, subjects: list[Subject | None], result: VerifyResult) -> None:

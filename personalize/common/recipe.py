@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from personalize.common.errors import UserError, nearest
-from personalize.common.recipe_sections import Choose, Embedding, Evaluate, Lora, Photos, Prior, SamplingConfig, Train
+from personalize.common.recipe_sections import Captions, Choose, Embedding, Evaluate, Lora, Photos, Prior, SamplingConfig, Train
 from personalize.common.settings import Setting, Value, parse_value, read_toml, setting, settings_of, validated
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
@@ -44,6 +44,7 @@ class Recipe:
         "", "VAE in place of the base's, or for a checkpoint without one: a .safetensors file, or a folder of diffusers"
     )
     photos: Photos = Photos()
+    captions: Captions = Captions()
     prior: Prior = Prior()
     train: Train = Train()
     lora: Lora = Lora()

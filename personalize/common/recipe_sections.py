@@ -31,6 +31,13 @@ class Photos:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """The photos' captions, as they are trained on."""
+
+    add_token: bool = setting(True, "the token is put into a caption that does not say it; false: such a caption is refused")
+
+
+@dataclass(frozen=True)
 class Prior:
     """Class images drawn by the frozen base, for prior preservation."""
 
@@ -53,6 +60,12 @@ class Train:
     methods: tuple[str, ...] = setting(("full",), "which parameters train; several compose", choices=METHODS)
     text_encoder: bool = setting(False, "train the text encoder too")
     prompt: str = setting("a {token} {class}", "prompt of the photos")
+    caption_dropout: float = setting(
+        0.0, "share of steps in which a photo is seen without its prompt; never class images", least=0, most=1
+    )
+    caption_shuffle: bool = setting(
+        False, "the parts of a photo's prompt between commas in another order each pass; what says the token stays first"
+    )
     steps: int = setting(800, "optimizer steps", least=1, most=100_000_000)
     batch: int = setting(1, "photos in a step", least=1, most=4096)
     prior_batch: int = setting(0, "class images in a step; 0: the same as batch", least=0, most=4096)

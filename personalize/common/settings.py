@@ -83,15 +83,15 @@ def to_toml_value(value: Value) -> str:
     return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def read_toml(path: Path) -> dict:
-    """The content of a TOML file. UserError names the path, and the line that is not TOML."""
-    data = read_bytes(path, "recipe")
+def read_toml(path: Path, kind: str = "recipe") -> dict:
+    """The content of a TOML file, a `kind` of MOST_BYTES. UserError names the path, and the line that is not TOML."""
+    data = read_bytes(path, kind)
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read the recipe {path}: {error}. Give a UTF-8 TOML file.") from None
+        raise UserError(f"cannot read the {kind} {path}: {error}. Give a UTF-8 TOML file.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the recipe {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
+        raise UserError(f"the {kind} {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
 
 
 def parse_value(text: str, kind: Any) -> Any:

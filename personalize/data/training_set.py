@@ -20,6 +20,7 @@ from personalize.core.timesteps import TIMESTEPS
 from personalize.data.batch import Batch
 from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, epochs_of, image_tensor, mask_tensor
 from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
+from personalize.data.step_prompts import StepPrompts, encode_all, step_prompts
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
 from personalize.generation.inpainting import masked_condition
@@ -52,9 +53,10 @@ class TrainingSet:
     model: LatentModel
     recipe: Recipe
     photos: list[Photo]
-    prompts: list[str]  # of each photo, then of each class
+    prompts: list[str]  # of each photo, then of each class, then what `step_prompts` needs beside
     latents: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
+    step_prompts: StepPrompts
     prior: PriorSet | None = None
     masked: Tensor | None = None  # None where the latents are, and for a base that does not inpaint
 
@@ -70,7 +72,8 @@ class TrainingSet:
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
         which = epoch_order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        mean, std, mask, beside = self.photo_latents(which, step, epochs_of(len(self.photos), subjects, step))
+        passes = epochs_of(len(self.photos), subjects, step)
+        mean, std, mask, beside = self.photo_latents(which, step, passes)
         z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
         drawn = epoch_order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
@@ -87,7 +90,7 @@ class TrainingSet:
             target[subjects:] = take_rows(self.prior.target, drawn)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
-        rows = which + [self.prior.texts[i] for i in drawn]
+        rows = self.step_prompts.rows(which, passes, step) + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
         beside |= self.size_conditions(which, step, priors)
 
@@ -144,14 +147,15 @@ def build_training_set(
     classes = list(dict.fromkeys(subject.class_word for subject in subjects))
     prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
     prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
+    per_step, more = step_prompts(model, recipe, prompts, [s.token for s in subjects for _ in s.photos])
     with torch.no_grad():
-        texts = None if text_trains else sampling.encode_texts(model, prompts)
+        texts = None if text_trains else encode_all(model, prompts, more)
     model.release(texts=texts is not None)  # before the VAE, which takes most where photos are large
     latents = None
     if recipe.photos.crop != "random" and not recipe.photos.flip:
         means, stds, masks, _ = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
         latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
-    data = TrainingSet(model, recipe, photos, prompts, latents, texts)
+    data = TrainingSet(model, recipe, photos, prompts + more, latents, texts, per_step)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
         data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)

@@ -9,10 +9,12 @@ from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
-# settings and sections of the recipe that decide no weight
-INDIFFERENT = ("device", "vae", "draw", "evaluate", "train.checkpoint_minutes")
+# Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
+INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate", "train.checkpoint_minutes")
 LATER = {
     "choose.strengths": [],
+    "train.caption_dropout": 0.0,
+    "train.caption_shuffle": False,
     "train.offload": False,
     "train.timesteps": "uniform",
     "train.held_out_every": 0,

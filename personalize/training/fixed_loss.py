@@ -19,6 +19,7 @@ from personalize.common.files import read_jsonl
 from personalize.common.recipe import Recipe
 from personalize.common.untrusted import Number, Table
 from personalize.data.batch import Batch
+from personalize.data.captions import add_token
 from personalize.data.subjects import Subject
 from personalize.data.training_set import TrainingSet, build_training_set
 from personalize.models.interface import LatentModel
@@ -69,12 +70,22 @@ class FixedLoss:
         fixed = dataclasses.replace(
             recipe,
             seed=recipe.seed ^ SEED,
-            train=dataclasses.replace(train, batch=ROWS, prior_batch=ROWS, steps=1, warmup=0, timesteps="stratified"),
+            train=dataclasses.replace(
+                train,
+                batch=ROWS,
+                prior_batch=ROWS,
+                steps=1,
+                warmup=0,
+                timesteps="stratified",
+                caption_dropout=0.0,
+                caption_shuffle=False,
+            ),
             prior=dataclasses.replace(recipe.prior, count=0),
         )
-        own = dataclasses.replace(data, recipe=fixed).at(0)
+        own_prompts = dataclasses.replace(data.step_prompts, dropout=0.0, orders=[[i] for i in range(len(data.photos))])
+        own = dataclasses.replace(data, recipe=fixed, step_prompts=own_prompts).at(0)
         batches = {"fixed_subject": own} | ({"fixed_prior": own} if data.prior else {})
-        if held_out := [dataclasses.replace(s, photos=s.held_out, held_out=[]) for s in subjects if s.held_out]:
+        if held_out := [_held_out(data.model, s, recipe) for s in subjects if s.held_out]:
             batches["held_out"] = build_training_set(data.model, fixed, held_out, priors={}, text_trains=text_trains).at(0)
         return cls(data.model, recipe, batches, part=-(-sum(data.steps_per_batch) // train.accumulate))
 
@@ -112,6 +123,14 @@ class FixedLoss:
         if not train.stop or not (is_scored(self.recipe, step) if every else step % train.held_out_every == 0):
             return False
         return distributed.broadcast_from_rank0(dvar(self.losses, train.stop_window // train.held_out_every))
+
+
+def _held_out(model: LatentModel, subject: Subject, recipe: Recipe) -> Subject:
+    """The photos held out of a subject, with captions as those that are trained on have them."""
+    photos = subject.held_out
+    if recipe.captions.add_token:
+        photos, _ = add_token(model, photos, token=subject.token, word=subject.class_word)
+    return dataclasses.replace(subject, photos=photos, held_out=[])
 
 
 def logged(folder: Path) -> list[dict]:

@@ -35,7 +35,11 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     state = own * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
-        + (f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[-1]!r}" if priors else "; no class images"),
+        + (
+            f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[len(data.photos)]!r}"
+            if priors
+            else "; no class images"
+        ),
         f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
         *painted,
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "

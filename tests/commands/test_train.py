@@ -28,6 +28,7 @@ from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, load_run, loop, preflight, validation
+from personalize.training.manifest import make_manifest
 
 ROOT = Path(personalize.__file__).parents[1]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
@@ -365,6 +366,36 @@ def test_other_photos_captions_or_settings_make_another_run(tiny_sd, photos, tmp
     for same in (["draw.guidance=9"], ["evaluate.count=1"], []):
         assert run(tiny_sd, photos, runs, *settings, *same) == first
     assert run(tiny_sd, negative, runs, *settings) == others[0]
+
+
+def test_a_caption_without_the_token_trains_as_the_one_that_says_it(tiny_sd, photos, tmp_path):
+    settings, runs = [*LORA, "train.steps=1"], tmp_path / "runs"
+    captioned, screen = copies(photos, tmp_path / "captioned"), RecordingScreen()
+    (captioned / "00.txt").write_text("a dog in the snow")
+    first = run(tiny_sd, captioned, runs, *settings, "token=zqv", screen=screen)
+    assert any("put in: 'a zqv dog in the snow'" in line for line in screen.lines), screen.lines
+    with pytest.raises(UserError, match="00.png does not say 'zqv'"):
+        run(tiny_sd, captioned, runs, *settings, "token=zqv", "captions.add_token=false")
+    (captioned / "00.txt").write_text("a {token} dog in the snow")
+    for more in ([], ["captions.add_token=false"]):  # the same weights are the same run
+        assert run(tiny_sd, captioned, runs, *settings, "token=zqv", *more) == first
+    unsaid = recipe_from_dict(run_folder.read_manifest(first)["recipe"], "the run's recipe")
+    known, _ = subjects.load_subjects([captioned], unsaid, tokens=["zqv"], size=32)
+    (captioned / "00.txt").write_text("a dog in the snow")
+    as_written, _ = subjects.load_subjects([captioned], unsaid, tokens=["zqv"], size=32)
+    said, before = (make_manifest(base(tiny_sd), unsaid, one, {})["identity"] for one in (known, as_written))
+    assert said == run_folder.read_manifest(first)["identity"] != before, (
+        "a run that trained on it without the token is another"
+    )
+
+
+def test_a_learned_word_is_put_into_captions_that_are_shuffled_and_dropped(tiny_sd, photos, tmp_path):
+    settings = ["train.methods=textual-inversion", "train.steps=3", "train.caption_dropout=0.5", "train.caption_shuffle=true"]
+    captioned, screen = copies(photos, tmp_path / "captioned"), RecordingScreen()
+    (captioned / "00.txt").write_text("snow, a dog, night")
+    folder = run(tiny_sd, captioned, tmp_path / "runs", *settings, screen=screen)
+    assert any("put in: 'snow, a <subject> dog, night'" in line for line in screen.lines), screen.lines
+    assert run_folder.read_manifest(folder)["status"] == "finished"
 
 
 def test_the_photos_of_one_run_are_never_trained_on_in_another(tiny_sd, photos, tmp_path):

@@ -25,7 +25,7 @@ def trained(tiny_sd, photos, tmp_path_factory):
     """A folder with photos, one with a caption and a mask, class images, and a run of five steps."""
     home = tmp_path_factory.mktemp("verify")
     shutil.copytree(photos, home / "photos")
-    (home / "photos" / "00.txt").write_text("a {token} {class} here")
+    (home / "photos" / "00.txt").write_text("a dog here")
     Image.new("L", Image.open(home / "photos" / "01.png").size, 255).save(home / "photos" / "01.mask.png")
     settings = [f"base={tiny_sd}", *SETTINGS]
     personalize.train(home / "photos", settings=settings, runs=home / "runs", priors=home / "priors")
@@ -88,7 +88,10 @@ STATE = f"{RUN}/checkpoints/step-000004/state.safetensors"
 CHANGES = {
     "photo": (lambda h: flipped(h / "photos/02.png"), "photos of zqv: .*02.png"),
     "gone": (lambda h: (h / "photos/02.png").unlink(), "photos of zqv: .*02.png cannot be read"),
-    "caption": (lambda h: (h / "photos/00.txt").write_text("a dog"), "photos of zqv: the caption of .*00.png has changed"),
+    "caption": (
+        lambda h: (h / "photos/00.txt").write_text("a dog there"),
+        "photos of zqv: the caption of .*00.png has changed",
+    ),
     "mask": (lambda h: half(h / "photos/01.mask.png"), "photos of zqv: the mask of .*01.png has changed"),
     "recipe": (lambda h: edited(h, "recipe.toml", "steps = 5", "steps = 6"), "recipe: train.steps is 6 in recipe.toml, 5 in"),
     "both": (lambda h: both(h), "identity: photos, captions, masks, base, recipe"),
