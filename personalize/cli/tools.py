@@ -89,6 +89,9 @@ def photos(
     base: opt.Base = "toyland",
     crop: Annotated[str, opt.setting_option("photos.crop")] = "center",
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
+    mask: Annotated[
+        str, typer.Option(metavar="word:WORD|FILE", help="How photos without a mask get one: the base finds WORD, or U²-Net.")
+    ] = "",
     caption: Annotated[bool, typer.Option("--caption", help="Write a caption beside each photo that has none.")] = False,
     class_word: Annotated[str, typer.Option("--class", help="With --caption: what the subject is, such as dog.")] = "",
     captioner: Annotated[
@@ -99,9 +102,9 @@ def photos(
     """What is wrong with these photos, and what will training see of them? Status 1 where a file cannot be used."""
     from personalize.commands.check_photos import check_photos
 
-    captions = {"caption": caption, "class_word": class_word, "captioner": captioner}
+    made = {"mask": mask, "caption": caption, "class_word": class_word, "captioner": captioner}
     screen = Terminal(quiet=quiet or as_json)
-    result = check_photos(opt.one_or_all(source), size=size, base=base, crop=crop, out=out, **captions, screen=screen)
+    result = check_photos(opt.one_or_all(source), size=size, base=base, crop=crop, out=out, **made, screen=screen)
     values = {"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}
     values |= {"captions": result.captions} if caption else {}
     print(json.dumps(values, default=str) if as_json else result.page)

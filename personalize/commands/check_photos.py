@@ -1,9 +1,10 @@
-"""`personalize photos`: what is wrong with photos, and what training will see of them. Only captions need weights."""
+"""`personalize photos`: what is wrong with photos, and what training will see of them. Only captions and masks need weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from personalize.commands.photo_masks import add_masks
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import writing
 from personalize.common.terminal import SILENT, Terminal
@@ -35,6 +36,7 @@ def check_photos(
     base: str = "toyland",
     crop: str = "center",
     out: str | Path = "photos.html",
+    mask: str = "",
     caption: bool = False,
     class_word: str = "",
     captioner: str | Path = "",
@@ -43,8 +45,10 @@ def check_photos(
     """Examine photos as they would be trained at `size` px (0: what `base` trains at), and write the page `out`.
 
     A file that cannot be used is a finding, and the others are examined. caption: one is written beside each photo that has
-    none, by `captioner`, a folder of CLIP, BLIP or Florence-2, or by the base's CLIP. Errors: `UserError` for a source without
-    any photo that can be used, an unknown crop, an `out` that is no HTML file, and a base or captioner that cannot be found.
+    none, by `captioner`, a folder of CLIP, BLIP or Florence-2, or by the base's CLIP. mask: how photos without a mask get one,
+    in masks/ beside them: "word:dog", where `base` attends to this word, or the path of U²-Net or IS-Net, an ONNX file.
+    Errors: `UserError` for a source without any photo that can be used, an unknown crop, an `out` that is no HTML file, a base,
+    captioner or mask model that cannot be found or used.
     """
     out = Path(out)
     if caption:
@@ -57,9 +61,12 @@ def check_photos(
         raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
+    if mask and is_data_set(source):
+        raise UserError(f"masks are written beside photo files, and {source} has none. Give a folder of photos.")
     size = size or base_size(base, screen.say)
     photos, known = _usable_photos(source)
-    report = examine_photos(photos, size, crop=crop, known=known)
+    photos, of_masks = add_masks(photos, mask, base=base, screen=screen) if mask else (photos, [])
+    report = examine_photos(photos, size, crop=crop, known=[*known, *of_masks])
     for finding in report.findings:
         screen.say(f"{finding.severity:7}  {finding.text}")
     if all(finding.severity == OK for finding in report.findings):

@@ -59,6 +59,11 @@ class Photo:
         """The box around the subject in pixels of `image`; None without a mask."""
         return None if self.mask is None else binary_mask(self.mask).getbbox()
 
+    @cached_property
+    def covered(self) -> float | None:
+        """The share of the photo that its mask marks as the subject; None without a mask."""
+        return None if self.mask is None else binary_mask(self.mask).histogram()[255] / (self.mask.width * self.mask.height)
+
 
 class Crop(NamedTuple):
     """The part of a photo that training sees; mirrored: left to right."""

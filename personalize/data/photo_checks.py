@@ -11,6 +11,7 @@ from itertools import combinations
 
 from personalize.data.crops import Photo, largest_box
 from personalize.data.decode import QUARTER_TURNS
+from personalize.data.mask_coverage import MOST, mask_fault
 from personalize.data.photo_stats import PhotoStats, background_distance, image_distance, lost, measure_photo
 
 OK, NOTE, WARNING = "ok", "note", "warning"
@@ -31,7 +32,7 @@ DARK = 80.0
 BURNT = 0.3
 MUCH_CUT_OFF = 0.45  # of the photo: more than a 16:9 one loses
 SUBJECT_CUT_OFF = 0.05  # of the subject
-SMALL_SUBJECT, ALL_SUBJECT = 0.05, 0.98  # of the crop
+SMALL_SUBJECT = 0.05  # of the crop
 EDGE_IS_SUBJECT = 0.8  # of the edge: whoever fills the frame touches three of its sides at most
 USUAL = (3, 5)  # photos
 
@@ -132,7 +133,7 @@ def _subject_cut_off(stat: PhotoStats) -> Fault | None:
 
 
 def _small_subject(stat: PhotoStats) -> Fault | None:
-    if stat.coverage is not None and stat.coverage < SMALL_SUBJECT:
+    if stat.coverage is not None and stat.coverage < SMALL_SUBJECT and not mask_fault(stat.photo):
         return WARNING, (
             f"the subject is only {stat.coverage:.1%} of the crop of {stat.photo.name}: few pixels to learn from. Cut the "
             f"photo down to it, or take one from nearer."
@@ -140,7 +141,7 @@ def _small_subject(stat: PhotoStats) -> Fault | None:
 
 
 def _no_background(stat: PhotoStats) -> Fault | None:
-    if stat.coverage is not None and stat.coverage > ALL_SUBJECT:
+    if stat.coverage is not None and stat.coverage > MOST and not mask_fault(stat.photo):
         return (
             NOTE,
             f"the mask of {stat.photo.name} marks {stat.coverage:.0%} of the crop as the subject: it sets nothing aside",
@@ -148,10 +149,17 @@ def _no_background(stat: PhotoStats) -> Fault | None:
 
 
 def _inverted(stat: PhotoStats) -> Fault | None:
-    if stat.edge is not None and stat.edge >= EDGE_IS_SUBJECT and stat.coverage <= ALL_SUBJECT:
+    if stat.edge is not None and stat.edge >= EDGE_IS_SUBJECT and stat.coverage <= MOST and not mask_fault(stat.photo):
         return WARNING, (
             f"the mask of {stat.photo.name} is white along {stat.edge:.0%} of the photo's edge, as if it were inverted. White "
             f"marks the subject."
+        )
+
+
+def _useless_mask(stat: PhotoStats) -> Fault | None:
+    if fault := mask_fault(stat.photo):
+        return WARNING, (
+            f"{fault}: where training uses masks it refuses this one. White marks the subject; make it anew, or take it out."
         )
 
 
@@ -198,7 +206,13 @@ def _burnt(stat: PhotoStats) -> Fault | None:
 
 
 SIZED = (_few_pixels, _much_cut_off, _subject_cut_off, _small_subject, _no_background, _inverted, _turned_mask)
-UNSIZED = (_transparent, _blurred, _dark, _burnt)  # do not depend on the size and the crop of the training, or hardly
+UNSIZED = (
+    _transparent,
+    _useless_mask,
+    _blurred,
+    _dark,
+    _burnt,
+)  # do not depend on the size and the crop of the training, or hardly
 
 
 def _check(check: Callable[[PhotoStats], Fault | None], stat: PhotoStats) -> list[Finding]:

@@ -174,15 +174,24 @@ def test_a_subject_that_the_crop_cuts_is_warned_of_with_what_would_keep_it(folde
 
 
 def test_subjects_that_are_tiny_or_everything_and_inverted_masks_are_told(folder):
-    box_mask((320, 320), (150, 150, 190, 190)).save(folder / "0.mask.png")
-    Image.new("L", (320, 320), 255).save(folder / "1.mask.png")
+    box_mask((320, 320), (140, 140, 190, 190)).save(folder / "0.mask.png")
+    scene(1, 640).save(folder / "1.png")
+    box_mask((640, 320), (150, 0, 490, 320)).save(folder / "1.mask.png")
     inverted = Image.new("L", (320, 320), 255)
     inverted.paste(0, (100, 100, 220, 220))
     inverted.save(folder / "2.mask.png")
     warnings, notes = faults(folder)
-    assert "the subject is only 1.6% of the crop of 0.png" in warnings
+    assert "the subject is only 2.4% of the crop of 0.png" in warnings
     assert "the mask of 1.png marks 100% of the crop" in notes
     assert "the mask of 2.png is white along 100% of the photo's edge" in warnings
+
+
+@pytest.mark.parametrize("box, share", [((0, 0, 40, 40), "1.6%"), ((0, 0, 320, 312), "97.5%")])
+def test_a_mask_of_next_to_nothing_or_next_to_all_is_one_warning(folder, box, share):
+    box_mask((320, 320), box).save(folder / "0.mask.png")
+    (warning, note) = faults(folder)
+    assert warning.startswith(f"the mask of 0.png marks {share} of the photo as the subject, where 2% to 95% can be right")
+    assert " | " not in warning and "0.png" not in note, "no second finding says the same"
 
 
 def test_masks_for_some_photos_only_are_noted_and_a_subject_crop_without_any_is_a_warning(folder):
