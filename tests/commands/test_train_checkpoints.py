@@ -144,6 +144,7 @@ def test_a_finished_run_that_is_extended_is_the_run_of_as_many_steps_from_the_st
     assert run(tiny_sd, photos, tmp_path, *settings) == folder and len(list(tmp_path.glob("*/manifest.json"))) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_extended_and_a_stopped_extension_goes_on_by_either_command(tiny_sd, photos, tmp_path):
     settings = [*LORA, "train.lr_schedule=cosine", "token=zqv"]
     with pytest.raises(Interrupted):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from screens import RecordingScreen
-from test_train import COMMON, FULL, LORA
+from test_train import COMMON, LORA
 
 import personalize
 from personalize.common import run_folder
@@ -26,7 +26,9 @@ def trained(tiny_sd, photos, tmp_path_factory):
     home = tmp_path_factory.mktemp("verify")
     shutil.copytree(photos, home / "photos")
     (home / "photos" / "00.txt").write_text("a dog here")
-    Image.new("L", Image.open(home / "photos" / "01.png").size, 255).save(home / "photos" / "01.mask.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 48, 64))
+    mask.save(home / "photos" / "01.mask.png")
     settings = [f"base={tiny_sd}", *SETTINGS]
     personalize.train(home / "photos", settings=settings, runs=home / "runs", priors=home / "priors")
     return home
@@ -74,8 +76,9 @@ def test_steps_before_the_first_checkpoint_are_replayed_from_the_beginning(home)
     assert personalize.verify(run, steps=2).passed[-1] == "replay of steps 1 to 2: as in log.jsonl, bit for bit"
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_replayed_by_the_rates_that_it_had(tiny_sd, photos, tmp_path):
-    settings = [f"base={tiny_sd}", *COMMON, *FULL, "prior.count=0", "train.lr_schedule=cosine", "train.checkpoint_every=2"]
+    settings = [f"base={tiny_sd}", *COMMON, *LORA, "prior.count=0", "train.lr_schedule=cosine", "train.checkpoint_every=2"]
     for steps, extend in ((4, False), (5, True)):
         folder = personalize.train(photos, settings=[*settings, f"train.steps={steps}"], runs=tmp_path, extend=extend).folder
     shutil.rmtree(folder / "checkpoints")
@@ -121,7 +124,7 @@ def edited(home, name, before, after):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_has_changed_is_named(home, name):
+def test_what_has_changed_is_named(home, name, read_once):
     change, said = CHANGES[name]
     change(home)
     result = personalize.verify(home / "runs" / "zqv-dog", steps=0)
@@ -161,7 +164,7 @@ def test_a_tolerance_is_of_the_way_that_the_weights_went():
     ]
 
 
-def test_the_command_ends_with_status_3_where_something_differs(home, terminal):
+def test_the_command_ends_with_status_3_where_something_differs(home, terminal, read_once):
     run = home / "runs" / "zqv-dog"
     assert terminal("verify", run, "--steps", "0", "-q")[0] == 0
     flipped(run / "checkpoints" / "step-000004" / "state.safetensors")

@@ -19,7 +19,7 @@ from personalize.training import fixed_loss
 from personalize.training.load_run import STATE
 
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim", "token=zqv"]
-COMMON += ["train.methods=lora", "train.lr=1e-2", "train.text_encoder=true"]
+COMMON += ["train.methods=lora", "train.lr=1e-2"]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def state(folder):
 
 
 def test_it_is_measured_without_a_trace_and_goes_on_over_a_kill(run):
-    plain = run("plain", "train.steps=4")
-    watched = run("watched", "train.steps=4", "train.held_out_every=2")
+    steps = ["train.steps=4", "train.text_encoder=true"]
+    plain, watched = run("plain", *steps), run("watched", *steps, "train.held_out_every=2")
     a, b = state(plain), state(watched)
     assert all(torch.equal(a[name], b[name]) for name in a)
     values = losses(watched)
@@ -60,7 +60,7 @@ def test_it_is_measured_without_a_trace_and_goes_on_over_a_kill(run):
     def crash():
         raise RuntimeError("the power went")
 
-    settings = ["train.steps=4", "train.held_out_every=2", "train.checkpoint_minutes=0.0000001"]
+    settings = [*steps, "train.held_out_every=2", "train.checkpoint_minutes=0.0000001"]
     with pytest.raises(RuntimeError):
         run("cut", *settings, screen=RecordingScreen(3, crash))
     assert losses(run("cut", *settings)) == values
