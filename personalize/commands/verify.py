@@ -58,7 +58,7 @@ def verify(
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     result = VerifyResult(folder)
     same_base = result.add("base", _base(manifest, model), f"{manifest['base']}, {model.fingerprint}")
-    subjects = [_subject(model, recipe, entry, result) for entry in manifest["subjects"]]
+    subjects = [_subject(model, recipe, entry, result, says_all="machine" in manifest) for entry in manifest["subjects"]]
     _recipe(folder, manifest, subjects, result)
     latents, priors = None, {e["class"]: Path(e["prior_folder"]) for e in manifest["subjects"] if e.get("prior_folder")}
     try:
@@ -84,8 +84,11 @@ def _base(manifest: dict, model: LatentModel) -> list[str]:
     return [f"{manifest['base']} has weights {model.fingerprint} now, and the run was trained on {manifest['fingerprint']}"]
 
 
-def _subject(model: LatentModel, recipe: Recipe, entry: dict, result: VerifyResult) -> Subject | None:
-    """A subject's photos as they would be trained on now, and a line for each that has changed; None where one is gone."""
+def _subject(model: LatentModel, recipe: Recipe, entry: dict, result: VerifyResult, *, says_all: bool) -> Subject | None:
+    """A subject's photos as they would be trained on now, and a line for each that has changed; None where one is gone.
+
+    says_all: whether the entry has captions and masks, which older ones lack.
+    """
     rows, photos, differs = entry["photos"], [], []
     if is_data_set(rows[0]["path"]):
         photos = load_photos(rows[0]["path"].rpartition("[")[0], min_size=1)[0]
@@ -105,7 +108,7 @@ def _subject(model: LatentModel, recipe: Recipe, entry: dict, result: VerifyResu
             differs += [
                 f"the {name} of {row['path']} has changed"
                 for name, key in {"photo": "sha256", "caption": "caption", "mask": "mask_sha256"}.items()
-                if key in row and row[key] != getattr(photo, key)  # older manifests say less
+                if (says_all or key in row) and row.get(key) != (getattr(photo, key) or None)
             ]
     elif not differs:
         differs.append(f"{rows[0]['path']} and its like are {len(photos)} now, and were {len(rows)}")

@@ -16,6 +16,7 @@ from personalize.models.interface import LatentModel
 from personalize.training import validation
 from personalize.training.find_run import decisive_settings
 
+BESIDE = ("caption", "mask_sha256")  # of a photo, in manifests that say the machine, where there is one
 Folders = Mapping[str, Path]  # class word -> its class images
 
 
@@ -70,7 +71,7 @@ def _subject_entry(subject: Subject, recipe: Recipe, priors: Folders) -> dict:
         "prompt": subject.prompt(recipe.train.prompt),
         "photos": [
             {"path": _absolute(photo.path), "sha256": photo.sha256, "held_out": held_out}
-            | {"caption": photo.caption, "mask_sha256": photo.mask_sha256}
+            | {key: value for key in BESIDE if (value := getattr(photo, key))}
             for photo, held_out in photos
         ],
         "prior_folder": os.path.abspath(priors[subject.class_word]) if subject.class_word in priors else "",
