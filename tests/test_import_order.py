@@ -30,6 +30,7 @@ SHARED = {"session", "image_source", "photo_masks", "export"}  # what commands s
 LIGHT = {
     "cli/__init__", "cli/app", "cli/tools", "cli/options", "common/errors", "common/recipe", "common/recipe_sections",
     "common/prompts", "common/run_folder", "common/settings", "common/files", "common/terminal", "common/untrusted",
+    "common/optimizers",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -55,7 +55,11 @@ Embeddings = Annotated[
 ]
 Weights = Annotated[
     list[str],
-    typer.Option(metavar="WORD=NUMBER", help="How much a word of the prompt counts; 1 is as ever. May be given again."),
+    typer.Option(
+        metavar="WORD=NUMBER",
+        help="How much the image attends to a word of the prompt; 1 is as ever. With prompt.weighting=compel (red:1.3) in a "
+        "prompt scales what the text encoder says of a word instead: one or the other for a word. May be given again.",
+    ),
 ]
 Ignored = Annotated[list[str], typer.Option(metavar="WORDS", help="Words of the prompt that do not count. May be given again.")]
 

@@ -4,7 +4,6 @@ A run is its photos, class, token, base and recipe: the same command resumes it,
 """
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +15,6 @@ from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjec
 from personalize.common import distributed, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import make_folder, slug, write_text, writing
-from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
@@ -27,9 +25,8 @@ from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
 from personalize.data.training_set import build_training_set
 from personalize.evaluation import encoders
-from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import extend, fixed_loss, loop, preflight, profiler, sharding, validation
+from personalize.training import extend, fixed_loss, loop, optimizer, preflight, profiler, sharding, validation
 from personalize.training.checkpoint_schedule import SPARES
 from personalize.training.find_run import find_run, is_run
 from personalize.training.fixed_loss import FixedLoss
@@ -37,6 +34,7 @@ from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest
 from personalize.training.prepare import class_latents, prepare
+from personalize.training.prompt_notices import prompt_notices
 from personalize.training.run import TrainingRun, disk_bytes, finish, or_skipped, restore, step_fits
 
 
@@ -117,6 +115,7 @@ def _checked(
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)
+    optimizer.optimizer_class(train.optimizer)  # for its UserError
     methods.check_offload(recipe)
     fixed_loss.check(recipe)
     if profile:
@@ -129,16 +128,13 @@ def _checked(
     subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size)
     subjects, said = _with_captions(model, recipe, subjects)
     notices += said
+    notices += prompt_notices(model, recipe, subjects)
     for word in words:
-        if rest := model.truncated_words(fill(recipe.prior.prompt, "", word)):
-            notices.append(f"prior.prompt is too long for this base, which does not see {rest!r}")
         if len(word.split()) > 3 or word.split()[0] in ("a", "an", "the", "photo"):
             notices.append(f"the class is {word!r}: it is put into prompts such as {subjects[0].prompt(train.prompt)!r}")
     if train.init_from:
         methods.init_source(recipe)
     if recipe.choose.every:
-        for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.has_world), words):
-            fill(template, "", word)
         encoders.load_encoders(model.folder, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
     for line in notices + remarks:
         screen.say(line)

@@ -4,12 +4,28 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.settings import setting
 
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
 # ours, then diffusers' schedulers: the tables are core.samplers.SAMPLERS and generation.diffusers_samplers.DIFFUSERS
 SAMPLERS = ("dpm++2m", "ddim", "ddpm", "dpm++2m-karras", "euler", "euler-a", "heun", "unipc", "pndm", "lcm")
+MOST_CHUNKS = 8
 METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How every prompt is read: of photos, of class images, and of what is drawn."""
+
+    chunks: int = setting(
+        1, "chunks of 75 tokens (of the base's length less 2) that every prompt has: 2 and 3 are kohya's 150 and 225",
+        least=1, most=MOST_CHUNKS,
+    )  # fmt: skip
+    weighting: str = setting(
+        "", "compel: (hat:1.3) scales what the text encoder says of a word, where --weight scales the image's attention to it",
+        choices=("", "compel"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,12 +88,21 @@ class Train:
     prior_weight: float = setting(1.0, "weight of the class images' mean loss against the photos'", least=0)
     lr: float = setting(5e-6, "learning rate", least=0)
     text_lr: float = setting(0.0, "learning rate of the text encoder; 0: the same as lr", least=0)
-    lr_schedule: str = setting("constant", "schedule of lr after warm-up", choices=("constant", "cosine", "linear"))
+    lr_schedule: str = setting(
+        "constant", "schedule of lr after warm-up",
+        choices=("constant", "cosine", "linear", "cosine-restarts", "polynomial"),
+    )  # fmt: skip
+    lr_cycles: int = setting(1, "cosine-restarts: how often the rate falls to 0", least=1, most=100_000)
+    lr_power: float = setting(1.0, "polynomial: power of the share of steps that is left; it falls to 1e-7", least=0, most=100)
     warmup: int = setting(0, "steps over which the learning rate rises from 0", least=0)
-    optimizer: str = setting("adamw", "adamw8bit: its state in 8 bits", choices=("adamw", "adamw8bit"))
-    weight_decay: float = setting(1e-2, "decoupled weight decay of AdamW", least=0)
-    beta1: float = setting(0.9, "AdamW's decay of the gradient mean, a step", least=0, most=0.999999)
-    beta2: float = setting(0.999, "AdamW's decay of the squared gradient mean, a step", least=0, most=0.999999)
+    optimizer: str = setting(
+        "adamw",
+        "what turns gradients into steps; prodigy and lion8bit start from rates of their own",
+        choices=tuple(OPTIMIZERS),
+    )
+    weight_decay: float = setting(1e-2, "decoupled weight decay", least=0)
+    beta1: float = setting(0.9, "decay of the gradient mean, a step", least=0, most=0.999999)
+    beta2: float = setting(0.999, "decay of the squared gradient mean, a step; of Lion's mean", least=0, most=0.999999)
     clip: float = setting(1.0, "largest joint norm of all gradients; 0: no clipping", least=0)
     engine: str = setting(
         "eager", "how a step runs; graph: recorded once and replayed, on CUDA (not yet tried on one); compiled: torch.compile",
@@ -98,6 +123,13 @@ class Train:
     snr_gamma: float = setting(0.0, "gamma of the min-SNR loss weights, 5 is usual; 0: unweighted", least=0)
     timesteps: str = setting(
         "uniform", "density of the noise levels", choices=("uniform", "stratified", "low", "high", "mode", "logit-normal"),
+    )  # fmt: skip
+    noise_offset: float = setting(
+        0.0, "offset noise: strength of a shift of each channel's noise as a whole, 0.1 is usual; 0: none", least=0, most=1
+    )
+    input_perturbation: float = setting(
+        0.0, "noise added to the noise of the input alone, as a share of it, 0.1 is usual (Ning et al. 2301.11706); 0: none",
+        least=0, most=1,
     )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
     held_out_every: int = setting(
@@ -127,6 +159,9 @@ class Lora:
     conv: bool = setting(False, "adapt the convolutions of the U-Net's blocks too")
     dora: bool = setting(False, "lora: magnitude and direction apart (Liu et al. 2402.09353)")
     rslora: bool = setting(False, "lora: scale by alpha / sqrt(rank) (Kalajdzievski 2312.03732)")
+    plus_ratio: float = setting(
+        1.0, "lora: rate of B over that of A, which is train.lr; LoRA+ (Hayou et al. 2402.12354) has 16", least=0.01, most=1000
+    )
     block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2, most=8192)
 
 

@@ -51,7 +51,7 @@ def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str) ->
         "size": recipe.photos.size or model.size,
         "dtype": str(class_image_dtype(model, recipe)).removeprefix("torch."),
         "seed": recipe.seed,
-    }
+    } | model.prompt_record
 
 
 def class_image_dtype(model: LatentModel, recipe: Recipe) -> torch.dtype:
@@ -76,9 +76,10 @@ def check_folder(folder: Path, wanted: dict) -> None:
             )
         return
     existing = read_manifest(folder).get("settings", {})
-    differing = [k for k in wanted if k != "base" and existing.get(k) != wanted[k]]
+    keys = [*wanted, *(k for k in existing if k.startswith("prompt_") and k not in wanted)]  # said only where it is not usual
+    differing = [k for k in keys if k != "base" and existing.get(k) != wanted.get(k)]
     if differing:
-        differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted[k]!r} here" for k in differing)
+        differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted.get(k)!r} here" for k in differing)
         raise UserError(f"the class images in {folder} do not fit this run: {differences}. Give another folder, or none.")
 
 
@@ -240,7 +241,7 @@ def _describe(folder: Path, wanted: dict, count: int) -> None:
 
 def _write_manifest(folder: Path, wanted: dict, status: str, count: int) -> None:
     settings = wanted | {"base": absolute_base(wanted["base"])}
-    manifest = {"kind": "prior", "status": status, "settings": settings, "count": count, "versions": library_versions()}
+    manifest = {"kind": "prior", "status": status, "settings": settings, "count": count}
     path = folder / "manifest.json"
-    if not path.exists() or {k: v for k, v in read_json(path).items() if k != "schema"} != manifest:
-        write_manifest(folder, manifest)
+    if not path.exists() or {k: v for k, v in read_json(path).items() if k not in ("schema", "versions")} != manifest:
+        write_manifest(folder, manifest | {"versions": library_versions()})  # of what drew them; not of who looks at them later

@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT
-from personalize.core import rng
+from personalize.core import noise, rng
 from personalize.core.guidance import Cond
 from personalize.core.timesteps import TIMESTEPS
 from personalize.data.batch import Batch
@@ -83,11 +83,16 @@ class TrainingSet:
                 beside = {MASKED: torch.cat([beside[MASKED], of_prior])}
         eps = to_device(torch.randn(z0.shape, generator=g), z0.device)
         t = to_device(TIMESTEPS[self.recipe.train.timesteps](len(z0), self.model.schedule.T, g), z0.device)
+        if offset := self.recipe.train.noise_offset:
+            eps = noise.with_offset(eps, offset, g)
+        added = noise.perturbed(eps, gamma, g) if (gamma := self.recipe.train.input_perturbation) else None
         target = None
         if priors and self.prior.target is not None:
             eps[subjects:], t[subjects:] = take_rows(self.prior.eps, drawn), take_rows(self.prior.t, drawn)
             target = self.model.schedule.target(z0, eps, t).clone()  # for epsilon it is eps itself
             target[subjects:] = take_rows(self.prior.target, drawn)
+            if added is not None:
+                added[subjects:] = eps[subjects:]  # the base answered for these inputs, and is asked for no others
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
         rows = self.step_prompts.rows(which, passes, step) + [self.prior.texts[i] for i in drawn]
@@ -97,7 +102,7 @@ class TrainingSet:
         def cond(part: slice) -> Cond:
             return self.cond(rows[part]) | {key: value[part] for key, value in beside.items()}
 
-        return Batch(z0, eps, t, is_prior, cond, target, mask)
+        return Batch(z0, eps, t, is_prior, cond, target, mask, added)
 
     def release(self) -> None:
         """Frees the networks whose answers are all here."""
@@ -220,9 +225,11 @@ def base_predictions(data: TrainingSet, texts: list[int]) -> PriorSet:
         which = [i % N for i in numbers]
         mean, std, _, masked = data.photo_latents(which, start, [i // N for i in numbers])
         g = rng.generator(recipe.seed, "predictions", start)
-        noise, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
+        of_latents, eps = (torch.randn(mean.shape, generator=g).to(mean.device) for _ in range(2))
         t = TIMESTEPS[recipe.train.timesteps](len(which), model.schedule.T, g).to(mean.device)
-        z0 = mean + std * noise
+        if offset := recipe.train.noise_offset:
+            eps = noise.with_offset(eps, offset, g)
+        z0 = mean + std * of_latents
         with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
             target = model.predict(model.schedule.add_noise(z0, eps, t), t, data.cond([texts[i] for i in which]) | masked)
         parts.append((z0, eps, t, target.float(), *(value[:, None] for value in masked.values())))

@@ -24,6 +24,7 @@ from personalize.generation.sampling import image_size, text_guidance, unconditi
 from personalize.generation.words import PLAIN, Emphasis, align, encode_words, require_words
 from personalize.models.interface import LatentModel
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
+from personalize.models.prompt_chunks import read_prompt
 
 PARTS = ("source", "plain", "edited")  # plain: the target from the same noise, without control
 
@@ -47,9 +48,8 @@ def require_edit(model: LatentModel, edit: Edit) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"{name} {share:g} is not a share of the sampling steps; give a number from 0 to 1.")
     require_words(model, [edit.target], edit.emphasis)
-    part = next(iter(model.tokenizers))
-    source, target = model.tokens(part, [edit.source, edit.target])
-    if edit.source.split() != edit.target.split() and torch.equal(source, target):
+    source, target = (read_prompt(model, prompt).seen for prompt in (edit.source, edit.target))
+    if edit.source.split() != edit.target.split() and source == target:
         cut = model.truncated_words(edit.target) or model.truncated_words(edit.source)
         why = (
             f"they differ only in words that are cut off: {cut!r}. Shorten them" if cut else "base reads both alike. Use others"

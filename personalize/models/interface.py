@@ -36,6 +36,9 @@ class LatentModel(Protocol):
     unet: nn.Module
     text_encoders: dict[str, nn.Module]  # by their folder in a base: "text_encoder", for SDXL also "text_encoder_2"
     tokenizers: dict[str, Any]  # transformers' own, by the text encoder they belong to
+    chunks: int  # of tokens that a prompt has, encoded apart: see `prompt_chunks`
+    weighting: str  # "compel" where "(hat:1.3)" in a prompt is a weight, "" where it is text
+    prompt_record: dict  # {"prompt_chunks": 2, "prompt_weighting": "compel"}, as records of images say it; {} by default
     learned_words: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
     say: Callable[[str], None]  # tells the user a line
     most_at_once: dict[int, int]  # edge of an image, px -> as many as were found to fit at once, where that was too few
@@ -85,7 +88,7 @@ class LatentModel(Protocol):
         """
 
     def expand_words(self, prompt: str) -> str:
-        """A prompt with every learned word replaced by all of its tokens: the text that tokenizers read."""
+        """A prompt with every learned word replaced by all of its tokens."""
 
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both; whole=False: in what is not cut off."""

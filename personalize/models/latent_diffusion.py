@@ -21,7 +21,7 @@ from personalize.common.bases import has_world
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
 from personalize.core.guidance import Cond
-from personalize.models import fast_unet, loading
+from personalize.models import fast_unet, loading, prompt_chunks
 from personalize.models.devices import to_device
 from personalize.models.interface import MASKED, SIZES, Size
 from personalize.models.lazy_imports import lazy_imports
@@ -55,6 +55,8 @@ class LatentDiffusion:
         fingerprint: str,
         make_network: Callable,
         offload: bool = False,
+        chunks: int = 1,
+        weighting: str = "",
         say: Callable[[str], None] = lambda line: None,
     ):
         unet_config, vae_config = loading.read_configs(folder, name)
@@ -76,6 +78,7 @@ class LatentDiffusion:
             if (config := self._texts[part].config)
         }
         self.learned_words: dict[str, str] = {}
+        self.chunks, self.weighting = chunks, weighting
         self.unet = self._read_unet(None if offload else device)
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
         self._offload = self._offloaded() if offload else None
@@ -176,11 +179,8 @@ class LatentDiffusion:
         return {SIZES: to_device(torch.tensor(rows, dtype=torch.float32).reshape(-1, 6), self.device)}
 
     def tokens(self, part: str, prompts: list[str]) -> Tensor:
-        """B texts -> (B,L) ids of the text encoder `part`, padded and cut to its length."""
-        tokenizer, longest = self.tokenizers[part], self.tokenizers[part].model_max_length
-        texts = [self.expand_words(prompt) for prompt in prompts]
-        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
-        return encoded.input_ids.to(self.device)
+        """B texts -> (B n,C) ids of the text encoder `part`, a row for each of a prompt's n chunks."""
+        return prompt_chunks.token_rows(self, part, prompts)
 
     def expand_words(self, prompt: str) -> str:
         """A prompt with every learned word replaced by all of its tokens; in any case, as CLIP reads it."""
@@ -195,8 +195,9 @@ class LatentDiffusion:
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both: in any case, beside any mark. whole=False: before the cut."""
         tokenizer = next(iter(self.tokenizers.values()))
-        said, wanted = (tokenizer(self.expand_words(t), add_special_tokens=False).input_ids for t in (text, word))
-        said = said if whole else said[: tokenizer.model_max_length - 2]
+        reading = prompt_chunks.read_prompt(self, text)
+        said = reading.ids if whole else reading.ids[: reading.count]
+        wanted = tokenizer(self.expand_words(word), add_special_tokens=False).input_ids
         pieces = tokenizer.convert_ids_to_tokens(said)
         begins = [0, *(k + 1 for k, piece in enumerate(pieces) if piece.endswith(("</w>", ">")) or not piece.isalpha())]
         return bool(wanted) and any(said[k : k + len(wanted)] == wanted for k in begins)
@@ -240,9 +241,13 @@ class LatentDiffusion:
         return self._all_painted[side].expand(len(z_t), -1, -1, -1)
 
     def truncated_words(self, prompt: str) -> str:
-        tokenizer = next(iter(self.tokenizers.values()))
-        ids = tokenizer(self.expand_words(prompt)).input_ids
-        return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+        reading = prompt_chunks.read_prompt(self, prompt)
+        return next(iter(self.tokenizers.values())).decode(reading.ids[reading.count :])
+
+    @property
+    def prompt_record(self) -> dict:
+        record = {"prompt_chunks": self.chunks} if self.chunks > 1 else {}
+        return record | ({"prompt_weighting": self.weighting} if self.weighting else {})
 
     def _read_unet(self, device: torch.device | None) -> nn.Module:
         """The U-Net on `device`; None: where it is read to, from which its blocks are fetched."""

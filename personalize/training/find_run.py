@@ -12,6 +12,8 @@ from personalize.training.load_run import require_run
 # Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
 INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate", "train.checkpoint_minutes")
 LATER = {
+    "prompt.chunks": 1,
+    "prompt.weighting": "",
     "choose.strengths": [],
     "train.caption_dropout": 0.0,
     "train.caption_shuffle": False,
@@ -20,8 +22,14 @@ LATER = {
     "train.held_out_every": 0,
     "train.stop": "",
     "train.stop_window": 200,
+    "train.noise_offset": 0.0,
+    "train.input_perturbation": 0.0,
+    "train.lr_cycles": 1,
+    "train.lr_power": 1.0,
+    "lora.plus_ratio": 1.0,
 }  # settings that older recipes lack, and the default that changes nothing
-IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
+# Settings of the base, which its fingerprint says; older recipes lack them.
+IN_FINGERPRINT = ("prediction", "base_vae", "zero_snr")
 
 
 def is_run(folder: Path) -> bool:
@@ -51,11 +59,11 @@ def decisive_settings(recipe: dict) -> dict:
     A setting of LATER counts only where it is set, so that runs from before it keep their identity.
     """
     kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
-    unset = [key for key, default in LATER.items() if kept[key.split(".")[0]].get(key.split(".")[1]) == default]
+    unset = [key for key, default in LATER.items() if kept.get(key.split(".")[0], {}).get(key.split(".")[1]) == default]
     for key in [*unset, *(key for key in INDIFFERENT if "." in key)]:
         section, name = key.split(".")
-        kept[section] = {other: value for other, value in kept[section].items() if other != name}
-    return kept
+        kept[section] = {other: value for other, value in kept.get(section, {}).items() if other != name}
+    return {key: value for key, value in kept.items() if value != {}}  # a section of later settings alone
 
 
 def _difference(earlier: Path, manifest: dict) -> str:

@@ -25,6 +25,7 @@ from personalize.data.training_set import TrainingSet, build_training_set
 from personalize.models.interface import LatentModel
 from personalize.training import validation
 from personalize.training.checkpoint_schedule import is_scored
+from personalize.training.engine import Engine
 from personalize.training.log import FILE
 from personalize.training.loss import per_image_loss
 
@@ -78,6 +79,7 @@ class FixedLoss:
                 warmup=0,
                 timesteps="stratified",
                 caption_dropout=0.0,
+                input_perturbation=0.0,
                 caption_shuffle=False,
             ),
             prior=dataclasses.replace(recipe.prior, count=0),
@@ -94,11 +96,11 @@ class FixedLoss:
         self.losses = [row["fixed_subject"] for row in logged(folder)]
 
     @torch.no_grad()
-    def measure(self, step: int) -> dict[str, Tensor]:
-        """The mean loss () of each kind by the weights of this step; {} where it is not due."""
+    def measure(self, step: int, engine: Engine) -> dict[str, Tensor]:
+        """The mean loss () of each kind by the weights of this step, or a schedule-free average; {} where it is not due."""
         if step % self.recipe.train.held_out_every:
             return {}
-        with validation.eval_mode(self.model):
+        with validation.eval_mode(self.model, engine.params, engine.averaged()):
             values = {name: self._mean(batch, class_images=name == "fixed_prior") for name, batch in self.batches.items()}
         if self.recipe.train.stop:  # else nothing waits for a GPU
             self.losses.append(float(values["fixed_subject"]))

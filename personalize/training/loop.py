@@ -36,7 +36,7 @@ def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
     with stop_signals() as stopped, steps as advance:
         for step in range(start + 1, train.steps + 1):
             values = take_step(run, step - 1, run.recipe)
-            log.add(step, values | run.fixed.measure(step) if run.fixed else values)
+            log.add(step, values | run.fixed.measure(step, run.engine) if run.fixed else values)
             advance(note=log.line)
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped))
@@ -94,9 +94,10 @@ def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
     """Draws the sample images of a step, unless they are there; None where they do not fit in memory."""
     path = run.folder / "samples" / f"step-{step:06d}.png"
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    model = run.data.model
+    model, averaged = run.data.model, run.engine.averaged
     if distributed.rank0_decides(not path.exists()):
-        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(model), sharding.whole(model):
+        line, params = f"no sample images of step {step}", run.engine.params
+        with or_skipped(line, screen), validation.eval_mode(model, params, averaged()), sharding.whole(model):
             if run.writes:
                 validation.draw_samples(model, run.recipe, prompts, path)
         run.data.release()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from personalize.common import distributed
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.data.crops import Photo, draw_crops, image_tensor
 from personalize.data.training_set import TrainingSet
 from personalize.models.interface import LatentModel
@@ -32,7 +33,7 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     if model.inpaints:
         painted = ["an inpainting base: each image is seen under random masks, a quarter of which paint all of it"]
     own = sum(p.numel() for p in distributed.local_shards(engine.params))
-    state = own * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
+    state = own * OPTIMIZERS[train.optimizer].state_bytes  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (

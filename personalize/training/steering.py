@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from personalize.common.errors import UserError
 from personalize.common.files import key_of
-from personalize.common.prompts import without_token
+from personalize.common.prompts import without_token, without_weights
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import Terminal
 from personalize.core.guidance import Guided
@@ -179,6 +179,7 @@ def _clip_part(
     )
 
     def part(texts: list[str]) -> Wrap:
+        texts = [without_weights(text, model.weighting) for text in texts]
         for token in tokens:
             texts = [without_token(text, token) for text in texts]
         with torch.no_grad():  # not in inference mode, where sampling is: a gradient needs them

@@ -139,7 +139,7 @@ def test_a_typo_in_a_file_names_the_file(tmp_path):
         ("train.lr=[1]", "a number"),
         ("photos.flip=True", "true or false"),
         ("photos.flip=1", "true or false"),
-        ("train.lr_schedule=cosin", "one of constant, cosine, linear"),
+        ("train.lr_schedule=cosin", "one of constant, cosine, linear, cosine-restarts, polynomial"),
         ("train.trackers=[1, 2]", "a list of texts"),
         ("draw.interval=[0.5, 2]", "at most 1"),
     ],
@@ -219,9 +219,9 @@ def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module if node.module.startswith("personalize") else node.module.split(".")[0])
-    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "recipe_sections", "settings", "untrusted")} | {
-        "filelock"
-    }
+    allowed = {
+        f"personalize.common.{name}" for name in ("errors", "files", "optimizers", "recipe_sections", "settings", "untrusted")
+    } | {"filelock"}
     assert names and names <= set(sys.stdlib_module_names) | allowed
 
 

@@ -60,7 +60,8 @@ class Rehearsal:
         r = self.recipe
         self.model = models.load_model(
             r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
-            offload=r.train.offload, say=lambda line: None, make_network=self.make_network,
+            zero_snr=r.zero_snr, offload=r.train.offload, chunks=r.prompt.chunks, weighting=r.prompt.weighting,
+            say=lambda line: None, make_network=self.make_network,
         )  # fmt: skip
         for p in self.model.waiting if counter is not None else ():  # counted on a CPU only, whose memory is the host's
             counter.rename(p, "waiting")
@@ -141,7 +142,8 @@ def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     methods.check_offload(recipe)
     device = devices.choose_device(recipe.device).type
     # a single file is unpacked here, with real tensors
-    models.locate_base(recipe.base, lambda line: None, prediction=recipe.prediction, base_vae=recipe.base_vae)
+    own = {"prediction": recipe.prediction, "base_vae": recipe.base_vae, "zero_snr": recipe.zero_snr}
+    models.locate_base(recipe.base, lambda line: None, **own)
     run = Rehearsal(recipe, subjects, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
     run.make_encoder, run.encode_masked = fake_networks.fake_encoder, fake_networks.fake_versions
     return estimate_memory(run.phases(), device=device)
