@@ -88,6 +88,7 @@ def photos(
     size: Annotated[int, opt.setting_option("photos.size")] = 0,
     base: opt.Base = "toyland",
     crop: Annotated[str, opt.setting_option("photos.crop")] = "center",
+    shape: Annotated[str, opt.setting_option("photos.shape")] = "square",
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
     mask: Annotated[
         str, typer.Option(metavar="word:WORD|FILE", help="How photos without a mask get one: the base finds WORD, or U²-Net.")
@@ -103,8 +104,8 @@ def photos(
     from personalize.commands.check_photos import check_photos
 
     made = {"mask": mask, "caption": caption, "class_word": class_word, "captioner": captioner}
-    screen = Terminal(quiet=quiet or as_json)
-    result = check_photos(opt.one_or_all(source), size=size, base=base, crop=crop, out=out, **made, screen=screen)
+    options = {"size": size, "base": base, "crop": crop, "shape": shape, "out": out}
+    result = check_photos(opt.one_or_all(source), **options, **made, screen=Terminal(quiet=quiet or as_json))
     values = {"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}
     values |= {"captions": result.captions} if caption else {}
     print(json.dumps(values, default=str) if as_json else result.page)

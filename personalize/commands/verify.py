@@ -60,9 +60,10 @@ def verify(
     same_base = result.add("base", _base(manifest, model), f"{manifest['base']}, {model.fingerprint}")
     subjects = [_subject(model, recipe, entry, result, says_all="machine" in manifest) for entry in manifest["subjects"]]
     _recipe(folder, manifest, subjects, result)
-    latents, priors = None, {e["class"]: Path(e["prior_folder"]) for e in manifest["subjects"] if e.get("prior_folder")}
+    first = {entry["class"]: entry["prior_folder"] for entry in manifest["subjects"] if entry.get("prior_folder")}
+    latents, priors = None, {name: Path(folder) for name, folder in manifest.get("class_folders", first).items()}
     try:
-        latents = class_latents(priors, manifest.get("prior", {}), recipe)
+        latents = {} if None in subjects else class_latents(model, recipe, subjects, priors, manifest.get("prior", {}))
     except UserError as error:
         result.add("class images", [str(error)], "")
     if priors and latents:

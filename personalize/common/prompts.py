@@ -163,6 +163,16 @@ def _merged(pieces: list[str], closed: dict[int, tuple[int, float]]) -> list[tup
     return [("".join(parts), weight) for parts, weight in merged]
 
 
+def parts_at_commas(text: str, weighting: str) -> list[str]:
+    """A text's parts between commas; where prompts have weights, only those outside of brackets, which belong together."""
+    cuts, depth = [-1], 0
+    for k, letter in enumerate(text):
+        depth = max(0, depth + (letter == "(") - (letter == ")")) if weighting else 0
+        if letter == "," and not depth:
+            cuts.append(k)
+    return [text[a + 1 : b] for a, b in zip(cuts, [*cuts[1:], len(text)])]
+
+
 def without_weights(text: str, weighting: str) -> str:
     """A text where prompts have weights, if `weighting` says so, without them."""
     return "".join(piece for piece, _ in weighted_pieces(text)) if weighting else text

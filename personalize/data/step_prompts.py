@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
+from personalize.common.prompts import parts_at_commas
 from personalize.common.recipe import Recipe
 from personalize.core import rng
 from personalize.core.guidance import Cond
@@ -49,18 +50,18 @@ def step_prompts(
     orders = [[i] for i in range(len(tokens))]
     for i in range(len(tokens) if passes else 0):
         seeds = (rng.generator(recipe.seed, f"caption order/{i}", k) for k in range(min(ORDERS, passes)))
-        texts = [shuffled(prompts[i], g, lambda part, i=i: model.says(part, tokens[i])) for g in seeds]
+        texts = [shuffled(prompts[i], g, lambda part, i=i: model.says(part, tokens[i]), model.weighting) for g in seeds]
         orders[i] = [rows.setdefault(text, len(prompts) + len(rows)) for text in texts]
     more = [*rows, *([""] if train.caption_dropout else [])]
     return StepPrompts(recipe.seed, train.caption_dropout, orders, len(prompts) + len(rows)), more
 
 
-def shuffled(prompt: str, generator: Generator, says_token: Callable[[str], bool]) -> str:
+def shuffled(prompt: str, generator: Generator, says_token: Callable[[str], bool], weighting: str = "") -> str:
     """A prompt whose parts between commas are in a random order, after those that say the token.
 
     Where the first part says it, this is the rule of kohya's `shuffle_caption` with `keep_tokens` = 1.
     """
-    parts = [part for text in prompt.split(",") if (part := text.strip())]
+    parts = [part for text in parts_at_commas(prompt, weighting) if (part := text.strip())]
     first, rest = ([part for part in parts if says_token(part) == wanted] for wanted in (True, False))
     return ", ".join(first + [rest[k] for k in torch.randperm(len(rest), generator=generator).tolist()])
 

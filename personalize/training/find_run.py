@@ -15,6 +15,7 @@ LATER = {
     "prompt.chunks": 1,
     "prompt.weighting": "",
     "choose.strengths": [],
+    "photos.shape": "square",
     "train.caption_dropout": 0.0,
     "train.caption_shuffle": False,
     "train.offload": False,

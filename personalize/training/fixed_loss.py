@@ -38,8 +38,13 @@ ROW = Table({"step": Number(0, 10**9), **dict.fromkeys(NAMES, Number(0, 1e9, rea
 
 
 def check(recipe: Recipe) -> None:
-    """UserError where the stop has nothing to go by."""
+    """UserError where the stop has nothing to go by, and for photos of several shapes, which are in no batch together."""
     train = recipe.train
+    if train.held_out_every and recipe.photos.shape == "buckets":
+        raise UserError(
+            f"train.held_out_every = {train.held_out_every} measures images of one shape, and photos.shape is 'buckets'. Give "
+            "train.held_out_every=0, or photos.shape=square."
+        )
     if train.stop and not 0 < DVAR_LEAST * train.held_out_every <= train.stop_window:
         raise UserError(
             f"train.stop = {train.stop!r} needs the loss on fixed noise {DVAR_LEAST} times in train.stop_window = "
@@ -65,7 +70,7 @@ class FixedLoss:
     losses: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, data: TrainingSet, subjects: list[Subject], *, text_trains: bool) -> "FixedLoss":
+    def of(cls, data: TrainingSet, subjects: list[Subject]) -> "FixedLoss":
         """Photos and class images of a run, and its photos held out, which are encoded."""
         recipe, train = data.recipe, data.recipe.train
         fixed = dataclasses.replace(
@@ -88,7 +93,9 @@ class FixedLoss:
         own = dataclasses.replace(data, recipe=fixed, step_prompts=own_prompts).at(0)
         batches = {"fixed_subject": own} | ({"fixed_prior": own} if data.prior else {})
         if held_out := [_held_out(data.model, s, recipe) for s in subjects if s.held_out]:
-            batches["held_out"] = build_training_set(data.model, fixed, held_out, priors={}, text_trains=text_trains).at(0)
+            batches["held_out"] = build_training_set(data.model, fixed, held_out, priors={}, text_trains=data.texts is None).at(
+                0
+            )
         return cls(data.model, recipe, batches, part=-(-sum(data.steps_per_batch) // train.accumulate))
 
     def read_log(self, folder: Path) -> None:

@@ -23,7 +23,7 @@ RUN = Table(
     {
         "base": Text(), "fingerprint": Text(most=100), "methods": Many(Text(most=100), 1, 8), "recipe": OBJECT,
         "subjects": Many(SUBJECT, 1, 10_000), "chosen": Number(0, 10**9), "strength": Number(0, 10, real=True),
-        "why": Text(), "sha256": OBJECT, "extended": Many(EXTENDED, 0, 10_000),
+        "why": Text(), "sha256": OBJECT, "class_folders": OBJECT, "extended": Many(EXTENDED, 0, 10_000),
     },
     needs=("base", "methods", "recipe"), remedy="Restore or delete the folder.",
 )  # fmt: skip

@@ -19,7 +19,8 @@ from personalize.common.files import content_hash, read_jsonl, remove_folder, sy
 from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
-from personalize.data import training_set
+from personalize.data.bucketed_set import BucketedSet
+from personalize.data.training_set import TrainingSet
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
@@ -36,7 +37,7 @@ class TrainingRun:
     """
 
     folder: Path
-    data: training_set.TrainingSet
+    data: TrainingSet | BucketedSet
     engine: engine.Engine
     ema: list[Tensor]
     manifest: dict

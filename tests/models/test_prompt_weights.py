@@ -7,7 +7,7 @@ import torch
 
 from personalize import models
 from personalize.common.errors import UserError
-from personalize.common.prompts import weighted_pieces, weights_read_as_text
+from personalize.common.prompts import parts_at_commas, weighted_pieces, weights_read_as_text
 from personalize.evaluation.image_cache import image_set
 from personalize.evaluation.protocols import Protocol
 from personalize.generation.editing import Edit, require_edit
@@ -45,6 +45,14 @@ def test_a_weight_that_is_read_as_text_is_said():
     (line,) = weights_read_as_text(["a dog", "a (red hat: 1.3) dog", "(a:2)"], "")
     assert line.startswith("'(red hat: 1.3)' is read as letters") and "--set prompt.weighting=compel" in line
     assert weights_read_as_text(["a (red:1.3) dog"], "compel") == weights_read_as_text(["a (red) dog: 2"], "") == []
+
+
+@pytest.mark.parametrize("text", ["a, (b, c:1.2), d", "((a, b:2), (c:2), d:1.3) e, f", "", ",a,,", "(a, b"])
+def test_words_of_one_weight_stay_together_in_a_shuffle(text):
+    assert parts_at_commas(text, "") == text.split(",")
+    parts = parts_at_commas(text, "compel")
+    assert ",".join(parts) == text
+    assert {"a, (b, c:1.2), d": 3, "((a, b:2), (c:2), d:1.3) e, f": 2, "": 1, ",a,,": 4, "(a, b": 1}[text] == len(parts)
 
 
 def test_images_are_scored_by_the_words_without_their_weights():
