@@ -115,3 +115,8 @@ def test_a_stop_without_enough_losses_is_refused_with_a_value_that_does(run, eve
     with pytest.raises(UserError, match="needs the loss on fixed noise 5 times .* Set it to 10, or give a longer window"):
         run("none", "train.stop=dvar", f"train.held_out_every={every}", f"train.stop_window={window}")
     fixed_loss.check(load_recipe(None, ["train.stop=dvar", "train.held_out_every=10"]))
+
+
+def test_photos_of_several_shapes_are_refused():
+    with pytest.raises(UserError, match="measures images of one shape, and photos.shape is 'buckets'. Give"):
+        fixed_loss.check(load_recipe(None, ["train.held_out_every=5", "photos.shape=buckets"]))
