@@ -29,8 +29,8 @@ CALLERS = {"workflows", "compare"}  # commands that call other commands
 SHARED = {"session", "image_source", "photo_masks", "export"}  # what commands stand on
 LIGHT = {
     "cli/__init__", "cli/app", "cli/tools", "cli/options", "common/errors", "common/recipe", "common/recipe_sections",
-    "common/prompts", "common/run_folder", "common/settings", "common/files", "common/terminal", "common/untrusted",
-    "common/optimizers",
+    "common/prompts", "common/image_size", "common/optimizers", "common/run_folder", "common/settings", "common/files",
+    "common/terminal", "common/untrusted",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -17,6 +17,7 @@ from personalize.common.prompts import fill, weights_read_as_text
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
+from personalize.data.buckets import sizes_of
 from personalize.data.crops import Photo, photo_squares
 from personalize.data.map_sheet import heated
 from personalize.evaluation import checkpoint_selection, encoders, image_cache, requirements, scoring, summary
@@ -29,7 +30,7 @@ from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 from personalize.models.prompt_chunks import chunks_needed, longer
 from personalize.toyland.world.scenes import CLASSES
-from personalize.training import load_run, steering, validation
+from personalize.training import fixed_loss, load_run, steering, validation
 
 PRIOR_SHOWN = 20  # class images on the page
 
@@ -114,11 +115,12 @@ def evaluate(
         "checkpoints": checkpoint_selection.checkpoint_rows(
             scored, recipe.choose, (manifest.get("chosen"), manifest.get("strength", 1.0))
         ),
+        "fixed_loss": fixed_loss.logged(job.folder),
         "seconds": seconds,
         "encoders": names,
         "agreement": encoders.truth_agreement(model.folder, names["dino"]) if model.has_world else None,
         "preprocessing": reference.encoders.looks,
-        "photos": _health(all_photos, model.size, crop, trained=len(trained_on)) if photos else [],
+        "photos": _health(all_photos, model, recipe, trained=len(trained_on)) if photos else [],
     }
     if steer:
         metrics["steering"] = steer.record
@@ -210,9 +212,12 @@ def _protocol(protocol: Protocol, recipe: Recipe, model: LatentModel) -> dict:
     return {"name": protocol.name, "prompts": len(protocol.templates), **counts, **sampling}
 
 
-def _health(photos: list[Photo], size: int, crop: str, *, trained: int) -> list[dict]:
+def _health(photos: list[Photo], model: LatentModel, recipe: Recipe, *, trained: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    notes = [[finding.text for finding in each] for each in photo_checks.examine_photos(photos, size, crop=crop).each]
+    shape, px = recipe.photos.shape, {"edge": model.size, "step": 8 * model.downscale}
+    sizes = [] if shape == "square" else sizes_of(photos, shape, **px)
+    report = photo_checks.examine_photos(photos, model.size, crop=recipe.photos.crop, sizes=sizes)
+    notes = [[finding.text for finding in each] for each in report.each]
     return [{"file": photo.name, "trained": k < trained, "notes": notes[k]} for k, photo in enumerate(photos)]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from personalize.common.optimizers import OPTIMIZERS
-from personalize.common.settings import setting
+from personalize.common.settings import Edges, setting
 
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
 # ours, then diffusers' schedulers: the tables are core.samplers.SAMPLERS and generation.diffusers_samplers.DIFFUSERS
@@ -33,9 +33,13 @@ class Photos:
     """The subject's photos."""
 
     size: int = setting(0, "edge of the square a photo is cut to, px; 0: what the base trains at", least=0, most=8192)
-    min_size: int = setting(0, "smallest edge a photo may have, px; 0: the same as size", least=0)
+    shape: str = setting(
+        "square", "what a photo is cut to; buckets: the rectangle of at most that area that cuts least off it",
+        choices=("square", "buckets"),
+    )  # fmt: skip
+    min_size: int = setting(0, "smallest edge a photo may have, px; 0: what it is cut to", least=0)
     crop: str = setting(
-        "center", "where the square is cut; subject: centred on the mask; random: anew each step",
+        "center", "where it is cut; subject: centred on the mask; random: anew each step",
         choices=("center", "subject", "random"),
     )  # fmt: skip
     flip: bool = setting(False, "mirror photos at random; harms subjects with text or asymmetry")
@@ -132,7 +136,19 @@ class Train:
         least=0, most=1,
     )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
-    checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
+    held_out_every: int = setting(
+        0, "steps between losses on fixed noise, of photos held out, of photos and of class images; 0: none", least=0
+    )
+    stop: str = setting(
+        "", "dvar: end when the photos' loss on fixed noise hardly varies any more (Voronov et al. 2302.04841)",
+        choices=("", "dvar"),
+    )  # fmt: skip
+    stop_window: int = setting(200, "steps in which it varies by less than 0.15 of its variance so far", least=1)
+    checkpoint_every: int = setting(0, "steps between checkpoints that stay; 0: at the end only", least=0)
+    checkpoint_minutes: float = setting(
+        5.0, "minutes between checkpoints to go on from after a kill, the newest two of them until the run ends; 0: none",
+        least=0, most=100_000,
+    )  # fmt: skip
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)
     trackers: tuple[str, ...] = setting((), "accelerate's trackers by name, such as tensorboard or wandb")
 
@@ -172,7 +188,9 @@ class SamplingConfig:
     rescale: float = setting(0.0, "share of guidance rescaling (Lin et al. 2023); 0: off", least=0, most=1)
     interval: tuple[float, ...] = setting((), "low, high t / T that guidance acts in; empty: all", least=0, most=1)
     negative: str = setting("", "negative prompt")
-    size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0, most=8192)
+    size: Edges = setting(
+        0, "edge of an image, px, or width x height such as 512x768; 0: what the base trains at", least=0, most=8192
+    )
     count: int = setting(4, "images of a prompt", least=1, most=100_000)
     batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0, most=1024)
     like: float = setting(0.0, "scale at which generate and evaluate draw like the photos, by a classifier; 0: off", least=0)

@@ -5,10 +5,12 @@ A finding names the photo, the value and the remedy; where nothing is wrong it s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from personalize.common.image_size import Size, in_words
 from personalize.data.crops import Photo, largest_box
 from personalize.data.decode import QUARTER_TURNS
 from personalize.data.mask_coverage import MOST, mask_fault
@@ -62,22 +64,29 @@ class Report:
     together: tuple[Finding, ...]
 
     @property
+    def keeps_shape(self) -> bool:
+        return not isinstance(self.stats[0].size, int)
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """All of them: photo by photo, then those about all together."""
         return (*(finding for findings in self.each for finding in findings), *self.together)
 
 
-def examine_photos(photos: Sequence[Photo], size: int, *, crop: str = "center", known: Sequence[Finding] = ()) -> Report:
+def examine_photos(
+    photos: Sequence[Photo], size: int, *, crop: str = "center", sizes: Sequence[Size] = (), known: Sequence[Finding] = ()
+) -> Report:
     """Photos, the side in px they are trained at, their crop  ->  Report. A random crop is judged by its middle.
 
-    known: findings about all photos that were made before, such as files that could not be used.
+    sizes: of each, where they keep their shape. known: findings about all photos that were made before, such as files that
+    could not be used.
     """
-    stats = tuple(measure_photo(photo, size, crop) for photo in photos)
+    stats = tuple(measure_photo(photo, own, crop) for photo, own in zip(photos, sizes or [size] * len(photos), strict=True))
     each = tuple(
         (*(finding for check in (_measured, *SIZED, *UNSIZED) for finding in _check(check, stat)), *_copy(stat, stats[:k]))
         for k, stat in enumerate(stats)
     )
-    return Report(size, crop, stats, each, (_number(stats), *_masks(stats, crop), *_same_place(stats), *known))
+    return Report(size, crop, stats, each, (_number(stats), *_sizes(stats), *_masks(stats, crop), *_same_place(stats), *known))
 
 
 def notices(photos: Sequence[Photo]) -> list[str]:
@@ -103,6 +112,7 @@ def _measured(stat: PhotoStats) -> Fault:
     photo = stat.photo
     turned = f", turned upright (EXIF orientation {photo.orientation})" if photo.orientation != 1 else ""
     crop = f"the crop keeps {1 - stat.cut_off:.0%} of it" if stat.cut_off else "kept whole"
+    crop = crop if isinstance(stat.size, int) else f"becomes {stat.size[0]}×{stat.size[1]} px, {crop}"
     subject = "" if stat.coverage is None else f", the subject is {stat.coverage:.0%} of the crop"
     return OK, f"{photo.name}: {_pixels(photo)}{turned}, {crop}{subject}"
 
@@ -110,23 +120,24 @@ def _measured(stat: PhotoStats) -> Fault:
 def _few_pixels(stat: PhotoStats) -> Fault | None:
     if stat.enlarged > 1:
         return WARNING, (
-            f"{stat.photo.name} is {_pixels(stat.photo)}, smaller than the {stat.size} px it is trained at: it is enlarged "
-            f"{stat.enlarged:.2g} times and looks soft. Use a larger photo; training takes this one only with "
+            f"{stat.photo.name} is {_pixels(stat.photo)}, smaller than the {in_words(stat.size)} px it is trained at: it is "
+            f"enlarged {stat.enlarged:.2g} times and looks soft. Use a larger photo; training takes this one only with "
             f"--set photos.min_size={min(stat.photo.size)}."
         )
 
 
 def _much_cut_off(stat: PhotoStats) -> Fault | None:
+    shape = "a square" if isinstance(stat.size, int) else "that shape"
     if stat.cut_off > MUCH_CUT_OFF and stat.lost is None:
         return NOTE, (
             f"the crop cuts {stat.cut_off:.0%} off {stat.photo.name}, {_pixels(stat.photo)}. See that the subject is whole; if "
-            f"it is not, cut the photo to a square yourself, or put a mask beside it and use the crop 'subject'."
+            f"it is not, cut the photo to {shape} yourself, or put a mask beside it and use the crop 'subject'."
         )
 
 
 def _subject_cut_off(stat: PhotoStats) -> Fault | None:
     if stat.lost is not None and stat.lost > SUBJECT_CUT_OFF:
-        best = lost(stat.photo, largest_box(stat.photo, "subject"))
+        best = lost(stat.photo, largest_box(stat.photo, "subject", shape=stat.size))
         better = f"With --set photos.crop=subject it is {best:.0%}."
         remedy = better if best < stat.lost - 0.01 else "Use a photo with more room around it."
         return WARNING, f"the crop cuts {stat.lost:.0%} of the subject off {stat.photo.name}. {remedy}"
@@ -242,6 +253,13 @@ def _number(stats: Sequence[PhotoStats]) -> Finding:
         return Finding(WARNING, f"{photos} few: take {least} to {most}, from several sides and in several places.")
     more = ", more are fine" if count > most else ""
     return Finding(OK, f"{count} photos: {least} to {most} are usual{more}")
+
+
+def _sizes(stats: Sequence[PhotoStats]) -> list[Finding]:
+    """How many photos are of which size, where they keep their shape."""
+    counts = Counter(stat.size for stat in stats if not isinstance(stat.size, int))
+    each = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sorted(counts.items()))
+    return [Finding(OK, f"they keep their shape, in {len(counts)} size{'s'[: len(counts) > 1]}: {each}")] if counts else []
 
 
 def _masks(stats: Sequence[PhotoStats], crop: str) -> list[Finding]:

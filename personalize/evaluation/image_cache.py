@@ -29,6 +29,7 @@ Job = tuple[str, int]  # prompt, number: the same number starts from the same no
 LOOK_ALIKES = "base class"  # the kind of the images that show others of a subject's class
 WHY = "unusable"  # name of the text chunk that says why
 MAPPED = 4  # images of a set whose maps are kept
+WORDS = 2  # that have one: the token and the class word
 BLACK = 8  # of 255: an image with no channel above it shows nothing
 
 
@@ -132,10 +133,10 @@ def load_images(images: ImageSet) -> tuple[list[Image.Image], list[str]]:
 
 
 def load_maps(images: ImageSet) -> dict[Job, Tensor]:
-    """The maps (words,side,side), each from 0 to 1, that `generate_missing` has kept. UserError for a damaged file."""
+    """The maps (WORDS,h,w), each from 0 to 1, that `generate_missing` has kept. UserError for a damaged file."""
     paths = {job: maps_file(images.place, job) for job in _mapped_jobs(images)}
     read = {job: _read(path, "Delete it; the report then has no map of it.") for job, path in paths.items() if path.exists()}
-    return {job: torch.from_numpy(np.array(image)).unflatten(0, (-1, image.width)) / 255 for job, image in read.items()}
+    return {job: torch.from_numpy(np.array(image)).unflatten(0, (WORDS, -1)) / 255 for job, image in read.items()}
 
 
 def load_tensors(images: Sequence[Image.Image]) -> Tensor:

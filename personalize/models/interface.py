@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, device, dtype, nn
 
+from personalize.common.image_size import Size
 from personalize.core.guidance import Cond
 from personalize.core.schedule import Schedule
 
 SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
 # In the conditioning of an inpainting base, (B,1+C,h,w): a mask, 1 is painted, and latents of the image, grey where painted.
 MASKED = "masked"
-Size = tuple[int, int]  # width, height or left, top, px
 
 
 class LatentModel(Protocol):
@@ -41,7 +41,7 @@ class LatentModel(Protocol):
     prompt_record: dict  # {"prompt_chunks": 2, "prompt_weighting": "compel"}, as records of images say it; {} by default
     learned_words: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
     say: Callable[[str], None]  # tells the user a line
-    most_at_once: dict[int, int]  # edge of an image, px -> as many as were found to fit at once, where that was too few
+    most_at_once: dict[Size, int]  # size of an image -> as many as were found to fit at once, where that was too few
     networks: dict[str, nn.Module]  # "unet" and the text encoders, as far as they are in memory
     waiting: list[Tensor]  # the U-Net's weights that wait in the host's memory, see `offload`
 
@@ -72,10 +72,11 @@ class LatentModel(Protocol):
         kept (B,L): False at the tokens that the text encoders do not read for those after them; all are read without it.
         """
 
-    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
-        """B images' sizes to begin with, corners of their crops once resized -> {SIZES: (B,6)} beside the prompts.
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int | Size) -> Cond:
+        """B images' sizes to begin with, corners of their crops once resized, their size now -> {SIZES: (B,6)} beside the
+        prompts.
 
-        {} where the base is not told. Without it images are `size` px from the start, and not cropped.
+        {} where the base is not told. Without it images are of their size from the start, and not cropped.
         """
 
     def prepare(self, cond: Cond) -> Cond:

@@ -74,7 +74,16 @@ def base_size(base: str, say: Callable[[str], None] = print) -> int:
     cells = read_json(folder / "unet" / "config.json", UNET).get("sample_size")
     if cells is None:
         raise UserError(f"{folder}/unet/config.json does not say sample_size. Give --size, in px.")
-    return cells * 2 ** (len(read_json(folder / "vae" / "config.json", VAE).get("block_out_channels", [64])) - 1)
+    return cells * _downscale(folder)
+
+
+def base_downscale(base: str) -> int:
+    """Px of a latent cell, from the configs alone."""
+    return _downscale(locate_base(base, lambda line: None, CONFIGS))
+
+
+def _downscale(folder: Path) -> int:
+    return 2 ** (len(read_json(folder / "vae" / "config.json", VAE).get("block_out_channels", [64])) - 1)
 
 
 def weight_files(part: Path) -> list[Path]:

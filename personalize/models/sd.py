@@ -5,6 +5,7 @@ B texts, L tokens, D text width.
 
 from torch import Tensor
 
+from personalize.common.image_size import Size
 from personalize.core.guidance import Cond
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.prompt_chunks import join_chunks, split_mask
@@ -25,5 +26,5 @@ def encode_prompts(model, prompts: list[str], kept: Tensor | None = None) -> Con
     return {"text": join_chunks(weigh(model, "text_encoder", prompts, states, LAST), model.chunks)}
 
 
-def unet_arguments(cond: Cond, size: int) -> dict[str, Tensor]:
+def unet_arguments(cond: Cond, size: int | Size) -> dict[str, Tensor]:
     return {"encoder_hidden_states": cond["text"]}

@@ -6,6 +6,7 @@ B texts, L tokens, D D2 widths of the text encoders.
 import torch
 from torch import Tensor
 
+from personalize.common.image_size import Size, as_size
 from personalize.core.guidance import Cond
 from personalize.models.interface import SIZES
 from personalize.models.lazy_imports import lazy_imports
@@ -45,13 +46,14 @@ def encode_prompts(model, prompts: list[str], kept: Tensor | None = None) -> Con
     return {"text": text, "pooled": pooled}
 
 
-def unet_arguments(cond: Cond, size: int) -> dict:
-    """The size conditions of `cond`; without any, an image that was `size` px to begin with, not cropped, and is so now."""
+def unet_arguments(cond: Cond, size: int | Size) -> dict:
+    """The size conditions of `cond`; without any, an image that was of its size to begin with, not cropped, and is so now."""
     if SIZES in cond:
         sizes = cond[SIZES]
     else:
-        sizes = cond["text"].new_full((6,), size)  # made where it is used: a copy from the host cannot be part of a CUDA graph
-        sizes[2:4] = 0
+        width, height = as_size(size)
+        sizes = cond["text"].new_zeros(6)  # made where it is used: a copy from the host cannot be part of a CUDA graph
+        sizes[0::4], sizes[1::4] = height, width
         sizes = sizes.expand(len(cond["text"]), 6)
     added = {"text_embeds": cond["pooled"], "time_ids": sizes}
     return {"encoder_hidden_states": cond["text"], "added_cond_kwargs": added}

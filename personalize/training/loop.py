@@ -4,31 +4,35 @@ from pathlib import Path
 
 from torch import Tensor
 
-from personalize.common import distributed, run_folder
+from personalize.common import distributed
 from personalize.common.errors import Interrupted
+from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, sharding, validation
+from personalize.training.checkpoint_schedule import Clock, is_scheduled, is_scored
+from personalize.training.fixed_loss import saved_seconds
 from personalize.training.log import RunLog, stop_signals
-from personalize.training.run import TrainingRun, is_scored, or_skipped, save, step_fits, update_ema
+from personalize.training.preflight import duration
+from personalize.training.run import TrainingRun, or_skipped, save, step_fits, update_ema
+
+DVAR = "the photos' loss on fixed noise hardly varies any more (DVAR)"
 
 
 def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> int:
     """Steps `start` to the last one -> the step it ended at: the last, or where more would only harm."""
     train = run.recipe.train
-    log = begin_log(run, start, trackers=trackers, screen=screen)
-    if had_ended(run, start):
+    log, clock = begin_log(run, start, trackers=trackers, screen=screen), Clock(train.checkpoint_minutes)
+    if start and start < train.steps and end_early(run, start, screen):
         return start
-    steps = screen.progress("training", train.steps, done=start, unit="steps")
-    with stop_signals() as stopped, steps as advance:
-        for step in range(start, train.steps):
-            with step_fits(run):
-                values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
-            log_step(run, log, step, values)
+    with stop_signals() as stopped, screen.progress("training", train.steps, done=start, unit="steps") as advance:
+        for step in range(start + 1, train.steps + 1):
+            values = take_step(run, step - 1, run.recipe)
+            log.add(step, values | run.fixed.measure(step, run.engine) if run.fixed else values)
             advance(note=log.line)
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
-            if after_step(run, log, step, stop=distributed.any_rank(bool(stopped)), screen=screen):
-                return step + 1
+            if after_step(run, log, clock, step, stop=distributed.any_rank(bool(stopped)), screen=screen):
+                return step
     return train.steps
 
 
@@ -39,62 +43,79 @@ def begin_log(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
         log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
     if start and every and start % every == 0 and _draws(run):  # perhaps stopped before it was drawn
         _sample(run, start, screen)
+    if start and run.fixed:
+        run.fixed.read_log(run.folder)
     return log
 
 
-def had_ended(run: TrainingRun, start: int) -> bool:
-    """Whether a run that goes on from a step had ended there, as more would only have harmed."""
-    return bool(start and run.recipe.choose.every) and _ended(run)
+def is_due(run: TrainingRun, clock: Clock, step: int) -> bool:
+    """Whether `after_step` has anything to do for a run that no signal stops."""
+    every = run.recipe.train.sample_every
+    return is_scheduled(run.recipe, step) or _has_enough(run, step) or clock.is_due() or bool(every and step % every == 0)
 
 
-def log_step(run: TrainingRun, log: RunLog, step: int, values: dict[str, Tensor]) -> None:
-    """The EMA and the log after a step, which gave these values."""
-    if run.recipe.train.ema:
-        update_ema(run, step)
-    log.add(step + 1, values)
-
-
-def is_due(run: TrainingRun, step: int, *, stop: bool) -> bool:
-    """Whether `after_step` has anything to do."""
-    train = run.recipe.train
-    every = [each for each in (train.checkpoint_every, train.sample_every) if each]
-    return stop or is_scored(run.recipe, step + 1) or any((step + 1) % each == 0 for each in (*every, train.steps))
-
-
-def after_step(run: TrainingRun, log: RunLog, step: int, *, stop: bool, screen: Terminal) -> bool:
-    """What is saved, scored and drawn after a step -> whether the run ends with it, as more would only harm.
+def after_step(run: TrainingRun, log: RunLog, clock: Clock, step: int, *, stop: bool, screen: Terminal) -> bool:
+    """What is saved, scored and drawn after a step -> whether the run ends with it, before its last.
 
     Interrupted where it is to `stop`, which is saved.
     """
-    if not is_due(run, step, stop=stop):
-        return False
-    train, last = run.recipe.train, step + 1 == run.recipe.train.steps
-    scored = is_scored(run.recipe, step + 1)
-    due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
-    sampled = train.sample_every and (step + 1) % train.sample_every == 0
-    first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
-    if due or scored or last or stop or first:
+    train = run.recipe.train
+    if is_scheduled(run.recipe, step) or stop or _has_enough(run, step) or clock.is_due():
         log.flush()
-        save(run, step + 1, screen)
-        if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
-            log.add_scores(run.dev.scored[-1].values(), step + 1)
-    if sampled and _draws(run) and (path := _sample(run, step + 1, screen)):
-        log.add_images(path, step + 1)
-    if stop and not last:
-        raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
-    if scored and not last and _ended(run):
-        screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
-        return True
-    return False
+        save(run, step, screen)
+        clock.reset()
+        if is_scored(run.recipe, step) and run.dev and run.dev.scored and run.dev.scored[-1].step == step:
+            log.add_scores(run.dev.scored[-1].values(), step)
+    sampled = train.sample_every and step % train.sample_every == 0
+    if sampled and _draws(run) and (path := _sample(run, step, screen)):
+        log.add_images(path, step)
+    if stop and step < train.steps:
+        raise Interrupted(f"stopped at step {step} of {train.steps}; the same command goes on from there")
+    return step < train.steps and end_early(run, step, screen)
+
+
+def _has_enough(run: TrainingRun, step: int) -> bool:
+    return run.fixed is not None and step < run.recipe.train.steps and run.fixed.stops(step)
 
 
 def _draws(run: TrainingRun) -> bool:
     return run.writes or distributed.is_sharded()
 
 
-def _ended(run: TrainingRun) -> bool:
-    stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
-    return distributed.broadcast_from_rank0(stalled)
+def take_step(run: TrainingRun, step: int, rates: Recipe) -> dict[str, Tensor]:
+    """One update at step 0… -> its losses. rates: the recipe whose lr schedule it follows."""
+    with step_fits(run):
+        values = run.engine.step(run.data.at(step), scale=engine.lr_factor(rates, step))
+    if run.recipe.train.ema:
+        update_ema(run, step)
+    return values
+
+
+def _why_ended(run: TrainingRun, step: int) -> str:
+    """Why a run ends at a step before its last one, or ""."""
+    if is_scored(run.recipe, step):
+        stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
+        if distributed.broadcast_from_rank0(stalled):
+            return "identity has stalled and the class drifts"
+    return DVAR if run.fixed and run.fixed.stops(step) else ""
+
+
+def end_early(run: TrainingRun, step: int, screen: Terminal) -> bool:
+    """Whether a run ends at a step before its last one; says why, and what it saves; DVAR's stop is in the manifest too."""
+    if not (why := _why_ended(run, step)):
+        return False
+    steps, line = run.recipe.train.steps, f"{why}: ended after step {step} of {run.recipe.train.steps}"
+    if why == DVAR and run.writes:
+        seconds = saved_seconds(run.folder, steps - step)
+        run.manifest["stopped"] = {
+            "rule": "dvar",
+            "step": step,
+            "steps_saved": steps - step,
+            "seconds_saved": round(seconds, 1),
+        }
+        line += f", which saves about {duration(seconds)}"
+    screen.say(line)
+    return True
 
 
 def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:

@@ -315,6 +315,26 @@ def test_without_a_size_photos_are_examined_as_the_base_trains_them(folder, tmp_
         check_photos(folder, base=str(bare), out=out)
 
 
+def test_photos_that_keep_their_shape_are_shown_and_measured_as_what_they_become(folder, tmp_path):
+    out = tmp_path / "a.html"
+    for k, size in enumerate([(640, 210), (210, 640), (60, 640)]):
+        scene(k + 3).resize(size).save(folder / f"{k}.png")
+    options = ["photos", str(folder), "--size", "128", "--shape", "buckets", "--out", str(out), "--json"]
+    texts = [finding["text"] for finding in json.loads(CliRunner().invoke(app, options).stdout)["findings"]]
+    assert "0.png: 640×210 px, becomes 192×64 px, the crop keeps 98% of it" in texts
+    assert "1.png: 210×640 px, becomes 64×192 px, the crop keeps 98% of it" in texts
+    assert any(
+        text.startswith("2.png is 60×640 px, smaller than the 64×256 px it is trained at: it is enlarged 1.1") for text in texts
+    )
+    assert "they keep their shape, in 3 sizes: 64×192 (1), 64×256 (1), 192×64 (1)" in texts
+    page = out.read_text(encoding="utf-8")
+    assert "for training at 128×128 px, each in its own shape of that area" in page and page.count("becomes ") == 3
+    with pytest.raises(UserError, match="unknown shape 'bucket'; did you mean 'buckets'"):
+        check_photos(folder, shape="bucket", out=out)
+    with pytest.raises(UserError, match="size 100 px is not a multiple of 32.* The nearest: 96 or 128"):
+        check_photos(folder, size=100, shape="buckets", out=out)
+
+
 def test_the_command_line_prints_the_page_or_the_findings(folder, tmp_path):
     out = str(tmp_path / "a.html")
     assert CliRunner().invoke(app, ["photos", str(folder), "--out", out, "--quiet"]).stdout == out + "\n"
