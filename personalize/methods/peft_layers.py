@@ -178,8 +178,12 @@ def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:
 def take_adapters(network: nn.Module) -> tuple[dict[str, nn.Module], dict]:
     """Takes all adapters out of a network, which is bare again -> PEFT's layers by name, and its configs."""
     layers = {name: m for name, m in network.named_modules() if hasattr(m, "base_layer") and not name.endswith(".base_layer")}
-    put_layers(network, {name: layer.get_base_layer() for name, layer in layers.items()})
+    put_layers(network, {name: _innermost(layer) for name, layer in layers.items()})
     return layers, network.__dict__.pop("peft_config", {})
+
+
+def _innermost(layer: nn.Module) -> nn.Module:
+    return _innermost(layer.base_layer) if hasattr(layer, "base_layer") else layer
 
 
 def put_adapters(network: nn.Module, layers: dict[str, nn.Module], configs: dict) -> None:

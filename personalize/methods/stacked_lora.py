@@ -61,12 +61,12 @@ class StackedWords(nn.Module):
 
     def __init__(self, tables: Sequence[Words]):
         super().__init__()
-        self.tables = tuple(tables)
+        self.tables, self.known = tuple(tables), tables[0].known
 
     @property
     def weight(self) -> Tensor:
         """(V,D): the known rows, under the name that transformers reads."""
-        return self.tables[0].weight
+        return self.known.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """(n m,L) -> (n m,L,D)."""
@@ -88,20 +88,20 @@ class Stack:
     """The subjects of one base. Outside of all contexts the base is bare, as it was loaded."""
 
     model: LatentModel
-    subjects: list[Attached] = field(default_factory=list)
     tokenizers: dict = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokenizers = self.model.tokenizers
 
     @contextmanager
-    def attaching(self) -> Iterator[None]:
-        """Inside, methods are attached for one more subject, which is then the last of `subjects`; the base is bare again."""
-        self.model.tokenizers, self.model.learned_words = copy.deepcopy(self.tokenizers), {}
+    def attaching(self) -> Iterator[Attached]:
+        """Inside, methods are attached for one more subject; afterwards what they attached is in its `Attached`."""
+        attached = Attached({}, {}, copy.deepcopy(self.tokenizers), {})
+        self.model.tokenizers, self.model.learned_words = attached.tokenizers, attached.words
         try:
-            yield
+            yield attached
         finally:
-            self.subjects.append(self._taken())
+            attached.adapters, attached.tables = self._take()
 
     @contextmanager
     def alone(self, subject: Attached) -> Iterator[None]:
@@ -119,7 +119,7 @@ class Stack:
             for name, was in training.items():
                 if name in model.networks:
                     model.networks[name].train(was)
-            self._taken()
+            self._take()
 
     @contextmanager
     def together(self, subjects: Sequence[Attached]) -> Iterator[None]:
@@ -136,21 +136,26 @@ class Stack:
             yield
         finally:
             model.token_rows = prompt_chunks.token_rows
-            self._taken()
+            self._take()
 
-    def _taken(self) -> Attached:
-        """Takes out of the model what is attached to it."""
+    def leave(self) -> None:
+        """The base as it was before subjects came."""
+        for name, network in self.model.networks.items():
+            network.eval().requires_grad_(False)
+            if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
+                (network.disable_gradient_checkpointing if name == "unet" else network.gradient_checkpointing_disable)()
+
+    def _take(self) -> tuple[dict, dict]:
+        """Takes out of the model what is attached to it -> adapters and tables."""
         model, tables = self.model, {}
         for part, encoder in model.networks.items():
             table = encoder.get_input_embeddings() if part != "unet" else None
             if isinstance(table, Words | StackedWords):
-                words = table if isinstance(table, Words) else table.tables[0]
-                tables[part] = words
-                encoder.set_input_embeddings(words.known)
+                tables[part] = table
+                encoder.set_input_embeddings(table.known)
         adapters = {part: peft_layers.take_adapters(network) for part, network in model.networks.items()}
-        taken = Attached({k: v for k, v in adapters.items() if v[0]}, tables, model.tokenizers, model.learned_words)
         model.tokenizers, model.learned_words = self.tokenizers, {}
-        return taken
+        return {part: taken for part, taken in adapters.items() if taken[0]}, tables
 
 
 def _token_rows_of(subjects: Sequence[Attached]) -> Callable[[LatentModel, str, list[str]], Tensor]:
@@ -186,6 +191,10 @@ def check_together(model: LatentModel, recipe: Recipe) -> None:
         why = "train.offload fetches blocks of one adapter; give train.offload=false"
     elif train.engine != "eager":
         why = f"train.engine={train.engine} keeps the addresses of one run's weights; give train.engine=eager"
+    elif train.held_out_every:
+        why = "train.held_out_every measures by one subject's weights between steps; give train.held_out_every=0"
+    elif recipe.photos.shape != "square":
+        why = f"photos.shape={recipe.photos.shape} has images of other sizes at each step; give photos.shape=square"
     elif recipe.prompt.weighting and "textual-inversion" in train.methods:
         why = "prompt.weighting is read with the words of one subject; give prompt.weighting=''"
     elif dropout:

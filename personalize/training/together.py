@@ -5,7 +5,7 @@ are shared. Its gradients are those of a run alone to rounding, for a sum of los
 of the one loss that the adapter is in.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,14 +21,16 @@ from personalize.core.losses import dreambooth_loss
 from personalize.data.batch import Batch
 from personalize.methods.stacked_lora import Attached, Stack
 from personalize.training import loop
+from personalize.training.checkpoint_schedule import Clock
 from personalize.training.engine import Engine, lr_factor
 from personalize.training.log import RunLog, start_trackers, stop_signals
 from personalize.training.loss import loss_of_output
-from personalize.training.run import TrainingRun, finish, restore, step_fits
+from personalize.training.run import TrainingRun, finish, restore, step_fits, update_ema
 
 # Settings by which one batch is computed: equal for all its subjects. Any other may differ from subject to subject.
 SHARED = (
     "base", "device", "dtype", "vae", "prediction", "zero_snr", "base_vae", "prompt.chunks", "prompt.weighting", "photos.size",
+   
     "train.methods", "train.text_encoder", "train.batch", "train.prior_batch", "train.accumulate",
     "train.gradient_checkpointing", "train.engine", "train.quantize", "train.offload",
     "lora.rank", "lora.alpha", "lora.targets", "lora.conv", "lora.dora", "lora.rslora",
@@ -64,31 +66,39 @@ class Member:
     steps: int = 0
     began: int = 0
     log: RunLog | None = None
+    clock: Clock | None = None
     error: BaseException | None = None
     ended: bool = False
 
 
 def train_members(stack: Stack, members: list[Member], screen: Terminal) -> None:
     """Trains all to their ends. One that fails has its `error` and the others go on; Interrupted where a signal stops all."""
-    try:
-        for member in members:
-            with _own_error(member), stack.alone(member.attached):
-                _start(member, screen)
-        total = sum(m.run.recipe.train.steps - m.steps for m in members if not m.ended)
-        with stop_signals() as stopped, screen.progress("training", total, unit="steps of all subjects") as advance:
-            while live := [m for m in members if not m.ended]:
-                with stack.together([m.attached for m in live]):
-                    stop = _step_until_due(live, stopped, advance)
-                for member in [m for m in live if not m.ended]:
+    for member in members:
+        with _own_error(member), stack.alone(member.attached):
+            _start(member, screen)
+    total = sum(m.run.recipe.train.steps - m.steps for m in members if not m.ended)
+    with stop_signals() as stopped, screen.progress("training", total, unit="steps of all subjects") as advance:
+        while live := [m for m in members if not m.ended]:
+            with stack.together([m.attached for m in live]):
+                stop = _step_until_due(live, stopped, advance)
+            for member in [m for m in live if not m.ended]:
+                if stop or loop.is_due(member.run, member.clock, member.steps):
                     with _own_error(member), stack.alone(member.attached):
                         _after(member, stop, screen)
+    if any(isinstance(m.error, Interrupted) for m in members):
+        raise Interrupted(f"stopped with {len(members)} subjects in a batch; the same command goes on from there")
+
+
+@contextmanager
+def ended_by_errors(members: Collection[Member]) -> Iterator[None]:
+    """What stops the work inside stops every run that has not ended."""
+    try:
+        yield
     except BaseException as error:
         for member in members:
             if not member.ended:
-                member.scope.__exit__(type(error), error, error.__traceback__)
+                _close(member, error)
         raise
-    if any(isinstance(m.error, Interrupted) for m in members):
-        raise Interrupted(f"stopped with {len(members)} subjects in a batch; the same command goes on from there")
 
 
 def _step_until_due(live: list[Member], stopped: list, advance: Callable) -> bool:
@@ -98,11 +108,13 @@ def _step_until_due(live: list[Member], stopped: list, advance: Callable) -> boo
             rows = step([m.run.engine for m in live], [m.run.data.at(m.steps) for m in live], [m.steps for m in live])
         for member, values in zip(live, rows, strict=True):
             with _own_error(member):
-                loop.log_step(member.run, member.log, member.steps, values)
-            member.steps += 1
+                if member.run.recipe.train.ema:
+                    update_ema(member.run, member.steps)
+                member.steps += 1
+                member.log.add(member.steps, values)
         advance(len(live), note=live[0].log.line)
         stop = bool(stopped)
-        if any(m.ended or loop.is_due(m.run, m.steps - 1, stop=stop) for m in live):
+        if stop or any(m.ended or loop.is_due(m.run, m.clock, m.steps) for m in live):
             return stop
 
 
@@ -123,8 +135,9 @@ def backward(engines: list[Engine], batches: list[Batch]) -> list[Tensor]:
     size = -(-m // engines[0].recipe.train.accumulate)
     for start in range(0, m, size):
         rows, scaled = slice(start, min(start + size, m)), []
-        with record_function("forward and loss"), torch.autocast(
-            model.device.type, model.dtype, enabled=model.dtype != torch.float32
+        with (
+            record_function("forward and loss"),
+            torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32),
         ):
             out = model.predict(*_inputs(model, batches, rows), conditioning(model, batches, rows))
             for i, own in enumerate(out.chunk(len(batches))):
@@ -176,14 +189,15 @@ def _start(member: Member, screen: Terminal) -> None:
     for tracker in trackers:
         member.scope.callback(tracker.finish)
     member.log = loop.begin_log(run, member.steps, trackers=trackers, screen=screen)
-    if member.steps == run.recipe.train.steps or loop.had_ended(run, member.steps):
+    member.clock, last = Clock(run.recipe.train.checkpoint_minutes), member.steps == run.recipe.train.steps
+    if last or (member.steps and loop.end_early(run, member.steps, screen)):
         _finish(member, screen)
 
 
 def _after(member: Member, stop: bool, screen: Terminal) -> None:
     """What is due after the latest step."""
-    run = member.run
-    if loop.after_step(run, member.log, member.steps - 1, stop=stop, screen=screen) or member.steps == run.recipe.train.steps:
+    run, at = member.run, member.steps
+    if loop.after_step(run, member.log, member.clock, at, stop=stop, screen=screen) or at == run.recipe.train.steps:
         _finish(member, screen)
 
 
@@ -199,5 +213,10 @@ def _own_error(member: Member) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError, Interrupted) as error:
-        member.error, member.ended = error, True
-        member.scope.__exit__(type(error), error, error.__traceback__)
+        member.error = error
+        _close(member, error)
+
+
+def _close(member: Member, error: BaseException) -> None:
+    member.ended = True
+    member.scope.__exit__(type(error), error, error.__traceback__)
