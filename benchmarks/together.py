@@ -17,7 +17,6 @@ import torch
 
 from personalize.commands import session, train
 from personalize.common.terminal import SILENT
-from personalize.data.class_images import complete_set  # noqa: F401  (drawn by `class_folders`)
 from personalize.methods.stacked_lora import Stack
 from personalize.training import together
 from personalize.training.engine import lr_factor

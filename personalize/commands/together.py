@@ -25,14 +25,14 @@ Ready = tuple[Recipe, list[Subject], Folders]
 
 
 def train_together(
-    model: LatentModel, rows: Sequence[tuple[Recipe, Sequence]], *, runs: Path = RUNS, priors: Path = PRIORS,
-    screen: Terminal = SILENT,
+    model: LatentModel, rows: Sequence[tuple[Recipe, Sequence]], *, names: Sequence[str] = (), runs: Path = RUNS,
+    priors: Path = PRIORS, screen: Terminal = SILENT,
 ) -> list[TrainResult | Exception]:  # fmt: skip
     """Trains a run of each row in one batch -> its result, or the error that ended it alone, in the order of the rows.
 
-    model: their base, bare, and so it is left. rows: of each what `session.resolve_subjects` gives. Each is the run that
-    `train` makes of it, resumed if it is there, to rounding: its manifest says "together". seconds of a result: of all,
-    over their number. UserError where they cannot train in one batch; Interrupted as of `train`.
+    model: their base, bare, and so it is left. rows: of each what `session.resolve_subjects` gives; names: of their folders,
+    else those of `train`. Each is the run that `train` makes of it, resumed if it is there, to rounding: its manifest says
+    "together". seconds of a result: of all, over their number. UserError where they cannot train in one batch; Interrupted as of `train`.
     """
     if distributed.world_size() > 1:
         raise UserError("several subjects train in one batch in one process. Start one process a card, each with its own rows.")
@@ -51,7 +51,7 @@ def train_together(
         with ended_by_errors(members.values()):
             for number, each in ready.items():
                 try:
-                    begun = _begun(stack, *each, runs=Path(runs), screen=screen)
+                    begun = _begun(stack, *each, name=names[number] if names else "", runs=Path(runs), screen=screen)
                 except (UserError, OSError) as error:
                     begun = error
                 (members if isinstance(begun, Member) else results)[number] = begun
@@ -77,11 +77,11 @@ def _ready(model: LatentModel, recipe: Recipe, sources: Sequence, priors: Path, 
 
 
 def _begun(
-    stack: Stack, recipe: Recipe, subjects: list[Subject], folders: Folders, *, runs: Path, screen: Terminal
+    stack: Stack, recipe: Recipe, subjects: list[Subject], folders: Folders, *, name: str, runs: Path, screen: Terminal
 ) -> Member | TrainResult:
     """The run of one row, held until it ends; or what it was, if it is finished."""
     manifest = make_manifest(stack.model, recipe, subjects, folders)
-    folder, difference = find_run(runs, slug("-".join(f"{s.token}-{s.class_word}" for s in subjects)), manifest)
+    folder, difference = find_run(runs, name or slug("-".join(f"{s.token}-{s.class_word}" for s in subjects)), manifest)
     with ExitStack() as scope:
         scope.enter_context(run_folder.lock(folder))
         if is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished":

@@ -49,8 +49,8 @@ SHORT, LONG = ["train.steps=3", "train.ema=0.9"], ["train.steps=5", "seed=1", "t
 
 def test_each_is_the_run_that_train_makes_of_it_alone(model, tiny_sd, photos, tmp_path):
     rows, options = rows_of(tiny_sd, photos, SHORT, LONG), {"runs": tmp_path / "a", "priors": tmp_path / "priors"}
-    results = train_together(model, rows, **options)
-    assert [result.steps for result in results] == [3, 5]
+    results = train_together(model, rows, names=["rex", "tim"], **options)
+    assert [(result.folder.name, result.steps) for result in results] == [("rex", 3), ("tim", 5)]
     for result, more in zip(results, (SHORT, LONG), strict=True):
         settings = [f"base={tiny_sd}", *COMMON, *more]
         alone = personalize.train(photos, class_word="dog", settings=settings, runs=tmp_path / "b", priors=tmp_path / "priors")
@@ -61,12 +61,15 @@ def test_each_is_the_run_that_train_makes_of_it_alone(model, tiny_sd, photos, tm
         assert 0 < far(tensors(result.folder), tensors(alone.folder)) < 1e-3
         logs = [[row["loss"] for row in read_jsonl(folder / "log.jsonl")] for folder in (result.folder, alone.folder)]
         assert logs[0] == pytest.approx(logs[1], rel=1e-3)
-    images = personalize.generate(["a {token} dog"], run=results[1].folder, settings=["draw.count=1", *COMMON[:5]], out=tmp_path)
+    images = personalize.generate(
+        ["a {token} dog"], run=results[1].folder, settings=["draw.count=1", *COMMON[:5]], out=tmp_path
+    )
     assert images
     assert [result.steps for result in train_together(model, rows, **options)] == [0, 0], "they are finished"
     assert not [name for name, m in model.unet.named_modules() if hasattr(m, "base_layer")], "the base is bare again"
 
 
+@pytest.mark.slow
 def test_what_stops_all_is_resumed_to_the_same_bits_and_what_fails_alone_stops_no_other(model, tiny_sd, photos, tmp_path):
     rows = rows_of(tiny_sd, photos, ["train.steps=4"], ["train.steps=4", "seed=1"])
     nothing = rows_of(tiny_sd, tmp_path / "none", ["train.steps=4"])

@@ -18,9 +18,9 @@ ALL = [*LORA, "lora.conv=true", "train.text_encoder=true", "train.text_lr=2e-3",
 WORDS = ["train.methods=textual-inversion", "embedding.vectors=2"]
 PIVOTAL = ["train.methods=textual-inversion,lora", "embedding.vectors=2", "train.gradient_checkpointing=true"]
 PARTS = [*ALL, "train.accumulate=2"]
-CASES = [("tiny_sd", LORA, 4), ("tiny_sdxl", PARTS, 4), ("tiny_sd", PIVOTAL, 2)]
-SLOW = [("tiny_sd", PARTS, 4), ("tiny_sd", [*ALL, "train.gradient_checkpointing=true"], 3), ("tiny_sd", WORDS, 3)]
-SLOW += [("tiny_sdxl", PIVOTAL, 4), ("tiny_sdxl", WORDS, 2)]
+CASES = [("tiny_sd", PARTS, 4), ("tiny_sdxl", LORA, 4)]
+SLOW = [("tiny_sd", [*ALL, "train.gradient_checkpointing=true"], 3), ("tiny_sd", WORDS, 3), ("tiny_sd", PIVOTAL, 2)]
+SLOW += [("tiny_sd", LORA, 4), ("tiny_sdxl", PARTS, 4), ("tiny_sdxl", PIVOTAL, 4), ("tiny_sdxl", WORDS, 2)]
 
 
 def recipe_of(k, more):
