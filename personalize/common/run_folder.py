@@ -23,7 +23,7 @@ MANIFEST = Table(
 )
 LIBRARIES = (
     "personalize", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers",
-    "huggingface-hub", "numpy", "pillow", "bitsandbytes",
+    "huggingface-hub", "numpy", "pillow", "bitsandbytes", "prodigyopt", "schedulefree",
 )  # fmt: skip
 
 

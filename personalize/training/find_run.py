@@ -9,13 +9,25 @@ from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
-INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
+# Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
+INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate")
 LATER = {
+    "prompt.chunks": 1,
+    "prompt.weighting": "",
     "choose.strengths": [],
+    "photos.shape": "square",
+    "train.caption_dropout": 0.0,
+    "train.caption_shuffle": False,
     "train.offload": False,
     "train.timesteps": "uniform",
+    "train.noise_offset": 0.0,
+    "train.input_perturbation": 0.0,
+    "train.lr_cycles": 1,
+    "train.lr_power": 1.0,
+    "lora.plus_ratio": 1.0,
 }  # settings that older recipes lack, and the default that changes nothing
-IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
+# Settings of the base, which its fingerprint says; older recipes lack them.
+IN_FINGERPRINT = ("prediction", "base_vae", "zero_snr")
 
 
 def is_run(folder: Path) -> bool:
@@ -47,9 +59,9 @@ def decisive_settings(recipe: dict) -> dict:
     kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
     for key, default in LATER.items():
         section, name = key.split(".")
-        if kept[section].get(name) == default:
+        if kept.get(section, {}).get(name) == default:
             kept[section] = {other: value for other, value in kept[section].items() if other != name}
-    return kept
+    return {key: value for key, value in kept.items() if value != {}}  # a section of later settings alone
 
 
 def _difference(earlier: Path, manifest: dict) -> str:

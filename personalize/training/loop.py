@@ -62,9 +62,10 @@ def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
     """Draws the sample images of a step, unless they are there; None where they do not fit in memory."""
     path = run.folder / "samples" / f"step-{step:06d}.png"
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    model = run.data.model
+    model, averaged = run.data.model, run.engine.averaged
     if distributed.rank0_decides(not path.exists()):
-        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(model), sharding.whole(model):
+        line, params = f"no sample images of step {step}", run.engine.params
+        with or_skipped(line, screen), validation.eval_mode(model, params, averaged()), sharding.whole(model):
             if run.writes:
                 validation.draw_samples(model, run.recipe, prompts, path)
         run.data.release()

@@ -16,9 +16,11 @@ from personalize import methods
 from personalize.common import checkpoint, distributed, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import content_hash, read_jsonl, remove_folder, sync, write_text, writing
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
-from personalize.data import training_set
+from personalize.data.bucketed_set import BucketedSet
+from personalize.data.training_set import TrainingSet
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
@@ -33,7 +35,7 @@ class TrainingRun:
     """
 
     folder: Path
-    data: training_set.TrainingSet
+    data: TrainingSet | BucketedSet
     engine: engine.Engine
     ema: list[Tensor]
     manifest: dict
@@ -44,6 +46,11 @@ class TrainingRun:
     @property
     def recipe(self) -> Recipe:
         return self.data.recipe
+
+    @property
+    def average(self) -> list[Tensor]:
+        """What is scored and kept in place of the weights that train: their EMA, or a schedule-free average; [] for neither."""
+        return self.ema or self.engine.averaged()
 
 
 @torch.no_grad()
@@ -82,7 +89,7 @@ def checkpoint_parts(train: engine.Engine, ema: list[Tensor]) -> checkpoint.Chec
     parts = {
         "trained": methods.state(train.model, train.recipe),
         "optimizer": checkpoint.optimizer_tensors(train.optimizer),
-        "average": {str(i): mean for i, mean in enumerate(ema)},
+        "average": {str(i): mean for i, mean in enumerate(ema or train.averaged())},
     }
     if train.scaler.is_enabled():
         parts["scaler"] = {k: torch.tensor(v) for k, v in train.scaler.state_dict().items()}
@@ -117,7 +124,7 @@ def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
     if not distributed.rank0_decides(bool(due)):
         return
     model, line = run.data.model, f"step {step} is not scored"
-    with or_skipped(line, screen), validation.eval_mode(model, run.engine.params, run.ema), sharding.whole(model):
+    with or_skipped(line, screen), validation.eval_mode(model, run.engine.params, run.average), sharding.whole(model):
         if due:
             screen.say(run.dev.score(step).words())
     run.data.release()
@@ -200,7 +207,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     model = run.data.model
     if distributed.is_sharded():
         _load_whole(run)
-    for p, mean in zip(run.engine.params, run.ema):
+    for p, mean in zip(run.engine.params, run.average):
         p.data.copy_(mean)
     if run.dev and not run.dev.scored:
         screen.say("keeping the last weights: no checkpoint could be scored")
@@ -262,10 +269,12 @@ def _checkpoint(run: TrainingRun, step: int) -> Path:
 
 
 def disk_bytes(run: TrainingRun) -> int:
-    """Weights, two moments and an EMA for each checkpoint that will be there at once, plus the result."""
+    """Weights, the optimizer's state and an average for each checkpoint that will be there at once, plus the result."""
     weights = sum(p.numel() for p in run.engine.params)
     unet = sum(p.numel() for p in run.data.model.unet.parameters())
     train, every = run.recipe.train, run.recipe.choose.every
     interval = min(train.checkpoint_every or 10**9, every or 10**9)
     copies = min(train.keep + 1 + bool(every) + bool(run.recipe.choose.strengths), 1 + train.steps // interval)
-    return 4 * weights * (3 + bool(train.ema)) * copies + (4 * unet if "full" in train.methods else 0)
+    row = OPTIMIZERS[train.optimizer]
+    each = 4 + row.state_bytes + 4 * (bool(train.ema) or row.averages)
+    return weights * each * copies + (4 * unet if "full" in train.methods else 0)

@@ -137,6 +137,7 @@ def test_every_image_is_a_row_by_the_run_and_by_the_base(result):
     assert {row["prompt"] for row in rows if row["kind"] == "base"} == {"a dog in the snow", "a dog with"}
     for row in rows:
         assert all(row[name] for name in ("dino", "clip_i", "clip_t", "held_out", "dino_fg", "nearest", "diversity"))
+        assert bool(row["clip_bg"]) == ("in the snow" in row["prompt"]), "where the prompt says a place"
 
 
 def test_scores_are_the_means_of_their_rows_beside_floor_and_ceiling(result):
@@ -512,7 +513,7 @@ def test_images_drawn_towards_a_metric_are_marked_as_no_score_of_it(own_runs, tm
     compared = personalize.compare([run, own_runs / "zqv-dog-2"], settings=["draw.guide_clip=50", "draw.like=5"])
     metrics = read_json(run / "evaluation" / "metrics.json")
     assert metrics["scores"]["clip_t"]["title"] == "CLIP-T: follows the prompt (no score: drawn towards it)"
-    assert [name for name, score in metrics["scores"].items() if "no score" in score["title"]] == ["clip_t"]
+    assert [name for name, score in metrics["scores"].items() if "no score" in score["title"]] == ["clip_t", "clip_bg"]
     assert any("drawn towards CLIP-T, which is no score of them" in sentence for sentence in metrics["verdict"])
     assert metrics["steering"]["like"] == 5 and metrics["steering"]["guide_clip"] == 50
     assert "no score: drawn towards it" in (run / "evaluation" / "report.md").read_text() and "no score" in compared.text
