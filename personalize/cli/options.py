@@ -15,6 +15,8 @@ from personalize.common.recipe_sections import METHODS
 from personalize.common.settings import Edges, meaning
 from personalize.common.terminal import Terminal, printable
 
+REQUIRED = 3  # status where what an evaluation requires, or what `verify` compares, does not hold
+
 
 def setting_option(key: str, *, more: str = ""):
     """A shorter name for a setting: its help is the setting's own meaning, with its choices."""

@@ -1,4 +1,4 @@
-"""Commands beside the four: edit, photos, tokens, plan, export, import-command, pretrain."""
+"""Commands beside the four: edit, photos, tokens, plan, export, verify, import-command, pretrain."""
 
 import json
 from dataclasses import asdict
@@ -144,6 +144,22 @@ def tokens(
 
     rows = tokens(base, limit=limit, settings=opt.settings_of([], {"device": device}))
     print(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(token_lines(rows)))
+
+
+@app.command()
+@opt.with_settings("device")
+def verify(
+    run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    *,
+    steps: Annotated[int, typer.Option(min=0, help="At most so many steps are trained again; 0: none.")] = 10,
+    base: opt.Base = "", settings: list[str], runs: opt.Runs = Path("runs"), screen: Terminal,
+):  # fmt: skip
+    """Is a run what its manifest says, and do its steps give the same again? Status 3 where not; nothing is written."""
+    from personalize.commands.verify import verify
+
+    result = verify(run, steps=steps, base=base, settings=settings, runs=runs, screen=screen)
+    lines = [*(f"ok       {line}" for line in result.passed), *(f"differs  {line}" for line in result.failed)]
+    return vars(result), "\n".join(lines), opt.REQUIRED if result.failed else 0
 
 
 @app.command("import-command")

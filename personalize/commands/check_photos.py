@@ -60,14 +60,7 @@ def check_photos(
         _require_captionable(source, class_word)
     elif class_word or captioner:
         raise UserError("--class and --captioner are for captions, which --caption writes. Give it too, or leave them out.")
-    if crop not in CROPS:
-        raise UserError(f"unknown crop {crop!r}{nearest(crop, CROPS)}. Crops: {', '.join(CROPS)}.")
-    if shape not in SHAPES:
-        raise UserError(f"unknown shape {shape!r}{nearest(shape, SHAPES)}. Shapes: {', '.join(SHAPES)}.")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
+    _require_options(out, crop, shape)
     if mask and is_data_set(source):
         raise UserError(f"masks are written beside photo files, and {source} has none. Give a folder of photos.")
     size = size or base_size(base, screen.say)
@@ -83,6 +76,17 @@ def check_photos(
         temporary.write_text(photo_page(report), encoding="utf-8", errors="replace")  # file names may be no Unicode
     written = _write_captions(photos, size, crop, base, class_word, captioner, screen) if caption else {}
     return PhotosResult(report.findings, out, sum(finding.severity == WARNING for finding in known), written)
+
+
+def _require_options(out: Path, crop: str, shape: str) -> None:
+    if crop not in CROPS:
+        raise UserError(f"unknown crop {crop!r}{nearest(crop, CROPS)}. Crops: {', '.join(CROPS)}.")
+    if shape not in SHAPES:
+        raise UserError(f"unknown shape {shape!r}{nearest(shape, SHAPES)}. Shapes: {', '.join(SHAPES)}.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder. Name the file that the page is written to, such as {out / 'photos.html'}.")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out} is no name for the page, which is HTML. Give --out {out.with_suffix('.html')}.")
 
 
 def _require_captionable(source: str | Path | Sequence[str | Path], class_word: str) -> None:

@@ -30,7 +30,7 @@ from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 from personalize.models.prompt_chunks import chunks_needed, longer
 from personalize.toyland.world.scenes import CLASSES
-from personalize.training import load_run, steering, validation
+from personalize.training import fixed_loss, load_run, steering, validation
 
 PRIOR_SHOWN = 20  # class images on the page
 
@@ -115,6 +115,7 @@ def evaluate(
         "checkpoints": checkpoint_selection.checkpoint_rows(
             scored, recipe.choose, (manifest.get("chosen"), manifest.get("strength", 1.0))
         ),
+        "fixed_loss": fixed_loss.logged(job.folder),
         "seconds": seconds,
         "encoders": names,
         "agreement": encoders.truth_agreement(model.folder, names["dino"]) if model.has_world else None,

@@ -5,13 +5,10 @@ A run is its photos, class, token, base and recipe: the same command resumes it,
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
@@ -23,18 +20,20 @@ from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import buckets, class_images
-from personalize.data.bucketed_set import build_data
-from personalize.data.buckets import ClassSet
 from personalize.data.captions import add_token, check_captions
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
 from personalize.evaluation import encoders
 from personalize.models.interface import LatentModel
-from personalize.training import engine, loop, optimizer, preflight, profiler, sharding, validation
+from personalize.training import extend, fixed_loss, loop, optimizer, preflight, profiler, sharding, validation
+from personalize.training.checkpoint_schedule import SPARES
 from personalize.training.find_run import find_run, is_run
+from personalize.training.fixed_loss import FixedLoss
+from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
 from personalize.training.manifest import Folders, make_manifest, run_class_sets
+from personalize.training.prepare import class_latents, prepare
 from personalize.training.prompt_notices import prompt_notices
 from personalize.training.run import TrainingRun, disk_bytes, finish, or_skipped, restore, step_fits
 
@@ -58,15 +57,17 @@ def train(
     priors: Path = PRIORS,
     prior_folder: Path | None = None,
     prior_images: Path | None = None,
+    extend: bool = False,
     profile: bool = False,
     screen: Terminal = SILENT,
 ) -> TrainResult:
     """Train on photos; class images that are missing are drawn first.
 
     Several class words: as many folders of photos, each a subject with a token of its own. recipe: a TOML file; settings:
-    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `profile` writes where
-    a step's time goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it.
-    UserError names what is wrong, before any long work.
+    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `extend`: the run in
+    `runs` that is this one with fewer steps goes on to as many, see `training.extend`. `profile` writes where a step's time
+    goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it. UserError names what
+    is wrong, before any long work.
     """
     resolved, sources = resolve_subjects(photos, class_word, recipe, settings)
     if prior_folder and len(resolved.class_word) > 1:
@@ -81,7 +82,8 @@ def train(
         folders, count = _class_folders(model, resolved, subjects, **options) if needs_class_images(resolved) else ({}, 0)
         if prior_images:
             resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
-        return _train(model, resolved, subjects, folders, runs=Path(runs), profile=profile, screen=screen)
+        options = {"runs": Path(runs), "extends": extend, "profile": profile, "screen": screen}
+        return _train(model, resolved, subjects, folders, **options)
 
 
 def _class_folders(
@@ -132,6 +134,7 @@ def _checked(
     sharding.check(recipe, model.device, model.dtype)
     optimizer.optimizer_class(train.optimizer)  # for its UserError
     methods.check_offload(recipe)
+    fixed_loss.check(recipe)
     if profile:
         profiler.require_steps(recipe)
     check_trackers(train.trackers)
@@ -170,14 +173,27 @@ def _with_captions(model: LatentModel, recipe: Recipe, subjects: list[Subject]) 
 
 
 def _train(
-    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, profile: bool, screen: Terminal
-) -> TrainResult:
-    """The run of these subjects, begun or resumed."""
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, extends: bool, profile: bool,
+    screen: Terminal,
+) -> TrainResult:  # fmt: skip
+    """The run of these subjects, begun, resumed or extended."""
     writes = distributed.rank() == 0
     manifest = make_manifest(model, recipe, subjects, priors)
     name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     folder, difference = distributed.broadcast_from_rank0(find_run(runs, name, manifest) if writes else None)
+    if extends := extends and distributed.broadcast_from_rank0(not is_run(folder)):
+
+        def identity(steps: int) -> str:
+            shorter = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps))
+            return make_manifest(model, shorter, subjects, priors)["identity"]
+
+        shorter = extend.find_shorter(runs, recipe.train.steps, identity, difference) if writes else None
+        folder, difference = distributed.broadcast_from_rank0(shorter), ""
     with run_folder.lock(folder) if writes else nullcontext():
+        if extends and writes:
+            extend.extend(folder, manifest)
+        if writes and is_run(folder) and (notice := extend.schedule_notice(require_run(folder))):
+            screen.say(notice)
         finished = writes and is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished"
         if distributed.broadcast_from_rank0(finished):
             screen.say(f"this run is finished: {folder}")
@@ -188,7 +204,10 @@ def _train(
             screen.say(difference)
         with run_folder.marked(folder) if writes else nullcontext():
             run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
-            run_folder.require_free_disk(folder, disk_bytes(run))
+            spared = f" --set train.checkpoint_minutes=0 needs {SPARES} checkpoints less." * bool(
+                recipe.train.checkpoint_minutes
+            )
+            run_folder.require_free_disk(folder, disk_bytes(run), spared)
             return _finish_training(run, screen, profile=profile)
 
 
@@ -196,22 +215,16 @@ def _begin(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
-    sets = run_class_sets(model, recipe, subjects)
-    latents = _class_latents(recipe, sets, priors, manifest["prior"])
+    latents = class_latents(model, recipe, subjects, priors, manifest["prior"])
     writes, dev = distributed.rank() == 0, None
     if writes:
         _write_folder(folder, manifest, recipe, subjects, model)
     if writes and recipe.choose.every:
         with or_skipped("no checkpoint is scored, and the last will be the result", screen):
             dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        sharding.shard(model)
-        groups = methods.attach(model, recipe)
-    options = {"text_trains": any(group["name"] != "unet" for group in groups), "progress": screen.progress}
-    pixels = class_images.class_pixels(priors, {name: one.size for name, one in sets.items()})
-    data = build_data(model, recipe, subjects, priors=latents, class_pixels=pixels, **options)
-    run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
+    data, engine = prepare(model, recipe, subjects, priors, latents, screen=screen)
+    fixed = FixedLoss.of(data, subjects) if recipe.train.held_out_every else None
+    run = TrainingRun(folder, data, engine, [], manifest, writes, dev, fixed)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)
     first = next(iter(priors), None)
@@ -227,20 +240,11 @@ def _begin(
     return run
 
 
-def _class_latents(recipe: Recipe, sets: Mapping[str, ClassSet], priors: Folders, settings: dict) -> dict[str, Tensor]:
-    """Of each set; of one's own images all are in each. UserError for a folder of other images."""
-    latents = {}
-    for name, place in priors.items():
-        class_images.check_folder(place, settings[name])
-        own = settings[name].get("images") == class_images.OWN
-        latents[name] = class_images.class_latents(place, recipe.prior.count if own else sets[name].count)
-    return latents
-
-
 def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], model: LatentModel) -> None:
     make_folder(folder)
     if is_run(folder):
-        manifest["sha256"] = run_folder.read_manifest(folder).get("sha256", {})
+        earlier = run_folder.read_manifest(folder)
+        manifest |= {"sha256": {}} | {key: earlier[key] for key in ("sha256", "extended") if key in earlier}
     run_folder.write_manifest(folder, manifest)
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:

@@ -136,7 +136,19 @@ class Train:
         least=0, most=1,
     )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
-    checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
+    held_out_every: int = setting(
+        0, "steps between losses on fixed noise, of photos held out, of photos and of class images; 0: none", least=0
+    )
+    stop: str = setting(
+        "", "dvar: end when the photos' loss on fixed noise hardly varies any more (Voronov et al. 2302.04841)",
+        choices=("", "dvar"),
+    )  # fmt: skip
+    stop_window: int = setting(200, "steps in which it varies by less than 0.15 of its variance so far", least=1)
+    checkpoint_every: int = setting(0, "steps between checkpoints that stay; 0: at the end only", least=0)
+    checkpoint_minutes: float = setting(
+        5.0, "minutes between checkpoints to go on from after a kill, the newest two of them until the run ends; 0: none",
+        least=0, most=100_000,
+    )  # fmt: skip
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)
     trackers: tuple[str, ...] = setting((), "accelerate's trackers by name, such as tensorboard or wandb")
 

@@ -247,7 +247,7 @@ def _describe(folder: Path, wanted: dict, count: int) -> None:
 
 def _write_manifest(folder: Path, wanted: dict, status: str, count: int) -> None:
     settings = wanted | {"base": absolute_base(wanted["base"])}
-    manifest = {"kind": "prior", "status": status, "settings": settings, "count": count, "versions": library_versions()}
+    manifest = {"kind": "prior", "status": status, "settings": settings, "count": count}
     path = folder / "manifest.json"
-    if not path.exists() or {k: v for k, v in read_json(path).items() if k != "schema"} != manifest:
-        write_manifest(folder, manifest)
+    if not path.exists() or {k: v for k, v in read_json(path).items() if k not in ("schema", "versions")} != manifest:
+        write_manifest(folder, manifest | {"versions": library_versions()})  # of what drew them; not of who looks at them later

@@ -24,6 +24,8 @@ from personalize.data.training_set import TrainingSet
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
+from personalize.training.checkpoint_schedule import SPARES, is_scheduled, is_scored
+from personalize.training.fixed_loss import FixedLoss
 from personalize.training.log import FILE, divergence_message
 from personalize.training.memory.switches import memory_switches
 
@@ -41,6 +43,7 @@ class TrainingRun:
     manifest: dict
     writes: bool
     dev: validation.DevSplit | None = None
+    fixed: FixedLoss | None = None  # where it is measured
     base: dict[str, Tensor] = field(default_factory=dict)  # the base's values of what trains, where strengths are scored
 
     @property
@@ -101,7 +104,11 @@ def _prune(run: TrainingRun) -> None:
     if steps and run.recipe.choose.strengths:
         steps.add(max(run.dev.scored, key=checkpoint_selection.identity).step)
     protect = [_checkpoint(run, step).name for step in steps]
-    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect)
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect, spare=_spares(run), spares=SPARES)
+
+
+def _spares(run: TrainingRun) -> list[str]:
+    return [p.name for p in run_folder.checkpoints(run.folder) if not is_scheduled(run.recipe, int(p.name[5:]))]
 
 
 def _record(run: TrainingRun, path: Path) -> None:
@@ -111,12 +118,6 @@ def _record(run: TrainingRun, path: Path) -> None:
     """
     run.manifest["sha256"] = run.manifest.get("sha256", {}) | {path.name: content_hash(path)}
     run_folder.write_manifest(run.folder, run.manifest)
-
-
-def is_scored(recipe: Recipe, step: int) -> bool:
-    """Whether the checkpoint of this step is scored on the dev split."""
-    every = recipe.choose.every
-    return bool(every) and (step == recipe.train.steps or step % every == 0)
 
 
 def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
@@ -168,14 +169,7 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
             methods.start_from(run.data.model, run.recipe)
         _drop_rows_after(run, 0)
         return 0
-    load_run.require_unchanged(newest.parent, run.manifest)
-    parts, step = checkpoint.load_state(newest)
-    methods.restore(run.data.model, run.recipe, parts["trained"])
-    checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
-    for i, mean in enumerate(run.ema):
-        mean.copy_(distributed.shard_like(parts["average"][str(i)], mean))
-    if "scaler" in parts:
-        run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
+    step = load_checkpoint(run, newest.parent)
     _drop_rows_after(run, step)
     screen.say(f"resuming {run.folder} after step {step}")
     _score_checkpoint(run, step, screen)  # a stop may have come between saving, scoring and deleting
@@ -184,14 +178,30 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
     return step
 
 
+def load_checkpoint(run: TrainingRun, folder: Path) -> int:
+    """Loads all that a checkpoint holds into what trains -> its step. UserError for one that has changed."""
+    load_run.require_unchanged(folder, run.manifest)
+    parts, step = checkpoint.load_state(folder / load_run.STATE)
+    methods.restore(run.data.model, run.recipe, parts["trained"])
+    checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
+    for i, mean in enumerate(run.ema):
+        mean.copy_(distributed.shard_like(parts["average"][str(i)], mean))
+    if "scaler" in parts:
+        run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
+    return step
+
+
 def _drop_rows_after(run: TrainingRun, step: int) -> None:
     """Removes from the run's logs and dev images what came after the checkpoint from which it resumes."""
     if not run.writes:
         return
-    for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
-        if run.dev or log.name == FILE:
-            rows = [row for row in read_jsonl(log) if row["step"] <= step]
-            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    logs = {run.folder / FILE: lambda row: True}
+    if run.dev:  # of a run that was finished and is extended: its last step and other strengths, which count at the end only
+        scored = lambda row: is_scored(run.recipe, row["step"]) and row.get("strength", 1.0) == 1  # noqa: E731
+        logs[run.folder / checkpoint_selection.FILE] = scored
+    for log, counts in logs.items():
+        rows = [row for row in read_jsonl(log) if row["step"] <= step and counts(row)]
+        write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     for folder in (run.folder / "choosing").glob("step-*"):
         number = folder.name.split("-")[1]
         if number.isdecimal() and int(number) > step:
@@ -225,6 +235,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     with writing(run.folder / "model") as temporary:
         methods.save(model, temporary, run.recipe)
         _record(run, temporary)
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.steps, spare=_spares(run))  # all others stay
     run_folder.write_manifest(run.folder, run.manifest | {"status": "finished"})
 
 
@@ -269,12 +280,13 @@ def _checkpoint(run: TrainingRun, step: int) -> Path:
 
 
 def disk_bytes(run: TrainingRun) -> int:
-    """Weights, the optimizer's state and an average for each checkpoint that will be there at once, plus the result."""
+    """Weights, the optimizer's state and an average for each checkpoint there at once, spares too, plus the result."""
     weights = sum(p.numel() for p in run.engine.params)
     unet = sum(p.numel() for p in run.data.model.unet.parameters())
     train, every = run.recipe.train, run.recipe.choose.every
     interval = min(train.checkpoint_every or 10**9, every or 10**9)
     copies = min(train.keep + 1 + bool(every) + bool(run.recipe.choose.strengths), 1 + train.steps // interval)
+    copies += min(SPARES, train.steps - 1) if train.checkpoint_minutes else 0
     row = OPTIMIZERS[train.optimizer]
     each = 4 + row.state_bytes + 4 * (bool(train.ema) or row.averages)
     return weights * each * copies + (4 * unet if "full" in train.methods else 0)

@@ -15,7 +15,7 @@ import personalize
 from personalize.cli import app
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import read_json
+from personalize.common.files import read_json, read_jsonl
 from personalize.common.recipe_sections import Evaluate
 from personalize.evaluation import checkpoint_selection, image_cache, protocols, requirements
 from personalize.training import load_run, noisy_classifier, steering
@@ -59,7 +59,7 @@ def photos(tmp_path_factory):
 def runs(photos, settings, tmp_path_factory):
     """Two runs in a folder, one that chooses among its checkpoints and one at twice the learning rate."""
     root = tmp_path_factory.mktemp("runs")
-    personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=root)
+    personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE, "train.held_out_every=1"], runs=root)
     personalize.train(photos, class_word="dog", settings=[*settings, "train.lr=2e-3"], runs=root)
     return root
 
@@ -122,6 +122,13 @@ def test_an_evaluation_is_these_files(result, runs):
     (place,) = (out / "pictures").iterdir()
     assert len(list(place.glob("*.png"))) == 2 * 2 + 3 and len(list(place.glob("maps/*.png"))) == 2
     assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
+
+
+def test_the_report_shows_the_losses_on_fixed_noise_that_the_run_logged(result, runs):
+    rows = read_jsonl(runs / "zqv-dog" / "log.jsonl")
+    kinds = ("step", "fixed_subject", "held_out")
+    assert [[row[k] for k in kinds] for row in result.metrics["fixed_loss"]] == [[row[k] for k in kinds] for row in rows]
+    assert len(rows) > 1 and "Loss on fixed noise" in result.report.read_text()
 
 
 def test_the_report_shows_where_the_subjects_words_look(result):

@@ -46,6 +46,8 @@ def test_class_images_are_drawn_in_the_buckets_and_a_stopped_run_goes_on_bit_for
     most = Path(manifest["subjects"][0]["prior_folder"])
     assert drawn[most] == (48, 16) and len(class_images.present_images(most)) == 2, "the shape of most photos first"
     assert Image.open(folder / "photos.png").size == (4 * 48 + 3 * 4, 48)
+    verified = personalize.verify(folder)
+    assert not verified.failed and verified.passed[-1].endswith("bit for bit")
     run_steps = loop.run_steps
 
     def stopped(run, start, **options):  # after two steps, as a signal would
