@@ -43,9 +43,10 @@ def sample_latents(
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
-    first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; image: what
-    every row is told beside its prompt; steer: what `core.steering` adds to the guidance of some of the rows; emphasis: words of the prompts that count more, less or not at
-    all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in `mapped`, which ascend.
+    first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; image: photos that every
+    row is told beside its prompt; steer: what `core.steering` adds to the guidance of some of the rows; emphasis: words of the
+    prompts that count more, less or not at all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in
+    `mapped`, which ascend.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.test_image_adapter import images, write_adapter
+from adapters import images, write_adapter
 from PIL import Image
 
 from personalize import generate, models
@@ -39,7 +39,10 @@ def test_photos_change_an_image_whose_name_and_parameters_say_so(tiny_sd, folder
     assert len({path.name for path in (plain, told, less, one)}) == 4
     assert len({tuple(pixels(path).tolist()) for path in (plain, told, less, one)}) == 4
     row = next(row for row in read_jsonl(tmp_path / "images.jsonl") if row["file"] == told.name)
-    assert row["image_prompt"]["scale"] == 0.7 and [image["file"] for image in row["image_prompt"]["images"]] == ["0.png", "1.png"]
+    assert row["image_prompt"]["scale"] == 0.7 and [image["file"] for image in row["image_prompt"]["images"]] == [
+        "0.png",
+        "1.png",
+    ]
     assert "Image prompt scale: 0.7" in Image.open(told).text["parameters"]
 
 
