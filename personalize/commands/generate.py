@@ -72,9 +72,9 @@ def generate(
     "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
     that do not count; each belongs to the prompts that say it. image: a file to begin with, whose middle square is drawn anew
     by `strength` (0 to 1), or only where the file `mask` is white ("word:hat": where it shows this word of the prompt, by the
-    base's attention); careful: how often each step is made then. image_prompt: a photo or a folder of them that the base is told
-    beside the prompt, by an adapter of its own or the file `adapter`; image_scale: how much it counts (0: not at all, 1: as
-    trained). photos, class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet
+    base's attention); careful: how often each step is made then. image_prompt: a photo or a folder of them that the base is
+    told beside the prompt, by an adapter of its own or the file `adapter`; image_scale: how much it counts (0: not at all, 1:
+    as trained). photos, class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet
     for each image that shows where it attends to each word. out: a folder, where images.jsonl gets a row an image. Image i of a
     seed starts from the same noise for every prompt. UserError names what is wrong.
     """
