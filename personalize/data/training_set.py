@@ -19,6 +19,7 @@ from personalize.core.guidance import Cond
 from personalize.core.timesteps import TIMESTEPS
 from personalize.data.batch import Batch
 from personalize.data.crops import Crop, Photo, corner, draw_crops, epoch_order, epochs_of, image_tensor, mask_tensor
+from personalize.data.cut_mix import CutMix, Pair, mixed, rows_of
 from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
 from personalize.data.subjects import Subject
 from personalize.generation import sampling
@@ -52,11 +53,12 @@ class TrainingSet:
     model: LatentModel
     recipe: Recipe
     photos: list[Photo]
-    prompts: list[str]  # of each photo, then of each class
+    prompts: list[str]  # of each photo, then of each class, then of pairs of subjects
     latents: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
     prior: PriorSet | None = None
     masked: Tensor | None = None  # None where the latents are, and for a base that does not inpaint
+    cut_mix: CutMix | None = None
 
     @property
     def steps_per_batch(self) -> tuple[int, int]:
@@ -70,7 +72,9 @@ class TrainingSet:
         seed, (subjects, priors) = self.recipe.seed, self.steps_per_batch
         which = epoch_order(len(self.photos), subjects, step, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        mean, std, mask, beside = self.photo_latents(which, step, epochs_of(len(self.photos), subjects, step))
+        passes, pairs = epochs_of(len(self.photos), subjects, step), self.cut_mix.pairs(which, step) if self.cut_mix else []
+        shown, passes = which + [pair.photo for pair in pairs], passes + [passes[pair.place] for pair in pairs]
+        mean, std, mask, beside = mixed(self.photo_latents(shown, step, passes), pairs)
         z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
         drawn = epoch_order(len(self.prior.z0), priors, step, seed=seed, purpose="prior") if priors else []
         if priors:
@@ -87,9 +91,9 @@ class TrainingSet:
             target[subjects:] = take_rows(self.prior.target, drawn)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
-        rows = which + [self.prior.texts[i] for i in drawn]
+        rows = rows_of(which, pairs) + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
-        beside |= self.size_conditions(which, step, priors)
+        beside |= self.size_conditions(which, step, priors, pairs)
 
         def cond(part: slice) -> Cond:
             return self.cond(rows[part]) | {key: value[part] for key, value in beside.items()}
@@ -118,11 +122,14 @@ class TrainingSet:
     def photo_masks(self) -> Masks:
         return Masks(self.recipe.seed, "subject", len(self.photos))
 
-    def size_conditions(self, which: Sequence[int], step: int, priors: int) -> Cond:
-        """The sizes that photos had and where they are cut at this step; class images were drawn as they are."""
+    def size_conditions(self, which: Sequence[int], step: int, priors: int, pairs: Sequence[Pair] = ()) -> Cond:
+        """The sizes that photos had and where they are cut at this step; class images and pairs were made as they are."""
         size = self.recipe.photos.size or self.model.size
         crops = photo_crops(self.recipe, [self.photos[i] for i in which], step)
-        originals, corners = zip(*[(crop.photo.size, corner(crop, size)) for crop in crops])
+        sizes = [(crop.photo.size, corner(crop, size)) for crop in crops]
+        for pair in pairs:
+            sizes[pair.place] = (size, size), (0, 0)
+        originals, corners = zip(*sizes)
         return self.model.size_conditions([*originals, *[(size, size)] * priors], [*corners, *[(0, 0)] * priors], size)
 
     def cond(self, rows: list[int]) -> Cond:
@@ -144,6 +151,8 @@ def build_training_set(
     classes = list(dict.fromkeys(subject.class_word for subject in subjects))
     prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
     prompts += [fill(recipe.prior.prompt, "", word) for word in classes]
+    mix = CutMix.of(recipe, subjects, first=len(prompts))
+    prompts += mix.prompts if mix else []
     with torch.no_grad():
         texts = None if text_trains else sampling.encode_texts(model, prompts)
     model.release(texts=texts is not None)  # before the VAE, which takes most where photos are large
@@ -151,7 +160,7 @@ def build_training_set(
     if recipe.photos.crop != "random" and not recipe.photos.flip:
         means, stds, masks, _ = zip(*(encode_photos(model, recipe, [photo], 0) for photo in photos))
         latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
-    data = TrainingSet(model, recipe, photos, prompts, latents, texts)
+    data = TrainingSet(model, recipe, photos, prompts, latents, texts, cut_mix=mix)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
         data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)

@@ -11,7 +11,9 @@ from personalize.training.load_run import require_run
 
 INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
 LATER = {
+    "choose.bleed": 1.0,
     "choose.strengths": [],
+    "train.cut_mix": 0.0,
     "train.offload": False,
     "train.timesteps": "uniform",
 }  # settings that older recipes lack, and the default that changes nothing
