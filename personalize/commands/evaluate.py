@@ -103,7 +103,7 @@ def evaluate(
             reference = scoring.with_look_alikes(reference, images, reasons)
         rows += scoring.score_images(replace(images, reference=reference), reasons)
         drawings += loaded
-    between = bleed.bleed_table(_drawn(model, several, by_base, by_run, reference)) if several else None
+    between = bleed.bleed_table(_drawn(model, reference, several, by_base, by_run)) if several else None
     seconds = {"drawing": round(drawing, 2), "metrics": round(time.monotonic() - began - drawing, 2)}
     all_photos, crop = [*trained_on, *held_out], recipe.photos.crop
     scored = checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE)
@@ -171,16 +171,10 @@ def _every_subject(job: _Job, model: LatentModel) -> list[_Job]:
     ]
 
 
-def _drawn(
-    model: LatentModel,
-    jobs: list[_Job],
-    by_base: list[image_cache.ImageSet],
-    by_run: list[image_cache.ImageSet],
-    like: Reference,
-) -> list[bleed.Drawn]:
-    """The subjects with their images, seen by the encoders and the probe of `like`."""
+def _drawn(model: LatentModel, like: Reference, jobs: list[_Job], *sets: list[image_cache.ImageSet]) -> list[bleed.Drawn]:
+    """The subjects with their images by the base and by the run, seen by the encoders and the probe of `like`."""
     drawn, known = [], all(job.subject["class"] in CLASSES for job in jobs)
-    for job, base, run in zip(jobs, by_base, by_run, strict=True):
+    for job, base, run in zip(jobs, *sets, strict=True):
         photos, _ = load_run.run_photos(job.subject)
         reference = scoring.make_reference(
             like.encoders, photos, (), size=model.size, crop=job.recipe.photos.crop, class_word=job.subject["class"],

@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class CutMix:
-    """share: of photos that become a pair; owners: the subject of each photo; texts: left, right subject -> row of the prompt."""
+    """share: of photos that become a pair; owners: subject of each photo; texts: left, right subject -> row of the prompt."""
 
     seed: int
     share: float
@@ -81,7 +81,7 @@ def mixed(latents: Latents, pairs: Sequence[Pair]) -> Latents:
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:
-    """(…,h,w) twice -> (…,h,w): the middle of each, half as wide. Where a photo shows its subject, as its crop puts it there."""
+    """(…,h,w) twice -> (…,h,w): of each the middle, half as wide, which is where a photo shows its subject."""
     width = left.shape[-1]
     parts = [each.narrow(-1, (width - wide) // 2, wide) for each, wide in ((left, width // 2), (right, width - width // 2))]
     return torch.cat(parts, -1)

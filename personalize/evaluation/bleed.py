@@ -1,8 +1,8 @@
 """Bleed: do the words of a run of several subjects stay apart? Images of each word against the photos of each subject.
 
-As they are to photos of their own subject, images are to those of another: a score, and on Toyland an identity error, beside what
-is no fault of the run. That is what the base draws of the class for the same prompts and noise, and how alike the photos of
-both subjects are: whichever is nearer to the other's photos. From there to those photos among themselves bleed is a share.
+Images have a score against another subject's photos as against their own: DINO, and on Toyland the identity error. Beside it
+stands what is no fault of the run: what the base draws of the class for the same prompts and noise, and how alike the photos of
+both subjects are, whichever is nearer to the other's photos. From there to those photos among themselves bleed is a share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,9 +38,9 @@ class Drawn:
 def bleed_table(subjects: Sequence[Drawn]) -> dict:
     """Every word against every subject's photos -> {pairs: a row each, and the pair of the largest share: word, photos, share}.
 
-    A row has word and photos (tokens), score, low and high, base, apart (the two subjects' photos; None where they are one's own),
-    top (photos of the second among themselves) and share, share_low and share_high, which are None where there is no scale.
-    truth: the same of the identity error, where all photos were read.
+    A row has word and photos (tokens), score, low and high, base, apart (photos of the first; None for one's own), top (photos
+    of the second among themselves), and share, share_low and share_high, which are None where there is no scale. truth: the
+    same of the identity error, where all photos were read.
     """
     pairs = [_pair(one, other) for one in subjects for other in subjects]
     between = [pair for pair in pairs if pair["word"] != pair["photos"] and pair["share"] is not None]
@@ -49,7 +49,7 @@ def bleed_table(subjects: Sequence[Drawn]) -> dict:
 
 
 def shares(values: Values, base: Values, *, apart: float | None, top: float) -> Values:
-    """Images -> how far each is on the way from what is no fault of the run, 0, to the photos, 1; {} where that is less than LEAST.
+    """Images -> how far each is on the way from what is no fault of the run, 0, to the photos, 1; {} for a way below LEAST.
 
     apart: None for a subject's own photos, to which the way begins at the base.
     """

@@ -7,8 +7,8 @@ from personalize.evaluation.metrics import METRICS
 ARROWS = {"higher": "↑", "lower": "↓"}
 Table = tuple[list[str], list[list[str]]]  # header, rows
 BLEED = (
-    "Each cell: the score (95 %), and how far it is on the way to those photos, from what the base draws or how alike the photos "
-    "of both subjects are, whichever is nearer."
+    "Each cell: the score (95 %), and how far it is on the way to those photos. The way begins at what the base draws, or at how "
+    "alike the photos of both subjects are, whichever is nearer."
 )
 _EXPONENT = re.compile(r"e([+-])0*(\d)")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|&])")
@@ -68,7 +68,7 @@ def class_rows(evaluation: dict) -> list[dict]:
 
 
 def bleed_tables(evaluation: dict) -> list[tuple[str, Table]]:
-    """Of a run of several subjects, by DINO and where Toyland reads it back by truth -> title and table: words down, photos across."""
+    """Of several subjects, by DINO and where Toyland reads it back by truth -> title and table: words down, photos across."""
     pairs = (evaluation.get("bleed") or {}).get("pairs") or []
     by = {"DINO": pairs, "identity error": [pair | (pair["truth"] or {}) for pair in pairs if pair.get("truth")]}
     return [(name, _bleed_table(cells)) for name, cells in by.items() if cells]
