@@ -1,7 +1,7 @@
 """Do the words of a run of several subjects stay apart?    python -m benchmarks.bleed WORK [--cases CASE …] [--sets SET …]
 
-Runs of two and three Toyland subjects of one class, by `personalize train` with the settings of a case, evaluated on Toyland's test
-prompts, an image each. A row is a run; one that is there is not trained again:
+Runs of two and three Toyland subjects of one class, by `personalize train` with the settings of a case, evaluated on Toyland's
+test prompts, an image each. A row is a run; one that is there is not trained again:
 
 bleed      largest and mean share of the way to another subject's photos, by DINO, and the mean by truth (`evaluation.bleed`)
 identity   mean share of the way to a subject's own photos, by DINO, and by truth
@@ -35,8 +35,8 @@ CASES = {
     "textual inversion": ("train.methods=textual-inversion",),
     "custom diffusion": ("train.methods=custom-diffusion",),
     "frozen text encoder": FROZEN,
-    "frozen text encoder, cut-mix": (*FROZEN, "train.cut_mix=0.5"),
-    "full, cut-mix": ("train.cut_mix=0.5",),
+    "frozen text encoder, cut-mix": (*FROZEN, "train.cut_mix=0.25"),
+    "full, cut-mix": ("train.cut_mix=0.25",),
 }
 ALWAYS = ("choose.every=0", "train.checkpoint_every=0", "prior.count=60")
 EVALUATION = ("evaluate.count=1", "evaluate.class_count=4", "draw.steps=15")

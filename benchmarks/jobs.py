@@ -58,7 +58,7 @@ def ours(job: Job, method: str, work: Path, *, own_drawing: bool = False) -> lis
         f"dtype={dtype}", f"device={job.device}", "seed=0", "photos.hold_out=0", f"prior.count={job.class_images}",
         f"train.steps={job.steps}", f"train.batch={job.batch}", "train.prior_batch=0", f"train.lr={job.lr}",
         "train.text_encoder=false", "train.snr_gamma=0", "train.clip=1", "train.lr_schedule=constant", "train.warmup=0",
-        "train.checkpoint_every=0", "train.sample_every=0", "choose.every=0",
+        "train.checkpoint_every=0", "train.checkpoint_minutes=0", "train.sample_every=0", "choose.every=0",
         f"train.engine={'graph' if job.device == 'cuda' else 'eager'}",
     ]  # fmt: skip
     if method == "lora":

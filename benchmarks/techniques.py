@@ -83,7 +83,7 @@ def varied_class_images():
     own = class_images._draw_part
     with (
         mock.patch.object(class_images, "_draw_part", draw_part),
-        mock.patch("personalize.commands.train.build_training_set", with_prompts),
+        mock.patch("personalize.data.bucketed_set.build_training_set", with_prompts),
     ):
         yield
 

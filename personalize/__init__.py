@@ -15,6 +15,7 @@ _MODULES = {
     "check_photos": "check_photos", "compare": "compare", "dreambench": "workflows", "edit": "edit", "evaluate": "evaluate",
     "export": "export", "generate": "generate", "plan": "plan", "pretrain": "pretrain", "prior": "prior",
     "quickstart": "workflows", "resolve": "session", "tokens": "rare_tokens", "train": "train",
+    "verify": "verify",
 }  # fmt: skip
 __all__ = list(_MODULES)
 

@@ -69,6 +69,8 @@ def evaluation(prompts: list[str] | None = None, count: int = 4) -> dict:
                         checkpoint(300, 0.80, 0.601, chosen=True),
                         checkpoint(400, 0.82, 0.548, qualifies=False, failed=["obedience"])],
         "choice": "step 300: the earliest within one standard error of the best identity among 3 that keep to the limits",
+        "fixed_loss": [{"step": step, "fixed_subject": 0.1 + 2 / step, "held_out": 0.14 + step / 9000, "fixed_prior": 0.11}
+                       for step in range(20, 401, 20)],
         "photos": [{"file": f"{k:02d}.png", "trained": k != 4, "notes": ["all photos show it standing"] * (k == 0)}
                    for k in range(5)],
         "unusable": [{"prompt": prompts[0], "index": 3, "why": "black"}],

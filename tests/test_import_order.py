@@ -26,10 +26,11 @@ ORDER = [
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 CALLERS = {"workflows", "compare"}  # commands that call other commands
-SHARED = {"session", "image_source", "export"}  # what several commands stand on
+SHARED = {"session", "image_source", "photo_masks", "export"}  # what commands stand on
 LIGHT = {
     "cli/__init__", "cli/app", "cli/tools", "cli/options", "common/errors", "common/recipe", "common/recipe_sections",
-    "common/prompts", "common/run_folder", "common/settings", "common/files", "common/terminal", "common/untrusted",
+    "common/prompts", "common/image_size", "common/optimizers", "common/run_folder", "common/settings", "common/files",
+    "common/terminal", "common/untrusted",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -19,7 +19,6 @@ from personalize.common.errors import Interrupted, UserError
 from personalize.common.prompts import read_prompts
 from personalize.common.terminal import Terminal, printable
 
-REQUIRED = 3  # status where an evaluation misses what was required
 STOPPED = "stopped; every file that was written is whole, and the same command can be run again"
 
 app = typer.Typer(
@@ -77,6 +76,7 @@ def train(
     prior_images: Annotated[
         Path | None, typer.Option("--prior-images", help="Folder of your own class images, in place of drawn ones.")
     ] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Go on with the run that is this one with fewer --steps.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where a step's time goes, and a trace, into the run.")] = False,
     recipe: opt.RecipeFile = None, runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"), screen: Terminal,
     dry_run: opt.DryRun = False,
@@ -93,7 +93,8 @@ def train(
     from personalize.commands.train import train
 
     folders = {"runs": runs, "priors": priors, "prior_folder": prior_folder, "prior_images": prior_images}
-    result = train(opt.one_or_all(source), recipe=recipe, settings=settings, **folders, profile=profile, screen=screen)
+    options = {"extend": extend, "profile": profile, "screen": screen}
+    result = train(opt.one_or_all(source), recipe=recipe, settings=settings, **folders, **options)
     if os.environ.get("RANK", "0") == "0":
         return vars(result) | {"seconds": round(result.seconds, 1)}, result.folder
 
@@ -280,7 +281,7 @@ def _evaluated(result) -> tuple[dict, str, int]:
     from personalize.evaluation.report.tables import bleed_lines
 
     text = "\n".join([*result.metrics["verdict"], *bleed_lines(result.metrics), *result.failed, str(result.report)])
-    return vars(result), text, REQUIRED if result.failed else 0
+    return vars(result), text, opt.REQUIRED if result.failed else 0
 
 
 def _compared(result) -> tuple[dict, str]:

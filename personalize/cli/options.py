@@ -12,8 +12,10 @@ import typer
 
 from personalize.common.recipe import SETTINGS
 from personalize.common.recipe_sections import METHODS
-from personalize.common.settings import meaning
+from personalize.common.settings import Edges, meaning
 from personalize.common.terminal import Terminal, printable
+
+REQUIRED = 3  # status where what an evaluation requires, or what `verify` compares, does not hold
 
 
 def setting_option(key: str, *, more: str = ""):
@@ -35,7 +37,7 @@ Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest 
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Priors = Annotated[Path, typer.Option(help="Folder of all sets of class images.")]
 Checkpoint = Annotated[str, typer.Option(help="A checkpoint of the run, such as 200 or last, instead of its result.")]
-Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle square is drawn anew.")]
+Image = Annotated[Path | None, typer.Option(metavar="FILE", help="Image to begin with; its middle is drawn anew.")]
 Mask = Annotated[
     Path | None,
     typer.Option(metavar="FILE|word:WORD", help="White where --image is painted, or a word of the prompt that it shows there."),
@@ -53,7 +55,11 @@ Embeddings = Annotated[
 ]
 Weights = Annotated[
     list[str],
-    typer.Option(metavar="WORD=NUMBER", help="How much a word of the prompt counts; 1 is as ever. May be given again."),
+    typer.Option(
+        metavar="WORD=NUMBER",
+        help="How much the image attends to a word of the prompt; 1 is as ever. With prompt.weighting=compel (red:1.3) in a "
+        "prompt scales what the text encoder says of a word instead: one or the other for a word. May be given again.",
+    ),
 ]
 Ignored = Annotated[list[str], typer.Option(metavar="WORDS", help="Words of the prompt that do not count. May be given again.")]
 
@@ -92,6 +98,8 @@ def _setting(key: str) -> inspect.Parameter:
     kind, default = SETTINGS[key].kind | None, None
     if get_origin(SETTINGS[key].kind) is tuple:
         kind, default = list[str], []
+    if SETTINGS[key].kind == Edges:  # typer reads no union
+        kind = str | None
     return _option(key.rpartition(".")[2], Annotated[kind, setting_option(key)], default)
 
 

@@ -1,4 +1,4 @@
-"""Commands beside the four: edit, photos, tokens, plan, export, import-command, pretrain."""
+"""Commands beside the four: edit, photos, tokens, plan, export, verify, import-command, pretrain."""
 
 import json
 from dataclasses import asdict
@@ -88,17 +88,27 @@ def photos(
     size: Annotated[int, opt.setting_option("photos.size")] = 0,
     base: opt.Base = "toyland",
     crop: Annotated[str, opt.setting_option("photos.crop")] = "center",
+    shape: Annotated[str, opt.setting_option("photos.shape")] = "square",
     out: Annotated[Path, typer.Option(help="The HTML page of what was found.")] = Path("photos.html"),
+    mask: Annotated[
+        str, typer.Option(metavar="word:WORD|FILE", help="How photos without a mask get one: the base finds WORD, or U²-Net.")
+    ] = "",
+    caption: Annotated[bool, typer.Option("--caption", help="Write a caption beside each photo that has none.")] = False,
+    class_word: Annotated[str, typer.Option("--class", help="With --caption: what the subject is, such as dog.")] = "",
+    captioner: Annotated[
+        str, typer.Option(metavar="FOLDER", help="With --caption: a CLIP, BLIP or Florence-2; default: the base's CLIP.")
+    ] = "",
     quiet: opt.Quiet = False, as_json: opt.Json = False,
 ):  # fmt: skip
     """What is wrong with these photos, and what will training see of them? Status 1 where a file cannot be used."""
     from personalize.commands.check_photos import check_photos
 
-    result = check_photos(
-        opt.one_or_all(source), size=size, base=base, crop=crop, out=out, screen=Terminal(quiet=quiet or as_json)
-    )
-    findings = [asdict(finding) for finding in result.findings]
-    print(json.dumps({"sheet": result.page, "findings": findings}, default=str) if as_json else result.page)
+    made = {"mask": mask, "caption": caption, "class_word": class_word, "captioner": captioner}
+    options = {"size": size, "base": base, "crop": crop, "shape": shape, "out": out}
+    result = check_photos(opt.one_or_all(source), **options, **made, screen=Terminal(quiet=quiet or as_json))
+    values = {"sheet": result.page, "findings": [asdict(finding) for finding in result.findings]}
+    values |= {"captions": result.captions} if caption else {}
+    print(json.dumps(values, default=str) if as_json else result.page)
     raise typer.Exit(bool(result.unusable))
 
 
@@ -134,6 +144,22 @@ def tokens(
 
     rows = tokens(base, limit=limit, settings=opt.settings_of([], {"device": device}))
     print(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(token_lines(rows)))
+
+
+@app.command()
+@opt.with_settings("device")
+def verify(
+    run: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest finished one.")] = None,
+    *,
+    steps: Annotated[int, typer.Option(min=0, help="At most so many steps are trained again; 0: none.")] = 10,
+    base: opt.Base = "", settings: list[str], runs: opt.Runs = Path("runs"), screen: Terminal,
+):  # fmt: skip
+    """Is a run what its manifest says, and do its steps give the same again? Status 3 where not; nothing is written."""
+    from personalize.commands.verify import verify
+
+    result = verify(run, steps=steps, base=base, settings=settings, runs=runs, screen=screen)
+    lines = [*(f"ok       {line}" for line in result.passed), *(f"differs  {line}" for line in result.failed)]
+    return vars(result), "\n".join(lines), opt.REQUIRED if result.failed else 0
 
 
 @app.command("import-command")

@@ -10,6 +10,7 @@ from personalize.commands.image_source import bare_base, loaded_run, put_files, 
 from personalize.commands.session import RUNS, open_run
 from personalize.common.errors import UserError
 from personalize.common.files import writing
+from personalize.common.image_size import Size
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.crops import Crop, fixed_box, image_tensor
@@ -82,10 +83,10 @@ def edit(
     return _write_edits(model, recipe, change, photo, out=folder, origin=origin, maps=maps, screen=screen)
 
 
-def _read_photo(model: LatentModel, path: Path, size: int) -> tuple[Tensor, dict]:
-    """A photo's middle square at `size` px -> its z0 (1,C,h,w), and its name and hash."""
+def _read_photo(model: LatentModel, path: Path, size: Size) -> tuple[Tensor, dict]:
+    """A photo's middle at this size -> its z0 (1,C,h,w), and its name and hash."""
     photo = read_image(path)
-    mean, _ = model.encode_images(image_tensor([Crop(photo, fixed_box(photo, "center"))], size))
+    mean, _ = model.encode_images(image_tensor([Crop(photo, fixed_box(photo, "center", shape=size))], size))
     return mean, {"file": photo.name, "sha256": photo.sha256}
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from PIL import Image
 from personalize.commands.session import PRIORS, RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.files import key_of, slug, write_json, write_text
-from personalize.common.prompts import fill
+from personalize.common.prompts import fill, weights_read_as_text
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
+from personalize.data.buckets import sizes_of
 from personalize.data.crops import Photo, photo_squares
 from personalize.data.map_sheet import heated
 from personalize.evaluation import bleed, checkpoint_selection, encoders, image_cache, requirements, scoring, summary
@@ -27,8 +28,9 @@ from personalize.evaluation.report import page, tables
 from personalize.evaluation.report.verdict import verdict
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
+from personalize.models.prompt_chunks import chunks_needed, longer
 from personalize.toyland.world.scenes import CLASSES
-from personalize.training import load_run, steering, validation
+from personalize.training import fixed_loss, load_run, steering, validation
 
 PRIOR_SHOWN = 20  # class images on the page
 
@@ -92,6 +94,8 @@ def evaluate(
     several = [] if steer or len(manifest["subjects"]) == 1 else _every_subject(job, model)
     by_base = [_image_set(model, each, "", screen) for each in several]
     name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
+    for line in _remarks(model, job):  # now that it knows the run's words
+        screen.say(line)
     image_sets.append(_image_set(model, job, name, screen, steer))
     by_run = [_image_set(model, each, name, screen) for each in several]
     drawing = time.monotonic() - began
@@ -116,11 +120,12 @@ def evaluate(
         "checkpoints": checkpoint_selection.checkpoint_rows(
             scored, recipe.choose, (manifest.get("chosen"), manifest.get("strength", 1.0))
         ),
+        "fixed_loss": fixed_loss.logged(job.folder),
         "seconds": seconds,
         "encoders": names,
         "agreement": encoders.truth_agreement(model.folder, names["dino"]) if model.has_world else None,
         "preprocessing": reference.encoders.looks,
-        "photos": _health(all_photos, model.size, crop, trained=len(trained_on)) if photos else [],
+        "photos": _health(all_photos, model, recipe, trained=len(trained_on)) if photos else [],
     }
     if steer:
         metrics["steering"] = steer.record
@@ -130,6 +135,18 @@ def evaluate(
     squares = photo_squares(all_photos, model.size, crop) if photos else []
     page_of = _written(job.out, metrics, rows, _shown(job, squares, list(zip(rows, drawings, strict=True)), image_sets[-1]))
     return EvaluateResult(metrics, page_of, requirements.failures(required, metrics))
+
+
+def _remarks(model: LatentModel, job: _Job) -> Iterator[str]:
+    """What of the prompts is not read, by the base or by the encoder that scores them."""
+    token, word = job.subject["token"], job.subject["class"]
+    texts = [fill(template, token, word) for template in (*job.protocol.templates, job.recipe.prior.prompt)]
+    yield from weights_read_as_text(texts, model.weighting)
+    for text in texts:
+        if rest := model.truncated_words(text):
+            yield f"prompt {text!r} is too long for this base; it does not see: {rest!r} ({longer(model)})"
+    if long := [text for text in texts if chunks_needed(model, text) > 1 and model.chunks > 1]:
+        yield f"CLIP-T reads the first chunk of a prompt alone, and {long[0]!r} has more: its score says nothing of the rest"
 
 
 def _reference(
@@ -154,7 +171,8 @@ def _image_set(
     drawn_by = f"{name or validation.base_cache_name(model)}{'-' + key_of(steer.record)[:6] if steer else ''}"
     folder = image_cache.cache_folder(root, drawn_by, model, **options)
     token, word = job.subject["token"] if name else "", job.subject["class"]
-    image_set = image_cache.image_set(job.protocol, folder, class_prompt=job.recipe.prior.prompt, token=token, word=word)
+    texts = {"class_prompt": job.recipe.prior.prompt, "token": token, "word": word, "weighting": model.weighting}
+    image_set = image_cache.image_set(job.protocol, folder, **texts)
     what = f"drawing by the {'run' if name else 'base'}"
     options |= {"words": (token, word)} if token else {}
     options |= {"steer": steer.of} if steer else {}
@@ -221,9 +239,12 @@ def _protocol(protocol: Protocol, recipe: Recipe, model: LatentModel) -> dict:
     return {"name": protocol.name, "prompts": len(protocol.templates), **counts, **sampling}
 
 
-def _health(photos: list[Photo], size: int, crop: str, *, trained: int) -> list[dict]:
+def _health(photos: list[Photo], model: LatentModel, recipe: Recipe, *, trained: int) -> list[dict]:
     """What `personalize photos` says of each."""
-    notes = [[finding.text for finding in each] for each in photo_checks.examine_photos(photos, size, crop=crop).each]
+    shape, px = recipe.photos.shape, {"edge": model.size, "step": 8 * model.downscale}
+    sizes = [] if shape == "square" else sizes_of(photos, shape, **px)
+    report = photo_checks.examine_photos(photos, model.size, crop=recipe.photos.crop, sizes=sizes)
+    notes = [[finding.text for finding in each] for each in report.each]
     return [{"file": photo.name, "trained": k < trained, "notes": notes[k]} for k, photo in enumerate(photos)]
 
 

@@ -141,10 +141,12 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
             f"--strength {edit.strength:g} of {recipe.draw.steps} steps is none, and the image stays as it is. Give more of "
             "either: --strength, --steps."
         )
-    width, height = edit.photo.size
-    if width != height:
-        screen.say(f"{edit.photo.name} is {width}×{height} px: its middle square is drawn. For another part, crop it first.")
-    canvas = edit.canvas(recipe.draw.size or model.size)
+    size = image_size(model, recipe.draw)
+    (width, height), (across, down) = edit.photo.size, size
+    if width * down != height * across:
+        part = "square" if across == down else f"part in the shape of {across}×{down}"
+        screen.say(f"{edit.photo.name} is {width}×{height} px: its middle {part} is drawn. For another part, crop it first.")
+    canvas = edit.canvas(size)
     if edit.word:
         screen.say(f"mask of {edit.word!r}: {canvas.mask.mean():.0%} of the image is painted anew")
     return canvas

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from personalize.commands.session import open_base, resolve
 from personalize.common.errors import UserError
-from personalize.common.prompts import fill
+from personalize.common.prompts import fill, without_weights
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.models.interface import LatentModel
+from personalize.models.prompt_chunks import longer
 
 SYNTAX = re.compile(r"<lora:[^>]*>|\([^()]*:\s*[\d.]+\)|\bBREAK\b|\bAND\b")  # of other programs
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+(?:\.\d*)?|\.\d+))")
@@ -84,11 +85,12 @@ def remarks(model: LatentModel, prompts: list[str], negative: str, origin: dict)
     texts = {**{prompt: "prompt" for prompt in prompts}, **({negative: "the negative prompt"} if negative else {})}
     for text, what in texts.items():
         if rest := model.truncated_words(text):
-            yield f"{what} {text!r} is too long for this base; it does not see: {rest!r}"
-    if marks := [match[0] for text in texts for match in SYNTAX.finditer(text)]:
+            yield f"{what} {text!r} is too long for this base; it does not see: {rest!r} ({longer(model)})"
+    plain = (without_weights(text, model.weighting) for text in texts)
+    if marks := [match[0] for text in plain for match in SYNTAX.finditer(text)]:
         yield (
-            f"{marks[0]!r} is read as letters: prompts have no weights or commands in them here. A word is weighted by "
-            "--weight red=1.2, and a LoRA is given by --lora FILE:0.8."
+            f"{marks[0]!r} is read as letters: prompts have no commands in them here, and weights such as (red:1.2) with --set "
+            "prompt.weighting=compel alone. --weight red=1.2 weights a word without it, and --lora FILE:0.8 gives a LoRA."
         )
     loras = {entry["file"] for entry in origin.get("loras", [])}  # what is in them was told already
     for entry in origin.get("embeddings", []):

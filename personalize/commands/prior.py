@@ -33,5 +33,9 @@ def prior(
     """
     resolved = resolve(recipe, settings)
     model = open_base(resolved, screen)
+    if resolved.photos.shape == "buckets":
+        screen.say(
+            "these are squares: in which other shapes class images are needed, train knows by the photos, and draws them"
+        )
     place, drawn = class_images.complete_set(model, resolved, class_word, root=Path(root), folder=folder, screen=screen)
     return PriorResult(place, drawn, resolved.prior.count)

@@ -55,7 +55,8 @@ def open_base(recipe: Recipe, screen: Terminal):
     try:
         model = models.load_model(
             recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, prediction=recipe.prediction,
-            base_vae=recipe.base_vae, offload=recipe.train.offload, say=screen.say,
+            base_vae=recipe.base_vae, zero_snr=recipe.zero_snr, offload=recipe.train.offload, chunks=recipe.prompt.chunks,
+            weighting=recipe.prompt.weighting, say=screen.say,
         )  # fmt: skip
     except RuntimeError as error:
         if not is_out_of_memory(error):

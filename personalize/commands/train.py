@@ -4,37 +4,37 @@ A run is its photos, class, token, base and recipe: the same command resumes it,
 """
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.common import distributed, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import make_folder, slug, write_text, writing
-from personalize.common.prompts import fill
+from personalize.common.image_size import require_multiple
 from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.recipe_text import recipe_to_toml
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data import class_images
-from personalize.data.captions import check_captions
+from personalize.data import buckets, class_images
+from personalize.data.captions import add_token, check_captions
 from personalize.data.photos import preview
 from personalize.data.rare_tokens import choose_tokens
 from personalize.data.subjects import Subject, load_subjects
-from personalize.data.training_set import build_training_set
 from personalize.evaluation import encoders
-from personalize.evaluation.protocols import dev_templates
 from personalize.models.interface import LatentModel
-from personalize.training import engine, loop, preflight, profiler, sharding, validation
+from personalize.training import extend, fixed_loss, loop, optimizer, preflight, profiler, sharding, validation
+from personalize.training.checkpoint_schedule import SPARES
 from personalize.training.find_run import find_run, is_run
+from personalize.training.fixed_loss import FixedLoss
+from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
-from personalize.training.manifest import Folders, make_manifest
+from personalize.training.manifest import Folders, make_manifest, run_class_sets
+from personalize.training.prepare import class_latents, prepare
+from personalize.training.prompt_notices import prompt_notices
 from personalize.training.run import TrainingRun, disk_bytes, finish, or_skipped, restore, step_fits
 
 
@@ -57,15 +57,17 @@ def train(
     priors: Path = PRIORS,
     prior_folder: Path | None = None,
     prior_images: Path | None = None,
+    extend: bool = False,
     profile: bool = False,
     screen: Terminal = SILENT,
 ) -> TrainResult:
     """Train on photos; class images that are missing are drawn first.
 
     Several class words: as many folders of photos, each a subject with a token of its own. recipe: a TOML file; settings:
-    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `profile` writes where
-    a step's time goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it.
-    UserError names what is wrong, before any long work.
+    texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `extend`: the run in
+    `runs` that is this one with fewer steps goes on to as many, see `training.extend`. `profile` writes where a step's time
+    goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it. UserError names what
+    is wrong, before any long work.
     """
     resolved, sources = resolve_subjects(photos, class_word, recipe, settings)
     if prior_folder and len(resolved.class_word) > 1:
@@ -76,17 +78,35 @@ def train(
     with distributed.process_group(model.device), sharding.released(model):
         screen = screen if distributed.rank() == 0 else SILENT
         resolved, subjects = _checked(model, sources, resolved, profile=profile, screen=screen)
-        folders = {}
+        options = {"root": Path(priors), "drawn": prior_folder, "own": prior_images, "screen": screen}
+        folders, count = _class_folders(model, resolved, subjects, **options) if needs_class_images(resolved) else ({}, 0)
         if prior_images:
-            word, own = resolved.class_word[0], None
-            if distributed.rank() == 0:
-                own = class_images.encode_own(model, resolved, word, prior_images, root=Path(priors), screen=screen)
-            folders[word], count = distributed.broadcast_from_rank0(own)
             resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
-        for word in dict.fromkeys(resolved.class_word) if needs_class_images(resolved) and not prior_images else ():
-            folder, _ = class_images.complete_set(model, resolved, word, root=Path(priors), folder=prior_folder, screen=screen)
-            folders[word] = distributed.broadcast_from_rank0(folder)
-        return _train(model, resolved, subjects, folders, runs=Path(runs), profile=profile, screen=screen)
+        options = {"runs": Path(runs), "extends": extend, "profile": profile, "screen": screen}
+        return _train(model, resolved, subjects, folders, **options)
+
+
+def _class_folders(
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], *, root: Path, drawn: Path | None, own: Path | None,
+    screen: Terminal,
+) -> tuple[dict[str, Path], int]:  # fmt: skip
+    """The folders of class images, drawn or encoded where they are not there yet -> (they, images in each of one's own)."""
+    folders, wanted, count = {}, run_class_sets(model, recipe, subjects), 0
+    if drawn and len(wanted) > 1:
+        raise UserError(
+            f"--prior {drawn} holds images of one size, and these photos have {len(wanted)}. Leave it out, or give "
+            "photos.shape=square."
+        )
+    for name, one in wanted.items():
+        options, encoded = {"root": root, "size": one.size, "screen": screen}, None
+        if own:
+            if distributed.rank() == 0:
+                encoded = class_images.encode_own(model, recipe, one.word, own, **options)
+            folders[name], count = distributed.broadcast_from_rank0(encoded)
+        else:
+            folder, _ = class_images.complete_set(model, recipe, one.word, folder=drawn, count=one.count, **options)
+            folders[name] = distributed.broadcast_from_rank0(folder)
+    return folders, count
 
 
 def _require_used(images: Path, drawn: Path | None, recipe: Recipe) -> None:
@@ -112,45 +132,68 @@ def _checked(
     methods.check_methods(train.methods, quantize=train.quantize, text_encoder=train.text_encoder, lora=recipe.lora)
     methods.check_split_weights(recipe, model.dtype)
     sharding.check(recipe, model.device, model.dtype)
+    optimizer.optimizer_class(train.optimizer)  # for its UserError
     methods.check_offload(recipe)
+    fixed_loss.check(recipe)
     if profile:
         profiler.require_steps(recipe)
     check_trackers(train.trackers)
-    if size % (8 * model.downscale):
-        raise UserError(f"photos.size = {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
+    px = {"edge": size, "step": 8 * model.downscale}
+    require_multiple(size, px["step"], what="photos.size =", base=model.name)
     words = recipe.class_word
     tokens, remarks = choose_tokens(model, recipe.token, len(words), train.methods, classes=words)
-    subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size)
-    for subject in subjects:
-        notices += check_captions(
-            model, subject.photos, train.prompt, token=subject.token, word=subject.class_word,
-            learns_word=bool(set(train.methods) & set(methods.WITH_A_WORD)),
-        )  # fmt: skip
+    is_square = recipe.photos.shape == "square"
+    subjects, notices = load_subjects(sources, recipe, tokens=tokens, size=size if is_square else 1)
+    for photos in [] if is_square or recipe.photos.min_size else [[*s.photos, *s.held_out] for s in subjects]:
+        buckets.require_pixels(photos, buckets.sizes_of(photos, recipe.photos.shape, **px))
+    subjects, said = _with_captions(model, recipe, subjects)
+    notices += said
+    notices += prompt_notices(model, recipe, subjects)
     for word in words:
-        if rest := model.truncated_words(fill(recipe.prior.prompt, "", word)):
-            notices.append(f"prior.prompt is too long for this base, which does not see {rest!r}")
         if len(word.split()) > 3 or word.split()[0] in ("a", "an", "the", "photo"):
             notices.append(f"the class is {word!r}: it is put into prompts such as {subjects[0].prompt(train.prompt)!r}")
     if train.init_from:
         methods.init_source(recipe)
     if recipe.choose.every:
-        for template, word in itertools.product(dev_templates(recipe.choose.prompts, model.has_world), words):
-            fill(template, "", word)
         encoders.load_encoders(model.folder, model.device, dino=recipe.evaluate.dino, clip=recipe.evaluate.clip)
     for line in notices + remarks:
         screen.say(line)
     return dataclasses.replace(recipe, token=tokens), subjects
 
 
+def _with_captions(model: LatentModel, recipe: Recipe, subjects: list[Subject]) -> tuple[list[Subject], list[str]]:
+    """The subjects, whose photos have the captions that they are trained with, and remarks on these."""
+    ready, remarks, learns = [], [], bool(set(recipe.train.methods) & set(methods.WITH_A_WORD))
+    for subject in subjects:
+        names = {"token": subject.token, "word": subject.class_word}
+        photos, said = add_token(model, subject.photos, **names) if recipe.captions.add_token else (subject.photos, [])
+        ready.append(dataclasses.replace(subject, photos=photos))
+        remarks += said + check_captions(model, photos, recipe.train.prompt, **names, learns_word=learns)
+    return ready, remarks
+
+
 def _train(
-    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, profile: bool, screen: Terminal
-) -> TrainResult:
-    """The run of these subjects, begun or resumed."""
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, extends: bool, profile: bool,
+    screen: Terminal,
+) -> TrainResult:  # fmt: skip
+    """The run of these subjects, begun, resumed or extended."""
     writes = distributed.rank() == 0
     manifest = make_manifest(model, recipe, subjects, priors)
     name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
     folder, difference = distributed.broadcast_from_rank0(find_run(runs, name, manifest) if writes else None)
+    if extends := extends and distributed.broadcast_from_rank0(not is_run(folder)):
+
+        def identity(steps: int) -> str:
+            shorter = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps))
+            return make_manifest(model, shorter, subjects, priors)["identity"]
+
+        shorter = extend.find_shorter(runs, recipe.train.steps, identity, difference) if writes else None
+        folder, difference = distributed.broadcast_from_rank0(shorter), ""
     with run_folder.lock(folder) if writes else nullcontext():
+        if extends and writes:
+            extend.extend(folder, manifest)
+        if writes and is_run(folder) and (notice := extend.schedule_notice(require_run(folder))):
+            screen.say(notice)
         finished = writes and is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished"
         if distributed.broadcast_from_rank0(finished):
             screen.say(f"this run is finished: {folder}")
@@ -161,7 +204,10 @@ def _train(
             screen.say(difference)
         with run_folder.marked(folder) if writes else nullcontext():
             run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
-            run_folder.require_free_disk(folder, disk_bytes(run))
+            spared = f" --set train.checkpoint_minutes=0 needs {SPARES} checkpoints less." * bool(
+                recipe.train.checkpoint_minutes
+            )
+            run_folder.require_free_disk(folder, disk_bytes(run), spared)
             return _finish_training(run, screen, profile=profile)
 
 
@@ -169,27 +215,20 @@ def _begin(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
-    latents, size = {}, recipe.photos.size or model.size
-    for word, place in priors.items():
-        class_images.check_folder(place, manifest["prior"][word])
-        latents[word] = class_images.class_latents(place, recipe.prior.count)
+    latents = class_latents(model, recipe, subjects, priors, manifest["prior"])
     writes, dev = distributed.rank() == 0, None
     if writes:
-        _write_folder(folder, manifest, recipe, subjects, size=size)
+        _write_folder(folder, manifest, recipe, subjects, model)
     if writes and recipe.choose.every:
         with or_skipped("no checkpoint is scored, and the last will be the result", screen):
             dev = validation.DevSplit.of(model, recipe, subjects, folder, progress=screen.progress)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        sharding.shard(model)
-        groups = methods.attach(model, recipe)
-    options = {"text_trains": any(group["name"] != "unet" for group in groups), "progress": screen.progress}
-    pixels = class_images.class_pixels(priors, size)
-    data = build_training_set(model, recipe, subjects, priors=latents, class_pixels=pixels, **options)
-    run = TrainingRun(folder, data, engine.Engine(model, recipe, groups, say=screen.say), [], manifest, writes, dev)
+    data, engine = prepare(model, recipe, subjects, priors, latents, screen=screen)
+    fixed = FixedLoss.of(data, subjects) if recipe.train.held_out_every else None
+    run = TrainingRun(folder, data, engine, [], manifest, writes, dev, fixed)
     if dev and recipe.choose.strengths and not distributed.is_sharded():  # else read when the run ends
         run.base = methods.base_state(model, recipe)
-    shown = class_images.load_class_images(next(iter(priors.values())), min(8, recipe.prior.count)) if priors else None
+    first = next(iter(priors), None)
+    shown = class_images.load_class_images(priors[first], min(8, len(latents[first]))) if priors else None
     vae_lines = preflight.representable(data, shown)
     data.release()
     with step_fits(run):
@@ -201,15 +240,18 @@ def _begin(
     return run
 
 
-def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], *, size: int) -> None:
+def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[Subject], model: LatentModel) -> None:
     make_folder(folder)
     if is_run(folder):
-        manifest["sha256"] = run_folder.read_manifest(folder).get("sha256", {})
+        earlier = run_folder.read_manifest(folder)
+        manifest |= {"sha256": {}} | {key: earlier[key] for key in ("sha256", "extended") if key in earlier}
     run_folder.write_manifest(folder, manifest)
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:
         photos = [photo for subject in subjects for photo in subject.photos]
-        preview(photos, size, crop=recipe.photos.crop).save(temporary)
+        px = {"edge": recipe.photos.size or model.size, "step": 8 * model.downscale}
+        sizes = buckets.sizes_of(photos, recipe.photos.shape, **px)
+        preview(photos, sizes, crop=recipe.photos.crop).save(temporary)
 
 
 def _finish_training(run: TrainingRun, screen: Terminal, *, profile: bool) -> TrainResult:

@@ -16,6 +16,8 @@ from personalize.common.tensor_file import write_tensors
 from personalize.common.untrusted import require_regular
 
 Checkpoint = dict[str, dict[str, Tensor]]
+# What Prodigy and schedule-free optimizers keep for a whole group, as numbers; "group.0.d" in a checkpoint.
+GROUP_STATE = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k", "weight_sum", "lr_max")
 
 
 def save_state(path: Path, parts: Checkpoint, step: int) -> None:
@@ -45,13 +47,20 @@ def load_state(path: Path) -> tuple[Checkpoint, int]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors: "3.exp_avg" is that of parameter 3."""
+    """An optimizer's state as named tensors: "3.exp_avg" is that of parameter 3, "group.0.k" of group 0."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     named = {f"{i}.{k}": torch.as_tensor(v) for i, p in enumerate(params) for k, v in optimizer.state.get(p, {}).items()}
     # bitsandbytes keeps one table of its 8-bit values for all parameters, and a file holds no tensor twice
     place = {k: v.untyped_storage()._cdata for k, v in named.items()}
     shared = Counter(place.values())
-    return {k: v.clone() if shared[place[k]] > 1 else v for k, v in named.items()}
+    named = {k: v.clone() if shared[place[k]] > 1 else v for k, v in named.items()}
+    for g, group in enumerate(optimizer.param_groups):
+        numbers = {name: group[name] for name in GROUP_STATE if name in group}
+        named |= {
+            f"group.{g}.{name}": torch.tensor(v, dtype=torch.int64 if isinstance(v, int) else torch.float64)
+            for name, v in numbers.items()
+        }
+    return named
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -60,12 +69,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         i, _, name = key.partition(".")
+        if i == "group":
+            continue
         is_moment = value.shape == params[int(i)].shape
         state.setdefault(int(i), {})[name] = distributed.shard_like(value, params[int(i)]) if is_moment else value
     for entry in state.values():
-        if entry.get("step") is not None and "state1" in entry:  # bitsandbytes counts steps in a plain number
+        if "step" in entry and not entry["step"].is_floating_point():  # all but torch's own count steps in a plain number
             entry["step"] = int(entry["step"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for g, group in enumerate(optimizer.param_groups):
+        group |= {name: tensors[key].item() for name in GROUP_STATE if (key := f"group.{g}.{name}") in tensors}
     for p, entry in optimizer.state.items():  # files keep no strides, and a fused step reads state and weights together
         for name, value in entry.items():
             if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():

@@ -2,12 +2,17 @@
 
 import re
 import string
+from collections.abc import Iterable
 from pathlib import Path
 
 from personalize.common.errors import UserError, nearest
 from personalize.common.untrusted import read_bytes
 
 PLACEHOLDERS = ("token", "class")
+WEIGHTED = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)")  # (hat:1.3)
+# an escaped bracket, one that opens, a weight with the one that closes, one that closes, and text
+_PARTS = re.compile(r"\\[()]|\(|:\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|\)|[^\\():]+|.", re.DOTALL)
+MOST_WEIGHT = 10.0
 LIVE_CLASSES = ("cat", "dog")
 
 _SCENES = (
@@ -114,6 +119,69 @@ def without_token(text: str, token: str) -> str:
     if token:
         text = re.sub(rf"(?<![\w-]){re.escape(token)}(?![\w-])", "", text, flags=re.IGNORECASE)
     return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
+
+
+def weighted_pieces(text: str) -> list[tuple[str, float]]:
+    """A text in pieces of one weight each: "a (red:1.3) hat" is [("a ", 1), ("red", 1.3), (" hat", 1)].
+
+    Weights within each other multiply. Brackets without a weight are text, and so are \\( and \\), less the backslash.
+    UserError for a weight that is not from 0 to 10.
+    """
+    pieces, opened, closed = [], [], {}
+    for match in _PARTS.finditer(text):
+        part, weight = match[0], match["weight"]
+        if weight and opened:
+            start = opened.pop()
+            pieces[start], closed[start] = "", (len(pieces), float(weight))
+            if not 0 <= float(weight) <= MOST_WEIGHT:
+                raise UserError(
+                    f"prompt {text!r}: {''.join(pieces[start:])!r} has the weight {weight}. Give a number from 0 to "
+                    f"{MOST_WEIGHT:g}, as in (hat:1.3), or write \\( for a bracket that is text."
+                )
+            continue
+        if part == "(":
+            opened.append(len(pieces))
+        elif part == ")" and opened:
+            opened.pop()
+        pieces.append(part[1:] if part in ("\\(", "\\)") else part)
+    return _merged(pieces, closed)
+
+
+def _merged(pieces: list[str], closed: dict[int, tuple[int, float]]) -> list[tuple[str, float]]:
+    """closed: {first piece: (the one after the last, weight)}, each within another or apart."""
+    merged, around = [], [(len(pieces), 1.0)]  # from the outermost to the innermost
+    for k, piece in enumerate(pieces):
+        while around[-1][0] <= k:
+            around.pop()
+        if k in closed:
+            stop, weight = closed[k]
+            around.append((stop, around[-1][1] * weight))
+        if piece and merged and merged[-1][1] == around[-1][1]:
+            merged[-1][0].append(piece)
+        elif piece:
+            merged.append(([piece], around[-1][1]))
+    return [("".join(parts), weight) for parts, weight in merged]
+
+
+def parts_at_commas(text: str, weighting: str) -> list[str]:
+    """A text's parts between commas; where prompts have weights, only those outside of brackets, which belong together."""
+    cuts, depth = [-1], 0
+    for k, letter in enumerate(text):
+        depth = max(0, depth + (letter == "(") - (letter == ")")) if weighting else 0
+        if letter == "," and not depth:
+            cuts.append(k)
+    return [text[a + 1 : b] for a, b in zip(cuts, [*cuts[1:], len(text)])]
+
+
+def without_weights(text: str, weighting: str) -> str:
+    """A text where prompts have weights, if `weighting` says so, without them."""
+    return "".join(piece for piece, _ in weighted_pieces(text)) if weighting else text
+
+
+def weights_read_as_text(texts: Iterable[str], weighting: str) -> list[str]:
+    """What to say of weights in texts where prompts have none."""
+    found = [] if weighting else [match[0] for text in texts for match in WEIGHTED.finditer(text)]
+    return [f"{weight!r} is read as letters; as a weight with --set prompt.weighting=compel" for weight in found[:1]]
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from personalize.common.errors import UserError, nearest
-from personalize.common.recipe_sections import Choose, Embedding, Evaluate, Lora, Photos, Prior, SamplingConfig, Train
+from personalize.common.optimizers import check_optimizer, starting_values
+from personalize.common.recipe_sections import (
+    Captions,
+    Choose,
+    Embedding,
+    Evaluate,
+    Lora,
+    Photos,
+    Prior,
+    Prompt,
+    SamplingConfig,
+    Train,
+)
 from personalize.common.settings import Setting, Value, parse_value, read_toml, setting, settings_of, validated
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
@@ -40,10 +52,16 @@ class Recipe:
         "", "what the base's U-Net predicts, where its files say nothing or the wrong; empty: as they say",
         choices=("", "epsilon", "v_prediction"),
     )  # fmt: skip
+    zero_snr: bool = setting(
+        False,
+        "rescale the base's betas to zero terminal SNR, for v prediction; false: as its files say (Lin et al. 2305.08891)",
+    )
     base_vae: str = setting(
         "", "VAE in place of the base's, or for a checkpoint without one: a .safetensors file, or a folder of diffusers"
     )
+    prompt: Prompt = Prompt()
     photos: Photos = Photos()
+    captions: Captions = Captions()
     prior: Prior = Prior()
     train: Train = Train()
     lora: Lora = Lora()
@@ -66,18 +84,21 @@ def needs_class_images(recipe: Recipe) -> bool:
 def load_recipe(path: Path | None, overrides: Sequence[str] = (), defaults: Mapping | None = None) -> Recipe:
     """The recipe from nested `defaults` of a base, then a TOML file, then "dotted.key=value" texts; later wins.
 
+    An optimizer that these name brings rates of its own in place of the defaults'.
+
     An override's value is TOML, else taken as text; a list may be written a,b. UserError names the key, the value,
     where it stands and what is expected.
     """
     values = _checked(defaults or {}, "the base's default recipe")
-    if path is not None:
-        values |= _checked(read_toml(Path(path)), str(path))
+    given = {} if path is None else _checked(read_toml(Path(path)), str(path))
     for text in overrides:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise UserError(f"--set {text!r} has no '='. Write it as --set train.steps=400.")
-        values |= _checked({key: parse_value(value, SETTINGS[key].kind) if key in SETTINGS else value}, "--set")
-    return _built(values)
+        given |= _checked({key: parse_value(value, SETTINGS[key].kind) if key in SETTINGS else value}, "--set")
+    if optimizer := given.get("train.optimizer"):
+        values |= starting_values(optimizer, values, {key: setting.default for key, setting in SETTINGS.items()})
+    return _built(values | given)
 
 
 def recipe_from_dict(table: Mapping, origin: str) -> Recipe:
@@ -130,4 +151,5 @@ def _built(values: Mapping[str, Value]) -> Recipe:
             f"train.warmup = {recipe.train.warmup} is more than train.steps = {recipe.train.steps}: "
             "the learning rate would never be reached. Lower the one or raise the other."
         )
+    check_optimizer(recipe)
     return recipe

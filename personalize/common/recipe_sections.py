@@ -4,12 +4,28 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from personalize.common.settings import setting
+from personalize.common.optimizers import OPTIMIZERS
+from personalize.common.settings import Edges, setting
 
 ADAPTERS = ("lora", "lokr", "loha", "oft", "boft")
 # ours, then diffusers' schedulers: the tables are core.samplers.SAMPLERS and generation.diffusers_samplers.DIFFUSERS
 SAMPLERS = ("dpm++2m", "ddim", "ddpm", "dpm++2m-karras", "euler", "euler-a", "heun", "unipc", "pndm", "lcm")
+MOST_CHUNKS = 8
 METHODS = ("full", *ADAPTERS, "textual-inversion", "custom-diffusion")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How every prompt is read: of photos, of class images, and of what is drawn."""
+
+    chunks: int = setting(
+        1, "chunks of 75 tokens (of the base's length less 2) that every prompt has: 2 and 3 are kohya's 150 and 225",
+        least=1, most=MOST_CHUNKS,
+    )  # fmt: skip
+    weighting: str = setting(
+        "", "compel: (hat:1.3) scales what the text encoder says of a word, where --weight scales the image's attention to it",
+        choices=("", "compel"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,9 +33,13 @@ class Photos:
     """The subject's photos."""
 
     size: int = setting(0, "edge of the square a photo is cut to, px; 0: what the base trains at", least=0, most=8192)
-    min_size: int = setting(0, "smallest edge a photo may have, px; 0: the same as size", least=0)
+    shape: str = setting(
+        "square", "what a photo is cut to; buckets: the rectangle of at most that area that cuts least off it",
+        choices=("square", "buckets"),
+    )  # fmt: skip
+    min_size: int = setting(0, "smallest edge a photo may have, px; 0: what it is cut to", least=0)
     crop: str = setting(
-        "center", "where the square is cut; subject: centred on the mask; random: anew each step",
+        "center", "where it is cut; subject: centred on the mask; random: anew each step",
         choices=("center", "subject", "random"),
     )  # fmt: skip
     flip: bool = setting(False, "mirror photos at random; harms subjects with text or asymmetry")
@@ -28,6 +48,13 @@ class Photos:
         1.0, "weight of the background in the loss, where photos carry alpha or a mask file; 1: masks are not used",
         least=0, most=1,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The photos' captions, as they are trained on."""
+
+    add_token: bool = setting(True, "the token is put into a caption that does not say it; false: such a caption is refused")
 
 
 @dataclass(frozen=True)
@@ -53,18 +80,33 @@ class Train:
     methods: tuple[str, ...] = setting(("full",), "which parameters train; several compose", choices=METHODS)
     text_encoder: bool = setting(False, "train the text encoder too")
     prompt: str = setting("a {token} {class}", "prompt of the photos")
+    caption_dropout: float = setting(
+        0.0, "share of steps in which a photo is seen without its prompt; never class images", least=0, most=1
+    )
+    caption_shuffle: bool = setting(
+        False, "the parts of a photo's prompt between commas in another order each pass; what says the token stays first"
+    )
     steps: int = setting(800, "optimizer steps", least=1, most=100_000_000)
     batch: int = setting(1, "photos in a step", least=1, most=4096)
     prior_batch: int = setting(0, "class images in a step; 0: the same as batch", least=0, most=4096)
     prior_weight: float = setting(1.0, "weight of the class images' mean loss against the photos'", least=0)
     lr: float = setting(5e-6, "learning rate", least=0)
     text_lr: float = setting(0.0, "learning rate of the text encoder; 0: the same as lr", least=0)
-    lr_schedule: str = setting("constant", "schedule of lr after warm-up", choices=("constant", "cosine", "linear"))
+    lr_schedule: str = setting(
+        "constant", "schedule of lr after warm-up",
+        choices=("constant", "cosine", "linear", "cosine-restarts", "polynomial"),
+    )  # fmt: skip
+    lr_cycles: int = setting(1, "cosine-restarts: how often the rate falls to 0", least=1, most=100_000)
+    lr_power: float = setting(1.0, "polynomial: power of the share of steps that is left; it falls to 1e-7", least=0, most=100)
     warmup: int = setting(0, "steps over which the learning rate rises from 0", least=0)
-    optimizer: str = setting("adamw", "adamw8bit: its state in 8 bits", choices=("adamw", "adamw8bit"))
-    weight_decay: float = setting(1e-2, "decoupled weight decay of AdamW", least=0)
-    beta1: float = setting(0.9, "AdamW's decay of the gradient mean, a step", least=0, most=0.999999)
-    beta2: float = setting(0.999, "AdamW's decay of the squared gradient mean, a step", least=0, most=0.999999)
+    optimizer: str = setting(
+        "adamw",
+        "what turns gradients into steps; prodigy and lion8bit start from rates of their own",
+        choices=tuple(OPTIMIZERS),
+    )
+    weight_decay: float = setting(1e-2, "decoupled weight decay", least=0)
+    beta1: float = setting(0.9, "decay of the gradient mean, a step", least=0, most=0.999999)
+    beta2: float = setting(0.999, "decay of the squared gradient mean, a step; of Lion's mean", least=0, most=0.999999)
     clip: float = setting(1.0, "largest joint norm of all gradients; 0: no clipping", least=0)
     engine: str = setting(
         "eager", "how a step runs; graph: recorded once and replayed, on CUDA (not yet tried on one); compiled: torch.compile",
@@ -92,8 +134,27 @@ class Train:
     timesteps: str = setting(
         "uniform", "density of the noise levels", choices=("uniform", "stratified", "low", "high", "mode", "logit-normal"),
     )  # fmt: skip
+    noise_offset: float = setting(
+        0.0, "offset noise: strength of a shift of each channel's noise as a whole, 0.1 is usual; 0: none", least=0, most=1
+    )
+    input_perturbation: float = setting(
+        0.0, "noise added to the noise of the input alone, as a share of it, 0.1 is usual (Ning et al. 2301.11706); 0: none",
+        least=0, most=1,
+    )  # fmt: skip
     sample_every: int = setting(0, "steps between sample images; 0: none", least=0)
-    checkpoint_every: int = setting(0, "steps between checkpoints; 0: at the end and on interrupt only", least=0)
+    held_out_every: int = setting(
+        0, "steps between losses on fixed noise, of photos held out, of photos and of class images; 0: none", least=0
+    )
+    stop: str = setting(
+        "", "dvar: end when the photos' loss on fixed noise hardly varies any more (Voronov et al. 2302.04841)",
+        choices=("", "dvar"),
+    )  # fmt: skip
+    stop_window: int = setting(200, "steps in which it varies by less than 0.15 of its variance so far", least=1)
+    checkpoint_every: int = setting(0, "steps between checkpoints that stay; 0: at the end only", least=0)
+    checkpoint_minutes: float = setting(
+        5.0, "minutes between checkpoints to go on from after a kill, the newest two of them until the run ends; 0: none",
+        least=0, most=100_000,
+    )  # fmt: skip
     keep: int = setting(2, "newest checkpoints kept, besides the best", least=1)
     trackers: tuple[str, ...] = setting((), "accelerate's trackers by name, such as tensorboard or wandb")
 
@@ -108,6 +169,9 @@ class Lora:
     conv: bool = setting(False, "adapt the convolutions of the U-Net's blocks too")
     dora: bool = setting(False, "lora: magnitude and direction apart (Liu et al. 2402.09353)")
     rslora: bool = setting(False, "lora: scale by alpha / sqrt(rank) (Kalajdzievski 2312.03732)")
+    plus_ratio: float = setting(
+        1.0, "lora: rate of B over that of A, which is train.lr; LoRA+ (Hayou et al. 2402.12354) has 16", least=0.01, most=1000
+    )
     block: int = setting(4, "edge of the orthogonal blocks of oft and boft", least=2, most=8192)
 
 
@@ -130,7 +194,9 @@ class SamplingConfig:
     rescale: float = setting(0.0, "share of guidance rescaling (Lin et al. 2023); 0: off", least=0, most=1)
     interval: tuple[float, ...] = setting((), "low, high t / T that guidance acts in; empty: all", least=0, most=1)
     negative: str = setting("", "negative prompt")
-    size: int = setting(0, "edge of an image, px; 0: what the base trains at", least=0, most=8192)
+    size: Edges = setting(
+        0, "edge of an image, px, or width x height such as 512x768; 0: what the base trains at", least=0, most=8192
+    )
     count: int = setting(4, "images of a prompt", least=1, most=100_000)
     batch: int = setting(0, "images drawn at once; 0: chosen for the device", least=0, most=1024)
     like: float = setting(0.0, "scale at which generate and evaluate draw like the photos, by a classifier; 0: off", least=0)

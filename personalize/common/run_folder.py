@@ -23,7 +23,7 @@ MANIFEST = Table(
 )
 LIBRARIES = (
     "personalize", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers",
-    "huggingface-hub", "numpy", "pillow", "bitsandbytes",
+    "huggingface-hub", "numpy", "pillow", "bitsandbytes", "prodigyopt", "schedulefree",
 )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def newest_run(root: Path, status: str = "finished") -> Path:
     return max(runs)[1]
 
 
-def require_free_disk(folder: Path, bytes_needed: int) -> None:
+def require_free_disk(folder: Path, bytes_needed: int, remedy: str = "") -> None:
     """UserError, with both figures, where the disk of `folder`, which need not exist yet, has less free space."""
     place = Path(folder).absolute()
     while not place.exists():
@@ -119,7 +119,7 @@ def require_free_disk(folder: Path, bytes_needed: int) -> None:
     if free < bytes_needed:
         raise UserError(
             f"{folder} needs {bytes_needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there. "
-            "Free some, or choose another folder."
+            f"Free some, or choose another folder.{remedy}"
         )
 
 
@@ -129,10 +129,18 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folders, key=lambda p: int(p.name[5:]))
 
 
-def prune_checkpoints(folder: Path, keep: int, protect: Collection[str] = ()) -> list[Path]:
-    """Delete a run's checkpoints except the newest `keep` and those named in `protect`; return the deleted ones."""
+def prune_checkpoints(
+    folder: Path, keep: int, protect: Collection[str] = (), *, spare: Collection[str] = (), spares: int = 0
+) -> list[Path]:
+    """Delete a run's checkpoints except the newest `keep` and those named in `protect`; return the deleted ones.
+
+    Of those named in `spare` the newest `spares` stay instead. The newest of all always does.
+    """
     assert keep >= 1, "a run goes on from its last checkpoint"
-    obsolete = [p for p in checkpoints(folder)[:-keep] if p.name not in protect]
+    present = checkpoints(folder)
+    regular, extra = [p for p in present if p.name not in spare], [p for p in present if p.name in spare]
+    kept = {*protect, *(p.name for p in (*present[-1:], *regular[-keep:], *extra[max(0, len(extra) - spares) :]))}
+    obsolete = [p for p in present if p.name not in kept]
     for path in obsolete:
         remove_folder(path)
     return obsolete

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from personalize.common.errors import UserError, nearest
+from personalize.common.image_size import as_setting, read_size
 from personalize.common.untrusted import read_bytes
 
 Value = str | int | float | bool | tuple
+Edges = int | str  # kind of a setting that is an image's size: see common.image_size
 
 MOST = 1_000_000
 _EXPECTED = {
+    Edges: 'an edge in px, or width x height such as "512x768"',
     str: "a text", int: "a whole number", float: "a number", bool: "true or false",
     tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers",
 }  # fmt: skip
@@ -52,6 +55,8 @@ def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
 
 def validated(s: Setting, value: Any, origin: str) -> Value:
     """`value` in the setting's type. UserError says what is expected and what the setting means."""
+    if s.kind == Edges:
+        return _size_validated(s, value, origin)
     item_kind = get_args(s.kind)[0] if get_args(s.kind) else s.kind
     items = list(value) if s.kind is not item_kind and isinstance(value, (list, tuple)) else [value]
     if item_kind is float:
@@ -70,6 +75,17 @@ def validated(s: Setting, value: Any, origin: str) -> Value:
     return items[0] if s.kind is item_kind else tuple(items)
 
 
+def _size_validated(s: Setting, value: Any, origin: str) -> int | str:
+    """An edge, or width and height as text; a square is always its edge."""
+    size = read_size(value)
+    if size is None:
+        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected {_EXPECTED[Edges]} ({s.doc}).")
+    wrong = [edge for edge in size if not s.least <= edge <= s.most] or (0 in size and size != (0, 0))
+    if wrong:
+        raise UserError(f"{s.key} = {value!r} in {origin} is not allowed; expected edges of 1 to {s.most:g} px.")
+    return as_setting(size)
+
+
 def meaning(s: Setting) -> str:
     """The setting's meaning with its unit, and the values it may have."""
     return s.doc + (f" ({', '.join(s.choices)})" if s.choices else "")
@@ -83,15 +99,15 @@ def to_toml_value(value: Value) -> str:
     return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def read_toml(path: Path) -> dict:
-    """The content of a TOML file. UserError names the path, and the line that is not TOML."""
-    data = read_bytes(path, "recipe")
+def read_toml(path: Path, kind: str = "recipe") -> dict:
+    """The content of a TOML file, a `kind` of MOST_BYTES. UserError names the path, and the line that is not TOML."""
+    data = read_bytes(path, kind)
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read the recipe {path}: {error}. Give a UTF-8 TOML file.") from None
+        raise UserError(f"cannot read the {kind} {path}: {error}. Give a UTF-8 TOML file.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the recipe {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
+        raise UserError(f"the {kind} {path} is not TOML: {error}. Texts need quotes, lists brackets.") from None
 
 
 def parse_value(text: str, kind: Any) -> Any:
@@ -99,6 +115,8 @@ def parse_value(text: str, kind: Any) -> Any:
 
     A list may be written a,b or [a,b]; a quoted text is one item, even with commas in it.
     """
+    if kind == Edges:  # to TOML 0x64 is a number
+        return text.strip("\"'")
     item_kinds = get_args(kind)
     try:
         value = tomllib.loads(f"value = {text}")["value"]

@@ -18,8 +18,8 @@ from personalize.common.errors import UserError
 MB = 1_000_000
 MOST_BYTES = {
     "photo": 300 * MB, "mask": 300 * MB, "image": 300 * MB, "caption": MB // 10, "prompts file": MB,
-    "recipe": MB, "YAML file": MB, "vocabulary": 16 * MB, "JSON file": 64 * MB, "table": 64 * MB,
-    "log": 1000 * MB,
+    "list of captions": MB, "recipe": MB, "YAML file": MB, "vocabulary": 16 * MB, "JSON file": 64 * MB, "table": 64 * MB,
+    "log": 1000 * MB, "mask model": 400 * MB,
 }  # fmt: skip
 DEEPEST = 32  # levels of lists and objects
 KINDS = {

@@ -16,6 +16,7 @@ class Batch:
     """One optimizer step's images. is_prior (B,) bool; cond(rows) gives the conditioning of those rows.
 
     target (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
+    noise (B,C,h,w): what is added to z0; None: eps, which the target is made of.
     counts: photos and class images; None: is_prior, which is then on the CPU, says it.
     """
 
@@ -26,6 +27,7 @@ class Batch:
     cond: Callable[[slice], Cond]
     target: Tensor | None = None
     mask: Tensor | None = None
+    noise: Tensor | None = None
     counts: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -34,7 +36,7 @@ class Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name, on the device of the latents."""
-        tensors = {"z0": self.z0, "eps": self.eps, "t": self.t, "target": self.target, "mask": self.mask}
+        tensors = {"z0": self.z0, "eps": self.eps, "t": self.t, "target": self.target, "mask": self.mask, "noise": self.noise}
         tensors["is_prior"] = to_device(self.is_prior, self.z0.device)
         tensors |= {COND + name: value for name, value in self.cond(slice(0, len(self.z0))).items()}
         return {name: value for name, value in tensors.items() if value is not None}

@@ -19,13 +19,14 @@ from personalize.common import distributed
 from personalize.common.bases import absolute_base
 from personalize.common.errors import UserError
 from personalize.common.files import key_of, read_json, sha256, write_text, writing
+from personalize.common.image_size import Size, as_setting, as_size, in_words
 from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.run_folder import library_versions, lock, read_manifest, write_manifest
 from personalize.common.terminal import Terminal
 from personalize.common.untrusted import read_bytes
-from personalize.data.crops import Crop, Photo, image_tensor, largest_box, square
+from personalize.data.crops import Crop, Photo, cut, image_tensor, largest_box
 from personalize.data.decode import decode
 from personalize.data.photos import is_leftover, load_photos
 from personalize.formats.safetensors_io import load_tensors
@@ -37,8 +38,8 @@ LATENTS = re.compile(r"latents-(\d{5})-(\d{5})\.safetensors")
 OWN = "own"  # a user's own images, in a manifest
 
 
-def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str) -> dict:
-    """Everything that the images of a class depend on, except their number."""
+def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str, size: Size | None = None) -> dict:
+    """Everything that the images of a class depend on, except their number. size: theirs; without it the recipe's square."""
     prior, draw = recipe.prior, recipe.draw
     return {
         "base": model.name,
@@ -48,10 +49,10 @@ def class_image_settings(model: LatentModel, recipe: Recipe, class_word: str) ->
         "sampler": draw.sampler,
         "steps": prior.steps or draw.steps,
         "guidance": prior.guidance,
-        "size": recipe.photos.size or model.size,
+        "size": as_setting(size or recipe.photos.size or model.size),
         "dtype": str(class_image_dtype(model, recipe)).removeprefix("torch."),
         "seed": recipe.seed,
-    }
+    } | model.prompt_record
 
 
 def class_image_dtype(model: LatentModel, recipe: Recipe) -> torch.dtype:
@@ -76,9 +77,10 @@ def check_folder(folder: Path, wanted: dict) -> None:
             )
         return
     existing = read_manifest(folder).get("settings", {})
-    differing = [k for k in wanted if k != "base" and existing.get(k) != wanted[k]]
+    keys = [*wanted, *(k for k in existing if k.startswith("prompt_") and k not in wanted)]  # said only where it is not usual
+    differing = [k for k in keys if k != "base" and existing.get(k) != wanted.get(k)]
     if differing:
-        differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted[k]!r} here" for k in differing)
+        differences = "; ".join(f"{k} is {existing.get(k)!r} there, {wanted.get(k)!r} here" for k in differing)
         raise UserError(f"the class images in {folder} do not fit this run: {differences}. Give another folder, or none.")
 
 
@@ -96,16 +98,17 @@ def name(i: int) -> str:
 
 
 def complete_set(
-    model: LatentModel, recipe: Recipe, class_word: str, *, root: Path, folder: Path | None, screen: Terminal
-) -> tuple[Path, int]:
-    """The `recipe.prior.count` class images in `folder`, or in the one of `root` that their key names -> (folder, drawn).
+    model: LatentModel, recipe: Recipe, class_word: str, *, root: Path, folder: Path | None, screen: Terminal,
+    size: Size | None = None, count: int = 0,
+) -> tuple[Path, int]:  # fmt: skip
+    """The class images in `folder`, or in the one of `root` that their key names -> (folder, drawn).
 
-    Of several processes each calls it, and they share the work. UserError for an empty class word and for a folder of
-    other images.
+    size, count: theirs; without them the recipe's square and `prior.count`. Of several processes each calls it, and they
+    share the work. UserError for an empty class word and for a folder of other images.
     """
     if not class_word.strip():
         raise UserError("which class? Give one, as in: personalize prior dog")
-    wanted, count = class_image_settings(model, recipe, class_word), recipe.prior.count
+    wanted, count = class_image_settings(model, recipe, class_word, size), count or recipe.prior.count
     folder = Path(folder) if folder else folder_for(root, wanted)
     check_folder(folder, wanted)
     sampler = {key: wanted[key] for key in ("sampler", "steps", "guidance", "negative", "size")}
@@ -127,21 +130,23 @@ def complete_set(
                 advance(len(part))
         _describe(folder, wanted, count)
     if not drawn:
-        screen.say(f"{count} class images of {wanted['prompt']!r} are there already: {folder}")
+        shape = "" if size is None or size[0] == size[1] else f" at {in_words(size)} px"
+        screen.say(f"{count} class images of {wanted['prompt']!r}{shape} are there already: {folder}")
     return folder, drawn
 
 
 def encode_own(
-    model: LatentModel, recipe: Recipe, class_word: str, source: Path, *, root: Path, screen: Terminal
-) -> tuple[Path, int]:
-    """A user's own images of a class, each cut to its middle square and encoded, as a prior folder in `root` -> (it, count).
+    model: LatentModel, recipe: Recipe, class_word: str, source: Path, *, root: Path, screen: Terminal,
+    size: Size | None = None,
+) -> tuple[Path, int]:  # fmt: skip
+    """A user's own images of a class, each cut to its middle and encoded, as a prior folder in `root` -> (it, count).
 
-    UserError where there is none, or one is too small or cannot be read.
+    size: as of `complete_set`. UserError where there is none, or one is too small or cannot be read.
     """
-    size = recipe.photos.size or model.size
-    photos, notices = load_photos(source, min_size=recipe.photos.min_size or size)
+    size = size or as_size(recipe.photos.size or model.size)
+    photos, notices = load_photos(source, min_size=recipe.photos.min_size or min(size))
     digest, prompt = sha256(" ".join(photo.sha256 for photo in photos).encode()), fill(recipe.prior.prompt, "", class_word)
-    wanted = {"images": OWN, "base": model.name, "fingerprint": model.fingerprint, "size": size}
+    wanted = {"images": OWN, "base": model.name, "fingerprint": model.fingerprint, "size": as_setting(size)}
     wanted |= {"prompt": prompt, "sha256": digest}
     if any(photo.caption for photo in photos):
         notices.append(f"captions beside {source} are not used: the prompt of all class images is {prompt!r}")
@@ -153,9 +158,9 @@ def encode_own(
         todo = [i for i in range(count) if i not in present_images(folder)]
         with screen.progress("own class images", count, done=count - len(todo), unit="images") as advance:
             for i in todo:
-                crop = Crop(photos[i], largest_box(photos[i]))
+                crop = Crop(photos[i], largest_box(photos[i], shape=size))
                 with writing(folder / name(i)) as temporary:
-                    square(photos[i], size, crop.box).save(temporary)
+                    cut(photos[i], size, crop.box).save(temporary)
                 mean, _ = model.encode_images(image_tensor([crop], size))
                 _save_latents(folder, {i: mean[0]})
                 advance()
@@ -164,10 +169,10 @@ def encode_own(
     return folder, count
 
 
-def settings_in(folder: Path, model: LatentModel, recipe: Recipe, class_word: str) -> dict:
+def settings_in(folder: Path, model: LatentModel, recipe: Recipe, class_word: str, size: Size | None = None) -> dict:
     """What the images of a prior folder that this run uses depend on: its own record of a user's own images."""
     settings = read_manifest(folder).get("settings", {})
-    return settings if settings.get("images") == OWN else class_image_settings(model, recipe, class_word)
+    return settings if settings.get("images") == OWN else class_image_settings(model, recipe, class_word, size)
 
 
 def class_latents(folder: Path, count: int) -> Tensor:
@@ -187,13 +192,15 @@ def class_latents(folder: Path, count: int) -> Tensor:
         ) from None
 
 
-def class_pixels(folders: Mapping[str, Path], size: int) -> Callable[[str, int], Tensor]:
-    """Folders by class word -> (class word, number) -> (1,3,size,size) in [-1,1]. UserError where a file cannot be read."""
+def class_pixels(folders: Mapping[str, Path], sizes: Mapping[str, Size]) -> Callable[[str, int], Tensor]:
+    """Folders and sizes by the name of a set -> (name, number) -> (1,3,H,W) in [-1,1]. UserError where a file cannot be
+    read.
+    """
 
-    def pixels(word: str, i: int) -> Tensor:
-        file = folders[word] / name(i)
+    def pixels(which: str, i: int) -> Tensor:
+        file = folders[which] / name(i)
         image = decode(read_bytes(file, "class image"), str(file)).image
-        return image_tensor([Crop(Photo(str(file), image, "", None, image.size), (0, 0, *image.size))], size)
+        return image_tensor([Crop(Photo(str(file), image, "", None, image.size), (0, 0, *image.size))], sizes[which])
 
     return pixels
 
@@ -240,7 +247,7 @@ def _describe(folder: Path, wanted: dict, count: int) -> None:
 
 def _write_manifest(folder: Path, wanted: dict, status: str, count: int) -> None:
     settings = wanted | {"base": absolute_base(wanted["base"])}
-    manifest = {"kind": "prior", "status": status, "settings": settings, "count": count, "versions": library_versions()}
+    manifest = {"kind": "prior", "status": status, "settings": settings, "count": count}
     path = folder / "manifest.json"
-    if not path.exists() or {k: v for k, v in read_json(path).items() if k != "schema"} != manifest:
-        write_manifest(folder, manifest)
+    if not path.exists() or {k: v for k, v in read_json(path).items() if k not in ("schema", "versions")} != manifest:
+        write_manifest(folder, manifest | {"versions": library_versions()})  # of what drew them; not of who looks at them later

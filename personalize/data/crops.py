@@ -1,7 +1,8 @@
-"""One photo  ->  a square crop  ->  a tensor, its mask the same way; and the order photos are used in.
+"""One photo  ->  a crop of the shape it is trained in  ->  a tensor, its mask the same way; and the order photos are used in.
 
-Shapes: B images, 3 channels, H = W = size in pixels. Random crops and flips are drawn at each step from the generator
-that is passed in, never once at load, and once for an image and its mask.
+Shapes: B images, 3 channels, H W pixels: of a size that is one number, H = W. A crop's shape is any size of its
+aspect. Random crops and flips are drawn at each step from the generator that is passed in, never once at load, and once for an
+image and its mask.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from personalize.common.image_size import Size, as_size
 from personalize.core.rng import generator as seeded
 from personalize.data.decode import SUBJECT_FROM
 
 CROPS = ("center", "random", "subject")
+
+SQUARE = (1, 1)  # a crop's shape
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -59,6 +63,11 @@ class Photo:
         """The box around the subject in pixels of `image`; None without a mask."""
         return None if self.mask is None else binary_mask(self.mask).getbbox()
 
+    @cached_property
+    def covered(self) -> float | None:
+        """The share of the photo that its mask marks as the subject; None without a mask."""
+        return None if self.mask is None else binary_mask(self.mask).histogram()[255] / (self.mask.width * self.mask.height)
+
 
 class Crop(NamedTuple):
     """The part of a photo that training sees; mirrored: left to right."""
@@ -74,82 +83,102 @@ def binary_mask(mask: Image.Image) -> Image.Image:
 
 
 def crop_box(
-    size_wh: tuple[int, int], crop: str = "center", generator: Generator | None = None, *, subject: Box | None = None
-) -> Box:
-    """(width, height)  ->  (left, top, right, bottom) of the largest square, in the same pixels.
+    size_wh: Size, crop: str = "center", generator: Generator | None = None, *, subject: Box | None = None,
+    shape: int | Size = SQUARE,
+) -> Box:  # fmt: skip
+    """(width, height)  ->  (left, top, right, bottom) of the largest box of a shape, in the same pixels.
 
     "center" takes the middle. "subject" takes the place whose middle is nearest to that of the box `subject`; without
     such a box, the middle. "random" draws its place from `generator`, always with one number per axis, so that what
     is drawn after it does not depend on the image's size.
     """
     assert crop in CROPS, crop
-    side = min(size_wh)
-    room = (size_wh[0] - side, size_wh[1] - side)
+    sides = largest_sides(size_wh, shape)
+    room = (size_wh[0] - sides[0], size_wh[1] - sides[1])
     if crop == "random":
         assert generator is not None, "a random crop draws from a generator"
         shares = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         left, top = (int(share * (most + 1)) for share, most in zip(shares, room, strict=True))
     else:
         around = subject if crop == "subject" and subject else (0, 0, *size_wh)
-        left, top = (min(max((around[k] + around[k + 2] - side) // 2, 0), room[k]) for k in (0, 1))
-    return left, top, left + side, top + side
+        left, top = (min(max((around[k] + around[k + 2] - sides[k]) // 2, 0), room[k]) for k in (0, 1))
+    return left, top, left + sides[0], top + sides[1]
 
 
-def largest_box(photo: Photo, crop: str = "center", generator: Generator | None = None) -> Box:
-    """The largest square of a photo, in pixels of its image, at the place that the crop says."""
-    return crop_box(photo.image.size, crop, generator, subject=photo.subject)
+def largest_sides(size_wh: Size, shape: int | Size) -> Size:
+    """(width, height)  ->  those of the largest box of a shape in it."""
+    (width, height), (across, down) = size_wh, as_size(shape)
+    if width * down > height * across:
+        return max(1, round(height * across / down)), height
+    return width, max(1, round(width * down / across))
 
 
-def fixed_box(photo: Photo, crop: str) -> Box:
-    """The largest square where nothing may be random: a random crop is looked at in its middle."""
-    return largest_box(photo, "center" if crop == "random" else crop)
+def share_kept(size_wh: Size, shape: int | Size) -> float:
+    """The share of a photo's area inside the largest box of a shape."""
+    (width, height), (across, down) = size_wh, as_size(shape)
+    return min(width * down, height * across) / max(width * down, height * across)
 
 
-def square(photo: Photo, size: int, box: Box) -> Image.Image:
-    """A photo, the side to give it, a box in its pixels  ->  RGB image of size × size, resized with Lanczos."""
-    return photo.image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+def largest_box(
+    photo: Photo, crop: str = "center", generator: Generator | None = None, *, shape: int | Size = SQUARE
+) -> Box:  # fmt: skip
+    """The largest box of a shape in a photo, in pixels of its image, at the place that the crop says."""
+    return crop_box(photo.image.size, crop, generator, subject=photo.subject, shape=shape)
 
 
-def square_mask(photo: Photo, size: int, box: Box) -> Image.Image:
-    """The same box of a photo's mask  ->  "L" of size × size, 255 = subject; all subject without a mask."""
+def fixed_box(photo: Photo, crop: str, *, shape: int | Size = SQUARE) -> Box:
+    """The largest box of a shape where nothing may be random: a random crop is looked at in its middle."""
+    return largest_box(photo, "center" if crop == "random" else crop, shape=shape)
+
+
+def cut(photo: Photo, size: int | Size, box: Box) -> Image.Image:
+    """A photo, the size to give it, a box in its pixels  ->  RGB image of that size, resized with Lanczos."""
+    return photo.image.resize(as_size(size), Image.Resampling.LANCZOS, box=box)
+
+
+def cut_mask(photo: Photo, size: int | Size, box: Box) -> Image.Image:
+    """The same box of a photo's mask  ->  "L" of that size, 255 = subject; all subject without a mask."""
     if photo.mask is None:
-        return Image.new("L", (size, size), 255)
-    return photo.mask.resize((size, size), Image.Resampling.BILINEAR, box=box)  # Lanczos would ring at the outline
+        return Image.new("L", as_size(size), 255)
+    return photo.mask.resize(as_size(size), Image.Resampling.BILINEAR, box=box)  # Lanczos would ring at the outline
 
 
 def photo_squares(photos: Sequence[Photo], size: int, crop: str) -> list[Image.Image]:
-    """Photos as training sees them, at `size` px; a random crop by its middle."""
-    return [square(photo, size, fixed_box(photo, crop)) for photo in photos]
+    """The squares of photos as training cuts them, at `size` px; a random crop by its middle."""
+    return [cut(photo, size, fixed_box(photo, crop)) for photo in photos]
 
 
 def draw_crops(
-    photos: Sequence[Photo], crop: str = "center", *, flip: bool = False, generator: Generator | None = None
-) -> list[Crop]:
-    """Where each photo is cut: its largest square, mirrored in half of the cases with `flip`; one generator serves all."""
+    photos: Sequence[Photo], crop: str = "center", *, flip: bool = False, generator: Generator | None = None,
+    shape: int | Size = SQUARE,
+) -> list[Crop]:  # fmt: skip
+    """Where each photo is cut: its largest box of a shape, mirrored in half of the cases with `flip`; one generator serves
+    all.
+    """
     assert generator is not None or not flip, "a flip draws from a generator"
     crops = []
     for photo in photos:
-        box = largest_box(photo, crop, generator)
+        box = largest_box(photo, crop, generator, shape=shape)
         crops.append(Crop(photo, box, flip and torch.rand((), generator=generator, dtype=torch.float64).item() < 0.5))
     return crops
 
 
-def corner(crop: Crop, size: int) -> tuple[int, int]:
-    """Left, top of a square crop, in px of the photo once its short side is `size`; of the mirrored photo if it is mirrored."""
+def corner(crop: Crop, size: int | Size) -> tuple[int, int]:
+    """Left, top of a crop, in px of the photo once the crop is of that size; of the mirrored photo if it is mirrored."""
     left, top, right, bottom = crop.box
-    scale = size / (bottom - top)
+    scale = as_size(size)[1] / (bottom - top)
     left = crop.photo.image.width - right if crop.mirrored else left
     return round(left * scale), round(top * scale)
 
 
-def image_tensor(crops: Sequence[Crop], size: int) -> Tensor:
-    """B crops  ->  (B,3,H,W) float32 in [-1,1] with H = W = size, resized with Lanczos."""
-    return (_pixels(square, crops, size) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
+def image_tensor(crops: Sequence[Crop], size: int | Size) -> Tensor:
+    """B crops  ->  (B,3,H,W) float32 in [-1,1] of that size, resized with Lanczos."""
+    return (_pixels(cut, crops, size) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
 
 
-def mask_tensor(crops: Sequence[Crop], size: int) -> Tensor:
+def mask_tensor(crops: Sequence[Crop], size: int | Size) -> Tensor:
     """B crops  ->  (B,1,H,W) float32 in [0,1], 1 = subject; ones without a mask."""
-    return _pixels(square_mask, crops, size)[:, None] / 255.0
+    return _pixels(cut_mask, crops, size)[:, None] / 255.0
 
 
 def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = "subject") -> list[int]:
@@ -160,9 +189,10 @@ def epoch_order(count: int, batch: int, step: int, *, seed: int, purpose: str = 
     """
     assert count > 0 and batch > 0 and step >= 0, (count, batch, step)
     epochs = range(step * batch // count, ((step + 1) * batch - 1) // count + 1)
-    permutations = (torch.randperm(count, generator=seeded(seed, f"order/{purpose}", epoch)) for epoch in epochs)
+    generators = [seeded(seed, f"order/{purpose}", epoch) for epoch in epochs]
+    row = [i for generator in generators for i in torch.randperm(count, generator=generator).tolist()]
     start = step * batch - epochs.start * count
-    return torch.cat([*permutations])[start : start + batch].tolist()
+    return row[start : start + batch]
 
 
 def epochs_of(count: int, batch: int, step: int) -> list[int]:
@@ -170,9 +200,7 @@ def epochs_of(count: int, batch: int, step: int) -> list[int]:
     return [(step * batch + k) // count for k in range(batch)]
 
 
-def _pixels(cut: Callable, crops: Sequence[Crop], size: int) -> Tensor:
-    """B crops, `square` or `square_mask`  ->  (B,H,W,3) or (B,H,W) float32 in [0,255]."""
-    arrays = [
-        np.asarray(cut(photo, size, box), dtype=np.float32)[:, :: -1 if mirrored else 1] for photo, box, mirrored in crops
-    ]
+def _pixels(of: Callable, crops: Sequence[Crop], size: int | Size) -> Tensor:
+    """B crops, `cut` or `cut_mask`  ->  (B,H,W,3) or (B,H,W) float32 in [0,255]."""
+    arrays = [np.asarray(of(photo, size, box), dtype=np.float32)[:, :: -1 if mirrored else 1] for photo, box, mirrored in crops]
     return torch.from_numpy(np.stack(arrays))

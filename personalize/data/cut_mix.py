@@ -65,10 +65,10 @@ class CutMix:
         return pairs
 
 
-def rows_of(which: Sequence[int], pairs: Sequence[Pair]) -> list[int]:
-    """The rows of the prompts of a step's photos."""
+def rows_of(rows: Sequence[int], pairs: Sequence[Pair]) -> list[int]:
+    """The rows of the prompts of a step's photos -> the same, with that of each pair in its place."""
     texts = {pair.place: pair.text for pair in pairs}
-    return [texts.get(place, photo) for place, photo in enumerate(which)]
+    return [texts.get(place, row) for place, row in enumerate(rows)]
 
 
 def mixed(latents: Latents, pairs: Sequence[Pair]) -> Latents:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from personalize.common.errors import UserError
+from personalize.common.image_size import Size, as_size, in_words
 from personalize.common.untrusted import read_bytes
 from personalize.data.crops import Crop, Photo, binary_mask, fixed_box, image_tensor, mask_tensor
 from personalize.data.decode import decode
@@ -39,24 +40,26 @@ class ImageToEdit:
             files["mask"] = {"sha256": self.photo.mask_sha256} | ({"word": self.word} if self.word else {})
         return files | {"strength": self.strength, "careful": self.visits}
 
-    def masked_by(self, model: LatentModel, prompt: str, size: int) -> "ImageToEdit":
-        """With the mask of the prompt's `word` in the middle square, at the size of the photo, as a file would give it."""
-        box = fixed_box(self.photo, "center")
+    def masked_by(self, model: LatentModel, prompt: str, size: int | Size) -> "ImageToEdit":
+        """With the mask of the prompt's `word` in the part that is drawn, at the size of the photo, as a file would give it."""
+        box = fixed_box(self.photo, "center", shape=size)
         found = word_mask(model, image_tensor([Crop(self.photo, box)], size)[0], prompt, self.word)[0]
-        square = Image.fromarray((found * 255).byte().numpy()).resize(
+        part = Image.fromarray((found * 255).byte().numpy()).resize(
             (box[2] - box[0], box[3] - box[1]), Image.Resampling.NEAREST
         )
         mask = Image.new("L", self.photo.size)
-        mask.paste(square, box[:2])
+        mask.paste(part, box[:2])
         return replace(self, photo=replace(self.photo, mask=mask, mask_sha256=hashlib.sha256(mask.tobytes()).hexdigest()))
 
-    def canvas(self, size: int) -> Canvas:
-        """The middle square at size × size px. UserError where its mask leaves nothing to paint, or nothing to keep."""
-        crop = Crop(self.photo, fixed_box(self.photo, "center"))
+    def canvas(self, size: int | Size) -> Canvas:
+        """The middle at this size. UserError where its mask leaves nothing to paint, or nothing to keep."""
+        crop = Crop(self.photo, fixed_box(self.photo, "center", shape=size))
         pixels, mask = image_tensor([crop], size)[0], None
         if self.photo.mask is not None:
             mask = (mask_tensor([crop], size)[0] >= 0.5).float()
-            _require_two_parts(mask.mean(dtype=torch.float64).item(), self.photo.name, " in its middle square, which is drawn")
+            part = "square" if len(set(as_size(size))) == 1 else f"{in_words(size)} px"
+            share = mask.mean(dtype=torch.float64).item()
+            _require_two_parts(share, self.photo.name, f" in its middle {part}, which is drawn")
         return Canvas(pixels, mask, self.strength, self.visits)
 
 

@@ -1,6 +1,6 @@
 """Training an inpainting base: random masks, and images as such a base is told them.
 
-A mask is a pure function of (seed, image, pass over the images), drawn in the square that was cut: photo, mask and masked
+A mask is a pure function of (seed, image, pass over the images), drawn in the crop: photo, mask and masked
 photo cannot be cut apart (huggingface/diffusers#1529). V masks of each image, C latent channels, h w latent size, px sizes H W.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from personalize.common.image_size import Size, as_size
 from personalize.core import rng
 from personalize.generation.inpainting import masked_condition
 from personalize.models.devices import take_rows
@@ -28,19 +29,20 @@ class Masks:
     purpose: str
     count: int
 
-    def of(self, images: Sequence[int], passes: Sequence[int], size: int) -> Tensor:
-        """B images by number, and which pass each is in -> (B,1,size,size) of 0 and 1, which is painted."""
+    def of(self, images: Sequence[int], passes: Sequence[int], size: int | Size) -> Tensor:
+        """B images by number, and which pass each is in -> (B,1,H,W) of 0 and 1, which is painted."""
         numbers = [p % MASKS * self.count + i for i, p in zip(images, passes, strict=True)]
         return torch.stack([random_mask(rng.generator(self.seed, f"mask/{self.purpose}", k), size) for k in numbers])
 
 
-def random_mask(generator: Generator, size: int) -> Tensor:
-    """(1,size,size) of 0 and 1: all ones in WHOLE of the cases, else an upright rectangle or ellipse that lies inside."""
+def random_mask(generator: Generator, size: int | Size) -> Tensor:
+    """(1,H,W) of 0 and 1: all ones in WHOLE of the cases, else an upright rectangle or ellipse that lies inside."""
     whole, kind, *shares = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
     if whole < WHOLE:
-        return torch.ones(1, size, size)
-    cells, away = (torch.arange(size, dtype=torch.float64) + 0.5) / size, []
-    for extent, place in zip(shares[:2], shares[2:]):
+        return torch.ones(1, *as_size(size)[::-1])
+    away = []
+    for extent, place, edge in zip(shares[:2], shares[2:], as_size(size)[::-1]):
+        cells = (torch.arange(edge, dtype=torch.float64) + 0.5) / edge
         extent = SIDES[0] + (SIDES[1] - SIDES[0]) * extent
         away.append((cells - (extent / 2 + (1 - extent) * place)).abs() / (extent / 2))  # 1 at the shape's edge
     down, across = away[0][:, None], away[1][None]
@@ -64,7 +66,7 @@ def encode_versions(
     for i in range(masks.count):
         image = pixels(i)
         for version in range(versions):
-            rows.append(masked_condition(model, image, masks.of([i], [version], image.shape[-1])))
+            rows.append(masked_condition(model, image, masks.of([i], [version], (image.shape[-1], image.shape[-2]))))
             advance()
     return torch.cat(rows).unflatten(0, (masks.count, versions))
 

@@ -5,12 +5,15 @@ A finding names the photo, the value and the remedy; where nothing is wrong it s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from personalize.common.image_size import Size, in_words
 from personalize.data.crops import Photo, largest_box
 from personalize.data.decode import QUARTER_TURNS
+from personalize.data.mask_coverage import MOST, mask_fault
 from personalize.data.photo_stats import PhotoStats, background_distance, image_distance, lost, measure_photo
 
 OK, NOTE, WARNING = "ok", "note", "warning"
@@ -31,7 +34,7 @@ DARK = 80.0
 BURNT = 0.3
 MUCH_CUT_OFF = 0.45  # of the photo: more than a 16:9 one loses
 SUBJECT_CUT_OFF = 0.05  # of the subject
-SMALL_SUBJECT, ALL_SUBJECT = 0.05, 0.98  # of the crop
+SMALL_SUBJECT = 0.05  # of the crop
 EDGE_IS_SUBJECT = 0.8  # of the edge: whoever fills the frame touches three of its sides at most
 USUAL = (3, 5)  # photos
 
@@ -61,22 +64,29 @@ class Report:
     together: tuple[Finding, ...]
 
     @property
+    def keeps_shape(self) -> bool:
+        return not isinstance(self.stats[0].size, int)
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """All of them: photo by photo, then those about all together."""
         return (*(finding for findings in self.each for finding in findings), *self.together)
 
 
-def examine_photos(photos: Sequence[Photo], size: int, *, crop: str = "center", known: Sequence[Finding] = ()) -> Report:
+def examine_photos(
+    photos: Sequence[Photo], size: int, *, crop: str = "center", sizes: Sequence[Size] = (), known: Sequence[Finding] = ()
+) -> Report:
     """Photos, the side in px they are trained at, their crop  ->  Report. A random crop is judged by its middle.
 
-    known: findings about all photos that were made before, such as files that could not be used.
+    sizes: of each, where they keep their shape. known: findings about all photos that were made before, such as files that
+    could not be used.
     """
-    stats = tuple(measure_photo(photo, size, crop) for photo in photos)
+    stats = tuple(measure_photo(photo, own, crop) for photo, own in zip(photos, sizes or [size] * len(photos), strict=True))
     each = tuple(
         (*(finding for check in (_measured, *SIZED, *UNSIZED) for finding in _check(check, stat)), *_copy(stat, stats[:k]))
         for k, stat in enumerate(stats)
     )
-    return Report(size, crop, stats, each, (_number(stats), *_masks(stats, crop), *_same_place(stats), *known))
+    return Report(size, crop, stats, each, (_number(stats), *_sizes(stats), *_masks(stats, crop), *_same_place(stats), *known))
 
 
 def notices(photos: Sequence[Photo]) -> list[str]:
@@ -102,6 +112,7 @@ def _measured(stat: PhotoStats) -> Fault:
     photo = stat.photo
     turned = f", turned upright (EXIF orientation {photo.orientation})" if photo.orientation != 1 else ""
     crop = f"the crop keeps {1 - stat.cut_off:.0%} of it" if stat.cut_off else "kept whole"
+    crop = crop if isinstance(stat.size, int) else f"becomes {stat.size[0]}×{stat.size[1]} px, {crop}"
     subject = "" if stat.coverage is None else f", the subject is {stat.coverage:.0%} of the crop"
     return OK, f"{photo.name}: {_pixels(photo)}{turned}, {crop}{subject}"
 
@@ -109,30 +120,31 @@ def _measured(stat: PhotoStats) -> Fault:
 def _few_pixels(stat: PhotoStats) -> Fault | None:
     if stat.enlarged > 1:
         return WARNING, (
-            f"{stat.photo.name} is {_pixels(stat.photo)}, smaller than the {stat.size} px it is trained at: it is enlarged "
-            f"{stat.enlarged:.2g} times and looks soft. Use a larger photo; training takes this one only with "
+            f"{stat.photo.name} is {_pixels(stat.photo)}, smaller than the {in_words(stat.size)} px it is trained at: it is "
+            f"enlarged {stat.enlarged:.2g} times and looks soft. Use a larger photo; training takes this one only with "
             f"--set photos.min_size={min(stat.photo.size)}."
         )
 
 
 def _much_cut_off(stat: PhotoStats) -> Fault | None:
+    shape = "a square" if isinstance(stat.size, int) else "that shape"
     if stat.cut_off > MUCH_CUT_OFF and stat.lost is None:
         return NOTE, (
             f"the crop cuts {stat.cut_off:.0%} off {stat.photo.name}, {_pixels(stat.photo)}. See that the subject is whole; if "
-            f"it is not, cut the photo to a square yourself, or put a mask beside it and use the crop 'subject'."
+            f"it is not, cut the photo to {shape} yourself, or put a mask beside it and use the crop 'subject'."
         )
 
 
 def _subject_cut_off(stat: PhotoStats) -> Fault | None:
     if stat.lost is not None and stat.lost > SUBJECT_CUT_OFF:
-        best = lost(stat.photo, largest_box(stat.photo, "subject"))
+        best = lost(stat.photo, largest_box(stat.photo, "subject", shape=stat.size))
         better = f"With --set photos.crop=subject it is {best:.0%}."
         remedy = better if best < stat.lost - 0.01 else "Use a photo with more room around it."
         return WARNING, f"the crop cuts {stat.lost:.0%} of the subject off {stat.photo.name}. {remedy}"
 
 
 def _small_subject(stat: PhotoStats) -> Fault | None:
-    if stat.coverage is not None and stat.coverage < SMALL_SUBJECT:
+    if stat.coverage is not None and stat.coverage < SMALL_SUBJECT and not mask_fault(stat.photo):
         return WARNING, (
             f"the subject is only {stat.coverage:.1%} of the crop of {stat.photo.name}: few pixels to learn from. Cut the "
             f"photo down to it, or take one from nearer."
@@ -140,7 +152,7 @@ def _small_subject(stat: PhotoStats) -> Fault | None:
 
 
 def _no_background(stat: PhotoStats) -> Fault | None:
-    if stat.coverage is not None and stat.coverage > ALL_SUBJECT:
+    if stat.coverage is not None and stat.coverage > MOST and not mask_fault(stat.photo):
         return (
             NOTE,
             f"the mask of {stat.photo.name} marks {stat.coverage:.0%} of the crop as the subject: it sets nothing aside",
@@ -148,10 +160,17 @@ def _no_background(stat: PhotoStats) -> Fault | None:
 
 
 def _inverted(stat: PhotoStats) -> Fault | None:
-    if stat.edge is not None and stat.edge >= EDGE_IS_SUBJECT and stat.coverage <= ALL_SUBJECT:
+    if stat.edge is not None and stat.edge >= EDGE_IS_SUBJECT and stat.coverage <= MOST and not mask_fault(stat.photo):
         return WARNING, (
             f"the mask of {stat.photo.name} is white along {stat.edge:.0%} of the photo's edge, as if it were inverted. White "
             f"marks the subject."
+        )
+
+
+def _useless_mask(stat: PhotoStats) -> Fault | None:
+    if fault := mask_fault(stat.photo):
+        return WARNING, (
+            f"{fault}: where training uses masks it refuses this one. White marks the subject; make it anew, or take it out."
         )
 
 
@@ -198,7 +217,13 @@ def _burnt(stat: PhotoStats) -> Fault | None:
 
 
 SIZED = (_few_pixels, _much_cut_off, _subject_cut_off, _small_subject, _no_background, _inverted, _turned_mask)
-UNSIZED = (_transparent, _blurred, _dark, _burnt)  # do not depend on the size and the crop of the training, or hardly
+UNSIZED = (
+    _transparent,
+    _useless_mask,
+    _blurred,
+    _dark,
+    _burnt,
+)  # do not depend on the size and the crop of the training, or hardly
 
 
 def _check(check: Callable[[PhotoStats], Fault | None], stat: PhotoStats) -> list[Finding]:
@@ -228,6 +253,13 @@ def _number(stats: Sequence[PhotoStats]) -> Finding:
         return Finding(WARNING, f"{photos} few: take {least} to {most}, from several sides and in several places.")
     more = ", more are fine" if count > most else ""
     return Finding(OK, f"{count} photos: {least} to {most} are usual{more}")
+
+
+def _sizes(stats: Sequence[PhotoStats]) -> list[Finding]:
+    """How many photos are of which size, where they keep their shape."""
+    counts = Counter(stat.size for stat in stats if not isinstance(stat.size, int))
+    each = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sorted(counts.items()))
+    return [Finding(OK, f"they keep their shape, in {len(counts)} size{'s'[: len(counts) > 1]}: {each}")] if counts else []
 
 
 def _masks(stats: Sequence[PhotoStats], crop: str) -> list[Finding]:

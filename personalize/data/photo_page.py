@@ -3,7 +3,7 @@
 from PIL import Image, ImageChops, ImageFilter
 
 from personalize.common.html import LARGEST, render
-from personalize.data.crops import binary_mask, square
+from personalize.data.crops import binary_mask, cut
 from personalize.data.photo_checks import NOTE, OK, WARNING, Finding, Report
 from personalize.data.photo_stats import PhotoStats
 
@@ -19,6 +19,7 @@ def photo_page(report: Report) -> str:
         "data/photo_page.html.j2",
         count=len(report.stats),
         size=report.size,
+        sizes=f"{report.size}×{report.size} px" + ", each in its own shape of that area" * report.keeps_shape,
         place=CROP_PLACES[report.crop],
         has_masks=any(stats.photo.mask is not None for stats in report.stats),
         shown=SHOWN,
@@ -50,7 +51,7 @@ def _row(stats: PhotoStats, findings: tuple[Finding, ...], has_images: bool) -> 
         "measured": measured.text.removeprefix(f"{stats.photo.name}: "),
         "faults": [(MARKS[finding.severity], _sentence(finding)) for finding in faults],
         "photo": _outlined(stats) if has_images else None,
-        "seen": square(stats.photo, stats.size, stats.box) if has_images else None,
+        "seen": cut(stats.photo, stats.size, stats.box) if has_images else None,
         "aspect": round(width / height, 4),
         "crop": [100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height],
     }

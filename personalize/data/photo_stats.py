@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from personalize.data.crops import Box, Photo, fixed_box, square, square_mask
+from personalize.common.image_size import Size, as_size
+from personalize.data.crops import Box, Photo, cut, cut_mask, fixed_box, largest_sides, share_kept
 
 SHARPNESS_SIDE = 512  # px of the long side that sharpness is measured at
 SHARPNESS_LEAST = 256  # px of the short side, below which it is not
@@ -22,10 +23,10 @@ GAINS = (1.0, 0.85, 0.92, 1.09, 1.18)  # of light, by which two photos of one pl
 
 @dataclass(frozen=True)
 class PhotoStats:
-    """What was measured of a photo that is trained on at `size` px.
+    """What was measured of a photo that is trained on at `size` px, or at that width and height.
 
     box        its crop in pixels of `photo.image`
-    enlarged   size / short side of the file: above 1 the photo has too few pixels
+    enlarged   size / what the crop has in the file: above 1 the photo has too few pixels
     cut_off    share of the photo outside the crop
     sharpness  variance of the Laplacian, luma², in the sharpest of 4×4 parts; None below SHARPNESS_LEAST px
     lightest   of 255: 95% of the crop's pixels have no channel above it
@@ -39,7 +40,7 @@ class PhotoStats:
     """
 
     photo: Photo
-    size: int
+    size: int | Size
     box: Box
     enlarged: float
     cut_off: float
@@ -53,18 +54,18 @@ class PhotoStats:
     colours: np.ndarray | None
 
 
-def measure_photo(photo: Photo, size: int, crop: str) -> PhotoStats:
-    """A photo, the side in px it is trained at, its crop  ->  PhotoStats. A random crop is measured at its middle."""
-    box = fixed_box(photo, crop)
-    pixels = np.asarray(square(photo, LIGHT_SIDE, box))
-    marks = None if photo.mask is None else np.asarray(square_mask(photo, LIGHT_SIDE, box)) / 255.0
+def measure_photo(photo: Photo, size: int | Size, crop: str) -> PhotoStats:
+    """A photo, what it is trained at in px, its crop  ->  PhotoStats. A random crop is measured at its middle."""
+    box = fixed_box(photo, crop, shape=size)
+    pixels = np.asarray(cut(photo, LIGHT_SIDE, box))
+    marks = None if photo.mask is None else np.asarray(cut_mask(photo, LIGHT_SIDE, box)) / 255.0
     judged = pixels.min(2)[~_border(LIGHT_SIDE, 0.25) if marks is None else marks >= 0.5]
     return PhotoStats(
         photo=photo,
         size=size,
         box=box,
-        enlarged=size / min(photo.size),
-        cut_off=1 - min(photo.image.size) / max(photo.image.size),
+        enlarged=max(edge / side for edge, side in zip(as_size(size), largest_sides(photo.size, size), strict=True)),
+        cut_off=1 - share_kept(photo.image.size, size),
         sharpness=sharpness(photo.image),
         lightest=float(np.quantile(pixels.max(2), 0.95)),
         burnt=float((judged >= WHITE).mean()) if judged.size else 0.0,
@@ -132,11 +133,8 @@ def _border(side: int, share: float) -> np.ndarray:
 
 def _colours(photo: Photo, box: Box) -> np.ndarray | None:
     """The background is what is outside the mask, or the border without one."""
-    pixels = np.asarray(square(photo, BACKGROUND_SIDE, box), dtype=np.float32)
-    if photo.mask is None:
-        outside = _border(BACKGROUND_SIDE, BORDER)
-    else:
-        outside = np.asarray(square_mask(photo, BACKGROUND_SIDE, box)) < 25
+    pixels = np.asarray(cut(photo, BACKGROUND_SIDE, box), dtype=np.float32)
+    outside = _border(BACKGROUND_SIDE, BORDER) if photo.mask is None else np.asarray(cut_mask(photo, BACKGROUND_SIDE, box)) < 25
     if outside.mean() < BACKGROUND_LEAST:
         return None
     return np.stack([_histogram(pixels[outside] * gain) for gain in GAINS])

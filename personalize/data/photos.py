@@ -14,9 +14,10 @@ from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import sha256
+from personalize.common.image_size import Size, as_size
 from personalize.common.untrusted import read_bytes
 from personalize.data.captions import read_caption
-from personalize.data.crops import Photo, photo_squares
+from personalize.data.crops import Photo, cut, fixed_box
 from personalize.data.decode import SUBJECT_FROM, decode, decode_mask
 from personalize.data.image_grid import grid
 from personalize.data.photo_checks import listed, notices
@@ -97,9 +98,14 @@ def read_photo(path: Path) -> Photo:
     return _photo(read_bytes(path, "photo"), str(path), caption=read_caption(path), mask=_mask_beside(path))
 
 
-def preview(photos: Sequence[Photo], size: int, *, crop: str = "center") -> Image.Image:
-    """What training at `size` px sees of the first photos, in a grid, each at most PREVIEW_SIDE px."""
-    return grid(photo_squares(photos[:PREVIEW_MOST], min(size, PREVIEW_SIDE), crop), columns=5)
+def preview(photos: Sequence[Photo], sizes: int | Sequence[Size], *, crop: str = "center") -> Image.Image:
+    """What training sees of the first photos, in a grid, each at most PREVIEW_SIDE px. sizes: of all, or of each."""
+    each = [as_size(sizes)] * len(photos) if isinstance(sizes, int) else sizes
+    shown = []
+    for photo, size in zip(photos[:PREVIEW_MOST], each):
+        small = tuple(round(edge * min(1, PREVIEW_SIDE / max(size))) for edge in size)
+        shown.append(cut(photo, small, fixed_box(photo, crop, shape=size)))
+    return grid(shown, columns=5)
 
 
 def _path(text: str | Path) -> Path:

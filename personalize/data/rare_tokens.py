@@ -207,6 +207,15 @@ def _check_word(word: str, others: tuple[str, ...], classes: tuple[str, ...]) ->
         )
 
 
+def _is_common(model: LatentModel, word: str) -> bool:
+    """Whether a base has met a word often: it is in the first half of the vocabulary, or Toyland's captions say it."""
+    from personalize.toyland.world.scenes import ACCESSORIES, ACTIONS, CLASSES, COLOURS, PLACES
+
+    words = _words(next(iter(model.tokenizers.values())))
+    said = " ".join([*CLASSES, *COLOURS, *ACCESSORIES, *PLACES.values(), *ACTIONS.values()]).split()
+    return word in words[: len(words) // 2] or (model.has_world and word in said)
+
+
 def _remark(model: LatentModel, word: str) -> str:
     """What is wrong with a token that can be trained all the same, or ""."""
     pieces = max(len(_ids(tokenizer, word)) for tokenizer in model.tokenizers.values())
@@ -218,8 +227,7 @@ def _remark(model: LatentModel, word: str) -> str:
     decoded = tokenizer.decode(_ids(tokenizer, word)).strip()
     if decoded != word:
         return f"token {word!r} is read as {decoded!r} by {model.name!r}."
-    words = _words(tokenizer)
-    if word in words[: len(words) // 2]:
+    if _is_common(model, word):
         return (
             f"token {word!r} is a common word, so {model.name!r} has its own idea of it; a rare one learns better: "
             f"personalize tokens --base {model.name} lists some."

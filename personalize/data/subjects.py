@@ -9,6 +9,7 @@ from personalize.common.prompts import fill
 from personalize.common.recipe import Recipe
 from personalize.common.settings import read_toml
 from personalize.data.crops import Photo
+from personalize.data.mask_coverage import require_usable_masks
 from personalize.data.photos import load_photos
 
 LEAST = 5  # photos of a subject, from which some are held out
@@ -50,9 +51,16 @@ def load_subjects(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], s
             f"train.cut_mix = {recipe.train.cut_mix} puts two subjects into one image, and there is only {words[0]!r}. "
             "Give a folder and a --class for each subject, or leave it out."
         )
+    if recipe.train.cut_mix and recipe.photos.shape == "buckets":
+        raise UserError(
+            f"train.cut_mix = {recipe.train.cut_mix} cuts two photos of one shape, and photos.shape = buckets keeps theirs. "
+            "Give photos.shape=square, or leave out train.cut_mix."
+        )
     subjects, remarks = [], []
     for source, token, word in zip(sources, tokens, words, strict=True):
         photos, notices = load_photos(source, min_size=recipe.photos.min_size or size)
+        if recipe.photos.background < 1 or recipe.photos.crop == "subject":
+            require_usable_masks(photos)
         held = min(recipe.photos.hold_out, len(photos) - LEAST + 1) if len(photos) >= LEAST else 0
         subjects.append(Subject(token, word, photos[: len(photos) - held], photos[len(photos) - held :]))
         if held:

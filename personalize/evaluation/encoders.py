@@ -50,6 +50,7 @@ class Encoders:
     clip_text   B texts -> (B,E)
     cover       masks (B,1,H,W) in [0,1] -> (B,P): the share of each of DINO's patches that an image's mask covers,
                 after the resize and crop that DINO gives the image
+    spread      the inverse: (B,P), (H, W) -> (B,1,H,W), what the patches say of each pixel; 0 beyond what DINO sees
     grid        patches of DINO per side
     names       "dino" and "clip" -> where the weights came from and the start of their SHA-256
     looks       "dino" and "clip" -> how images are shown to it, in one line
@@ -59,6 +60,7 @@ class Encoders:
     clip_image: Callable[[Tensor], Tensor]
     clip_text: Callable[[list[str]], Tensor]
     cover: Callable[[Tensor], Tensor]
+    spread: Callable[[Tensor, tuple[int, int]], Tensor]
     grid: int
     names: dict[str, str]
     looks: dict[str, str]
@@ -123,6 +125,7 @@ def load_encoders(
         clip_image=lambda images: _embed(pair.image, images),
         clip_text=lambda texts: _embed(pair.text, texts),
         cover=lambda masks: F.avg_pool2d(dino_source.look.square(masks.float(), side), patch).flatten(1),
+        spread=lambda patches, size: dino_source.look.spread(patches.float().unflatten(1, (1, side // patch, -1)), size),
         grid=side // patch,
         names={"dino": vit_name, "clip": pair.name},
         looks={"dino": dino_source.look.describe(side), "clip": pair.look},

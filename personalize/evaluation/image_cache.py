@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personalize.common.errors import UserError
 from personalize.common.files import key_of, slug, sweep, writing
-from personalize.common.prompts import fill, without_token
+from personalize.common.prompts import fill, without_token, without_weights
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.untrusted import read_bytes
 from personalize.evaluation.protocols import Protocol
@@ -29,13 +29,14 @@ Job = tuple[str, int]  # prompt, number: the same number starts from the same no
 LOOK_ALIKES = "base class"  # the kind of the images that show others of a subject's class
 WHY = "unusable"  # name of the text chunk that says why
 MAPPED = 4  # images of a set whose maps are kept
+WORDS = 2  # that have one: the token and the class word
 BLACK = 8  # of 255: an image with no channel above it shows nothing
 
 
 def cache_folder(root: Path, name: str, model: LatentModel, *, seed: int, purpose: str, config: SamplingConfig) -> Path:
     """The folder in `root` for images of a model called `name`; drawn in any other way they have another one."""
     settings = config.decisive() | {"size": config.size or model.size, "seed": seed, "purpose": purpose}
-    settings["dtype"] = str(model.dtype)
+    settings |= {"dtype": str(model.dtype)} | model.prompt_record
     return root / f"{name}-{key_of(settings)[:8]}"
 
 
@@ -57,7 +58,7 @@ class ImageSet:
     """N images of a subject by one model: those of its prompts, then those of its class's.
 
     kinds      "subject" and "class"; of the base, whose prompts do not say the token, "base" and "base class"
-    templates  what `jobs` were filled in from; plain: their prompts without the token
+    templates  what `jobs` were filled in from; plain: their prompts without the token and without weights
     place      the folder that they lie in
     """
 
@@ -68,14 +69,20 @@ class ImageSet:
     place: Path
 
 
-def image_set(protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str) -> ImageSet:
-    """What a protocol asks of a run whose subject is called `token`, or of the base, for which that is ""."""
+def image_set(
+    protocol: Protocol, place: Path, *, class_prompt: str, token: str, word: str, weighting: str = ""
+) -> ImageSet:  # fmt: skip
+    """What a protocol asks of a run whose subject is called `token`, or of the base, for which that is "".
+
+    weighting: the model's, where prompts have weights.
+    """
     kind, class_kind = ("subject", "class") if token else ("base", LOOK_ALIKES)
     wanted = [(kind, template, token, protocol.count) for template in protocol.templates]
     wanted.append((class_kind, class_prompt, "", protocol.class_count))
     rows = [(what, template, (fill(template, name, word), n)) for what, template, name, count in wanted for n in range(count)]
     kinds, templates, jobs = map(list, zip(*rows))
-    return ImageSet(kinds, templates, jobs, [without_token(prompt, token) for prompt, _ in jobs], place)
+    plain = [without_token(without_weights(prompt, weighting), token) for prompt, _ in jobs]
+    return ImageSet(kinds, templates, jobs, plain, place)
 
 
 def generate_missing(
@@ -126,10 +133,10 @@ def load_images(images: ImageSet) -> tuple[list[Image.Image], list[str]]:
 
 
 def load_maps(images: ImageSet) -> dict[Job, Tensor]:
-    """The maps (words,side,side), each from 0 to 1, that `generate_missing` has kept. UserError for a damaged file."""
+    """The maps (WORDS,h,w), each from 0 to 1, that `generate_missing` has kept. UserError for a damaged file."""
     paths = {job: maps_file(images.place, job) for job in _mapped_jobs(images)}
     read = {job: _read(path, "Delete it; the report then has no map of it.") for job, path in paths.items() if path.exists()}
-    return {job: torch.from_numpy(np.array(image)).unflatten(0, (-1, image.width)) / 255 for job, image in read.items()}
+    return {job: torch.from_numpy(np.array(image)).unflatten(0, (WORDS, -1)) / 255 for job, image in read.items()}
 
 
 def load_tensors(images: Sequence[Image.Image]) -> Tensor:

@@ -32,6 +32,15 @@ class Preprocessing:
         """(B,C,H,W) in [0,1]  ->  (B,C,crop,crop)."""
         return center_crop(resize(pixels, round(self.short * crop)), crop)
 
+    def spread(self, squares: Tensor, size: tuple[int, int]) -> Tensor:
+        """The inverse for marks: (B,C,crop,crop), (H, W)  ->  (B,C,H,W) by the nearest; 0 where `square` sees nothing."""
+        height, width = size
+        side = round(min(size) / self.short)
+        marks = squares.new_zeros(*squares.shape[:2], height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        marks[..., top : top + side, left : left + side] = F.interpolate(squares, size=(side, side), mode="nearest-exact")
+        return marks
+
 
 IMAGENET = Preprocessing(256 / 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet mean and std")
 OPENAI = Preprocessing(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from PIL import Image
 
 from personalize.data.crops import Crop, Photo, fixed_box, mask_tensor, photo_squares
+from personalize.data.mask_coverage import mask_fault
 from personalize.evaluation import image_cache
 from personalize.evaluation.encoders import Encoders
 from personalize.evaluation.image_cache import LOOK_ALIKES
@@ -21,10 +22,15 @@ def make_reference(
     encoders: Encoders, photos: Sequence[Photo], held_out: Sequence[Photo], *, size: int, crop: str, class_word: str,
     lpips: diversity.Lpips | None = None, probe: toyland_truth.Probe | None = None,
 ) -> Reference:  # fmt: skip
-    """Photos as training crops them, at `size` px, seen by the encoders; one that is there twice counts once."""
+    """Photos as training crops them, at `size` px, seen by the encoders; one that is there twice counts once.
+
+    A mask that `mask_fault` refuses counts as none.
+    """
     photos = list({photo.sha256: photo for photo in photos}.values())
-    masks = [mask_tensor([Crop(photo, fixed_box(photo, crop))], size)[0] if photo.mask else None for photo in photos]
-    marks = foreground.marked(encoders, masks) if any(photo.mask for photo in photos) else None
+    masked = [photo.mask is not None and not mask_fault(photo) for photo in photos]
+    masks = [mask_tensor([Crop(photo, fixed_box(photo, crop))], size)[0] if usable else None
+             for photo, usable in zip(photos, masked, strict=True)]  # fmt: skip
+    marks = foreground.marked(encoders, masks) if any(masked) else None
     images = image_cache.load_tensors(photo_squares(photos, size, crop))
     unseen = embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None
     reading = toyland_truth.read_images(probe, images) if probe else None

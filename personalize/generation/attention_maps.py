@@ -3,7 +3,7 @@
 A map is softmax(q k) of the attention to the text, at every place 1 in sum over the tokens. It is made beside the attention
 that draws, only where it is asked for, and changes no bit of an image.
 
-B rows, L tokens of a text, side: edge of a map in cells. In a mask 1 is where the word is.
+B rows, L tokens of a text, h w latent size, which a map has. In a mask 1 is where the word is.
 """
 
 import math
@@ -34,14 +34,23 @@ class AttentionMaps:
         """As a `watch` of `LatentModel.predict`: queries (kB,H,N,c) and keys (kB,H,L,c) of one layer."""
         q, k = (x[-self._rows :][self._of].float() for x in (q, k))
         maps = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(1).transpose(1, 2)
-        side = math.isqrt(maps.shape[-1])  # layers of one size are enlarged together, at the end
-        self._sums[side] = self._sums.get(side, 0) + maps.unflatten(-1, (side, side))
+        cells = maps.shape[-1]  # layers of one size are enlarged together, at the end
+        self._sums[cells] = self._sums.get(cells, 0) + maps
         self._count += 1
 
-    def mean(self, side: int) -> Tensor:
-        """(B,L,side,side) float32."""
-        sums = [interpolate(part, size=(side, side), mode="bilinear") for part in self._sums.values()]
+    def mean(self, size: tuple[int, int]) -> Tensor:
+        """h, w of the latents -> (B,L,h,w) float32."""
+        parts = [part.unflatten(-1, _layer_size(cells, size)) for cells, part in self._sums.items()]
+        sums = [interpolate(part, size=size, mode="bilinear") for part in parts]
         return torch.stack(sums).sum(0) / self._count
+
+
+def _layer_size(cells: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a layer of so many cells, for latents of that size, which the U-Net halves."""
+    h, w = size
+    while h * w > cells:
+        h, w = -(-h // 2), -(-w // 2)
+    return h, w
 
 
 def require_maps(model: LatentModel, config: SamplingConfig, option: str = "--maps") -> None:
@@ -56,11 +65,11 @@ def has_maps(model: LatentModel, config: SamplingConfig) -> bool:
 
 
 def word_maps(model: LatentModel, prompt: str, maps: Tensor) -> dict[str, Tensor]:
-    """Maps of an image (L,side,side) -> a map (side,side) for each word of its prompt, the mean of its tokens'."""
+    """Maps of an image (L,h,w) -> a map (h,w) for each word of its prompt, the mean of its tokens'."""
     return {word: maps[tokens].mean(0) for word, tokens in words_of(model, prompt).items()}
 
 
 def normalised(maps: Tensor) -> Tensor:
-    """(…,side,side) -> the same from 0 to 1, each map by its own least and largest."""
+    """(…,h,w) -> the same from 0 to 1, each map by its own least and largest."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - low) / (high - low).clamp(min=1e-12)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from personalize.common.errors import UserError
+from personalize.common.image_size import in_words
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.core.guidance import Guided
@@ -20,10 +21,11 @@ from personalize.generation.attention_control import borrowed, by_time, require_
 from personalize.generation.attention_maps import AttentionMaps
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.generation.local_blend import LocalBlend
-from personalize.generation.sampling import image_size, text_guidance, unconditional
+from personalize.generation.sampling import image_size, latent_shape, text_guidance, unconditional
 from personalize.generation.words import PLAIN, Emphasis, align, encode_words, require_words
 from personalize.models.interface import LatentModel
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
+from personalize.models.prompt_chunks import read_prompt
 
 PARTS = ("source", "plain", "edited")  # plain: the target from the same noise, without control
 
@@ -47,9 +49,8 @@ def require_edit(model: LatentModel, edit: Edit) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"{name} {share:g} is not a share of the sampling steps; give a number from 0 to 1.")
     require_words(model, [edit.target], edit.emphasis)
-    part = next(iter(model.tokenizers))
-    source, target = model.tokens(part, [edit.source, edit.target])
-    if edit.source.split() != edit.target.split() and torch.equal(source, target):
+    source, target = (read_prompt(model, prompt).seen for prompt in (edit.source, edit.target))
+    if edit.source.split() != edit.target.split() and source == target:
         cut = model.truncated_words(edit.target) or model.truncated_words(edit.source)
         why = (
             f"they differ only in words that are cut off: {cut!r}. Shorten them" if cut else "base reads both alike. Use others"
@@ -87,8 +88,7 @@ def sample_edits(
             blend = LocalBlend(model, (edit.source, edit.target), edit.emphasis, watch) if edit.local_blend else None
             guided = blend.steered(guided) if blend else guided
             if photo is None:
-                shape = (model.latent_channels, size // model.downscale, size // model.downscale)
-                noise = rng.normal(own, shape).to(model.device)
+                noise = rng.normal(own, latent_shape(model, size)).to(model.device)
                 z0 = {**SAMPLERS, **DIFFUSERS}[config.sampler](guided, noise, model.schedule, config.steps, generators=own)
             else:
                 z0 = photo.to(model.device).expand(len(own) // 3, -1, -1, -1)
@@ -97,15 +97,15 @@ def sample_edits(
                 z0 = ddpm(guided, z, model.schedule, config.steps, first=first, residuals=residuals)
             z0 = blend.pasted(z0) if blend else z0
         if maps is not None:
-            maps.extend(watch.mean(z0.shape[-1]).chunk(3)[2])
+            maps.extend(watch.mean(z0.shape[-2:]).chunk(3)[2])
         return z0.unflatten(0, (3, -1))
 
     try:
         return torch.cat(list(halved(sample, len(generators), len(generators), smaller=lambda _: free_cache(model.device))), 1)
     except DoesNotFit as error:
         raise DoesNotFit(
-            f"the three images of one edit at {size} px do not fit in the memory of {model.device} ({error}). Use a smaller "
-            "draw.size, free memory there, or use --device cpu."
+            f"the three images of one edit at {in_words(size)} px do not fit in the memory of {model.device} ({error}). "
+            "Use a smaller draw.size, free memory there, or use --device cpu."
         ) from None
 
 

@@ -59,7 +59,7 @@ def image_row(model: LatentModel, recipe: Recipe, prompt: str, *, origin: dict, 
     config, (width, height) = asdict(recipe.draw), size
     settings = {"prompt": prompt} | {name: config[name] for name in ("negative", "sampler", "steps", "guidance", "rescale")}
     settings |= {"interval": list(recipe.draw.interval), "seed": recipe.seed, "index": index, "width": width, "height": height}
-    settings |= {"base": model.name, "fingerprint": model.fingerprint}
+    settings |= {"base": model.name, "fingerprint": model.fingerprint} | model.prompt_record
     key = key_of(settings | origin | {"run": Path(origin["run"]).name})[:6]
     return origin | {"file": f"{slug(prompt)[:60]}-{key}-{recipe.seed}-{index:03d}.png", **settings}
 
@@ -75,6 +75,8 @@ def _metadata(row: dict) -> PngInfo:
     }
     fields |= {"Size": f"{row['width']}x{row['height']}", "Model": _plain(public_name(row["base"]))}
     fields |= {"Run": _plain(Path(row["run"]).name or "none"), "Image": row["index"]}
+    fields |= {"Prompt chunks": row["prompt_chunks"]} if "prompt_chunks" in row else {}
+    fields |= {"Prompt weighting": row["prompt_weighting"]} if "prompt_weighting" in row else {}
     loras, embeddings = [(Path(e["file"]).stem, e) for e in row.get("loras", [])], row.get("embeddings", [])
     if loras:
         fields["Lora hashes"] = _quoted(f"{name}: {entry['sha256'][:12]}" for name, entry in loras)

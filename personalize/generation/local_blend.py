@@ -21,9 +21,9 @@ class LocalBlend:
         self._schedule, self._watch = model.schedule, watch
         self._tokens = changed_tokens(model, *prompts, emphasis)
 
-    def mask(self, side: int) -> Tensor:
-        """(n,1,side,side): where the old words are in the source, or the new ones in the edited image."""
-        source, _, edited = self._watch.mean(side).chunk(3)
+    def mask(self, size: tuple[int, int]) -> Tensor:
+        """h, w -> (n,1,h,w): where the old words are in the source, or the new ones in the edited image."""
+        source, _, edited = self._watch.mean(size).chunk(3)
         mask = torch.zeros_like(source[:, :1], dtype=torch.bool)  # of words that do not change
         for maps, tokens in zip((source, edited), self._tokens, strict=True):
             if tokens:
@@ -33,7 +33,7 @@ class LocalBlend:
     def pasted(self, z0: Tensor) -> Tensor:
         """The edited rows with their sources' z0, to the bit, outside the mask."""
         source, plain, edited = z0.chunk(3)
-        return torch.cat([source, plain, torch.where(self.mask(z0.shape[-1]), edited, source)])
+        return torch.cat([source, plain, torch.where(self.mask(z0.shape[-2:]), edited, source)])
 
     def steered(self, guided: Guided) -> Guided:
         """As `core.steering.known` with the z0 that is predicted for the source: all that is painted leans on what is kept."""

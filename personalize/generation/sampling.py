@@ -3,6 +3,7 @@
 B images, C latent channels, h w latent size; z0 eps (B,C,h,w), t (B,).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from personalize.common.errors import UserError
+from personalize.common.image_size import Size, as_size, in_words, require_multiple
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
 from personalize.core.guidance import GUIDANCE, Cond, Guided
@@ -61,38 +63,44 @@ def sample_latents(
         begin |= {"watch": AttentionMaps(len(here), wanted)} if wanted else {}
         z0 = _sample_at_once(model, prompts[rows], generators[rows], config, wrap, emphasis, on_step=on_step, **begin)
         if wanted:
-            maps.extend(begin["watch"].mean(z0.shape[-1]))
+            maps.extend(begin["watch"].mean(z0.shape[-2:]))
         return z0
 
     def smaller(count: int) -> None:
         model.most_at_once[size] = count
         free_cache(model.device)
-        model.say(f"out of memory: from here on {count} image{'s' if count > 1 else ''} of {size} px at once (draw.batch)")
+        model.say(
+            f"out of memory: from here on {count} image{'s' if count > 1 else ''} of {in_words(size)} px at once (draw.batch)"
+        )
 
     at_once = min(len(prompts), model.most_at_once.get(size, len(prompts)))
     try:
         return torch.cat(list(halved(sample, len(prompts), at_once, smaller=smaller)))
     except DoesNotFit as error:
         raise DoesNotFit(
-            f"one image of {size} px does not fit in the memory of {model.device} ({error}). Use a smaller draw.size, free "
-            "memory there, or use --device cpu."
+            f"one image of {in_words(size)} px does not fit in the memory of {model.device} ({error}). Use a smaller "
+            "draw.size, free memory there, or use --device cpu."
         ) from None
 
 
-def image_size(model: LatentModel, config: SamplingConfig) -> int:
-    """Edge of an image, px. UserError for one that the base cannot draw."""
-    size = config.size or model.size
-    if size % (8 * model.downscale):
-        raise UserError(f"size {size} px is not a multiple of {8 * model.downscale}, which base {model.name!r} needs.")
+def image_size(model: LatentModel, config: SamplingConfig) -> Size:
+    """Width and height of an image, px. UserError for those that the base cannot draw."""
+    size = as_size(config.size or model.size)
+    require_multiple(size, 8 * model.downscale, what="size", base=model.name)
     return size
+
+
+def latent_shape(model: LatentModel, size: int | str | Size) -> tuple[int, int, int]:
+    """Channels, height and width of an image's latents."""
+    width, height = as_size(size)
+    return model.latent_channels, height // model.downscale, width // model.downscale
 
 
 def _sample_at_once(
     model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap,
     emphasis: Emphasis | None, *, masked: Tensor | None = None, watch: AttentionMaps | None = None, **options,
 ) -> Tensor:  # fmt: skip
-    side = (config.size or model.size) // model.downscale
-    noise = rng.normal(generators, (model.latent_channels, side, side)).to(model.device)
+    noise = rng.normal(generators, latent_shape(model, config.size or model.size)).to(model.device)
     beside = {} if masked is None else {MASKED: masked.expand(len(prompts), -1, -1, -1)}
     with torch.inference_mode():
         uncond = unconditional(model, len(prompts), config)
@@ -139,9 +147,9 @@ def sampling_batches(model: LatentModel, count: int, config: SamplingConfig, *, 
         yield range(start, min(start + size, count))
 
 
-def default_batch_size(model: LatentModel, size: int) -> int:
+def default_batch_size(model: LatentModel, size: int | str | Size) -> int:
     """Images at once: 16 images of 512 px on a GPU; on the CPU small latents in larger batches, large ones alone."""
-    cells = (size // model.downscale) ** 2
+    cells = math.prod(edge // model.downscale for edge in as_size(size))
     return max(1, min(64, (16 * 4096 if model.device.type == "cuda" else 25 * 256) // cells))
 
 

@@ -28,7 +28,7 @@ def image_maps(model: LatentModel, z0: Tensor, prompt: str, *, levels: tuple[flo
             t = round(level * (T - 1))
             eps = rng.normal([rng.generator(0, "word-mask", k)], z0.shape[1:]).to(z0)
             model.predict(model.schedule.add_noise(z0, eps, t), torch.full((1,), t, device=z0.device), cond, watch=maps)
-    return maps.mean(z0.shape[-1])[0]
+    return maps.mean(z0.shape[-2:])[0]
 
 
 def word_mask(model: LatentModel, pixels: Tensor, prompt: str, phrase: str) -> Tensor:

@@ -1,7 +1,8 @@
 """Words of a prompt and their tokens: which tokens a word is, how much each counts, and which belong together in two prompts.
 
-Words are found by the offsets that the tokenizer gives, in the text with every learned word as all its tokens.
-L tokens of a text: its beginning, those of its words, its end, and padding.
+Words are found by the offsets that the tokenizer gives, in the text with every learned word as all its tokens and without the
+weights of `models.prompt_weights`.
+L tokens of a text: its beginning, those of its words, its end, and padding; in chunks, see `models.prompt_chunks`.
 """
 
 import difflib
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor
 
 from personalize.common.errors import UserError, nearest
+from personalize.common.prompts import without_weights
 from personalize.core.guidance import Cond
 from personalize.generation.attention_control import require_control, weighted
 from personalize.models.interface import LatentModel
+from personalize.models.prompt_chunks import read_prompt, text_length, token_spans
+from personalize.models.prompt_weights import has_weights
 
 WORD = re.compile(r"\w+|[^\w\s]")
 MARKS = ".,;:!?\"'()"  # around a word, not part of it
@@ -69,6 +73,24 @@ def require_words(model: LatentModel, prompts: Sequence[str], emphasis: Emphasis
         require_control(model)
     for phrase in emphasis.phrases:
         require_said(model, prompts, phrase, "was to be weighted or ignored")
+    for prompt in prompts:
+        _require_one_way(model, prompt, emphasis)
+
+
+def _require_one_way(model: LatentModel, prompt: str, emphasis: Emphasis) -> None:
+    """UserError for a word that is weighted both in the prompt and in the attention."""
+    weights = _token_weights(model, prompt)
+    for phrase, _ in emphasis.weights:
+        if twice := {weights[k] for k in tokens_of(model, prompt, phrase)} - {1.0}:
+            raise UserError(
+                f"{phrase!r} has the weight {twice.pop():g} in prompt {prompt!r} and another by --weight: the one scales what "
+                "the text encoder says of it, the other the image's attention to it. Give one of them."
+            )
+    if has_weights(model, prompt) and any(tokens_of(model, prompt, phrase) for phrase in emphasis.ignored):
+        raise UserError(
+            f"prompt {prompt!r} has weights, and --ignore {emphasis.ignored[0]!r} leaves out words of it: the encoder reads a "
+            "prompt in one of these ways. Leave the words out of the prompt, or its weights."
+        )
 
 
 def require_said(model: LatentModel, prompts: Sequence[str], phrase: str, purpose: str) -> str:
@@ -99,7 +121,7 @@ def tokens_of(model: LatentModel, prompt: str, phrase: str) -> list[int]:
 def words_of(model: LatentModel, prompt: str) -> dict[str, list[int]]:
     """Each distinct word of a prompt, as it is first said, without marks around it, and its tokens. Not what is cut off."""
     words = {}
-    for word in (part.strip(MARKS) for part in prompt.split()):
+    for word in (part.strip(MARKS) for part in without_weights(prompt, model.weighting).split()):
         words.setdefault(word.lower(), word)
     positions = {word: positions_of(model, prompt, word)[0] for word in words.values() if word}
     return {word: tokens for word, tokens in positions.items() if tokens}
@@ -107,11 +129,11 @@ def words_of(model: LatentModel, prompt: str) -> dict[str, list[int]]:
 
 def positions_of(model: LatentModel, prompt: str, phrase: str) -> tuple[list[int], bool]:
     """The tokens of a phrase, and whether it is also said where the prompt is cut off."""
-    text, spans = _offsets(model, prompt)
+    text, spans = token_spans(model, prompt)
     pattern = r"\s+".join(map(re.escape, model.expand_words(phrase).split()))
     found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
-    tokens = [k for k, (a, b) in enumerate(spans, 1) if any(a < end and start < b for start, end in found)]
-    return tokens, bool(found) and found[-1][1] > (spans[-1][1] if spans else 0)
+    tokens = [k for k, (a, b) in spans.items() if any(a < end and start < b for start, end in found)]
+    return tokens, bool(found) and found[-1][1] > max((end for _, end in spans.values()), default=0)
 
 
 def encode_words(model: LatentModel, prompts: Sequence[str], emphases: Sequence[Emphasis]) -> Cond:
@@ -120,7 +142,7 @@ def encode_words(model: LatentModel, prompts: Sequence[str], emphases: Sequence[
     What is ignored has no attention of the image, and the text encoders do not read it either: they have written it into every
     token after it, from which the image would still learn it.
     """
-    length = next(iter(model.tokenizers.values())).model_max_length
+    length = text_length(model)
     weights, kept = torch.ones(len(prompts), length), torch.ones(len(prompts), length, dtype=torch.int64)
     for row, (prompt, emphasis) in enumerate(zip(prompts, emphases, strict=True)):
         for phrase, weight in emphasis.weights:
@@ -141,10 +163,10 @@ def align(model: LatentModel, source: str, target: str) -> tuple[Tensor, Tensor]
     share of the others' maps, so that the word has as much attention as they had; a word that is added has its own map
     (own 1). The end and the padding are matched from the end of the words on.
     """
-    (text, spans), (new_text, new_spans) = _offsets(model, source), _offsets(model, target)
-    length = next(iter(model.tokenizers.values())).model_max_length
+    (text, spans), (new_text, new_spans) = token_spans(model, source), token_spans(model, target)
+    length = text_length(model)
     shares, own = torch.zeros(length, length), torch.zeros(length)
-    ends, new_ends = range(len(spans) + 1, length), range(len(new_spans) + 1, length)
+    ends, new_ends = ([k for k in range(1, length) if k not in each] for each in (spans, new_spans))
     pairs = [
         ([0], [0]),
         *_matched(_words(text, spans), _words(new_text, new_spans)),
@@ -157,14 +179,16 @@ def align(model: LatentModel, source: str, target: str) -> tuple[Tensor, Tensor]
             shares[torch.tensor(old)[:, None], torch.tensor(new)] = 1 / len(new)
         else:
             own[new] = 1.0
-    own[[*new_ends][len(ends) :]] = 1.0
+    own[new_ends[len(ends) :]] = 1.0
     return shares, own
 
 
 def changed_tokens(model: LatentModel, source: str, target: str, emphasis: Emphasis) -> tuple[list[int], list[int]]:
     """The tokens of the source and of the target whose words differ or count otherwise; [] where there are none."""
-    old, new = (_words(*_offsets(model, prompt)) for prompt in (source, target))
-    matcher = difflib.SequenceMatcher(None, [word for word, _ in old], [word for word, _ in new], autojunk=False)
+    old, new = (_words(*token_spans(model, prompt)) for prompt in (source, target))
+    weights = (_token_weights(model, prompt) for prompt in (source, target))
+    keys = [[(word, weight[tokens[0]]) for word, tokens in words] for words, weight in zip((old, new), weights)]
+    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
     changed = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
     tokens = [k for start, stop, _, _ in changed for _, each in old[start:stop] for k in each]
     new_tokens = [k for _, _, start, stop in changed for _, each in new[start:stop] for k in each]
@@ -188,18 +212,16 @@ def _matched(source: list[tuple[str, list[int]]], target: list[tuple[str, list[i
     return pairs
 
 
-def _words(text: str, spans: list[tuple[int, int]]) -> list[tuple[str, list[int]]]:
+def _words(text: str, spans: dict[int, tuple[int, int]]) -> list[tuple[str, list[int]]]:
     """Words of a text in lower case, each with the positions of the tokens that begin in it; those without any are left out."""
     found = []
     for match in WORD.finditer(text):
-        tokens = [k for k, (start, _) in enumerate(spans, 1) if match.start() <= start < match.end()]
+        tokens = [k for k, (start, _) in spans.items() if match.start() <= start < match.end()]
         if tokens:
-            found.append((text[spans[tokens[0] - 1][0] : spans[tokens[-1] - 1][1]].lower(), tokens))
+            found.append((text[spans[tokens[0]][0] : spans[tokens[-1]][1]].lower(), tokens))
     return found
 
 
-def _offsets(model: LatentModel, prompt: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text that the tokenizers read, and start and end of each token in it; the first is at position 1 of the encoder."""
-    tokenizer, text = next(iter(model.tokenizers.values())), model.expand_words(prompt)
-    encoded = tokenizer(text, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
-    return text, encoded["offset_mapping"][1:-1]
+def _token_weights(model: LatentModel, prompt: str) -> dict[int, float]:
+    """The weight in the prompt of each of its tokens, by position."""
+    return dict(zip(token_spans(model, prompt)[1], read_prompt(model, prompt).weights))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from personalize.common import distributed
 from personalize.common.errors import UserError, nearest
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe
 from personalize.common.recipe_sections import ADAPTERS, Lora
 from personalize.formats import safetensors_io
@@ -69,6 +70,8 @@ def check_split_weights(recipe: Recipe, dtype: torch.dtype) -> None:
         why = f"the model computes in {str(dtype).removeprefix('torch.')}; give dtype=bfloat16"
     elif train.methods != ("full",):
         why = f"{', '.join(train.methods)} trains few weights; use it with train.methods=full"
+    elif not (row := OPTIMIZERS[train.optimizer]).split:
+        why = f"{row.title} looks at whole weights, one tensor at a time; give train.optimizer=adamw"
     elif train.ema:
         why = "EMA needs whole weights; give train.ema=0"
     elif train.accumulate > 1:

@@ -45,6 +45,11 @@ def check_adapter(kind: str, lora: Lora, quantize: str) -> None:
             raise UserError(
                 f"lora.{setting} = true is for lora, not for {kind}. Set train.methods = lora, or lora.{setting} = false."
             )
+    if kind != "lora" and lora.plus_ratio != 1:
+        raise UserError(
+            f"lora.plus_ratio = {lora.plus_ratio:g} is for lora, which has A and B, not for {kind}. Set train.methods = lora, "
+            "or lora.plus_ratio = 1."
+        )
     if kind == "oft" and lora.conv:
         raise UserError(
             "lora.conv = true does not go with oft: on convolutions a fresh one already changes the image. Use boft."
@@ -70,8 +75,20 @@ def attach(model: LatentModel, recipe: Recipe) -> list[dict]:
             _check_block(kind, recipe.lora.block, peft_layers.matching_layers(network, targets))
         config = getattr(peft, name)(target_modules=targets, **fields(recipe.lora))
         params = peft_layers.inject_adapter(network, config, name=NAME, what=f"lora.targets = {targets}")
-        groups.append({"name": part, "params": params, "lr": train.lr if part == "unet" else train.text_lr or train.lr})
+        lr = train.lr if part == "unet" else train.text_lr or train.lr
+        groups += _at_rates(network, part, params, lr, recipe.lora.plus_ratio)
     return groups
+
+
+def _at_rates(network: nn.Module, part: str, params: list[nn.Parameter], lr: float, ratio: float) -> list[dict]:
+    """The group of one network; with LoRA+ (Hayou et al. 2402.12354) two, B and DoRA's magnitudes at `ratio` times the rate."""
+    if ratio == 1:
+        return [{"name": part, "params": params, "lr": lr}]
+    names = {id(p): name for name, p in network.named_parameters()}
+    parts = {False: [], True: []}
+    for p in params:
+        parts[".lora_B." in names[id(p)] or p.ndim == 1].append(p)
+    return [{"name": part, "params": parts[fast], "lr": ratio * lr if fast else lr} for fast in parts]
 
 
 def state(model: LatentModel, recipe: Recipe) -> dict[str, Tensor]:

@@ -26,27 +26,34 @@ def load_model(
     vae: str = "whole",
     prediction: str = "",
     base_vae: str = "",
+    zero_snr: bool = False,
     offload: bool = False,
+    chunks: int = 1,
+    weighting: str = "",
     say: Callable[[str], None] = print,
     make_network: Callable | None = None,
 ) -> LatentModel:
     """The base called "toyland", a hub id, a diffusers folder or a .safetensors file, loaded to a device.
 
-    `vae`, `prediction` and `base_vae` are as in the recipe, `offload` as its train.offload. `make_network` takes the place of
-    `loading.load_network` in the memory estimate. UserError for anything else.
+    `vae`, `prediction`, `base_vae` and `zero_snr` are as in the recipe, `offload` as its train.offload, `chunks` and
+    `weighting` as its prompt section. `make_network` takes the place of `loading.load_network` in the memory estimate.
+    UserError for anything else.
     """
-    folder = locate_base(base, say, prediction=prediction, base_vae=base_vae)
+    folder = locate_base(base, say, prediction=prediction, base_vae=base_vae, zero_snr=zero_snr)
     family = family_of(folder, base)
-    from personalize.models import devices, latent_diffusion, loading
+    from personalize.models import devices, latent_diffusion, loading, prompt_weights
     from personalize.models.kernels import group_norm
 
+    if weighting:
+        prompt_weights.require_compel()
     device_here = devices.choose_device(device)
     if device_here.type == "cuda" and make_network is None and (fault := group_norm.triton_fault(device_here)):
         say(f"group norms run as torch's own operators, which are slower: {fault}")
     return latent_diffusion.LatentDiffusion(
         folder, base, importlib.import_module(f"personalize.models.{family}"),
         device=device_here, dtype=devices.dtype_for(device_here, dtype, say), vae=vae, fingerprint=fingerprint(folder),
-        make_network=make_network or loading.load_network, offload=offload, say=say,
+        make_network=make_network or loading.load_network, offload=offload,
+        chunks=chunks, weighting=weighting, say=say,
     )  # fmt: skip
 
 

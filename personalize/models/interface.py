@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, device, dtype, nn
 
+from personalize.common.image_size import Size
 from personalize.core.guidance import Cond
 from personalize.core.schedule import Schedule
 
 SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
 # In the conditioning of an inpainting base, (B,1+C,h,w): a mask, 1 is painted, and latents of the image, grey where painted.
 MASKED = "masked"
-Size = tuple[int, int]  # width, height or left, top, px
 
 
 class LatentModel(Protocol):
@@ -36,9 +36,12 @@ class LatentModel(Protocol):
     unet: nn.Module
     text_encoders: dict[str, nn.Module]  # by their folder in a base: "text_encoder", for SDXL also "text_encoder_2"
     tokenizers: dict[str, Any]  # transformers' own, by the text encoder they belong to
+    chunks: int  # of tokens that a prompt has, encoded apart: see `prompt_chunks`
+    weighting: str  # "compel" where "(hat:1.3)" in a prompt is a weight, "" where it is text
+    prompt_record: dict  # {"prompt_chunks": 2, "prompt_weighting": "compel"}, as records of images say it; {} by default
     learned_words: dict[str, str]  # a learned word -> all of its tokens, "<sks>": "<sks> <sks>_1"; see textual inversion
     say: Callable[[str], None]  # tells the user a line
-    most_at_once: dict[int, int]  # edge of an image, px -> as many as were found to fit at once, where that was too few
+    most_at_once: dict[Size, int]  # size of an image -> as many as were found to fit at once, where that was too few
     networks: dict[str, nn.Module]  # "unet" and the text encoders, as far as they are in memory
     waiting: list[Tensor]  # the U-Net's weights that wait in the host's memory, see `offload`
 
@@ -69,10 +72,11 @@ class LatentModel(Protocol):
         kept (B,L): False at the tokens that the text encoders do not read for those after them; all are read without it.
         """
 
-    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
-        """B images' sizes to begin with, corners of their crops once resized -> {SIZES: (B,6)} beside the prompts.
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int | Size) -> Cond:
+        """B images' sizes to begin with, corners of their crops once resized, their size now -> {SIZES: (B,6)} beside the
+        prompts.
 
-        {} where the base is not told. Without it images are `size` px from the start, and not cropped.
+        {} where the base is not told. Without it images are of their size from the start, and not cropped.
         """
 
     def prepare(self, cond: Cond) -> Cond:
@@ -85,7 +89,7 @@ class LatentModel(Protocol):
         """
 
     def expand_words(self, prompt: str) -> str:
-        """A prompt with every learned word replaced by all of its tokens: the text that tokenizers read."""
+        """A prompt with every learned word replaced by all of its tokens."""
 
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both; whole=False: in what is not cut off."""

@@ -4,7 +4,7 @@ B images, C latent channels, h w latent size. A family is a module with
 
 TEXT                               {folder of a text encoder: (its class, folder of its tokenizer)}
 encode_prompts(model, prompts, kept)  B texts -> the conditioning, tensors whose first dimension is B; kept (B,L) or None
-unet_arguments(cond, size)         the conditioning as arguments of the U-Net; size: edge of the image, px
+unet_arguments(cond, size)         the conditioning as arguments of the U-Net; size: width and height of the image, px
 HAS_SIZES                          whether it is conditioned on an image's size and crop too, as SIZES (B,6) float32
 """
 
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from personalize.common.bases import has_world
 from personalize.common.errors import UserError
 from personalize.common.files import read_json
+from personalize.common.image_size import Size, as_size
 from personalize.core.guidance import Cond
-from personalize.models import fast_unet, loading
+from personalize.models import fast_unet, loading, prompt_chunks
 from personalize.models.devices import to_device
-from personalize.models.interface import MASKED, SIZES, Size
+from personalize.models.interface import MASKED, SIZES
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.offload import Offload
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
@@ -55,12 +56,14 @@ class LatentDiffusion:
         fingerprint: str,
         make_network: Callable,
         offload: bool = False,
+        chunks: int = 1,
+        weighting: str = "",
         say: Callable[[str], None] = lambda line: None,
     ):
         unet_config, vae_config = loading.read_configs(folder, name)
         self.latent_channels = vae_config["latent_channels"]
         self.inpaints = unet_config["in_channels"] > self.latent_channels
-        self._all_painted: dict[int, Tensor] = {}
+        self._all_painted: dict[torch.Size, Tensor] = {}
         self.downscale = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.size = unet_config["sample_size"] * self.downscale
         self.folder, self.name, self.family, self.fingerprint = folder, name, family, fingerprint
@@ -76,6 +79,7 @@ class LatentDiffusion:
             if (config := self._texts[part].config)
         }
         self.learned_words: dict[str, str] = {}
+        self.chunks, self.weighting = chunks, weighting
         self.unet = self._read_unet(None if offload else device)
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
         self._offload = self._offloaded() if offload else None
@@ -169,18 +173,16 @@ class LatentDiffusion:
     def encode_prompts(self, prompts: list[str], kept: Tensor | None = None) -> Cond:
         return self.family.encode_prompts(self, prompts, kept)
 
-    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int) -> Cond:
+    def size_conditions(self, originals: Sequence[Size], corners: Sequence[Size], size: int | Size) -> Cond:
         if not self.family.HAS_SIZES:
             return {}
-        rows = [(h, w, top, left, size, size) for (w, h), (left, top) in zip(originals, corners, strict=True)]
+        width, height = as_size(size)
+        rows = [(h, w, top, left, height, width) for (w, h), (left, top) in zip(originals, corners, strict=True)]
         return {SIZES: to_device(torch.tensor(rows, dtype=torch.float32).reshape(-1, 6), self.device)}
 
     def tokens(self, part: str, prompts: list[str]) -> Tensor:
-        """B texts -> (B,L) ids of the text encoder `part`, padded and cut to its length."""
-        tokenizer, longest = self.tokenizers[part], self.tokenizers[part].model_max_length
-        texts = [self.expand_words(prompt) for prompt in prompts]
-        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
-        return encoded.input_ids.to(self.device)
+        """B texts -> (B n,C) ids of the text encoder `part`, a row for each of a prompt's n chunks."""
+        return prompt_chunks.token_rows(self, part, prompts)
 
     def expand_words(self, prompt: str) -> str:
         """A prompt with every learned word replaced by all of its tokens; in any case, as CLIP reads it."""
@@ -195,8 +197,9 @@ class LatentDiffusion:
     def says(self, text: str, word: str, *, whole: bool = True) -> bool:
         """Whether a text says a word as the tokenizer reads both: in any case, beside any mark. whole=False: before the cut."""
         tokenizer = next(iter(self.tokenizers.values()))
-        said, wanted = (tokenizer(self.expand_words(t), add_special_tokens=False).input_ids for t in (text, word))
-        said = said if whole else said[: tokenizer.model_max_length - 2]
+        reading = prompt_chunks.read_prompt(self, text)
+        said = reading.ids if whole else reading.ids[: reading.count]
+        wanted = tokenizer(self.expand_words(word), add_special_tokens=False).input_ids
         pieces = tokenizer.convert_ids_to_tokens(said)
         begins = [0, *(k + 1 for k, piece in enumerate(pieces) if piece.endswith(("</w>", ">")) or not piece.isalpha())]
         return bool(wanted) and any(said[k : k + len(wanted)] == wanted for k in begins)
@@ -212,7 +215,7 @@ class LatentDiffusion:
         dtype = torch.get_autocast_dtype(z_t.device.type) if torch.is_autocast_enabled(z_t.device.type) else self.dtype
         exact = {key for key, value in cond.items() if key == SIZES or not value.is_floating_point()}  # bfloat16 has no 1999
         cond = {key: value if key in exact else value.to(dtype) for key, value in cond.items()}
-        arguments = self.family.unet_arguments(cond, z_t.shape[-1] * self.downscale)
+        arguments = self.family.unet_arguments(cond, (z_t.shape[-1] * self.downscale, z_t.shape[-2] * self.downscale))
         if self.inpaints:
             masked = cond[MASKED][: len(z_t)] if MASKED in cond else self._nothing_kept(z_t)
             z_t = torch.cat([z_t, masked.to(z_t)], 1)
@@ -232,17 +235,21 @@ class LatentDiffusion:
 
     def _nothing_kept(self, z_t: Tensor) -> Tensor:
         """MASKED (B,1+C,h,w) where the whole image is painted: ones, and latents of grey."""
-        side = z_t.shape[-1]
-        if side not in self._all_painted:
+        shape = z_t.shape[-2:]
+        if shape not in self._all_painted:
             with torch.inference_mode(False):  # kept, so it must also do where gradients are computed
-                z0 = self.encode_images(torch.zeros(1, 3, side * self.downscale, side * self.downscale))[0]
-                self._all_painted[side] = torch.cat([torch.ones_like(z0[:, :1]), z0], 1)
-        return self._all_painted[side].expand(len(z_t), -1, -1, -1)
+                z0 = self.encode_images(torch.zeros(1, 3, *(cells * self.downscale for cells in shape)))[0]
+                self._all_painted[shape] = torch.cat([torch.ones_like(z0[:, :1]), z0], 1)
+        return self._all_painted[shape].expand(len(z_t), -1, -1, -1)
 
     def truncated_words(self, prompt: str) -> str:
-        tokenizer = next(iter(self.tokenizers.values()))
-        ids = tokenizer(self.expand_words(prompt)).input_ids
-        return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+        reading = prompt_chunks.read_prompt(self, prompt)
+        return next(iter(self.tokenizers.values())).decode(reading.ids[reading.count :])
+
+    @property
+    def prompt_record(self) -> dict:
+        record = {"prompt_chunks": self.chunks} if self.chunks > 1 else {}
+        return record | ({"prompt_weighting": self.weighting} if self.weighting else {})
 
     def _read_unet(self, device: torch.device | None) -> nn.Module:
         """The U-Net on `device`; None: where it is read to, from which its blocks are fetched."""

@@ -31,23 +31,24 @@ def locate_base(
     *,
     prediction: str = "",
     base_vae: str = "",
+    zero_snr: bool = False,
 ) -> Path:
     """The local folder of a base; of a hub id, the `needed` files are downloaded first (HF_HOME, HF_TOKEN and
     HF_HUB_OFFLINE count).
 
-    A single file is unpacked into a folder of the user's cache, once. Where `prediction` or `base_vae`, as in the recipe,
-    make another base of it, its folder is there too, and links to the files that are the same; so whatever is read from
+    A single file is unpacked into a folder of the user's cache, once. Where `prediction`, `base_vae` or `zero_snr`, as in the
+    recipe, make another base of it, its folder is there too, and links to the files that are the same; so whatever is read from
     the folder, its fingerprint first, is that of this base. UserError for what is none of these.
     """
     folder = _own_folder(base, say, needed, base_vae)
     is_file = folder_of(base).is_file()
     if base_vae and is_file and not _has_vae(folder_of(base)):
         base_vae = ""  # it is in the folder already
-    if not (prediction or base_vae):
+    if not (prediction or base_vae or zero_snr):
         return folder
     from personalize.models.base_settings import folder_with_settings
 
-    return folder_with_settings(folder, base, say, prediction=prediction, base_vae=base_vae)
+    return folder_with_settings(folder, base, say, prediction=prediction, base_vae=base_vae, zero_snr=zero_snr)
 
 
 def _own_folder(base: str, say: Callable[[str], None], needed: tuple[str, ...], base_vae: str) -> Path:
@@ -73,7 +74,16 @@ def base_size(base: str, say: Callable[[str], None] = print) -> int:
     cells = read_json(folder / "unet" / "config.json", UNET).get("sample_size")
     if cells is None:
         raise UserError(f"{folder}/unet/config.json does not say sample_size. Give --size, in px.")
-    return cells * 2 ** (len(read_json(folder / "vae" / "config.json", VAE).get("block_out_channels", [64])) - 1)
+    return cells * _downscale(folder)
+
+
+def base_downscale(base: str) -> int:
+    """Px of a latent cell, from the configs alone."""
+    return _downscale(locate_base(base, lambda line: None, CONFIGS))
+
+
+def _downscale(folder: Path) -> int:
+    return 2 ** (len(read_json(folder / "vae" / "config.json", VAE).get("block_out_channels", [64])) - 1)
 
 
 def weight_files(part: Path) -> list[Path]:

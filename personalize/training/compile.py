@@ -15,18 +15,20 @@ EAGER, WARM, TIMED = 2, 2, 3  # steps: before it is compiled, until it is warm, 
 class CompiledStep:
     """`run(batch)`, whose `model.predict` is compiled from the third step on. Images generated in between are not.
 
-    Says the break-even once. If the compiler fails it says so, and that step and all others run eagerly.
+    Says the break-even once, by the steps with images of the first one's size; each other size is compiled too, in a step of
+    its own. If the compiler fails it says so, and that step and all others run eagerly.
     """
 
     def __init__(self, run: Callable[..., Tensor], model: LatentModel, *, steps: int, say: Callable[[str], None]):
         self.run, self.model, self.steps, self.say = run, model, steps, say
         self.predict = torch.compile(model.predict, backend=BACKEND, dynamic=False)
         self.seconds: list[float] = []
+        self.timed: torch.Size | None = None  # the images that are timed
         self.failed = False
 
     def __call__(self, batch) -> Tensor:
-        done = len(self.seconds)
-        if done >= EAGER + WARM + TIMED:
+        done, self.timed = len(self.seconds), self.timed or batch.z0.shape
+        if done >= EAGER + WARM + TIMED or batch.z0.shape != self.timed:
             return self._step(batch)
         began = self._now()
         out = self._step(batch)

@@ -35,6 +35,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()  # of all graphs: no tensor of a step outlives it, and one replays at a time
 
     @contextmanager
     def warm(self) -> Iterator[None]:
@@ -45,7 +46,7 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        graph, pool = torch.cuda.CUDAGraph(), self.pool
         try:
             # torch's context leaves `self.stream` current where it fails, so another one is around it.
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool, stream=self.stream):
@@ -61,30 +62,38 @@ class CudaGraphs:
 class CapturedStep:
     """`run(inputs, counts)` -> (n,) numbers, on buffers into which each call's inputs are copied.
 
-    The first call fixes the counts and the inputs' names, shapes and types; a call with others runs eagerly. Where the
-    capture fails every call does, and `say` is told why.
+    Calls with other counts, or inputs of other names, shapes or types, are another graph: where photos keep their shape, one a
+    bucket. Where a capture fails such calls run eagerly, and `say` is told why.
     """
 
     def __init__(self, run: Callable[[Inputs, tuple], Tensor], graphs: Graphs, *, say: Callable[[str], None]):
         self.run, self.graphs, self.say = run, graphs, say
+        self.by_signature: dict[tuple, _OneGraph] = {}
+
+    def __call__(self, inputs: Inputs, counts: tuple) -> Tensor:
+        signature = counts, *((name, value.shape, value.dtype) for name, value in inputs.items())
+        if signature not in self.by_signature:
+            self.by_signature[signature] = _OneGraph(self, inputs, counts)
+        return self.by_signature[signature](inputs)
+
+
+class _OneGraph:
+    """The calls of one signature: their buffers, and how they are replayed once they are captured."""
+
+    def __init__(self, step: CapturedStep, inputs: Inputs, counts: tuple):
+        self.step, self.counts = step, counts
         self.warmups_left = WARM
-        self.signature: tuple | None = None
-        self.buffers: Inputs = {}
+        self.buffers = {name: torch.empty_like(value) for name, value in inputs.items()}
         self.out: Tensor | None = None
         self.replay: Callable[[], None] | None = None
 
-    def __call__(self, inputs: Inputs, counts: tuple) -> Tensor:
-        signature = counts, {name: (value.shape, value.dtype) for name, value in inputs.items()}
-        if self.signature is None:
-            self.signature, self.buffers = signature, {name: torch.empty_like(value) for name, value in inputs.items()}
-        if signature != self.signature:
-            return self.run(inputs, counts)
+    def __call__(self, inputs: Inputs) -> Tensor:
         for name, value in inputs.items():
             self.buffers[name].copy_(value)
         if self.warmups_left:
             self.warmups_left -= 1
-            with self.graphs.warm():
-                self.out = self.run(self.buffers, counts)
+            with self.step.graphs.warm():
+                self.out = self.step.run(self.buffers, self.counts)
         else:
             self.replay = self.replay or self._capture()
             with record_function("captured step"):
@@ -93,13 +102,13 @@ class CapturedStep:
 
     def _capture(self) -> Callable[[], None]:
         def function() -> None:
-            self.out.copy_(self.run(self.buffers, self.signature[0]))
+            self.out.copy_(self.step.run(self.buffers, self.counts))
 
         try:
-            return self.graphs.capture(function)
+            return self.step.graphs.capture(function)
         except RuntimeError as error:
             cause = error
             while cause.__context__:  # the end of a capture fails too, and says only that something has failed
                 cause = cause.__context__
-            self.say(f"steps run eagerly: this one cannot be a CUDA graph ({str(cause).splitlines()[0]})")
+            self.step.say(f"steps run eagerly: this one cannot be a CUDA graph ({str(cause).splitlines()[0]})")
             return function

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from personalize.common import distributed
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe
+from personalize.common.recipe_sections import Train
 from personalize.core import bf16_split
 from personalize.core.losses import dreambooth_loss
 from personalize.data.batch import Batch
@@ -22,8 +24,17 @@ from personalize.models.interface import LatentModel
 from personalize.training import cuda_graph
 from personalize.training.compile import CompiledStep
 from personalize.training.loss import per_image_loss
-from personalize.training.optimizer import clipped_step, gradient_norm, make_optimizer, set_learning_rates
+from personalize.training.optimizer import (
+    averaged_weights,
+    clipped_step,
+    gradient_norm,
+    keeps_small_whole,
+    make_optimizer,
+    set_learning_rates,
+)
 from personalize.training.split_weights import SplitWeights
+
+LR_END = 1e-7  # of the polynomial schedule, as in diffusers
 
 
 @dataclass
@@ -43,12 +54,12 @@ class Engine:
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     params: list[Tensor] = field(init=False)
-    lr: float = field(init=False, default=0.0)  # of the first group, at the latest step
+    lr: float = field(init=False, default=0.0)  # of the first group, at the latest step, with what Prodigy found
 
     def __post_init__(self) -> None:
         self.params = [p for group in self.groups for p in group["params"]]
         train, is_split = self.recipe.train, hasattr(self.params[0], bf16_split.LOW)
-        self.split_weights = SplitWeights(self.groups, small_apart=train.optimizer == "adamw8bit") if is_split else None
+        self.split_weights = SplitWeights(self.groups, small_apart=keeps_small_whole(train)) if is_split else None
         self.optimizer = make_optimizer(self.split_weights.groups if is_split else self.groups, train)
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.dtype == torch.float16)
         self._run = self._choose_engine()
@@ -73,6 +84,10 @@ class Engine:
             return torch.cat([totals, norm[None]])
         finally:
             self.clear()
+
+    def averaged(self) -> list[Tensor]:
+        """What a schedule-free optimizer has for a result, of each parameter, as copies; [] of all others."""
+        return averaged_weights(self.optimizer) if OPTIMIZERS[self.recipe.train.optimizer].averages else []
 
     def clear(self) -> None:
         """Frees all gradients."""
@@ -108,6 +123,7 @@ class Engine:
                 eps=batch.eps[rows],
                 target=None if batch.target is None else batch.target[rows],
                 mask=None if batch.mask is None else batch.mask[rows],
+                noise=None if batch.noise is None else batch.noise[rows],
                 snr_gamma=train.snr_gamma,
             )
         return dreambooth_loss(per_image, is_prior, train.prior_weight, counts=batch.counts)
@@ -140,8 +156,8 @@ def why_not_captured(model: LatentModel, recipe: Recipe, groups: list[dict]) -> 
         return "several processes"
     if model.dtype == torch.float16:
         return "float16 loss scaling"
-    if train.optimizer == "adamw8bit":
-        return "8-bit AdamW"
+    if not (row := OPTIMIZERS[train.optimizer]).captured:
+        return row.title
     if train.quantize:
         return "a quantized base"
     if train.gradient_checkpointing and has_dropout(model.unet):
@@ -152,9 +168,29 @@ def why_not_captured(model: LatentModel, recipe: Recipe, groups: list[dict]) -> 
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
-    """The factor on every learning rate at a step 0…steps-1: warm-up from 0, then constant, cosine or linear to 0."""
+    """The factor on every learning rate at a step 0…steps-1: warm-up from 0, then `train.lr_schedule`.
+
+    After the warm-up it is that of diffusers' get_scheduler to rounding; in it, that of its next step, for its first is at 0.
+    """
     train = recipe.train
     warmup = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
     left = 1 - max(0, step - train.warmup) / max(1, train.steps - train.warmup)
-    decay = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
-    return warmup * decay[train.lr_schedule]
+    return warmup * LR_SCHEDULES[train.lr_schedule](left, train)
+
+
+def _cosine(share: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _polynomial(left: float, train: Train) -> float:
+    end = min(1.0, LR_END / train.lr) if train.lr else 0.0
+    return (1 - end) * left**train.lr_power + end
+
+
+LR_SCHEDULES: dict[str, Callable[[float, Train], float]] = {  # share of the steps that is left -> factor
+    "constant": lambda left, train: 1.0,
+    "cosine": lambda left, train: _cosine(1 - left),
+    "linear": lambda left, train: left,
+    "cosine-restarts": lambda left, train: _cosine(train.lr_cycles * (1 - left) % 1.0) if left else 0.0,
+    "polynomial": _polynomial,
+}

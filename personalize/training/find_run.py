@@ -9,15 +9,30 @@ from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
-INDIFFERENT = ("device", "vae", "draw", "evaluate")  # settings and sections of the recipe that decide no weight
+# Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
+INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate", "train.checkpoint_minutes")
 LATER = {
+    "prompt.chunks": 1,
+    "prompt.weighting": "",
     "choose.bleed": 1.0,
     "choose.strengths": [],
     "train.cut_mix": 0.0,
+    "photos.shape": "square",
+    "train.caption_dropout": 0.0,
+    "train.caption_shuffle": False,
     "train.offload": False,
     "train.timesteps": "uniform",
+    "train.held_out_every": 0,
+    "train.stop": "",
+    "train.stop_window": 200,
+    "train.noise_offset": 0.0,
+    "train.input_perturbation": 0.0,
+    "train.lr_cycles": 1,
+    "train.lr_power": 1.0,
+    "lora.plus_ratio": 1.0,
 }  # settings that older recipes lack, and the default that changes nothing
-IN_FINGERPRINT = ("prediction", "base_vae")  # settings of the base, which its fingerprint says; older recipes lack them
+# Settings of the base, which its fingerprint says; older recipes lack them.
+IN_FINGERPRINT = ("prediction", "base_vae", "zero_snr")
 
 
 def is_run(folder: Path) -> bool:
@@ -47,16 +62,16 @@ def decisive_settings(recipe: dict) -> dict:
     A setting of LATER counts only where it is set, so that runs from before it keep their identity.
     """
     kept = {key: value for key, value in recipe.items() if key not in (*INDIFFERENT, *IN_FINGERPRINT)}
-    for key, default in LATER.items():
+    unset = [key for key, default in LATER.items() if kept.get(key.split(".")[0], {}).get(key.split(".")[1]) == default]
+    for key in [*unset, *(key for key in INDIFFERENT if "." in key)]:
         section, name = key.split(".")
-        if kept[section].get(name) == default:
-            kept[section] = {other: value for other, value in kept[section].items() if other != name}
-    return kept
+        kept[section] = {other: value for other, value in kept.get(section, {}).items() if other != name}
+    return {key: value for key, value in kept.items() if value != {}}  # a section of later settings alone
 
 
 def _difference(earlier: Path, manifest: dict) -> str:
     old, new = (flat_settings(recipe_from_dict(m["recipe"], "the run's recipe")) for m in (require_run(earlier), manifest))
-    decides = [key for key in new if key.split(".")[0] not in INDIFFERENT]
+    decides = [key for key in new if not {key, key.split(".")[0]} & set(INDIFFERENT)]
     changed = [f"{key} = {new[key]!r}, there {old[key]!r}" for key in decides if new[key] != old[key]]
     why = ", ".join(changed[:3]) or "photos, captions, base or class images"
     option = f"--base {earlier / 'model'}" if "full" in manifest["methods"] else f"--init-from {earlier}"

@@ -18,11 +18,12 @@ STATE = "state.safetensors"
 SUBJECT = Table(
     {"token": Text(), "class": Text(), "prompt": Text(), "prior_folder": Text()}, needs=("token", "class", "prompt", "photos")
 )
+EXTENDED = Table({"steps": Number(1, 10**9), "step": Number(0, 10**9)}, needs=("steps", "step"))
 RUN = Table(
     {
         "base": Text(), "fingerprint": Text(most=100), "methods": Many(Text(most=100), 1, 8), "recipe": OBJECT,
         "subjects": Many(SUBJECT, 1, 10_000), "chosen": Number(0, 10**9), "strength": Number(0, 10, real=True),
-        "why": Text(), "sha256": OBJECT,
+        "why": Text(), "sha256": OBJECT, "class_folders": OBJECT, "extended": Many(EXTENDED, 0, 10_000),
     },
     needs=("base", "methods", "recipe"), remedy="Restore or delete the folder.",
 )  # fmt: skip

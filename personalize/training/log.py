@@ -14,6 +14,7 @@ from torch import Tensor
 from personalize.common import run_folder
 from personalize.common.errors import UserError, nearest
 from personalize.common.files import append_jsonl
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.training import preflight
 from personalize.training.engine import Engine
 
@@ -83,9 +84,11 @@ def divergence_message(folder: Path, engine: Engine, event: str) -> str:
     """The message for a run that has diverged: what happened, what is saved, what to do."""
     saved = run_folder.checkpoints(folder)
     good = f"The last good checkpoint is {saved[-1]}." if saved else "There is no checkpoint yet."
+    train = engine.recipe.train
+    lower = "0.2" if "train.lr" in OPTIMIZERS[train.optimizer].starts else "1e-6"  # Prodigy's is near 1
     return (
-        f"{event} (lr {engine.recipe.train.lr:g}, {engine.model.dtype}). {good} "
-        "Lower it, as in --set train.lr=1e-6, or compute in --dtype float32."
+        f"{event} (lr {train.lr:g}, {engine.model.dtype}). {good} "
+        f"Lower it, as in --set train.lr={lower}, or compute in --dtype float32."
     )
 
 

@@ -2,13 +2,21 @@
 
 from pathlib import Path
 
-from personalize.common import distributed, run_folder
+from torch import Tensor
+
+from personalize.common import distributed
 from personalize.common.errors import Interrupted
+from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, sharding, validation
+from personalize.training.checkpoint_schedule import Clock, is_scheduled, is_scored
+from personalize.training.fixed_loss import saved_seconds
 from personalize.training.log import RunLog, stop_signals
-from personalize.training.run import TrainingRun, is_scored, or_skipped, save, step_fits, update_ema
+from personalize.training.preflight import duration
+from personalize.training.run import TrainingRun, or_skipped, save, step_fits, update_ema
+
+DVAR = "the photos' loss on fixed noise hardly varies any more (DVAR)"
 
 
 def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> int:
@@ -20,51 +28,76 @@ def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
     draws = run.writes or distributed.is_sharded()
     if start and train.sample_every and start % train.sample_every == 0 and draws:  # perhaps stopped before it was drawn
         _sample(run, start, screen)
-    if start and run.recipe.choose.every and _ended(run):
-        return start
-    steps = screen.progress("training", train.steps, done=start, unit="steps")
+    if start and run.fixed:
+        run.fixed.read_log(run.folder)
+    if start and start < train.steps and (why := _why_ended(run, start)):
+        return _end(run, start, why, screen)
+    steps, clock = screen.progress("training", train.steps, done=start, unit="steps"), Clock(train.checkpoint_minutes)
     with stop_signals() as stopped, steps as advance:
-        for step in range(start, train.steps):
-            with step_fits(run):
-                values = run.engine.step(run.data.at(step), scale=engine.lr_factor(run.recipe, step))
-            if train.ema:
-                update_ema(run, step)
-            log.add(step + 1, values)
+        for step in range(start + 1, train.steps + 1):
+            values = take_step(run, step - 1, run.recipe)
+            log.add(step, values | run.fixed.measure(step, run.engine) if run.fixed else values)
             advance(note=log.line)
-            last = step + 1 == train.steps
-            scored = is_scored(run.recipe, step + 1)
-            due = train.checkpoint_every and (step + 1) % train.checkpoint_every == 0
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
             stop = distributed.any_rank(bool(stopped))
-            sampled = train.sample_every and (step + 1) % train.sample_every == 0
-            first = sampled and distributed.rank0_decides(not run_folder.checkpoints(run.folder))  # lest the image does not fit
-            if due or scored or last or stop or first:
+            enough = run.fixed is not None and step < train.steps and run.fixed.stops(step)
+            if is_scheduled(run.recipe, step) or stop or enough or clock.is_due():
                 log.flush()
-                save(run, step + 1, screen)
-                if scored and run.dev and run.dev.scored and run.dev.scored[-1].step == step + 1:
-                    log.add_scores(run.dev.scored[-1].values(), step + 1)
-            if sampled and draws and (path := _sample(run, step + 1, screen)):
-                log.add_images(path, step + 1)
-            if stop and not last:
-                raise Interrupted(f"stopped at step {step + 1} of {train.steps}; the same command goes on from there")
-            if scored and not last and _ended(run):
-                screen.say(f"identity has stalled and the class drifts: ended after step {step + 1} of {train.steps}")
-                return step + 1
+                save(run, step, screen)
+                clock.reset()
+                if is_scored(run.recipe, step) and run.dev and run.dev.scored and run.dev.scored[-1].step == step:
+                    log.add_scores(run.dev.scored[-1].values(), step)
+            if train.sample_every and step % train.sample_every == 0 and draws and (path := _sample(run, step, screen)):
+                log.add_images(path, step)
+            if stop and step < train.steps:
+                raise Interrupted(f"stopped at step {step} of {train.steps}; the same command goes on from there")
+            if step < train.steps and (why := _why_ended(run, step)):
+                return _end(run, step, why, screen)
     return train.steps
 
 
-def _ended(run: TrainingRun) -> bool:
-    stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
-    return distributed.broadcast_from_rank0(stalled)
+def take_step(run: TrainingRun, step: int, rates: Recipe) -> dict[str, Tensor]:
+    """One update at step 0… -> its losses. rates: the recipe whose lr schedule it follows."""
+    with step_fits(run):
+        values = run.engine.step(run.data.at(step), scale=engine.lr_factor(rates, step))
+    if run.recipe.train.ema:
+        update_ema(run, step)
+    return values
+
+
+def _why_ended(run: TrainingRun, step: int) -> str:
+    """Why a run ends at a step before its last one, or ""."""
+    if is_scored(run.recipe, step):
+        stalled = run.dev is not None and checkpoint_selection.stalled(run.dev.scored, run.recipe.choose.patience)
+        if distributed.broadcast_from_rank0(stalled):
+            return "identity has stalled and the class drifts"
+    return DVAR if run.fixed and run.fixed.stops(step) else ""
+
+
+def _end(run: TrainingRun, step: int, why: str, screen: Terminal) -> int:
+    """Says that a run ends at a step, and what it saves; DVAR's stop is in the manifest too."""
+    steps, line = run.recipe.train.steps, f"{why}: ended after step {step} of {run.recipe.train.steps}"
+    if why == DVAR and run.writes:
+        seconds = saved_seconds(run.folder, steps - step)
+        run.manifest["stopped"] = {
+            "rule": "dvar",
+            "step": step,
+            "steps_saved": steps - step,
+            "seconds_saved": round(seconds, 1),
+        }
+        line += f", which saves about {duration(seconds)}"
+    screen.say(line)
+    return step
 
 
 def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:
     """Draws the sample images of a step, unless they are there; None where they do not fit in memory."""
     path = run.folder / "samples" / f"step-{step:06d}.png"
     prompts = [run.manifest["subjects"][0]["prompt"]] * 4 + [run.data.prompts[len(run.data.photos)]] * 4
-    model = run.data.model
+    model, averaged = run.data.model, run.engine.averaged
     if distributed.rank0_decides(not path.exists()):
-        with or_skipped(f"no sample images of step {step}", screen), validation.eval_mode(model), sharding.whole(model):
+        line, params = f"no sample images of step {step}", run.engine.params
+        with or_skipped(line, screen), validation.eval_mode(model, params, averaged()), sharding.whole(model):
             if run.writes:
                 validation.draw_samples(model, run.recipe, prompts, path)
         run.data.release()

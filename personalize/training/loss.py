@@ -9,13 +9,14 @@ from personalize.models.interface import LatentModel
 
 def per_image_loss(
     model: LatentModel, z0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, target: Tensor | None = None,
-    mask: Tensor | None = None, snr_gamma: float = 0.0,
+    mask: Tensor | None = None, noise: Tensor | None = None, snr_gamma: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """z0, cond, t, eps -> (B,) float32: squared error of the base's own target, min-SNR weighted if gamma > 0.
 
-    target (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean.
+    target (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean; noise (B,C,h,w): added to z0
+    in place of eps, of which the target is made.
     """
     schedule = model.schedule
-    out = model.predict(schedule.add_noise(z0, eps, t), t, cond)
+    out = model.predict(schedule.add_noise(z0, eps if noise is None else noise, t), t, cond)
     loss = losses.denoising_loss(out, schedule.target(z0, eps, t) if target is None else target, mask)
     return loss * losses.min_snr_weight(schedule.snr(t), snr_gamma, schedule.prediction) if snr_gamma else loss

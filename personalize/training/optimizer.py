@@ -1,7 +1,9 @@
-"""AdamW at each group's rate, with the gradients clipped by their joint norm before it."""
+"""The recipe's optimizer at each group's rate, with the gradients clipped by their joint norm before it."""
 
+import importlib
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.optim import Optimizer
 
 from personalize.common import distributed
 from personalize.common.errors import UserError
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe_sections import Train
 from personalize.training.split_weights import flat
 
@@ -16,25 +19,56 @@ FUSED = ("cpu", "cuda")  # where torch's fused AdamW takes its rate as a tensor
 
 
 def make_optimizer(groups: list[dict], train: Train) -> Optimizer:
-    """Fused AdamW, or that of bitsandbytes with its state in 8 bits. UserError where bitsandbytes is not installed.
+    """The optimizer that `train.optimizer` names, ready for steps. UserError where its package is not installed.
 
-    The learning rates of the fused one are tensors, as its step counts are, so that a captured step reads them anew.
+    The learning rates of the fused AdamW are tensors, as its step counts are, so that a captured step reads them anew.
     """
+    row, kind = OPTIMIZERS[train.optimizer], optimizer_class(train.optimizer)
     groups = [{**group, "initial_lr": group["lr"]} for group in groups]
-    options = {"betas": (train.beta1, train.beta2), "weight_decay": train.weight_decay}
+    options = {**row.options, "weight_decay": train.weight_decay}
+    if row.has_betas:
+        options["betas"] = train.beta1, train.beta2
     device = groups[0]["params"][0].device
-    if train.optimizer == "adamw":
-        if device.type in FUSED:  # the CPU's kernel reads float64, a GPU's only float32
-            lr = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
-            groups = [{**group, "lr": lr.clone()} for group in groups]
-        return torch.optim.AdamW(groups, fused=True, **options)
+    if kind is torch.optim.AdamW and device.type in FUSED:  # the CPU's kernel reads float64, a GPU's only float32
+        lr = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
+        groups = [{**group, "lr": lr.clone()} for group in groups]
+    with redirect_stdout(io.StringIO()):  # Prodigy prints how it decays weights
+        optimizer = (_in_any_layout(kind) if row.package == "bitsandbytes" else kind)(groups, **options)
+    if row.averages:
+        optimizer.train()
+    return optimizer
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class of an optimizer, imported now. UserError, with what pip installs, where its package is not there."""
+    row = OPTIMIZERS[name]
+    module, _, kind = row.place.partition(":")
     try:
-        from bitsandbytes.optim import AdamW8bit
+        return getattr(importlib.import_module(module), kind)
     except ImportError as error:
         raise UserError(
-            "train.optimizer = 'adamw8bit' needs bitsandbytes: pip install bitsandbytes, or use --set train.optimizer=adamw"
+            f"train.optimizer = {name!r} needs {row.package}: pip install {row.package}, or use --set train.optimizer=adamw"
         ) from error
-    return _in_any_layout(AdamW8bit)(groups, **options)
+
+
+def keeps_small_whole(train: Train) -> bool:
+    """Whether the optimizer keeps the state of small parameters in 32 bits, as bitsandbytes does."""
+    return OPTIMIZERS[train.optimizer].package == "bitsandbytes"
+
+
+@torch.no_grad()
+def averaged_weights(optimizer: Optimizer) -> list[Tensor]:
+    """A schedule-free optimizer's x of each parameter, by its z and the y that trains (Defazio et al. 2405.15682, eq. 5).
+
+    Copies: its own `eval` changes the weights in place, and back they are others by rounding, so that a run would depend on
+    when it was saved, scored or drawn.
+    """
+    averages = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            z = optimizer.state[p].get("z") if p in optimizer.state else None
+            averages.append(p.detach().clone() if z is None else p.lerp(z, 1 - 1 / group["betas"][0]))
+    return averages
 
 
 def _in_any_layout(kind: type[Optimizer]) -> type[Optimizer]:
@@ -72,14 +106,15 @@ def _flat(p: nn.Parameter) -> Iterator[None]:
 
 
 def set_learning_rates(optimizer: Optimizer, scale: float) -> float:
-    """Sets every group's learning rate to its own × scale -> the first group's."""
+    """Sets every group's learning rate to its own × scale -> the first group's, × the d of Prodigy."""
     for group in optimizer.param_groups:
         lr = group["initial_lr"] * scale
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(min(lr, torch.finfo(group["lr"].dtype).max))
         else:
             group["lr"] = lr
-    return optimizer.param_groups[0]["initial_lr"] * scale
+    first = optimizer.param_groups[0]
+    return first["initial_lr"] * scale * first.get("d", 1.0)
 
 
 def gradient_norm(params: list[Tensor]) -> Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from personalize.common import distributed
+from personalize.common.optimizers import OPTIMIZERS
+from personalize.data.bucketed_set import BucketedSet, size_lines
 from personalize.data.crops import Photo, draw_crops, image_tensor
 from personalize.data.training_set import TrainingSet
 from personalize.models.interface import LatentModel
@@ -20,7 +22,7 @@ STATUS = Path("/proc/self/status")  # Linux
 POOR = 24.0  # dB; below it a difference is plain to see
 
 
-def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
+def describe_run(data: TrainingSet | BucketedSet, engine: Engine) -> list[str]:
     """The lines before the first step. Measures one forward and backward pass; no weight and no randomness changes."""
     train, model = data.recipe.train, data.model
     subjects, priors = data.steps_per_batch
@@ -32,15 +34,16 @@ def describe_run(data: TrainingSet, engine: Engine) -> list[str]:
     if model.inpaints:
         painted = ["an inpainting base: each image is seen under random masks, a quarter of which paint all of it"]
     own = sum(p.numel() for p in distributed.local_shards(engine.params))
-    state = own * (2 if train.optimizer == "adamw8bit" else 8)  # the optimizer's, which does not exist yet
+    state = own * OPTIMIZERS[train.optimizer].state_bytes  # the optimizer's, which does not exist yet
     return [
         f"{len(data.photos)} photos, prompt {data.prompts[0]!r}"
         + (
-            f"; {len(data.prior.z0)} {_preserved(data)}, prompt {data.prompts[data.prior.texts[-1]]!r}"
+            f"; {data.prior_count} {_preserved(data)}, prompt {data.prompts[len(data.photos)]!r}"
             if priors
             else "; no class images"
         ),
         f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
+        *size_lines(data),
         *painted,
         *_mixed(data),
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
@@ -63,11 +66,13 @@ def _preserved(data: TrainingSet) -> str:
     return "class images" if data.prior.target is None else "predictions of the frozen base"
 
 
-def measure_step(data: TrainingSet, engine: Engine) -> float:
-    """Seconds of forward and backward of one step; the second of two when they are short, for the first warms up."""
+def measure_step(data: TrainingSet | BucketedSet, engine: Engine) -> float:
+    """Seconds of forward and backward of a step with the largest images; the second of two
+    when they are short, for the first warms up.
+    """
     for _ in range(2):
         began = time.monotonic()
-        engine.backward(data.at(0))
+        engine.backward(data.at(data.largest_step))
         if data.model.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = distributed.broadcast_from_rank0(time.monotonic() - began)

@@ -16,12 +16,16 @@ from personalize import methods
 from personalize.common import checkpoint, distributed, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import content_hash, read_jsonl, remove_folder, sync, write_text, writing
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
-from personalize.data import training_set
+from personalize.data.bucketed_set import BucketedSet
+from personalize.data.training_set import TrainingSet
 from personalize.evaluation import checkpoint_selection
 from personalize.models.out_of_memory import is_out_of_memory
 from personalize.training import engine, load_run, sharding, validation
+from personalize.training.checkpoint_schedule import SPARES, is_scheduled, is_scored
+from personalize.training.fixed_loss import FixedLoss
 from personalize.training.log import FILE, divergence_message
 from personalize.training.memory.switches import memory_switches
 
@@ -33,17 +37,23 @@ class TrainingRun:
     """
 
     folder: Path
-    data: training_set.TrainingSet
+    data: TrainingSet | BucketedSet
     engine: engine.Engine
     ema: list[Tensor]
     manifest: dict
     writes: bool
     dev: validation.DevSplit | None = None
+    fixed: FixedLoss | None = None  # where it is measured
     base: dict[str, Tensor] = field(default_factory=dict)  # the base's values of what trains, where strengths are scored
 
     @property
     def recipe(self) -> Recipe:
         return self.data.recipe
+
+    @property
+    def average(self) -> list[Tensor]:
+        """What is scored and kept in place of the weights that train: their EMA, or a schedule-free average; [] for neither."""
+        return self.ema or self.engine.averaged()
 
 
 @torch.no_grad()
@@ -82,7 +92,7 @@ def checkpoint_parts(train: engine.Engine, ema: list[Tensor]) -> checkpoint.Chec
     parts = {
         "trained": methods.state(train.model, train.recipe),
         "optimizer": checkpoint.optimizer_tensors(train.optimizer),
-        "average": {str(i): mean for i, mean in enumerate(ema)},
+        "average": {str(i): mean for i, mean in enumerate(ema or train.averaged())},
     }
     if train.scaler.is_enabled():
         parts["scaler"] = {k: torch.tensor(v) for k, v in train.scaler.state_dict().items()}
@@ -94,7 +104,11 @@ def _prune(run: TrainingRun) -> None:
     if steps and run.recipe.choose.strengths:
         steps.add(max(run.dev.scored, key=checkpoint_selection.identity).step)
     protect = [_checkpoint(run, step).name for step in steps]
-    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect)
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.keep, protect=protect, spare=_spares(run), spares=SPARES)
+
+
+def _spares(run: TrainingRun) -> list[str]:
+    return [p.name for p in run_folder.checkpoints(run.folder) if not is_scheduled(run.recipe, int(p.name[5:]))]
 
 
 def _record(run: TrainingRun, path: Path) -> None:
@@ -106,18 +120,12 @@ def _record(run: TrainingRun, path: Path) -> None:
     run_folder.write_manifest(run.folder, run.manifest)
 
 
-def is_scored(recipe: Recipe, step: int) -> bool:
-    """Whether the checkpoint of this step is scored on the dev split."""
-    every = recipe.choose.every
-    return bool(every) and (step == recipe.train.steps or step % every == 0)
-
-
 def _score_checkpoint(run: TrainingRun, step: int, screen: Terminal) -> None:
     due = run.dev and is_scored(run.recipe, step) and not any(s.step == step for s in run.dev.scored)
     if not distributed.rank0_decides(bool(due)):
         return
     model, line = run.data.model, f"step {step} is not scored"
-    with or_skipped(line, screen), validation.eval_mode(model, run.engine.params, run.ema), sharding.whole(model):
+    with or_skipped(line, screen), validation.eval_mode(model, run.engine.params, run.average), sharding.whole(model):
         if due:
             screen.say(run.dev.score(step).words())
     run.data.release()
@@ -161,14 +169,7 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
             methods.start_from(run.data.model, run.recipe)
         _drop_rows_after(run, 0)
         return 0
-    load_run.require_unchanged(newest.parent, run.manifest)
-    parts, step = checkpoint.load_state(newest)
-    methods.restore(run.data.model, run.recipe, parts["trained"])
-    checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
-    for i, mean in enumerate(run.ema):
-        mean.copy_(distributed.shard_like(parts["average"][str(i)], mean))
-    if "scaler" in parts:
-        run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
+    step = load_checkpoint(run, newest.parent)
     _drop_rows_after(run, step)
     screen.say(f"resuming {run.folder} after step {step}")
     _score_checkpoint(run, step, screen)  # a stop may have come between saving, scoring and deleting
@@ -177,14 +178,30 @@ def restore(run: TrainingRun, screen: Terminal) -> int:
     return step
 
 
+def load_checkpoint(run: TrainingRun, folder: Path) -> int:
+    """Loads all that a checkpoint holds into what trains -> its step. UserError for one that has changed."""
+    load_run.require_unchanged(folder, run.manifest)
+    parts, step = checkpoint.load_state(folder / load_run.STATE)
+    methods.restore(run.data.model, run.recipe, parts["trained"])
+    checkpoint.restore_optimizer(run.engine.optimizer, parts["optimizer"])
+    for i, mean in enumerate(run.ema):
+        mean.copy_(distributed.shard_like(parts["average"][str(i)], mean))
+    if "scaler" in parts:
+        run.engine.scaler.load_state_dict({k: v.item() for k, v in parts["scaler"].items()})
+    return step
+
+
 def _drop_rows_after(run: TrainingRun, step: int) -> None:
     """Removes from the run's logs and dev images what came after the checkpoint from which it resumes."""
     if not run.writes:
         return
-    for log in (run.folder / FILE, run.folder / checkpoint_selection.FILE):
-        if run.dev or log.name == FILE:
-            rows = [row for row in read_jsonl(log) if row["step"] <= step]
-            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    logs = {run.folder / FILE: lambda row: True}
+    if run.dev:  # of a run that was finished and is extended: its last step and other strengths, which count at the end only
+        scored = lambda row: is_scored(run.recipe, row["step"]) and row.get("strength", 1.0) == 1  # noqa: E731
+        logs[run.folder / checkpoint_selection.FILE] = scored
+    for log, counts in logs.items():
+        rows = [row for row in read_jsonl(log) if row["step"] <= step and counts(row)]
+        write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
     for folder in (run.folder / "choosing").glob("step-*"):
         number = folder.name.split("-")[1]
         if number.isdecimal() and int(number) > step:
@@ -200,7 +217,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     model = run.data.model
     if distributed.is_sharded():
         _load_whole(run)
-    for p, mean in zip(run.engine.params, run.ema):
+    for p, mean in zip(run.engine.params, run.average):
         p.data.copy_(mean)
     if run.dev and not run.dev.scored:
         screen.say("keeping the last weights: no checkpoint could be scored")
@@ -218,6 +235,7 @@ def finish(run: TrainingRun, screen: Terminal) -> None:
     with writing(run.folder / "model") as temporary:
         methods.save(model, temporary, run.recipe)
         _record(run, temporary)
+    run_folder.prune_checkpoints(run.folder, run.recipe.train.steps, spare=_spares(run))  # all others stay
     run_folder.write_manifest(run.folder, run.manifest | {"status": "finished"})
 
 
@@ -262,10 +280,13 @@ def _checkpoint(run: TrainingRun, step: int) -> Path:
 
 
 def disk_bytes(run: TrainingRun) -> int:
-    """Weights, two moments and an EMA for each checkpoint that will be there at once, plus the result."""
+    """Weights, the optimizer's state and an average for each checkpoint there at once, spares too, plus the result."""
     weights = sum(p.numel() for p in run.engine.params)
     unet = sum(p.numel() for p in run.data.model.unet.parameters())
     train, every = run.recipe.train, run.recipe.choose.every
     interval = min(train.checkpoint_every or 10**9, every or 10**9)
     copies = min(train.keep + 1 + bool(every) + bool(run.recipe.choose.strengths), 1 + train.steps // interval)
-    return 4 * weights * (3 + bool(train.ema)) * copies + (4 * unet if "full" in train.methods else 0)
+    copies += min(SPARES, train.steps - 1) if train.checkpoint_minutes else 0
+    row = OPTIMIZERS[train.optimizer]
+    each = 4 + row.state_bytes + 4 * (bool(train.ema) or row.averages)
+    return weights * each * copies + (4 * unet if "full" in train.methods else 0)

@@ -15,6 +15,7 @@ from torch import nn
 
 from personalize.common import distributed
 from personalize.common.errors import UserError
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe
 from personalize.models import fast_unet
 from personalize.models.interface import LatentModel
@@ -44,8 +45,8 @@ def _why_not(recipe: Recipe, dtype: torch.dtype) -> str:
             return why
     if train.methods != ("full",):
         return f"{', '.join(train.methods)} trains few weights, of which nothing is saved; use it with train.methods=full"
-    if train.optimizer == "adamw8bit":
-        return "8-bit AdamW does not know sharded weights; give train.optimizer=adamw"
+    if not (row := OPTIMIZERS[train.optimizer]).sharded:
+        return f"{row.title} does not know sharded weights; give train.optimizer=adamw"
     if train.masters == "split":
         return "halves of weights are not sharded; give train.masters=float32"
     if train.engine == "compiled":

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from personalize.common.errors import UserError
 from personalize.common.files import key_of
-from personalize.common.prompts import without_token
+from personalize.common.image_size import as_size
+from personalize.common.prompts import without_token, without_weights
 from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import Terminal
 from personalize.core.guidance import Guided
@@ -116,7 +117,8 @@ def subject_classifier(model: LatentModel, subject: Subject, *, priors: Path, sc
     recipe, word = subject.recipe, subject.class_word
     if not recipe.prior.count:
         recipe = replace(recipe, prior=replace(recipe.prior, count=CLASS_IMAGES))
-    there = subject.prior and (subject.prior / "manifest.json").exists()
+    is_square = recipe.photos.shape == "square"  # the classifier sees squares, whatever the run was trained on
+    there = is_square and subject.prior and (subject.prior / "manifest.json").exists()
     settings = class_images.class_image_settings(model, recipe, word)
     prior = subject.prior if there else class_images.folder_for(priors, settings)
     settings = class_images.settings_in(prior, model, recipe, word) if there else settings
@@ -167,7 +169,7 @@ def _clip_part(
     record = {"guide_clip": draw.guide_clip or 1.0, "guide_encoder": clip.name, "guide_every": draw.guide_every}
     if draw.guide_image:
         (image,), _ = load_photos([draw.guide_image], min_size=1)
-        pixels = image_tensor([Crop(image, largest_box(image))], draw.size or model.size)
+        pixels = image_tensor([Crop(image, largest_box(image))], min(as_size(draw.size or model.size)))  # CLIP sees a square
         with torch.no_grad():
             target = F.normalize(clip.image(pixels), dim=-1)
         record["guide_image"] = {"file": image.name, "sha256": image.sha256}
@@ -179,6 +181,7 @@ def _clip_part(
     )
 
     def part(texts: list[str]) -> Wrap:
+        texts = [without_weights(text, model.weighting) for text in texts]
         for token in tokens:
             texts = [without_token(text, token) for text in texts]
         with torch.no_grad():  # not in inference mode, where sampling is: a gradient needs them

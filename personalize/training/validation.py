@@ -124,8 +124,9 @@ class DevSplit:
         protocol = Protocol("dev", templates, choose.count, choose.class_count)
         folder = image_cache.cache_folder(root, name, self.model, seed=seed, purpose="choose", config=sampler)
         images = image_cache.image_set(
-            protocol, folder, class_prompt=self.recipe.prior.prompt, token=token, word=self.subjects[k].class_word
-        )
+            protocol, folder, class_prompt=self.recipe.prior.prompt, token=token, word=self.subjects[k].class_word,
+            weighting=self.model.weighting,
+        )  # fmt: skip
         progress = SILENT.progress if token else self.progress
         image_cache.generate_missing(
             self.model, images, seed=seed, purpose="choose", config=sampler, progress=progress, what="dev split by the base"

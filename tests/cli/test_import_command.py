@@ -9,6 +9,7 @@ import pytest
 import personalize
 from personalize.cli import app, import_command
 from personalize.cli.import_command import convert, split_prompt
+from personalize.cli.import_command.schedule import PRODIGY
 from personalize.cli.import_command.scripts import SCRIPTS, SEVERAL, SWITCH, flags
 from personalize.common.errors import UserError
 from personalize.common.recipe import SETTINGS, flat_settings, load_recipe
@@ -384,6 +385,7 @@ def test_no_flag_is_dropped_in_silence(script):
         "lora_text_encoder_r": {"train_text_encoder": True}, "lora_text_encoder_alpha": {"train_text_encoder": True},
         "lora_text_encoder_dropout": {"train_text_encoder": True}, "lora_text_encoder_bias": {"train_text_encoder": True},
         "num_train_epochs": {"max_train_steps": ""}, "use_lora": {"lora_r": "3"},
+        **{f"prodigy_{flag}": {"optimizer": "prodigy", "learning_rate": "1"} for flag in PRODIGY},
     }  # fmt: skip
     found = SCRIPTS[script].flags
     for name, default in found.items():
@@ -422,10 +424,10 @@ def test_the_batch_is_that_of_all_parts_and_processes():
         ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 50}, "constant", 50, ""),
         ({"lr_scheduler": "cosine"}, "cosine", 500, ""),
         ({"lr_scheduler": "linear", "lr_warmup_steps": 2000}, "linear", 900, "outlasts training"),
-        ({"lr_scheduler": "polynomial"}, "linear", 500, ""),
-        ({"lr_scheduler": "polynomial", "lr_power": 2}, "linear", 500, "nearest schedule"),
-        ({"lr_scheduler": "cosine_with_restarts"}, "cosine", 500, ""),
-        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3}, "cosine", 500, "nearest schedule"),
+        ({"lr_scheduler": "polynomial"}, "polynomial", 500, ""),
+        ({"lr_scheduler": "polynomial", "lr_power": 2}, "polynomial", 500, ""),
+        ({"lr_scheduler": "cosine_with_restarts"}, "cosine-restarts", 500, ""),
+        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3}, "cosine-restarts", 500, ""),
         ({"lr_scheduler": "piecewise_constant"}, "constant", 0, "nearest schedule"),
     ],
 )
@@ -433,8 +435,28 @@ def test_the_course_of_the_learning_rate(given, schedule, warmup, told):
     imported = import_command.recipe_from(least("train_dreambooth.py", max_train_steps=900, **given))
     read = load_recipe(None, imported.settings)
     assert (read.train.lr_schedule, read.train.warmup) == (schedule, warmup)
+    assert (read.train.lr_cycles, read.train.lr_power) == (given.get("lr_num_cycles", 1), given.get("lr_power", 1))
     lines = [line for line in imported.notices + imported.unknown if "lr_" in line or "warm-up" in line]
     assert told in "".join(lines) and bool(lines) == bool(told)
+
+
+def test_prodigy_has_the_rate_that_it_needs_and_says_what_is_different():
+    script = "train_dreambooth_lora_sdxl.py"
+    given = {"optimizer": "prodigy", "train_text_encoder": True, "text_encoder_lr": 1.0, "use_8bit_adam": True}
+    imported = import_command.recipe_from(least(script, learning_rate=1.0, **given))
+    read = load_recipe(None, imported.settings).train
+    assert (read.optimizer, read.lr, read.text_lr) == ("prodigy", 1.0, 0.0)
+    assert any("text encoders have the U-Net's rate" in line for line in imported.notices)
+    assert any("--use_8bit_adam has no effect with Prodigy" in line for line in imported.notices)
+    small = import_command.recipe_from(least(script, optimizer="Prodigy", prodigy_beta3=0.9, prodigy_decouple="True"))
+    assert load_recipe(None, small.settings).train.lr == 1.0
+    assert any("--learning_rate=0.0001 is a factor on the rate that Prodigy finds: it is 1 here" in x for x in small.notices)
+    assert [line for line in small.unknown if "prodigy" in line] == ["--prodigy_beta3=0.9: it is the root of train.beta2 here."]
+
+
+def test_offset_noise_has_the_strength_that_the_script_fixes():
+    assert recipe(least("train_dreambooth.py", offset_noise=True)).train.noise_offset == 0.1
+    assert recipe(least("train_dreambooth.py")).train.noise_offset == 0
 
 
 def test_epochs_are_steps_where_photos_are_at_hand_and_told_where_they_are_not(tmp_path):

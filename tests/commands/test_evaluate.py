@@ -15,7 +15,7 @@ import personalize
 from personalize.cli import app
 from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import read_json
+from personalize.common.files import read_json, read_jsonl
 from personalize.common.recipe_sections import Evaluate
 from personalize.evaluation import checkpoint_selection, image_cache, protocols, requirements
 from personalize.training import load_run, noisy_classifier, steering
@@ -59,7 +59,7 @@ def photos(tmp_path_factory):
 def runs(photos, settings, tmp_path_factory):
     """Two runs in a folder, one that chooses among its checkpoints and one at twice the learning rate."""
     root = tmp_path_factory.mktemp("runs")
-    personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE], runs=root)
+    personalize.train(photos, class_word="dog", settings=[*settings, *CHOOSE, "train.held_out_every=1"], runs=root)
     personalize.train(photos, class_word="dog", settings=[*settings, "train.lr=2e-3"], runs=root)
     return root
 
@@ -124,6 +124,13 @@ def test_an_evaluation_is_these_files(result, runs):
     assert place.name.startswith("step-00000"), "pictures are kept by checkpoint"
 
 
+def test_the_report_shows_the_losses_on_fixed_noise_that_the_run_logged(result, runs):
+    rows = read_jsonl(runs / "zqv-dog" / "log.jsonl")
+    kinds = ("step", "fixed_subject", "held_out")
+    assert [[row[k] for k in kinds] for row in result.metrics["fixed_loss"]] == [[row[k] for k in kinds] for row in rows]
+    assert len(rows) > 1 and "Loss on fixed noise" in result.report.read_text()
+
+
 def test_the_report_shows_where_the_subjects_words_look(result):
     page = result.report.read_text()
     for prompt in ("a zqv dog in the snow", "a dog with zqv"):
@@ -137,6 +144,7 @@ def test_every_image_is_a_row_by_the_run_and_by_the_base(result):
     assert {row["prompt"] for row in rows if row["kind"] == "base"} == {"a dog in the snow", "a dog with"}
     for row in rows:
         assert all(row[name] for name in ("dino", "clip_i", "clip_t", "held_out", "dino_fg", "nearest", "diversity"))
+        assert bool(row["clip_bg"]) == ("in the snow" in row["prompt"]), "where the prompt says a place"
 
 
 def test_scores_are_the_means_of_their_rows_beside_floor_and_ceiling(result):
@@ -512,7 +520,7 @@ def test_images_drawn_towards_a_metric_are_marked_as_no_score_of_it(own_runs, tm
     compared = personalize.compare([run, own_runs / "zqv-dog-2"], settings=["draw.guide_clip=50", "draw.like=5"])
     metrics = read_json(run / "evaluation" / "metrics.json")
     assert metrics["scores"]["clip_t"]["title"] == "CLIP-T: follows the prompt (no score: drawn towards it)"
-    assert [name for name, score in metrics["scores"].items() if "no score" in score["title"]] == ["clip_t"]
+    assert [name for name, score in metrics["scores"].items() if "no score" in score["title"]] == ["clip_t", "clip_bg"]
     assert any("drawn towards CLIP-T, which is no score of them" in sentence for sentence in metrics["verdict"])
     assert metrics["steering"]["like"] == 5 and metrics["steering"]["guide_clip"] == 50
     assert "no score: drawn towards it" in (run / "evaluation" / "report.md").read_text() and "no score" in compared.text

@@ -117,9 +117,42 @@ def test_a_size_is_drawn_as_asked(draw):
     assert Image.open(draw([PROMPT], "draw.size=48").files[0]).size == (48, 48)
 
 
+def test_an_image_of_any_shape_says_its_width_and_height_and_a_square_is_the_square_of_before(draw, tmp_path):
+    file = draw([PROMPT], "draw.size=32x48").files[0]
+    assert Image.open(file).size == (32, 48) and "Size: 32x48" in Image.open(file).text["parameters"]
+    assert [(row["width"], row["height"]) for row in rows(tmp_path / "out")] == [(32, 48)] * 2
+    other = draw([PROMPT], "draw.size=48x32").files[0]
+    assert Image.open(other).size == (48, 32) and other.name != file.name
+    square, text = draw([PROMPT], "draw.size=48", out="a").files[0], draw([PROMPT], "draw.size=48x48", out="b").files[0]
+    assert square.name == text.name and square.read_bytes() == text.read_bytes()
+
+
+def test_a_photo_is_drawn_anew_where_it_is_white_in_any_shape(draw, tmp_path, tiny_sd):
+    Image.linear_gradient("L").convert("RGB").resize((100, 60)).save(tmp_path / "photo.png")
+    mask = Image.new("L", (100, 60))
+    mask.paste(255, (40, 10, 70, 50))
+    mask.save(tmp_path / "mask.png")
+    heard, options = Heard(), {"image": tmp_path / "photo.png", "mask": tmp_path / "mask.png"}
+    file = draw([PROMPT], "draw.size=48x32", **options, screen=heard).files[0]
+    assert any("its middle part in the shape of 48×32 is drawn" in line for line in heard.lines)
+    kept = Image.open(tmp_path / "photo.png").resize((48, 32), Image.Resampling.LANCZOS, (5, 0, 95, 60)).crop((0, 0, 14, 32))
+    assert Image.open(file).convert("RGB").crop((0, 0, 14, 32)).tobytes() == kept.tobytes()
+    result = draw([PROMPT], "draw.size=48x32", maps=True, out="maps")
+    assert Image.open(result.maps[0]).height == 4 * 32 + 4 * 48 // 9 + 4
+    settings = [*FAST, "draw.size=48x32", "draw.count=1"]
+    options = {"out": tmp_path / "edit", "local_blend": True, "image": tmp_path / "photo.png"}
+    edited = personalize.edit(PROMPT, "a red hat", base=str(tiny_sd), settings=settings, **options)
+    assert {Image.open(path).size for path in edited.files} == {(48, 32)}
+
+
 def test_a_size_the_base_cannot_draw_is_the_users_error(draw, tmp_path):
-    with pytest.raises(UserError, match="size 40 px is not a multiple of 16"):
+    with pytest.raises(UserError, match="size 40 px is not a multiple of 16.* The nearest: 32 or 48"):
         draw([PROMPT], "draw.size=40")
+    with pytest.raises(UserError, match="size 33×64 px is not a multiple of 16.* The nearest: 32x64 or 48x64"):
+        draw([PROMPT], "draw.size=33x64")
+    for wrong in ("0x64", "64x", "64x64x64", "9000", "-16", "wide", "1.5", "[32, 64]", "true"):
+        with pytest.raises(UserError, match="draw.size = .* is not allowed; expected (an edge|edges of 1 to 8192)"):
+            draw([PROMPT], f"draw.size={wrong}")
     assert not list((tmp_path / "out").glob("*.png"))
 
 

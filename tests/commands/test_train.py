@@ -28,6 +28,7 @@ from personalize.data import class_images, subjects, training_set
 from personalize.data.crops import epoch_order
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, load_run, loop, preflight, validation
+from personalize.training.manifest import make_manifest
 
 ROOT = Path(personalize.__file__).parents[1]
 COMMON = ["class_word=dog", "device=cpu", "prior.count=3", "prior.steps=2", "draw.steps=2", "draw.sampler=ddim"]
@@ -160,11 +161,14 @@ RESUMED = {
         *LORA, "train.text_encoder=true", "train.ema=0.9", "train.accumulate=2", "train.batch=2", "train.lr_schedule=cosine",
         "train.warmup=2",
     ],
+    "lora, schedule-free, samples": [*LORA, "train.optimizer=adamw-schedulefree", "train.lr=1e-3", "train.sample_every=2"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("free" in n)) for n in RESUMED])
 def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, prior, tmp_path, name):
+    if "schedule-free" in name:
+        pytest.importorskip("schedulefree")
     settings = [*RESUMED[name], "train.steps=5", "train.checkpoint_every=2", "train.keep=9"]
     once = run(tiny_sd, tall, tmp_path / "once", *settings, prior=prior)
     folder, screen = tmp_path / "cut" / once.name, RecordingScreen()
@@ -201,6 +205,13 @@ def test_blocks_that_wait_change_no_bit_of_a_run_that_draws_scores_stops_and_goe
     ]
     assert Image.open(drawn[0].files[0]).tobytes() == Image.open(drawn[1].files[0]).tobytes()
     assert personalize.export(waiting, to="diffusers", fuse=True, out=tmp_path / "fused", check=False).files
+
+
+def test_an_optimizer_that_is_not_installed_is_told_before_any_long_work(tiny_sd, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        run(tiny_sd, photos, tmp_path, *LORA, "train.optimizer=lion8bit")
+    assert not list(tmp_path.iterdir())
 
 
 def test_different_seeds_are_different_runs_bit_by_bit(tiny_sd, photos, tmp_path):
@@ -365,6 +376,36 @@ def test_other_photos_captions_or_settings_make_another_run(tiny_sd, photos, tmp
     for same in (["draw.guidance=9"], ["evaluate.count=1"], []):
         assert run(tiny_sd, photos, runs, *settings, *same) == first
     assert run(tiny_sd, negative, runs, *settings) == others[0]
+
+
+def test_a_caption_without_the_token_trains_as_the_one_that_says_it(tiny_sd, photos, tmp_path):
+    settings, runs = [*LORA, "train.steps=1"], tmp_path / "runs"
+    captioned, screen = copies(photos, tmp_path / "captioned"), RecordingScreen()
+    (captioned / "00.txt").write_text("a dog in the snow")
+    first = run(tiny_sd, captioned, runs, *settings, "token=zqv", screen=screen)
+    assert any("put in: 'a zqv dog in the snow'" in line for line in screen.lines), screen.lines
+    with pytest.raises(UserError, match="00.png does not say 'zqv'"):
+        run(tiny_sd, captioned, runs, *settings, "token=zqv", "captions.add_token=false")
+    (captioned / "00.txt").write_text("a {token} dog in the snow")
+    for more in ([], ["captions.add_token=false"]):  # the same weights are the same run
+        assert run(tiny_sd, captioned, runs, *settings, "token=zqv", *more) == first
+    unsaid = recipe_from_dict(run_folder.read_manifest(first)["recipe"], "the run's recipe")
+    known, _ = subjects.load_subjects([captioned], unsaid, tokens=["zqv"], size=32)
+    (captioned / "00.txt").write_text("a dog in the snow")
+    as_written, _ = subjects.load_subjects([captioned], unsaid, tokens=["zqv"], size=32)
+    said, before = (make_manifest(base(tiny_sd), unsaid, one, {})["identity"] for one in (known, as_written))
+    assert said == run_folder.read_manifest(first)["identity"] != before, (
+        "a run that trained on it without the token is another"
+    )
+
+
+def test_a_learned_word_is_put_into_captions_that_are_shuffled_and_dropped(tiny_sd, photos, tmp_path):
+    settings = ["train.methods=textual-inversion", "train.steps=3", "train.caption_dropout=0.5", "train.caption_shuffle=true"]
+    captioned, screen = copies(photos, tmp_path / "captioned"), RecordingScreen()
+    (captioned / "00.txt").write_text("snow, a dog, night")
+    folder = run(tiny_sd, captioned, tmp_path / "runs", *settings, screen=screen)
+    assert any("put in: 'snow, a <subject> dog, night'" in line for line in screen.lines), screen.lines
+    assert run_folder.read_manifest(folder)["status"] == "finished"
 
 
 def test_the_photos_of_one_run_are_never_trained_on_in_another(tiny_sd, photos, tmp_path):
@@ -629,27 +670,30 @@ def test_a_base_with_another_prediction_and_vae_trains_as_another_base(tiny_sd, 
     weights = load_file(vae / "diffusion_pytorch_model.safetensors")
     weights["decoder.conv_out.weight"] *= 2
     save_file(weights, vae / "diffusion_pytorch_model.safetensors")
-    settings, changed = [*FULL, "train.steps=1", "token=zqv"], ["prediction=v_prediction", "base_vae=vae"]
+    settings, changed = [*FULL, "train.steps=1", "token=zqv"], ["prediction=v_prediction", "zero_snr=true", "base_vae=vae"]
     plain = run(tiny_sd, photos, tmp_path / "runs", *settings)
     screen = RecordingScreen()
     other = run(tiny_sd, photos, tmp_path / "runs", *settings, *changed, screen=screen)
-    assert "(prediction = 'v_prediction', there '', base_vae = " in "\n".join(screen.lines) and other != plain
+    assert (
+        "(prediction = 'v_prediction', there '', zero_snr = True, there False, base_vae = " in "\n".join(screen.lines)
+        and other != plain
+    )
     assert run_folder.read_manifest(other)["recipe"]["base_vae"] == str(vae)
     assert run_folder.read_manifest(other)["fingerprint"] != run_folder.read_manifest(plain)["fingerprint"]
     with pytest.raises(UserError, match="do not fit this run: fingerprint is"):
         run(tiny_sd, photos, tmp_path / "runs", *settings, *changed, "prior.count=3", prior=prior)
     saved = base(other / "model")
-    assert saved.schedule.prediction == "v_prediction"
+    assert saved.schedule.prediction == "v_prediction" and saved.schedule.alphas_cumprod[-1] == 0
     assert torch.equal(saved.vae.decoder.conv_out.weight, weights["decoder.conv_out.weight"])
     assert not any(path.is_symlink() for path in (other / "model").rglob("*"))
     monkeypatch.chdir(tmp_path / "runs")
     assert len(personalize.generate(["a dog"], run=other, settings=DRAW, out=tmp_path / "out").files) == 1
     shutil.rmtree(tmp_path / "cache")
-    assert run(tiny_sd, photos, tmp_path / "runs", *settings, "prediction=v_prediction", f"base_vae={vae}") == other
+    assert run(tiny_sd, photos, tmp_path / "runs", *settings, *changed[:2], f"base_vae={vae}") == other
 
 
 def test_a_failure_at_any_place_is_in_the_manifest(tiny_sd, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("personalize.commands.train.build_training_set", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("personalize.training.prepare.build_data", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tiny_sd, photos, tmp_path, *LORA)
     (folder,) = tmp_path.iterdir()

@@ -176,4 +176,4 @@ def test_the_plan_is_a_real_runs_and_crops_that_are_cut_anew_cost_more(bases, ph
 def test_a_class_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / class_images.name(0)).write_bytes(b"no image")
     with pytest.raises(UserError, match="00000.png"):
-        class_images.class_pixels({"dog": tmp_path}, 32)("dog", 0)
+        class_images.class_pixels({"dog": tmp_path}, {"dog": (32, 32)})("dog", 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from personalize.common import errors, files, prompts, recipe_sections, run_folder, settings, untrusted
+from personalize.common import errors, files, image_size, prompts, recipe_sections, run_folder, settings, untrusted
 from personalize.common import recipe as config
 from personalize.common.errors import UserError
 from personalize.common.recipe import SETTINGS, Recipe, flat_settings, load_recipe, recipe_from_dict, recipe_to_dict
@@ -22,6 +22,8 @@ def other_value(setting):
         return (other,) if isinstance(default, tuple) else other
     if setting.kind is bool:
         return not default
+    if setting.kind == settings.Edges:
+        return "512x768"
     if setting.kind is int:
         return default + 3
     if setting.kind is float:
@@ -139,7 +141,7 @@ def test_a_typo_in_a_file_names_the_file(tmp_path):
         ("train.lr=[1]", "a number"),
         ("photos.flip=True", "true or false"),
         ("photos.flip=1", "true or false"),
-        ("train.lr_schedule=cosin", "one of constant, cosine, linear"),
+        ("train.lr_schedule=cosin", "one of constant, cosine, linear, cosine-restarts, polynomial"),
         ("train.trackers=[1, 2]", "a list of texts"),
         ("draw.interval=[0.5, 2]", "at most 1"),
     ],
@@ -211,7 +213,9 @@ def test_a_recipe_cannot_be_changed():
         Recipe().train.steps = 3
 
 
-@pytest.mark.parametrize("module", [config, errors, files, prompts, recipe_sections, run_folder, settings, untrusted])
+@pytest.mark.parametrize(
+    "module", [config, errors, files, image_size, prompts, recipe_sections, run_folder, settings, untrusted]
+)
 def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_only(module):
     names = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
@@ -219,9 +223,8 @@ def test_the_lowest_modules_import_the_standard_library_each_other_and_filelock_
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module if node.module.startswith("personalize") else node.module.split(".")[0])
-    allowed = {f"personalize.common.{name}" for name in ("errors", "files", "recipe_sections", "settings", "untrusted")} | {
-        "filelock"
-    }
+    own = ("errors", "files", "image_size", "optimizers", "recipe_sections", "settings", "untrusted")
+    allowed = {f"personalize.common.{name}" for name in own} | {"filelock"}
     assert names and names <= set(sys.stdlib_module_names) | allowed
 
 
@@ -236,3 +239,17 @@ def test_every_whole_number_has_a_most():
     ):
         with pytest.raises(UserError, match=text.partition("=")[0]):
             config.load_recipe(None, [text])
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("512", 512), ("512x768", "512x768"), ('"512x768"', "512x768"), ("512 X 512", 512), ("96×64", "96x64"), ("0", 0)],
+)
+def test_a_size_is_an_edge_or_a_width_and_a_height_and_a_square_always_its_edge(tmp_path, text, size):
+    assert load_recipe(None, [f"draw.size={text}"]).draw.size == size
+    stored = recipe_to_dict(load_recipe(None, [f"draw.size={text}"]))
+    assert stored["draw"]["size"] == size and recipe_from_dict(stored, "a manifest").draw.size == size
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe_to_toml(load_recipe(None, [f"draw.size={text}"])))
+    assert load_recipe(file).draw.size == size
+    assert load_recipe(None).draw.size == 0

@@ -124,6 +124,12 @@ def test_one_subject_alone_cannot_be_mixed(photos):
         subjects.load_subjects([photos], recipe, tokens=("zqv",), size=32)
 
 
+def test_photos_of_several_shapes_cannot_be_mixed(photos):
+    recipe = load_recipe(None, ["class_word=dog,cat", "train.cut_mix=0.3", "photos.shape=buckets"])
+    with pytest.raises(UserError, match=r"cuts two photos of one shape, and photos\.shape = buckets keeps theirs"):
+        subjects.load_subjects([photos, photos], recipe, tokens=("zqv", "kxj"), size=32)
+
+
 def test_runs_of_before_the_setting_keep_their_identity():
     before = recipe_to_dict(load_recipe(None))
     del before["train"]["cut_mix"], before["choose"]["bleed"]

@@ -174,15 +174,24 @@ def test_a_subject_that_the_crop_cuts_is_warned_of_with_what_would_keep_it(folde
 
 
 def test_subjects_that_are_tiny_or_everything_and_inverted_masks_are_told(folder):
-    box_mask((320, 320), (150, 150, 190, 190)).save(folder / "0.mask.png")
-    Image.new("L", (320, 320), 255).save(folder / "1.mask.png")
+    box_mask((320, 320), (140, 140, 190, 190)).save(folder / "0.mask.png")
+    scene(1, 640).save(folder / "1.png")
+    box_mask((640, 320), (150, 0, 490, 320)).save(folder / "1.mask.png")
     inverted = Image.new("L", (320, 320), 255)
     inverted.paste(0, (100, 100, 220, 220))
     inverted.save(folder / "2.mask.png")
     warnings, notes = faults(folder)
-    assert "the subject is only 1.6% of the crop of 0.png" in warnings
+    assert "the subject is only 2.4% of the crop of 0.png" in warnings
     assert "the mask of 1.png marks 100% of the crop" in notes
     assert "the mask of 2.png is white along 100% of the photo's edge" in warnings
+
+
+@pytest.mark.parametrize("box, share", [((0, 0, 40, 40), "1.6%"), ((0, 0, 320, 312), "97.5%")])
+def test_a_mask_of_next_to_nothing_or_next_to_all_is_one_warning(folder, box, share):
+    box_mask((320, 320), box).save(folder / "0.mask.png")
+    (warning, note) = faults(folder)
+    assert warning.startswith(f"the mask of 0.png marks {share} of the photo as the subject, where 2% to 95% can be right")
+    assert " | " not in warning and "0.png" not in note, "no second finding says the same"
 
 
 def test_masks_for_some_photos_only_are_noted_and_a_subject_crop_without_any_is_a_warning(folder):
@@ -304,6 +313,26 @@ def test_without_a_size_photos_are_examined_as_the_base_trains_them(folder, tmp_
     (bare / "unet" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="sample_size. Give --size"):
         check_photos(folder, base=str(bare), out=out)
+
+
+def test_photos_that_keep_their_shape_are_shown_and_measured_as_what_they_become(folder, tmp_path):
+    out = tmp_path / "a.html"
+    for k, size in enumerate([(640, 210), (210, 640), (60, 640)]):
+        scene(k + 3).resize(size).save(folder / f"{k}.png")
+    options = ["photos", str(folder), "--size", "128", "--shape", "buckets", "--out", str(out), "--json"]
+    texts = [finding["text"] for finding in json.loads(CliRunner().invoke(app, options).stdout)["findings"]]
+    assert "0.png: 640×210 px, becomes 192×64 px, the crop keeps 98% of it" in texts
+    assert "1.png: 210×640 px, becomes 64×192 px, the crop keeps 98% of it" in texts
+    assert any(
+        text.startswith("2.png is 60×640 px, smaller than the 64×256 px it is trained at: it is enlarged 1.1") for text in texts
+    )
+    assert "they keep their shape, in 3 sizes: 64×192 (1), 64×256 (1), 192×64 (1)" in texts
+    page = out.read_text(encoding="utf-8")
+    assert "for training at 128×128 px, each in its own shape of that area" in page and page.count("becomes ") == 3
+    with pytest.raises(UserError, match="unknown shape 'bucket'; did you mean 'buckets'"):
+        check_photos(folder, shape="bucket", out=out)
+    with pytest.raises(UserError, match="size 100 px is not a multiple of 32.* The nearest: 96 or 128"):
+        check_photos(folder, size=100, shape="buckets", out=out)
 
 
 def test_the_command_line_prints_the_page_or_the_findings(folder, tmp_path):

@@ -175,6 +175,14 @@ def test_a_poor_word_is_remarked_on(word, remark):
     assert chosen == (word,) and len(said) == 1 and remark in said[0]
 
 
+@pytest.mark.parametrize("word", ["the", "snow", "red", "cat"])
+def test_a_word_that_toylands_captions_say_is_remarked_on(word):
+    """Its vocabulary is of its captions alone, so that its late words too may be common."""
+    model = made(["sks", "snow", "red", "cat", "the"], name="toyland")
+    chosen, said = rare_tokens.choose_tokens(model, (word,), 1, FULL, classes=("dog",))
+    assert chosen == (word,) and len(said) == 1 and "is a common word" in said[0]
+
+
 def test_sks_means_nothing_in_toyland():
     assert rare_tokens.choose_tokens(made(["sks"], name="toyland"), ("sks",), 1, FULL) == (("sks",), [])
 

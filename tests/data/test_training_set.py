@@ -14,6 +14,7 @@ from personalize.common.recipe import load_recipe, recipe_to_dict
 from personalize.core import rng
 from personalize.core.losses import denoising_loss
 from personalize.data import subjects, training_set
+from personalize.data.batch import Batch
 from personalize.generation import sampling
 from personalize.training.engine import Engine
 from personalize.training.find_run import decisive_settings
@@ -117,12 +118,50 @@ def test_predictions_of_the_base_have_the_density_of_training(tiny_sd, photos):
     assert data.prior.t.float().mean() > 580  # 667 at this density, 500 at the uniform one; its standard error is 37
 
 
+LATER_NOISE = ("timesteps", "noise_offset", "input_perturbation")
+
+
 def test_another_density_is_another_run_and_the_default_is_the_run_from_before_the_setting():
-    recipes = [recipe_to_dict(load_recipe(None, [f"train.timesteps={name}"])) for name in ("uniform", "mode", "high")]
+    recipes = [recipe_to_dict(load_recipe(None, [text])) for text in ("train.timesteps=uniform", OFFSET, PERTURBED)]
     before = recipe_to_dict(load_recipe(None))
-    del before["train"]["timesteps"]
+    for name in LATER_NOISE:
+        del before["train"][name]
     default, mode, high = map(decisive_settings, recipes)
     assert default == decisive_settings(before) and default != mode != high != default
+
+
+OFFSET, PERTURBED = "train.noise_offset=0.1", "train.input_perturbation=0.2"
+
+
+def test_offset_and_perturbation_are_drawn_after_all_else_and_are_in_the_loss(tiny_sd, photos):
+    """As diffusers' train_text_to_image.py: both noise the latents, and the target has the offset alone."""
+    priors = {"dog": torch.randn(3, 4, 16, 16)}
+    plain, shifted, both = (made(tiny_sd, [photos], *more, priors=priors) for more in ((), (OFFSET,), (OFFSET, PERTURBED)))
+    before, offset, after = (data.at(3) for data, _ in (plain, shifted, both))
+    for batch in (offset, after):
+        assert torch.equal(before.z0, batch.z0) and torch.equal(before.t, batch.t)
+    assert before.noise is None and offset.noise is None and torch.equal(offset.eps, after.eps)
+    shift = offset.eps - before.eps
+    torch.testing.assert_close(shift, shift.mean((2, 3), keepdim=True).expand_as(shift), rtol=0, atol=1e-6)
+    assert 0.05 < float(shift.mean((2, 3)).std()) < 0.2
+    assert 0.18 < float((after.noise - after.eps).std()) < 0.22
+    model, everything = both[0].model, slice(0, 4)
+    out = model.predict(model.schedule.add_noise(after.z0, after.noise, after.t), after.t, after.cond(everything))
+    per_image = denoising_loss(out, after.eps).detach()
+    torch.testing.assert_close(both[1].backward(after)[0], per_image[:2].mean() + per_image[2:].mean())
+    assert float(both[1].backward(after)[0]) != float(both[1].backward(offset)[0])
+    again = Batch.of(after.tensors(), after.counts)
+    assert torch.equal(again.noise, after.noise), "a captured step has it too"
+
+
+def test_predictions_are_of_offset_noise_and_asked_for_the_inputs_that_the_base_answered(tiny_sd, photos):
+    settings = ("prior.kind=predictions", "prior.count=40")
+    data, engine = made(tiny_sd, [photos], *settings, OFFSET.replace("0.1", "1"), PERTURBED)
+    assert float(data.prior.eps.mean((2, 3)).std()) > 0.8  # 0.06 without
+    batch = data.at(0)
+    rows = batch.is_prior
+    assert torch.equal(batch.noise[rows], batch.eps[rows]) and not torch.equal(batch.noise[~rows], batch.eps[~rows])
+    assert engine.backward(batch)[2] < 1e-9
 
 
 def test_two_subjects_have_their_own_words_photos_and_class_images(tiny_sd, photos, tmp_path):

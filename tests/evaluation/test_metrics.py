@@ -129,7 +129,7 @@ def test_each_distinct_prompt_is_encoded_once_and_each_image_keeps_its_own():
     def identity(images):
         return Identity(look(images), torch.ones(len(images), 4, 2))
 
-    judge = Encoders(dino=identity, clip_image=look, clip_text=text, cover=None, grid=2, names={}, looks={})
+    judge = Encoders(dino=identity, clip_image=look, clip_text=text, cover=None, spread=None, grid=2, names={}, looks={})
     got = embed(judge, torch.zeros(4, 3, 8, 8), ["a dog", "a cat", "a dog", "a dog"])
     assert read == [["a dog", "a cat"]] and seen == [4, 4]
     assert got.text.tolist() == [[1, 0], [0, 1], [1, 0], [1, 0]]

@@ -11,13 +11,14 @@ import reports
 from PIL import Image
 
 from personalize.common.html import data_uri
-from personalize.evaluation.report.figures import el
+from personalize.evaluation.report.figures import el, loss_paths
 from personalize.evaluation.report.page import Shown, html
 from personalize.evaluation.report.tables import interval, markdown, number, plain, share
 
 VOID = {"meta", "img", "br"}
 NASTY = """<script>alert("1")</script> 'x' & | `y`"""
 SECTIONS = {  # key of the data: heading
+    "fixed_loss": "Loss on fixed noise",
     "scores": "Scores", "checkpoints": "Checkpoints", "prompts": "Prompts", "copying": "Does it copy the photos?",
     "truth": "Read back by Toyland", "photos": "Photos",
 }  # fmt: skip
@@ -66,7 +67,8 @@ def page(images) -> str:
 
 def test_every_tag_is_closed_and_every_section_is_there(page):
     assert read(page).headings == [
-        "Scores", "Checkpoints", "Contact sheet", "Which word did that?", "Prompts", "Does it copy the photos?",
+        "Scores", "Checkpoints", "Loss on fixed noise", "Contact sheet",
+        "Which word did that?", "Prompts", "Does it copy the photos?",
         "Is a dog still a dog?", "Read back by Toyland", "Photos",
     ]  # fmt: skip
 
@@ -254,3 +256,14 @@ def test_how_far_dino_agrees_with_the_truth_is_in_the_small_print_where_it_is_kn
     assert said in " ".join(read(html(known, images)).words) and said in markdown(known)
     unknown = known | {"agreement": None}
     assert "agrees with the truth" not in html(unknown, images) + markdown(unknown)
+
+
+def test_losses_on_fixed_noise_are_a_line_each_in_the_order_of_steps_and_named_apart():
+    rows = [{"step": 10, "fixed_subject": 0.3, "held_out": 0.3}, {"step": 20, "fixed_subject": 0.1, "held_out": 0.1}]
+    svg = str(loss_paths(rows))
+    lines = re.findall(r'<polyline points="([^"]*)" class="path ([a-z-]+)"', svg)
+    assert {name for _, name in lines} == {"fixed-subject", "held-out"} and "class images" not in svg
+    (x, y), (x2, y2) = (map(float, dot.split(",")) for dot in lines[0][0].split())
+    assert x < x2 and y < y2, "a loss that falls goes down the page"
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="label"', svg)]
+    assert len(heights) == 2 and abs(heights[0] - heights[1]) >= 14

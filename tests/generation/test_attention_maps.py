@@ -63,8 +63,8 @@ def test_maps_are_the_librarys_softmax_of_the_prompts_rows_and_sum_to_1(model):
             cfg(lambda *inputs, maps=maps: model.predict(*inputs, watch=maps), cond, uncond, scale)(z, T)
         expected = librarys_maps(model, z, PROMPTS)
     for maps in (guided, plain):
-        torch.testing.assert_close(maps.mean(SIDE), expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(guided.mean(SIDE).sum(1), torch.ones(2, SIDE, SIDE))
+        torch.testing.assert_close(maps.mean((SIDE, SIDE)), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(guided.mean((SIDE, SIDE)).sum(1), torch.ones(2, SIDE, SIDE))
 
 
 def test_maps_change_no_bit_of_an_image_and_are_each_rows_own(model, monkeypatch):

@@ -51,6 +51,7 @@ def good(tiny_sd, photos, tmp_path_factory):
     shutil.copy(photos / "00.png", place / "a.png")
     shutil.copy(photos / "01.png", place / "b.png")
     (place / "b.txt").write_text("a sks dog")
+    (place / "captions.toml").write_text('"a.png" = "a sks dog"')
     save_file({"trained/a": torch.ones(2)}, place / "state.safetensors", metadata={"step": "3"})
     (place / "recipe.toml").write_text("seed = 3\n")
     (place / "prompts.txt").write_text("a dog\n")
@@ -74,6 +75,7 @@ def base(place):
 READERS = {  # file -> the call
     "a.png": lambda p: photo_files.read_photo(p / "a.png"),
     "b.txt": lambda p: read_caption(p / "b.png"),
+    "captions.toml": lambda p: read_caption(p / "c.png"),
     "state.safetensors": lambda p: checkpoint.load_state(p / "state.safetensors"),
     "recipe.toml": lambda p: load_recipe(p / "recipe.toml", []),
     "prompts.txt": lambda p: prompts.read_prompts(p / "prompts.txt"),
@@ -89,7 +91,13 @@ READERS = {  # file -> the call
     ),
     "base/tokenizer/vocab.json": lambda p: clip_tokenizer.read_vocabulary(p / "base" / "model.safetensors"),
 }
-OPTIONAL = {"b.txt", "images.jsonl", "exports.jsonl", "choosing.jsonl"}  # where none is there, there is nothing to read
+OPTIONAL = {
+    "b.txt",
+    "captions.toml",
+    "images.jsonl",
+    "exports.jsonl",
+    "choosing.jsonl",
+}  # where none is there, there is nothing to read
 JSON = [name for name in READERS if name.endswith(".json")]
 
 

@@ -5,6 +5,7 @@ A new row of METHODS is tested the day it appears, alone and with the text encod
 
 import copy
 from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from personalize import methods, models
 from personalize.common import checkpoint
 from personalize.common.errors import UserError
+from personalize.common.optimizers import OPTIMIZERS
 from personalize.common.recipe import Recipe, load_recipe
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
@@ -93,6 +95,15 @@ XL = [
     Case(("full",), (TEXT,), True), Case(("lora",), (TEXT, CONV), True),
     Case(("textual-inversion",), ("embedding.vectors=2",), True),
 ]  # fmt: skip
+HAVE = {name for name, row in OPTIMIZERS.items() if find_spec(row.place.partition(":")[0].partition(".")[0])}
+OPTIMIZED = [
+    Case((method,), (f"train.optimizer={name}", *["train.lr=1"] * (name == "prodigy")))
+    for method, name in [
+        *(("lora", name) for name, row in OPTIMIZERS.items() if not name.startswith("adamw") or row.averages),
+        ("full", "adafactor"),
+    ]
+    if name in HAVE
+]
 PLAIN = ROWS + OPTIONS + XL  # a quantized base is another base, so its results draw something else on the plain one
 CASES = PLAIN + QUANTIZED
 

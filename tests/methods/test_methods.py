@@ -12,6 +12,7 @@ from method_cases import (
     CASES,
     MARKS,
     NOISE,
+    OPTIMIZED,
     PIVOTAL,
     PLAIN,
     QUANTIZED,
@@ -85,7 +86,7 @@ def test_checkpointed_gradients_are_the_plain_ones(folder, case):
     assert all(torch.allclose(plain[k], saving[k], atol=1e-5) for k in plain)
 
 
-@battery(CASES)
+@battery(CASES + OPTIMIZED)
 def test_stopped_and_resumed_is_never_stopped_bit_for_bit(folder, case):
     kept = learned(folder, case).kept
     resumed = trained(folder, case, start=(MARKS[-2], kept[MARKS[-2]])).kept

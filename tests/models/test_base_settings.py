@@ -5,6 +5,7 @@ import os
 import shutil
 
 import bases
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -147,6 +148,38 @@ def test_a_setting_for_sd2_brings_its_size(tmp_path):
         configs = [json.loads((folder / part).read_text()) for part in ("scheduler/scheduler_config.json", "unet/config.json")]
         assert configs[0]["prediction_type"] == (prediction_type or "v_prediction")
         assert configs[1]["sample_size"] == cells and models.fingerprint(folder)
+
+
+def test_zero_terminal_snr_is_another_base_whose_schedule_is_diffusers_rescaled_one(tiny_sd):
+    plain, said, v = models.locate_base(str(tiny_sd), ignore), [], {"prediction": "v_prediction"}
+    other = load(tiny_sd, zero_snr=True, say=said.append, **v)
+    assert "the noise schedule of" in said[-1] and other.schedule.spacing == "trailing"
+    config = json.loads((other.folder / "scheduler" / "scheduler_config.json").read_text())
+    index = json.loads((other.folder / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", config["_class_name"]]
+    theirs = getattr(diffusers, config["_class_name"]).from_pretrained(other.folder / "scheduler")
+    assert theirs.config.rescale_betas_zero_snr and other.schedule.alphas_cumprod[-1] == 0
+    torch.testing.assert_close(other.schedule.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-4, atol=2e-7)
+    ordinary = load(tiny_sd, **v)
+    assert len({models.fingerprint(plain), ordinary.fingerprint, other.fingerprint}) == 3
+    assert float(ordinary.schedule.alphas_cumprod[-1]) > 0
+    assert models.locate_base(str(tiny_sd), ignore, zero_snr=True, **v) == other.folder
+
+
+def test_zero_terminal_snr_is_refused_for_epsilon_and_changes_nothing_where_it_is(tiny_sd):
+    with pytest.raises(
+        UserError, match="zero_snr = true: base .* predicts epsilon.*zero_snr=false, or prediction=v_prediction"
+    ):
+        models.locate_base(str(tiny_sd), ignore, zero_snr=True)
+    assert models.locate_base("toyland", ignore, zero_snr=True) == models.locate_base("toyland", ignore)
+
+
+def test_a_scheduler_that_does_not_rescale_becomes_ddim(tmp_path, tiny_sd):
+    folder = shutil.copytree(tiny_sd, tmp_path / "pndm")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "PNDMScheduler"}))
+    made = models.locate_base(str(folder), ignore, zero_snr=True, prediction="v_prediction")
+    assert json.loads((made / "model_index.json").read_text())["scheduler"] == ["diffusers", "DDIMScheduler"]
 
 
 def test_a_checkpoint_without_a_vae_is_refused_with_the_remedy(without_vae):

@@ -171,6 +171,8 @@ def test_every_method_can_be_rehearsed(tiny_sd, photos, method):
         ["train.text_encoder=true"],
         ["train.accumulate=2", "train.batch=2"],
         ["train.optimizer=adamw8bit"],
+        ["train.optimizer=adafactor"],
+        ["train.optimizer=lion8bit"],
         ["train.ema=0.99"],
         ["dtype=bfloat16"],
         ["photos.crop=random", "photos.flip=true"],

@@ -78,8 +78,9 @@ def test_masters_in_halves_are_float32_masters_bit_for_bit(monkeypatch, chunk):
     assert {c.master.numel() for c in kept.chunks} == {0}
 
 
-def test_eight_bit_state_trains_them_as_it_trains_float32_ones():
-    settings = load_recipe(None, ["train.optimizer=adamw8bit"]).train
+@pytest.mark.parametrize("kind", ["adamw8bit", "lion8bit"])
+def test_eight_bit_state_trains_them_as_it_trains_float32_ones(kind):
+    settings = load_recipe(None, [f"train.optimizer={kind}"]).train
     whole, halved, kept = pair(SHAPES, apart=True)
     before = [p.detach().clone() for p in whole]
     optimizer = make_optimizer(kept.groups, settings)

@@ -43,6 +43,8 @@ def _plain(draft: Draft) -> None:
     for name, key in SWITCHES.items():
         if name in flags:
             draft.settings[key] = call.on(name)
+    if call.on("offset_noise"):
+        draft.settings["train.noise_offset"] = 0.1  # which its code fixes
     cropped, squeezes = call.on("center_crop"), call.script.squeezes
     draft.settings["photos.crop"] = "center" if cropped else "random"
     if squeezes == "always" or (squeezes == "uncropped" and not cropped):
@@ -196,6 +198,7 @@ def _without_effect(draft: Draft) -> set[str]:
         "text_encoder_lr adam_weight_decay_text_encoder": frozen,
         "lr_num_cycles": lr_scheduler != "cosine_with_restarts",
         "lr_power": lr_scheduler != "polynomial",
+        " ".join(f"prodigy_{flag}" for flag in schedule.PRODIGY): call.text("optimizer").lower() != "prodigy",
         "num_train_epochs": call.text("max_train_steps"),
         "dataset_config_name": not call.text("dataset_name"),
         "lora_r lora_alpha lora_dropout lora_bias": not adapts,

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from personalize.cli.import_command.draft import Draft
 from personalize.cli.import_command.parse import Call
+from personalize.common.optimizers import NEAR_ONE
 from personalize.common.recipe import SETTINGS
 
-SCHEDULES = {  # our schedule -> those of diffusers that it is, or is nearest to
-    "constant": ("constant", "constant_with_warmup", "piecewise_constant"),
-    "linear": ("linear", "polynomial"),
-    "cosine": ("cosine", "cosine_with_restarts"),
-}
+SCHEDULES = {  # diffusers' schedule -> ours that it is, or for the last is nearest to
+    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
+    "cosine_with_restarts": "cosine-restarts", "polynomial": "polynomial", "piecewise_constant": "constant",
+}  # fmt: skip
+# The script's flags of Prodigy, without "prodigy_" -> what ours always has.
+PRODIGY = {"beta3": "", "decouple": "True", "use_bias_correction": "True", "safeguard_warmup": "True"}
 
 
 def convert_schedule(draft: Draft) -> None:
@@ -37,28 +39,50 @@ def _optimizer(draft: Draft) -> None:
         lr *= settings["train.batch"] * (2 if "real_prior" in call.script.flags and settings["prior.count"] else 1)
         draft.notices.append("--scale_lr: the learning rate times the batch is written out in train.lr.")
     settings["train.lr"] = float(f"{lr:.12g}")
-    if call.text("optimizer").lower() not in ("", "adamw"):
-        draft.unknown.append(f"--optimizer={call.text('optimizer')}: AdamW is used, which needs another learning rate.")
-    if call.on("use_8bit_adam"):
+    name, in_8_bits = call.text("optimizer").lower(), call.on("use_8bit_adam")
+    if name == "prodigy":
+        _prodigy(draft)
+    elif in_8_bits:
         settings["train.optimizer"] = "adamw8bit"
+    if name == "prodigy" and in_8_bits:
+        draft.notices.append("--use_8bit_adam has no effect with Prodigy, and is left out.")
+    elif name not in ("", "adamw", "prodigy"):
+        draft.unknown.append(f"--optimizer={call.text('optimizer')}: AdamW is used, which needs another learning rate.")
     if (epsilon := call.number("adam_epsilon", float)) != 1e-8:
         draft.unknown.append(f"--adam_epsilon={epsilon:g}: it is 1e-08 here.")
+
+
+def _prodigy(draft: Draft) -> None:
+    """Prodigy has one rate for all that trains. A small one, which the script lets be with a warning, hardly trains."""
+    call, settings, lr = draft.call, draft.settings, draft.settings["train.lr"]
+    settings["train.optimizer"] = "prodigy"
+    settings["train.text_lr"] = 0.0
+    if not NEAR_ONE[0] <= lr <= NEAR_ONE[1]:
+        settings["train.lr"] = 1.0
+        draft.notices.append(f"--learning_rate={lr:g} is a factor on the rate that Prodigy finds: it is 1 here (train.lr).")
+    if "text_encoder_lr" in call.given:
+        draft.notices.append("--text_encoder_lr: with Prodigy the text encoders have the U-Net's rate, there too.")
+    for flag, ours in PRODIGY.items():
+        if (given := call.text(f"prodigy_{flag}")) not in ("", ours):
+            draft.unknown.append(f"--prodigy_{flag}={given}: it is {ours or 'the root of train.beta2'} here.")
 
 
 def _lr_schedule(draft: Draft) -> None:
     """The learning rate's schedule by its name in diffusers, whose plain "constant" ignores --lr_warmup_steps."""
     call = draft.call
-    name, cycles = call.text("lr_scheduler"), call.text("lr_num_cycles")
+    name, cycles = call.text("lr_scheduler"), call.number("lr_num_cycles")
     power, warmup = call.number("lr_power", float), call.number("lr_warmup_steps")
-    nearest = next((ours for ours, theirs in SCHEDULES.items() if name in theirs), "")
-    draft.settings["train.lr_schedule"] = nearest or "constant"
+    draft.settings["train.lr_schedule"] = SCHEDULES.get(name, "constant")
+    if name == "cosine_with_restarts":
+        draft.settings["train.lr_cycles"] = cycles or 1
+    if name == "polynomial":
+        draft.settings["train.lr_power"] = 1.0 if power is None else power
     if name not in ("constant", "piecewise_constant"):
         draft.settings["train.warmup"] = warmup
     elif "lr_warmup_steps" in call.given and warmup:
         draft.notices.append(f"--lr_warmup_steps={warmup} has no effect with the schedule {name}, and is left out.")
-    exact = {"cosine_with_restarts": cycles in ("", "1"), "polynomial": power in (None, 1.0), "piecewise_constant": False}
-    if not nearest or not exact.get(name, True):
-        draft.unknown.append(f"--lr_scheduler={name}: {nearest or 'constant'} is the nearest schedule there is.")
+    if name not in SCHEDULES or name == "piecewise_constant":
+        draft.unknown.append(f"--lr_scheduler={name}: constant is the nearest schedule there is.")
 
 
 def _steps(draft: Draft) -> None:

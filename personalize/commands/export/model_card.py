@@ -71,6 +71,10 @@ def text(card: Card) -> str:
         ("prompt", ", ".join(f"`{subject['prompt']}`" for subject in subjects)), ("method", ", ".join(manifest["methods"])),
         ("trained on", f"{count} photos, which are {'in photos.png' if card.photos else 'not in this repository'}"),
     ]  # fmt: skip
+    if recipe.prompt.chunks > 1:
+        rows.append(
+            ("prompts", f"encoded in {recipe.prompt.chunks} chunks of 75 tokens, also short ones; diffusers cuts at 77")
+        )
     parts = [
         _header(card),
         f"# {card.repo.rpartition('/')[2]}",

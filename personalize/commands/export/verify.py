@@ -76,6 +76,7 @@ def draw_in_fresh_process(model: LatentModel, files: Files, prompt: str, guidanc
     options = [("base", files.base), ("out", scratch / "drawn"), *(("lora", path) for path in files.loras)]
     options += [("embedding", f"{path}:{token}") for path, token in files.embeddings]
     options += [("count", 1), ("steps", STEPS), ("sampler", SAMPLER), ("guidance", guidance), ("seed", SEED)]
+    options += [("set", f"prompt.chunks={model.chunks}"), ("set", f"prompt.weighting={model.weighting}")]
     options += [("size", model.size), ("device", model.device), ("dtype", str(model.dtype).removeprefix("torch."))]
     words = [word for name, value in options for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "personalize", "generate", *words, "--json", "--", prompt]

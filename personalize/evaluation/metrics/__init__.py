@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from personalize.evaluation.image_cache import LOOK_ALIKES
-from personalize.evaluation.metrics import diversity, foreground, similarity, toyland_truth
+from personalize.evaluation.metrics import background, diversity, foreground, similarity, toyland_truth
 from personalize.evaluation.metrics.inputs import Images, Reference
 
 
@@ -45,6 +45,15 @@ def _first(images: Images) -> Tensor:
     return first.masked_fill(torch.tensor([kind == LOOK_ALIKES for kind in images.wanted.kinds]), torch.nan)
 
 
+def _background(images: Images) -> Tensor | None:
+    reference = images.reference
+    if not reference.foreground.any():
+        return None
+    places = [background.where(prompt, reference.class_word) for prompt in images.wanted.plain]
+    subject = background.subject_patches(images.embedded, reference.photos, reference.foreground)
+    return background.clip_bg(reference.encoders, images.pixels, places, subject)
+
+
 METRICS = {
     "dino": Metric(
         "DINO: same subject", "higher", "",
@@ -72,6 +81,7 @@ METRICS = {
         lambda reference: similarity.ceiling(reference.photos.clip),
     ),
     "clip_t": Metric("CLIP-T: follows the prompt", "higher", "", lambda images: similarity.clip_t(images.embedded)),
+    "clip_bg": Metric("CLIP-bg: follows the prompt's place, subject apart", "higher", "foreground", _background),
     "diversity": Metric("DIV: patch distance", "higher", "", _diversity),
     **{
         f"true_{part}": Metric(part, "higher", "probe", lambda images, part=part: images.adherence[part], truth=True)

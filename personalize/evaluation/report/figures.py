@@ -8,6 +8,7 @@ from personalize.evaluation.report.tables import number
 
 WIDE, HIGH = 440, 300  # px of the checkpoint figure
 LEFT, RIGHT, TOP, BOTTOM = 46, 18, 18, 46  # its margins
+ROOM = 96  # right margin of the losses, for their names
 STRIP, BINS = 130, 24  # px height of the histogram, and its bars
 
 
@@ -62,6 +63,32 @@ def checkpoint_path(rows: list[dict]) -> Markup:
     ]
     label = f"identity against adherence for {len(rows)} checkpoints"
     return _figure(HIGH, label, *_frame(across, up), path, *whiskers, *_checkpoints(rows, dots))
+
+
+LOSSES = {"fixed_subject": "photos", "held_out": "held out", "fixed_prior": "class images"}  # of a row: what it is of
+
+
+def loss_paths(rows: list[dict]) -> Markup:
+    """Steps to the right, losses on fixed noise upwards; a line for each of LOSSES, named at its end."""
+    lines = {name: [(row["step"], row[name]) for row in rows if name in row] for name in LOSSES}
+    lines = {name: points for name, points in lines.items() if points}
+    across = _Axis([float(row["step"]) for row in rows], LEFT, WIDE - ROOM)
+    up = _Axis([value for points in lines.values() for _, value in points], HIGH - BOTTOM, TOP, least=1e-3)
+    foot, parts, taken = HIGH - BOTTOM, [], []
+    for tick in up.ticks():
+        parts.append(el("line", x1=LEFT, x2=WIDE - ROOM, y1=up.at(tick), y2=up.at(tick), class_="grid"))
+        parts.append(el("text", number(tick, up.form), x=LEFT - 8, y=up.at(tick) + 4, class_="tick last"))
+    parts += [
+        el("text", f"{tick:g}", x=across.at(tick), y=foot + 18, class_="tick mid") for tick in across.ticks() if tick >= 0
+    ]
+    parts.append(el("line", x1=LEFT, x2=WIDE - ROOM, y1=foot, y2=foot, class_="axis"))
+    parts.append(el("text", "step →", x=WIDE - ROOM, y=HIGH - 6, class_="name last"))
+    for name, points in sorted(lines.items(), key=lambda line: -line[1][-1][1]):  # from the top, so that names make room
+        dots = " ".join(f"{across.at(float(step)):.1f},{up.at(value):.1f}" for step, value in points)
+        parts.append(el("polyline", points=dots, class_=f"path {name.replace('_', '-')}"))
+        taken.append(max(up.at(points[-1][1]) + 4, taken[-1] + 14 if taken else 0.0))
+        parts.append(el("text", LOSSES[name], x=WIDE - ROOM + 6.0, y=taken[-1], class_="label"))
+    return _figure(HIGH, f"losses on fixed noise at {len(rows)} steps", *parts)
 
 
 def histogram(nearest: list[float], apart: list[float]) -> Markup:

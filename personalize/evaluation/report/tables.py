@@ -7,8 +7,8 @@ from personalize.evaluation.metrics import METRICS
 ARROWS = {"higher": "↑", "lower": "↓"}
 Table = tuple[list[str], list[list[str]]]  # header, rows
 BLEED = (
-    "Each cell: the score (95 %), and how far it is on the way to those photos. The way begins at what the base draws, or at how "
-    "alike the photos of both subjects are, whichever is nearer."
+    "Each cell: the score (95 %), and how far it is on the way to those photos. The way begins at what the base draws, or at "
+    "how alike the photos of both subjects are, whichever is nearer."
 )
 _EXPONENT = re.compile(r"e([+-])0*(\d)")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|&])")

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from personalize import methods, models
+from personalize.common.image_size import Size, as_size
 from personalize.common.recipe import Recipe, needs_class_images
 from personalize.common.tensor_file import on_host
 from personalize.core.guidance import GUIDANCE
-from personalize.data import inpainting_masks, training_set
+from personalize.data import inpainting_masks
+from personalize.data.bucketed_set import BucketedSet, build_data
 from personalize.data.class_images import class_image_dtype
 from personalize.data.subjects import Subject
+from personalize.data.training_set import TrainingSet
 from personalize.evaluation import encoders
 from personalize.evaluation.protocols import dev_templates
 from personalize.generation import sampling
@@ -20,6 +23,7 @@ from personalize.models import devices
 from personalize.models.interface import LatentModel
 from personalize.training import validation
 from personalize.training.engine import Engine
+from personalize.training.manifest import run_class_sets
 from personalize.training.memory import fake_networks
 from personalize.training.memory.counter import Counter, MemoryEstimate, estimate_memory
 from personalize.training.run import checkpoint_parts
@@ -37,7 +41,7 @@ class Rehearsal:
     encode_masked: Callable = inpainting_masks.encode_versions
     model: LatentModel = field(init=False)
     groups: list[dict] = field(init=False)
-    data: training_set.TrainingSet = field(init=False)
+    data: TrainingSet | BucketedSet = field(init=False)
     engine: Engine = field(init=False)
     ema: list[torch.Tensor] = field(default_factory=list)
     judges: encoders.Encoders | None = None
@@ -60,7 +64,8 @@ class Rehearsal:
         r = self.recipe
         self.model = models.load_model(
             r.base, device=r.device, dtype=r.dtype, vae=r.vae, prediction=r.prediction, base_vae=r.base_vae,
-            offload=r.train.offload, say=lambda line: None, make_network=self.make_network,
+            zero_snr=r.zero_snr, offload=r.train.offload, chunks=r.prompt.chunks, weighting=r.prompt.weighting,
+            say=lambda line: None, make_network=self.make_network,
         )  # fmt: skip
         for p in self.model.waiting if counter is not None else ():  # counted on a CPU only, whose memory is the host's
             counter.rename(p, "waiting")
@@ -76,14 +81,14 @@ class Rehearsal:
         """Encodes the photos, and decodes one as `preflight.representable` does."""
         text_trains = any(group["name"] != "unet" for group in self.groups)
         priors = {}
+        sets = run_class_sets(self.model, self.recipe, self.subjects)
         if needs_class_images(self.recipe):
-            shape = self.recipe.prior.count, self.model.latent_channels, *(self._side(self._size()),) * 2
-            priors = {subject.class_word: torch.zeros(shape) for subject in self.subjects}
-        self.data = training_set.build_training_set(
+            priors = {name: torch.zeros(one.count, *sampling.latent_shape(self.model, one.size)) for name, one in sets.items()}
+        self.data = build_data(
             self.model, self.recipe, self.subjects, priors=priors, text_trains=text_trains, encode=self.encode_masked,
-            class_pixels=lambda word, i: torch.zeros(1, 3, self._size(), self._size()),
+            class_pixels=lambda name, i: torch.zeros(1, 3, *sets[name].size[::-1]),
         )  # fmt: skip
-        self.model.decode_latents(torch.zeros(1, *self.data.at(0).z0.shape[1:]))
+        self.model.decode_latents(torch.zeros(1, *self.data.at(self.data.largest_step).z0.shape[1:]))
         eager = replace(self.recipe.train, engine="eager")  # fakes cannot be captured, and a graph holds the same tensors
         self.engine = Engine(self.model, replace(self.recipe, train=eager), self.groups)
         if counter is not None:
@@ -93,7 +98,7 @@ class Rehearsal:
             self.ema = [p.detach().clone() for p in self.engine.params]
 
     def step(self, counter: Counter | None) -> None:
-        self.engine.step(self.data.at(0), scale=1.0)
+        self.engine.step(self.data.at(self.data.largest_step), scale=1.0)
 
     def save(self, counter: Counter | None) -> None:
         for tensors in checkpoint_parts(self.engine, self.ema).values():
@@ -113,7 +118,7 @@ class Rehearsal:
             self.judges = make(self.model.folder, self.model.device, **options)
         count = len(dev_templates(choose.prompts, self.model.has_world)) * choose.count + choose.class_count
         self._sample(count, size, self.recipe.draw.batch)
-        images = torch.zeros(min(encoders.BATCH, count), 3, size, size)
+        images = torch.zeros(min(encoders.BATCH, count), 3, *as_size(size)[::-1])
         self.judges.dino(images), self.judges.clip_image(images)
         if hasattr(self, "data"):
             self.data.release()
@@ -121,14 +126,11 @@ class Rehearsal:
     def _size(self) -> int:
         return self.recipe.photos.size or self.model.size
 
-    def _side(self, size: int) -> int:
-        return size // self.model.downscale
-
     @torch.inference_mode()
-    def _sample(self, count: int, size: int, batch: int) -> None:
+    def _sample(self, count: int, size: int | str | Size, batch: int) -> None:
         """Takes the memory of sampling `count` images, `batch` (0: the device's) at once: one guided pass, then the VAE."""
         count = min(count, batch or sampling.default_batch_size(self.model, size))
-        z = torch.zeros(count, self.model.latent_channels, self._side(size), self._side(size), device=self.model.device)
+        z = torch.zeros(count, *sampling.latent_shape(self.model, size), device=self.model.device)
         cond = sampling.encode_texts(self.model, ["a"] * count)
         guided = GUIDANCE["cfg"](self.model.predict, cond, cond, 5.0)
         with torch.autocast(z.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
@@ -141,7 +143,8 @@ def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     methods.check_offload(recipe)
     device = devices.choose_device(recipe.device).type
     # a single file is unpacked here, with real tensors
-    models.locate_base(recipe.base, lambda line: None, prediction=recipe.prediction, base_vae=recipe.base_vae)
+    own = {"prediction": recipe.prediction, "base_vae": recipe.base_vae, "zero_snr": recipe.zero_snr}
+    models.locate_base(recipe.base, lambda line: None, **own)
     run = Rehearsal(recipe, subjects, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
     run.make_encoder, run.encode_masked = fake_networks.fake_encoder, fake_networks.fake_versions
     return estimate_memory(run.phases(), device=device)
