@@ -32,7 +32,8 @@ def train_together(
 
     model: their base, bare, and so it is left. rows: of each what `session.resolve_subjects` gives; names: of their folders,
     else those of `train`. Each is the run that `train` makes of it, resumed if it is there, to rounding: its manifest says
-    "together". seconds of a result: of all, over their number. UserError where they cannot train in one batch; Interrupted as of `train`.
+    "together". seconds of a result: of all, over their number. UserError where they cannot train in one batch; Interrupted
+    as of `train`.
     """
     if distributed.world_size() > 1:
         raise UserError("several subjects train in one batch in one process. Start one process a card, each with its own rows.")
