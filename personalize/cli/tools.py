@@ -1,4 +1,4 @@
-"""Commands beside the four: edit, photos, tokens, plan, export, verify, import-command, pretrain."""
+"""Commands beside the four: edit, photos, tokens, many, plan, export, verify, import-command, pretrain."""
 
 import json
 from dataclasses import asdict
@@ -110,6 +110,29 @@ def photos(
     values |= {"captions": result.captions} if caption else {}
     print(json.dumps(values, default=str) if as_json else result.page)
     raise typer.Exit(bool(result.unusable))
+
+
+@app.command()
+@opt.with_settings("train.steps", "train.lr", "base", "seed", "device", "dtype")
+def many(
+    manifest: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet: id, photos, class, settings; or a folder.")],
+    *,
+    method: opt.Methods = [],
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th row, from row I; I from 0 to N-1.")] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    recipe: opt.RecipeFile = None, settings: list[str], runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"),
+    screen: Terminal,
+):  # fmt: skip
+    """Many subjects, one run each, on one warm base; status 3 where rows failed. The same command goes on where it stopped."""
+    from personalize.commands.many import many
+
+    settings = opt.settings_of(settings, {"train.methods": method})
+    folders, options = {"runs": runs, "priors": priors}, {"shard": shard, "retry_failed": retry_failed, "screen": screen}
+    result = many(manifest, recipe=recipe, settings=settings, **folders, **options)
+    failed = [f"failed   {row['id']}: {row['error']}" for row in result.rows if row["status"] == "failed"]
+    line = f"{len(result.rows) - result.failed} done, {result.failed} failed"
+    values = vars(result) | {"failed": result.failed}
+    return values, "\n".join([*failed, line, str(result.file)]), opt.REQUIRED if result.failed else 0
 
 
 @app.command()

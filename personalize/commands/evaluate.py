@@ -4,13 +4,13 @@ import csv
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from personalize.commands.session import PRIORS, RUNS, open_base, open_run
+from personalize.commands.session import PRIORS, RUNS, open_run
 from personalize.common import run_folder
 from personalize.common.files import key_of, slug, write_json, write_text
 from personalize.common.prompts import fill, weights_read_as_text
@@ -71,19 +71,16 @@ def evaluate(
     require: Sequence[str] = (),
     settings: Sequence[str] = (),
     runs: Path = RUNS,
-    opener: Callable[[Recipe, Terminal], LatentModel] = open_base,
     screen: Terminal = SILENT,
 ) -> EvaluateResult:
     """Scores of a run (the newest finished one in `runs`) against its photos, and a page to read.
 
     Images are drawn by the base, then by the run; those of an earlier call are used again. token: the subject of a run
     that has several, the first without it. photos=False leaves them off the page. require: what must be reached, such as
-    "drift<=0.2". opener: gives the base, to which nothing is attached. UserError where a photo is gone or has changed, the run
-    has no such checkpoint, or no such value exists.
+    "drift<=0.2". UserError where a photo is gone or has changed, the run has no such checkpoint, or no such value exists.
     """
     required = requirements.read_requirements(require)
-    options = {"base": base, "settings": settings, "screen": screen}
-    folder, model, recipe, manifest = open_run(run, runs=runs, opener=opener, **options)
+    folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     subject = load_run.run_subject(manifest, token)
     wanted = protocol(recipe.evaluate, model.has_world, subject["class"])
     job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, wanted, recipe)

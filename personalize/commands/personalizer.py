@@ -8,7 +8,7 @@ from pathlib import Path
 
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base
-from personalize.commands.train import train
+from personalize.commands.train import TrainResult, train
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import make_folder, write_text
 from personalize.common.recipe import Recipe, recipe_from_dict
@@ -47,13 +47,12 @@ class Personalizer:
         """id, status, run, checkpoint, identity, prompt_adherence, drift, seconds, peak_bytes and error.
 
         A row that fails has the status "failed" and the error in words; of one that is no UserError the traceback is in
-        runs/<id>/error.txt. `Interrupted` goes through.
+        runs/<id>/error.txt. seconds, peak_bytes: None of a run that was finished before. `Interrupted` goes through.
         """
-        began, result = time.monotonic(), {"id": str(row["id"]), "status": "done"}
-        folder, error = None, ""
+        began, trained, error = time.monotonic(), None, ""
         try:
-            folder = self.train(row)
-        except (Interrupted, KeyboardInterrupt):
+            trained = self.train(row)
+        except Interrupted:
             raise
         except UserError as told:
             error = str(told)
@@ -65,18 +64,19 @@ class Personalizer:
         finally:
             peak = preflight.peak_bytes(self._device) if self._device else None
             self._clean()
-        if error:
-            result |= {"status": "failed"}
-        result |= {"run": str(folder) if folder else None, **(_scores(folder) if folder else NO_SCORES)}
+        result = {"id": str(row["id"]), "status": "done" if trained else "failed", "run": trained and str(trained.folder)}
+        result |= _scores(trained.folder) if trained else NO_SCORES
+        if trained and not trained.steps:
+            return result | {"seconds": None, "peak_bytes": None, "error": None}
         return result | {"seconds": round(time.monotonic() - began, 2), "peak_bytes": peak, "error": error or None}
 
-    def train(self, row: Mapping) -> Path:
-        """The row's run, begun, resumed or found finished -> its folder."""
+    def train(self, row: Mapping) -> TrainResult:
+        """The row's run, begun, resumed or found finished."""
         if not row.get("photos"):
             raise UserError("there are no photos: the row's cell is empty. Name a folder or files.")
         settings, folders = [*self.settings, *row_settings(row)], {"runs": self.runs, "priors": self.priors}
         options = {"name": str(row["id"]), "opener": self.open_base, "screen": self.screen}
-        return train(row["photos"], class_word=row["class"], recipe=self.recipe, settings=settings, **folders, **options).folder
+        return train(row["photos"], class_word=row["class"], recipe=self.recipe, settings=settings, **folders, **options)
 
     def open_base(self, recipe: Recipe, screen: Terminal) -> LatentModel:
         """The recipe's base, to which nothing is attached, as `session.open_base` gives it."""

@@ -68,9 +68,7 @@ def open_base(recipe: Recipe, screen: Terminal, *, make_network: Callable | None
     return keep_freed_memory_for(model)
 
 
-def open_run(
-    run: Path | str | None, *, runs: Path, base: str, settings: Sequence[str], screen: Terminal, opener: Callable = open_base
-):
+def open_run(run: Path | str | None, *, runs: Path, base: str, settings: Sequence[str], screen: Terminal):
     """A run, the newest finished one in `runs` without a name -> (folder, its base, its recipe with `settings`, manifest)."""
     from personalize.common.run_folder import newest_run
     from personalize.training.load_run import require_run
@@ -80,4 +78,4 @@ def open_run(
     if not run:
         screen.say(f"run: {os.path.relpath(folder)} ({manifest['subjects'][0]['prompt']!r}, newest finished)")
     recipe = load_recipe(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])
-    return folder, opener(recipe, screen), recipe, manifest
+    return folder, open_base(recipe, screen), recipe, manifest

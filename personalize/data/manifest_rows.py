@@ -4,6 +4,7 @@ It is a JSONL, CSV or Parquet file, or a folder of subjects' folders. Any column
 key, and an empty cell leaves it as it is.
 """
 
+import csv
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from personalize.common.errors import UserError, nearest
 from personalize.common.recipe import SETTINGS
 from personalize.common.untrusted import require_regular
 from personalize.data.subjects import list_subjects
+from personalize.models.lazy_imports import quiet_libraries
 
 OWN = ("id", "photos", "class")  # columns that are no settings
 COLUMNS = (*OWN, *(key for key in SETTINGS if key != "class_word"))
@@ -65,6 +67,14 @@ def check_rows(rows: Sequence[Mapping], check: Callable[[Mapping], object]) -> N
             raise UserError(f"{where} ({name!r}): {error}") from None
 
 
+def shard_of(rows: Sequence[Mapping], shard: str) -> list[Mapping]:
+    """The rows of shard "i/n", i from 0 to n-1: every n-th. UserError for another text."""
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UserError(f"--shard {shard!r} is not i/n with i from 0 to n-1. Give one such as 0/8, the first of eight.")
+    return list(rows[int(number) :: int(count)])
+
+
 def row_settings(row: Mapping) -> list[str]:
     """A row's settings as texts for --set. A text is read as one, as it is in a CSV."""
     given = {key: value for key, value in row.items() if key not in OWN and not _is_empty(value)}
@@ -94,6 +104,7 @@ def _loaded(path: Path) -> list[dict]:
     """A table's rows as dicts. Nothing of the file is run, and its copy in the cache of `datasets` goes at once."""
     import datasets
 
+    quiet_libraries()
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -111,8 +122,14 @@ def _loaded(path: Path) -> list[dict]:
 
 
 def _csv(kind, path: str, cache: str):
-    """Every cell as text: as a number the id 007 would be 7."""
-    return kind.from_csv(path, cache_dir=cache, keep_in_memory=True, dtype=str, keep_default_na=False)
+    """Every cell as text: as a number the id 007 would be 7, and NA none."""
+    from datasets import Features, Value
+
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    features = Features({name: Value("string") for name in names})
+    options = {"keep_default_na": False, "na_filter": False, "encoding": "utf-8-sig"}
+    return kind.from_csv(path, features=features, cache_dir=cache, keep_in_memory=True, **options)
 
 
 def _jsonl(kind, path: str, cache: str):
