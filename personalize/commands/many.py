@@ -14,10 +14,10 @@ from personalize.commands.personalizer import NO_SCORES, Personalizer
 from personalize.commands.session import PRIORS, RUNS, resolve
 from personalize.common import distributed
 from personalize.common.errors import Interrupted, UserError
-from personalize.common.files import append_jsonl, key_of, make_folder, read_jsonl, write_text, writing
+from personalize.common.files import append_jsonl, key_of, make_folder, read_jsonl, write_text
 from personalize.common.recipe import Recipe, recipe_to_dict
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data.manifest_rows import check_rows, read_rows, row_settings, shard_of
+from personalize.data.manifest_rows import check_rows, read_rows, row_settings, shard_of, write_parquet
 from personalize.training.preflight import duration
 
 KINDS = {
@@ -135,14 +135,9 @@ class _Job:
 
     def write_table(self) -> None:
         """results.jsonl in the manifest's order, and the same rows as Parquet."""
-        from datasets import Dataset, Features, Value
-
         rows = self.ordered()
         write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        features = Features({name: Value(kind) for name, kind in KINDS.items()})
-        columns = {name: [row[name] for row in rows] for name in KINDS}
-        with writing(self.path.with_suffix(".parquet")) as temporary:
-            Dataset.from_dict(columns, features=features).to_parquet(temporary)
+        write_parquet(self.path.with_suffix(".parquet"), rows, KINDS)
 
 
 def _resolver(recipe: Path | str | None, settings: Sequence[str]):

@@ -9,11 +9,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from personalize.common.errors import UserError, nearest
+from personalize.common.files import writing
 from personalize.common.recipe import SETTINGS
 from personalize.common.untrusted import require_regular
 from personalize.data.subjects import list_subjects
@@ -27,7 +29,7 @@ TAKEN = ("base-pictures",)  # what lies beside the runs
 
 def read_rows(source: str | Path) -> list[dict]:
     """The rows of a manifest, in its order; relative photos are beside it. UserError for what is no such table."""
-    if str(source).startswith("hf:") or Path(source).is_dir():
+    if str(source).startswith("hf:") or Path(source).is_dir() or not Path(source).suffix:
         return [{"id": name, "photos": photos, "class": word} for name, (photos, word) in list_subjects(str(source)).items()]
     path = Path(source)
     if path.suffix.lower() not in READERS:
@@ -104,20 +106,37 @@ def _loaded(path: Path) -> list[dict]:
     """A table's rows as dicts. Nothing of the file is run, and its copy in the cache of `datasets` goes at once."""
     import datasets
 
-    quiet_libraries()
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as cache, _no_bars():
             return READERS[path.suffix.lower()](datasets.Dataset, str(path), cache).to_list()
     except Exception as error:  # of pandas, pyarrow and datasets, each its own
-        causes = [error, error.__cause__] if error.__cause__ else [error]
-        why = str(causes[-1]).strip().splitlines() or [type(error).__name__]
+        why = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"the manifest {path} cannot be read: {why[0]}. Check that each column holds one kind of value."
         ) from None
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping], kinds: Mapping[str, str]) -> None:
+    """Rows as a Parquet file; kinds: of each column, as `datasets` calls them."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value(kind) for name, kind in kinds.items()})
+    with writing(path) as temporary, _no_bars():
+        Dataset.from_dict({name: [row[name] for row in rows] for name in kinds}, features=features).to_parquet(temporary)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Inside, `datasets` shows no progress bar and tells its log, not the screen."""
+    import datasets
+
+    quiet_libraries()
+    shows = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not bars:
+        if shows:
             datasets.enable_progress_bars()
 
 
