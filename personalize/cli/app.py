@@ -278,7 +278,9 @@ def _resolved(recipe: Path | None, settings: list[str]) -> tuple[dict, str]:
 
 
 def _evaluated(result) -> tuple[dict, str, int]:
-    text = "\n".join([*result.metrics["verdict"], *result.failed, str(result.report)])
+    from personalize.evaluation.report.tables import bleed_lines
+
+    text = "\n".join([*result.metrics["verdict"], *bleed_lines(result.metrics), *result.failed, str(result.report)])
     return vars(result), text, opt.REQUIRED if result.failed else 0
 
 

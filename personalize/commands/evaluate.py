@@ -20,7 +20,7 @@ from personalize.data import class_images, photo_checks
 from personalize.data.buckets import sizes_of
 from personalize.data.crops import Photo, photo_squares
 from personalize.data.map_sheet import heated
-from personalize.evaluation import checkpoint_selection, encoders, image_cache, requirements, scoring, summary
+from personalize.evaluation import bleed, checkpoint_selection, encoders, image_cache, requirements, scoring, summary
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
 from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
@@ -91,10 +91,13 @@ def evaluate(
     image_sets = [_image_set(model, job, "", screen)]
     who = steering.of_run(job.folder, manifest, subject["token"]) if recipe.draw.like else None
     steer = steering.prepare(model, recipe, who, tokens=[subject["token"]], priors=PRIORS, screen=screen)
+    several = [] if steer or len(manifest["subjects"]) == 1 else _every_subject(job, model)
+    by_base = [_image_set(model, each, "", screen) for each in several]
     name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
     for line in _remarks(model, job):  # now that it knows the run's words
         screen.say(line)
     image_sets.append(_image_set(model, job, name, screen, steer))
+    by_run = [_image_set(model, each, name, screen) for each in several]
     drawing = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:  # the base's first, whose class images are the look-alikes of all
@@ -104,10 +107,12 @@ def evaluate(
             reference = scoring.with_look_alikes(reference, images, reasons)
         rows += scoring.score_images(replace(images, reference=reference), reasons)
         drawings += loaded
+    between = bleed.bleed_table(_drawn(model, reference, several, by_base, by_run)) if several else None
     seconds = {"drawing": round(drawing, 2), "metrics": round(time.monotonic() - began - drawing, 2)}
     all_photos, crop = [*trained_on, *held_out], recipe.photos.crop
     scored = checkpoint_selection.read_scored(job.folder / checkpoint_selection.FILE)
     metrics = _metrics(reference, rows, job) | {
+        "bleed": between,
         "photos_included": photos,
         "run": _about(job, name, photos=len(reference.photos.dino)),
         "protocol": _protocol(wanted, recipe, model),
@@ -173,6 +178,28 @@ def _image_set(
     options |= {"steer": steer.of} if steer else {}
     image_cache.generate_missing(model, image_set, **options, progress=screen.progress, what=what)
     return image_set
+
+
+def _every_subject(job: _Job, model: LatentModel) -> list[_Job]:
+    """All subjects of the run, by the same protocol."""
+    settings = job.recipe.evaluate
+    return [
+        replace(job, subject=subject, protocol=protocol(settings, model.has_world, subject["class"]))
+        for subject in job.manifest["subjects"]
+    ]
+
+
+def _drawn(model: LatentModel, like: Reference, jobs: list[_Job], *sets: list[image_cache.ImageSet]) -> list[bleed.Drawn]:
+    """The subjects with their images by the base and by the run, seen by the encoders and the probe of `like`."""
+    drawn, known = [], all(job.subject["class"] in CLASSES for job in jobs)
+    for job, base, run in zip(jobs, *sets, strict=True):
+        photos, _ = load_run.run_photos(job.subject)
+        reference = scoring.make_reference(
+            like.encoders, photos, (), size=model.size, crop=job.recipe.photos.crop, class_word=job.subject["class"],
+            probe=like.probe if known else None,
+        )  # fmt: skip
+        drawn.append(bleed.Drawn.of(job.subject["token"], reference, base, run))
+    return drawn
 
 
 def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:

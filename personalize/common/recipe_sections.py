@@ -124,6 +124,12 @@ class Train:
     ema: float = setting(0.0, "decay of the EMA of the weights, a step; 0: none", least=0, most=0.999999)
     quantize: str = setting("", "the frozen base under adapters in 8 or 4 bits, by bitsandbytes", choices=("", "8bit", "4bit"))
     init_from: str = setting("", "adapter or embedding to go on from: a file, or a folder of diffusers or PEFT")
+    cut_mix: float = setting(
+        0.0,
+        "share of the photos of a run of several subjects that show two side by side, so that words stay apart",
+        least=0,
+        most=1,
+    )
     snr_gamma: float = setting(0.0, "gamma of the min-SNR loss weights, 5 is usual; 0: unweighted", least=0)
     timesteps: str = setting(
         "uniform", "density of the noise levels", choices=("uniform", "stratified", "low", "high", "mode", "logit-normal"),
@@ -232,6 +238,9 @@ class Choose:
     obedience: float = setting(0.05, "largest share of the base's CLIP-T that may be lost", least=0)
     drift: float = setting(0.25, "largest share of the way to the photos that class images may move", least=0)
     copying: float = setting(0.25, "largest share of images nearer to a photo than photos are to each other", least=0)
+    bleed: float = setting(
+        1.0, "of several subjects: largest share of the way to another's photos that a subject's images may be", least=0
+    )
     strengths: tuple[float, ...] = setting(
         (), "strengths besides 1 that the best checkpoint is scored at: an adapter's scale, or how far from the base",
         least=0.05, most=2,

@@ -46,6 +46,16 @@ def load_subjects(sources: Sequence, recipe: Recipe, *, tokens: Sequence[str], s
             f"{len(sources)} folders of photos and {len(words)} class words ({', '.join(words)}): "
             "give one --class for each folder."
         )
+    if recipe.train.cut_mix and len(words) == 1:
+        raise UserError(
+            f"train.cut_mix = {recipe.train.cut_mix} puts two subjects into one image, and there is only {words[0]!r}. "
+            "Give a folder and a --class for each subject, or leave it out."
+        )
+    if recipe.train.cut_mix and recipe.photos.shape == "buckets":
+        raise UserError(
+            f"train.cut_mix = {recipe.train.cut_mix} cuts two photos of one shape, and photos.shape = buckets keeps theirs. "
+            "Give photos.shape=square, or leave out train.cut_mix."
+        )
     subjects, remarks = [], []
     for source, token, word in zip(sources, tokens, words, strict=True):
         photos, notices = load_photos(source, min_size=recipe.photos.min_size or size)

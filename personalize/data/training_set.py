@@ -31,6 +31,7 @@ from personalize.data.crops import (
     image_tensor,
     mask_tensor,
 )
+from personalize.data.cut_mix import CutMix, Pair, mixed, rows_of
 from personalize.data.inpainting_masks import Masks, encode_versions, masks_needed, of_passes
 from personalize.data.step_prompts import StepPrompts, encode_all, step_prompts
 from personalize.data.subjects import Subject
@@ -59,11 +60,12 @@ class PriorSet:
 
 
 class Prompts(NamedTuple):
-    """texts: of each photo, then of each class, then what `per_step` needs beside; cond: a row for each, or None."""
+    """texts: of each photo, then of each class, then what `per_step` and `cut_mix` need; cond: a row for each, or None."""
 
     texts: list[str]
     cond: Cond | None
     per_step: StepPrompts
+    cut_mix: CutMix | None
 
 
 @dataclass
@@ -73,13 +75,14 @@ class TrainingSet:
     model: LatentModel
     recipe: Recipe
     photos: list[Photo]
-    prompts: list[str]  # of each photo, then of each class, then what `step_prompts` needs beside
+    prompts: list[str]  # of each photo, then of each class, then what `step_prompts` and `cut_mix` need beside
     latents: tuple[Tensor, Tensor, Tensor | None] | None  # mean, deviation (N,C,h,w) and mask (N,1,h,w); None: crops are random
     texts: Cond | None  # one row a prompt; None while a text encoder trains
     step_prompts: StepPrompts
     prior: PriorSet | None = None
     masked: Tensor | None = None  # None where the latents are, and for a base that does not inpaint
     size: int | Size = 0  # that photos and class images have, px; 0: the recipe's square
+    cut_mix: CutMix | None = None
 
     @property
     def steps_per_batch(self) -> tuple[int, int]:
@@ -107,8 +110,9 @@ class TrainingSet:
         seed, (subjects, priors), visit = self.recipe.seed, self.steps_per_batch, step if visit is None else visit
         which = epoch_order(len(self.photos), subjects, visit, seed=seed, purpose="subject")
         g = rng.generator(seed, "step", step)
-        passes = epochs_of(len(self.photos), subjects, visit)
-        mean, std, mask, beside = self.photo_latents(which, step, passes)
+        passes, pairs = epochs_of(len(self.photos), subjects, visit), self.cut_mix.pairs(which, step) if self.cut_mix else []
+        shown = which + [pair.photo for pair in pairs]
+        mean, std, mask, beside = mixed(self.photo_latents(shown, step, passes + [passes[pair.place] for pair in pairs]), pairs)
         z0 = mean + std * to_device(torch.randn(mean.shape, generator=g), mean.device)
         drawn = epoch_order(len(self.prior.z0), priors, visit, seed=seed, purpose="prior") if priors else []
         if priors:
@@ -130,9 +134,9 @@ class TrainingSet:
                 added[subjects:] = eps[subjects:]  # the base answered for these inputs, and is asked for no others
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(priors, *mask.shape[1:])])
-        rows = self.step_prompts.rows(which, passes, step) + [self.prior.texts[i] for i in drawn]
+        rows = rows_of(self.step_prompts.rows(which, passes, step), pairs) + [self.prior.texts[i] for i in drawn]
         is_prior = torch.arange(len(z0)) >= subjects
-        beside |= self.size_conditions(which, step, priors)
+        beside |= self.size_conditions(which, step, priors, pairs)
 
         def cond(part: slice) -> Cond:
             return self.cond(rows[part]) | {key: value[part] for key, value in beside.items()}
@@ -160,10 +164,13 @@ class TrainingSet:
     def photo_masks(self) -> Masks:
         return Masks(self.recipe.seed, "subject", len(self.photos))
 
-    def size_conditions(self, which: Sequence[int], step: int, priors: int) -> Cond:
-        """The sizes that photos had and where they are cut at this step; class images were drawn as they are."""
+    def size_conditions(self, which: Sequence[int], step: int, priors: int, pairs: Sequence[Pair] = ()) -> Cond:
+        """The sizes that photos had and where they are cut at this step; class images and pairs were made as they are."""
         crops, size = photo_crops(self.recipe, [self.photos[i] for i in which], step, self.pixels), self.pixels
-        originals, corners = zip(*[(crop.photo.size, corner(crop, size)) for crop in crops])
+        sizes = [(crop.photo.size, corner(crop, size)) for crop in crops]
+        for pair in pairs:
+            sizes[pair.place] = size, (0, 0)
+        originals, corners = zip(*sizes)
         return self.model.size_conditions([*originals, *[size] * priors], [*corners, *[(0, 0)] * priors], size)
 
     def cond(self, rows: list[int]) -> Cond:
@@ -190,7 +197,7 @@ def build_training_set(
     if recipe.photos.crop != "random" and not recipe.photos.flip:
         means, stds, masks, _ = zip(*(encode_photos(model, recipe, [photo], 0, size=size) for photo in photos))
         latents = torch.cat(means), torch.cat(stds), None if masks[0] is None else torch.cat(masks)
-    data = TrainingSet(model, recipe, photos, said.texts, latents, said.cond, said.per_step, size=size)
+    data = TrainingSet(model, recipe, photos, said.texts, latents, said.cond, said.per_step, size=size, cut_mix=said.cut_mix)
     if priors:
         rows = [len(photos) + i for i, word in enumerate(classes) for _ in priors[word]]
         data.prior = PriorSet(torch.cat([priors[word] for word in classes]).to(model.device), rows)
@@ -228,9 +235,11 @@ def read_prompts(model: LatentModel, recipe: Recipe, subjects: list[Subject], *,
     prompts = [s.prompt(photo.caption or recipe.train.prompt) for s in subjects for photo in s.photos]
     prompts += [fill(recipe.prior.prompt, "", word) for word in class_words(subjects)]
     per_step, more = step_prompts(model, recipe, prompts, [s.token for s in subjects for _ in s.photos])
+    mix = CutMix.of(recipe, subjects, first=len(prompts) + len(more))
+    more += mix.prompts if mix else []
     with torch.no_grad():
         cond = None if text_trains else encode_all(model, prompts, more)
-    return Prompts(prompts + more, cond, per_step)
+    return Prompts(prompts + more, cond, per_step, mix)
 
 
 def photo_crops(recipe: Recipe, photos: list[Photo], step: int, shape: int | Size = SQUARE) -> list[Crop]:

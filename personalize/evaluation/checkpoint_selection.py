@@ -17,7 +17,8 @@ FILE = "choosing.jsonl"  # of a run: a row for each scored checkpoint
 
 Key = tuple  # token, template, number
 TABLES = ("identity", "obeys", "base_obeys", "pres", "base_pres")  # what a checkpoint holds a value of each image of
-_SHARE = Number(-10, 10, real=True)
+BLEED = "bleed"  # as these, of a run of several subjects
+_SHARE = Number(-100, 100, real=True)
 _ENTRY = Many(Either((Text(), Number(0, 10**9), _SHARE)), 2, 8)  # key, value
 ROW = Table(
     {
@@ -25,7 +26,7 @@ ROW = Table(
         "copied": _SHARE,
         "strength": Number(0, 10, real=True),
         "ceiling": Either((_SHARE, Only((None,)))),
-        **dict.fromkeys(TABLES, Many(_ENTRY)),
+        **dict.fromkeys((*TABLES, BLEED), Many(_ENTRY)),
     },
     needs=("step", "copied", "ceiling", *TABLES),
 )
@@ -39,6 +40,7 @@ class ScoredCheckpoint:
     pres, base_pres              DINO with the photos of each class image
     ceiling                      photos against photos; None for a single one
     copied                       share of images nearer to a photo than photos are to each other
+    bleed                        (token, another's token, template, number) -> share of the way to that one's photos
     """
 
     step: int
@@ -50,6 +52,7 @@ class ScoredCheckpoint:
     ceiling: float | None = None
     copied: float = 0.0
     strength: float = 1.0
+    bleed: dict[Key, float] = field(default_factory=dict)
 
     @property
     def lost(self) -> float:
@@ -69,6 +72,14 @@ class ScoredCheckpoint:
             return 0.0, 0.0
         return _share(self.pres, self.base_pres, room=(1.0 if self.ceiling is None else self.ceiling) - _mean(self.base_pres))
 
+    def _bled(self) -> tuple[float, float]:
+        """The largest share of any two subjects, and its standard error."""
+        pairs = {}
+        for (one, other, *key), value in self.bleed.items():
+            pairs.setdefault((one, other), []).append((value, tuple(key[:-1])))
+        ways = [bootstrap.bootstrap_interval(*zip(*pair)) for pair in pairs.values()]
+        return max(((way.mean, way.se) for way in ways), default=(0.0, 0.0))
+
     def over(self, limits: Choose) -> list[tuple[float, str]]:
         """The limits that it breaks, by how much and in words: by more than one standard error, or at all above strength 1.
 
@@ -78,6 +89,7 @@ class ScoredCheckpoint:
         checks = (
             (*self._lost(), limits.obedience, "{:.0%} of CLIP-T lost (limit {:.0%})"),
             (*self._drift(), limits.drift, "class drift {:.0%} (limit {:.0%})"),
+            (*self._bled(), limits.bleed, "{:.0%} of the way to another subject's photos (limit {:.0%})"),
             (self.copied, 0.0, limits.copying, "{:.0%} copies (limit {:.0%})"),
         )
         return [(value - limit, text.format(value, limit)) for value, se, limit, text in checks if value - allowed * se > limit]
@@ -85,16 +97,19 @@ class ScoredCheckpoint:
     def words(self) -> str:
         """The checkpoint in one line."""
         moved = f", class drift {self.drift:.0%}" if self.pres else ""
+        moved += f", bleed {self._bled()[0]:.0%}" if self.bleed else ""
         return f"{state_name(self.step, self.strength)}: identity {identity(self):.3f}, CLIP-T lost {self.lost:.1%}{moved}"
 
     def values(self) -> dict[str, float]:
         """For a tracker."""
-        return {"choose/identity": identity(self), "choose/clip_t_lost": self.lost, "choose/class_drift": self.drift}
+        bled = {"choose/bleed": self._bled()[0]} if self.bleed else {}
+        return {"choose/identity": identity(self), "choose/clip_t_lost": self.lost, "choose/class_drift": self.drift} | bled
 
     def row(self) -> dict:
         """For a file: every dict of values as a list of [*key, value]."""
         row = {"step": self.step, "strength": self.strength, "ceiling": self.ceiling, "copied": self.copied}
-        return row | {name: [[*key, value] for key, value in getattr(self, name).items()] for name in TABLES}
+        names = (*TABLES, BLEED) if self.bleed else TABLES
+        return row | {name: [[*key, value] for key, value in getattr(self, name).items()] for name in names}
 
 
 def read_scored(path: Path) -> list[ScoredCheckpoint]:

@@ -12,8 +12,11 @@ from personalize.evaluation.metrics import METRICS
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}  # the longer ones are read first
 WRITTEN = re.compile(rf"\s*(.+?)\s*({'|'.join(OPERATORS)})\s*(.+?)\s*")
-SECTIONS = ("scores", "class", "copying", "truth")  # of metrics.json; "scores" need not be said
-DRIFT = {"drift": "class.share", "drift.low": "class.share_low", "drift.high": "class.share_high"}
+SECTIONS = ("scores", "class", "copying", "truth", "bleed")  # of metrics.json; "scores" need not be said
+ALIASES = {  # bleed: of the two subjects that it is largest for
+    "drift": "class.share", "drift.low": "class.share_low", "drift.high": "class.share_high",
+    "bleed": "bleed.share", "bleed.low": "bleed.share_low", "bleed.high": "bleed.share_high",
+}  # fmt: skip
 BOUNDS = ("score", "low", "high")
 OF_SCORE = (
     *BOUNDS, "floor", "ceiling", "relative", "relative.low", "relative.high",
@@ -25,8 +28,9 @@ OF_CLASS = (
 )  # fmt: skip
 NAMES = (
     *(f"{name}.{part}" for name, metric in METRICS.items() if not metric.truth for part in OF_SCORE),
-    *DRIFT,
+    *ALIASES,
     *(f"class.{part}" for part in OF_CLASS),
+    *(f"bleed.{part}" for part in ("share", "share_low", "share_high")),
     *(f"copying.{part}" for part in ("copied", "pictures", "auth_pct")),
     *(f"truth.{metric.title}.{part}" for metric in METRICS.values() if metric.truth for part in (*BOUNDS, "base", "count")),
 )
@@ -51,7 +55,7 @@ def failures(requirements: Sequence[Requirement], metrics: Mapping) -> list[str]
     measured, lines = dict(values(metrics)), []
     for requirement in requirements:
         name, sign, bound = requirement.name, requirement.sign, requirement.bound
-        value = measured.get(DRIFT.get(name, name))
+        value = measured.get(ALIASES.get(name, name))
         if name.split(".")[0] in summary.marked(metrics):
             lines.append(f"required {name} {sign} {bound}: the images were drawn towards it, so it is no score")
         elif value is None:

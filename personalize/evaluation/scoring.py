@@ -33,8 +33,9 @@ def make_reference(
     marks = foreground.marked(encoders, masks) if any(masked) else None
     images = image_cache.load_tensors(photo_squares(photos, size, crop))
     unseen = embed(encoders, image_cache.load_tensors(photo_squares(held_out, size, crop))) if held_out else None
-    identity = toyland_truth.of_photos(toyland_truth.read_images(probe, images)) if probe else None
-    return Reference(encoders, embed(encoders, images), unseen, marks, lpips, probe, identity, class_word)
+    reading = toyland_truth.read_images(probe, images) if probe else None
+    identity = toyland_truth.of_photos(reading) if probe else None
+    return Reference(encoders, embed(encoders, images), unseen, marks, lpips, probe, identity, class_word, reading=reading)
 
 
 def embed_images(reference: Reference, image_set: image_cache.ImageSet, loaded: Sequence[Image.Image]) -> Images:

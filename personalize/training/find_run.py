@@ -14,7 +14,9 @@ INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate", "train.checkpoin
 LATER = {
     "prompt.chunks": 1,
     "prompt.weighting": "",
+    "choose.bleed": 1.0,
     "choose.strengths": [],
+    "train.cut_mix": 0.0,
     "photos.shape": "square",
     "train.caption_dropout": 0.0,
     "train.caption_shuffle": False,

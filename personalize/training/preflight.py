@@ -45,6 +45,7 @@ def describe_run(data: TrainingSet | BucketedSet, engine: Engine) -> list[str]:
         f"{train.steps} steps of {subjects} + {priors} images: each photo is seen {passes:.0f} times",
         *size_lines(data),
         *painted,
+        *_mixed(data),
         f"{', '.join(train.methods)}: {trained / 1e6:.2f} M parameters train, the U-Net has {total / 1e6:.1f} M; "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         + (f", in {world} processes" if world > 1 else "")
@@ -53,6 +54,12 @@ def describe_run(data: TrainingSet | BucketedSet, engine: Engine) -> list[str]:
         f"{(peak_bytes(model.device) + state) / 1e9:.1f} GB, by one measured step"
         + ("" if peak_is_new else "; the memory is this process's peak so far, which cannot be reset here"),
     ]
+
+
+def _mixed(data: TrainingSet) -> list[str]:
+    if data.cut_mix is None:
+        return []
+    return [f"{data.cut_mix.share:.0%} of the photos show two subjects side by side, prompt {data.cut_mix.prompts[0]!r}"]
 
 
 def _preserved(data: TrainingSet) -> str:

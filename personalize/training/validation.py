@@ -19,7 +19,7 @@ from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import SILENT
 from personalize.data.image_grid import grid
 from personalize.data.subjects import Subject
-from personalize.evaluation import checkpoint_selection, encoders, image_cache, protocols, scoring
+from personalize.evaluation import bleed, checkpoint_selection, encoders, image_cache, protocols, scoring
 from personalize.evaluation.checkpoint_selection import ScoredCheckpoint
 from personalize.evaluation.metrics import METRICS
 from personalize.evaluation.metrics.inputs import Reference
@@ -104,11 +104,18 @@ class DevSplit:
         for k, subject in enumerate(self.subjects):
             rows = self._rows(k, subject.token, self.folder / "choosing", load_run.result_name(step, strength))
             top = METRICS["dino"].ceiling(self.references[k])
-            parts.append(_scored(step, strength, rows, self.base[k], top=top, token=subject.token))
+            part = _scored(step, strength, rows, self.base[k], top=top, token=subject.token)
+            parts.append(dataclasses.replace(part, bleed=self._bleed(k, rows)))
         scored = _pooled(parts)
         self.scored.append(scored)
         append_jsonl(self.folder / checkpoint_selection.FILE, scored.row())
         return scored
+
+    def _bleed(self, k: int, rows: list[dict]) -> dict:
+        """How far the images of subject k are on the way to the photos of each other subject."""
+        bled = bleed.bleed_of_rows(rows, self.base[k], k, self.references)
+        one, names = self.subjects[k].token, [subject.token for subject in self.subjects]
+        return {(one, names[other], *key): value for other, values in bled.items() for key, value in values.items()}
 
     def _rows(self, k: int, token: str, root: Path, name: str) -> list[dict]:
         """A row of scores for each image of a subject and of its class by the present weights; token "": by the base."""
@@ -126,7 +133,8 @@ class DevSplit:
         )
         loaded, reasons = image_cache.load_images(images)
         with torch.autocast(self.model.device.type, enabled=False):  # half precision is for sampling
-            return scoring.score_images(scoring.embed_images(self.references[k], images, loaded), reasons)
+            seen = scoring.embed_images(self.references[k], images, loaded)
+            return bleed.others_of(scoring.score_images(seen, reasons), seen, self.references)
 
 
 def _scored(
@@ -151,7 +159,7 @@ def _scored(
 
 def _pooled(parts: list[ScoredCheckpoint]) -> ScoredCheckpoint:
     """Several subjects of a run as one: their images together, their ceilings and shares of copies as means."""
-    tables = checkpoint_selection.TABLES
+    tables = (*checkpoint_selection.TABLES, checkpoint_selection.BLEED)
     together = {name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in tables}
     tops = [part.ceiling for part in parts if part.ceiling is not None]
     top = sum(tops) / len(tops) if tops else None

@@ -693,7 +693,7 @@ def test_a_base_with_another_prediction_and_vae_trains_as_another_base(tiny_sd, 
 
 
 def test_a_failure_at_any_place_is_in_the_manifest(tiny_sd, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("personalize.commands.train.build_data", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("personalize.training.prepare.build_data", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tiny_sd, photos, tmp_path, *LORA)
     (folder,) = tmp_path.iterdir()

@@ -22,6 +22,7 @@ class Reference:
     look_alikes       others of the subject's class: the base's class images; None where none were drawn
     lpips             the distance of DIV; None: the patch distance
     probe, identity   Toyland's truth, and the identity parameters read from the photos; None for other bases
+    reading           the photos as that probe reads them
     """
 
     encoders: Encoders
@@ -33,6 +34,7 @@ class Reference:
     identity: toyland_truth.Identity | None = None
     class_word: str = ""
     look_alikes: Embeddings | None = None
+    reading: toyland_truth.Reading | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ from personalize.evaluation.metrics import METRICS
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 Table = tuple[list[str], list[list[str]]]  # header, rows
+BLEED = (
+    "Each cell: the score (95 %), and how far it is on the way to those photos. The way begins at what the base draws, or at "
+    "how alike the photos of both subjects are, whichever is nearer."
+)
 _EXPONENT = re.compile(r"e([+-])0*(\d)")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|&])")
 
@@ -61,6 +65,31 @@ def class_rows(evaluation: dict) -> list[dict]:
     if drift.get("clip_t") is None:
         return [moved]
     return [moved, {"title": "CLIP-T: follows the class prompt", "score": drift["clip_t"], "floor": drift.get("base_clip_t")}]
+
+
+def bleed_tables(evaluation: dict) -> list[tuple[str, Table]]:
+    """Of several subjects, by DINO and where Toyland reads it back by truth -> title and table: words down, photos across."""
+    pairs = (evaluation.get("bleed") or {}).get("pairs") or []
+    by = {"DINO": pairs, "identity error": [pair | (pair["truth"] or {}) for pair in pairs if pair.get("truth")]}
+    return [(name, _bleed_table(cells)) for name, cells in by.items() if cells]
+
+
+def _bleed_table(pairs: list[dict]) -> Table:
+    names, rows = list(dict.fromkeys(pair["photos"] for pair in pairs)), {}
+    for pair in pairs:
+        spread = interval(pair["low"], pair["high"], lambda value: number(value, ".2f"))
+        rows.setdefault(pair["word"], []).append(f"{number(pair['score'], '.2f')} ({spread}), {share(pair['share'])}")
+    return ["images of", *(f"photos of {name}" for name in names)], [[word, *cells] for word, cells in rows.items()]
+
+
+def bleed_lines(evaluation: dict) -> list[str]:
+    """The tables of `bleed_tables` for a terminal."""
+    lines = []
+    for name, (header, rows) in bleed_tables(evaluation):
+        wide = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
+        each = ("  ".join(text.ljust(width) for text, width in zip(row, wide, strict=True)).rstrip() for row in (header, *rows))
+        lines += [f"Bleed by {name} (95 %), share of the way to the photos:", *each]
+    return lines
 
 
 def truth_rows(evaluation: dict) -> list[dict]:
@@ -150,6 +179,8 @@ def markdown(evaluation: dict) -> str:
     parts.append(agreement(evaluation))
     parts.append(_measures(f"The class prompt: {asked}", class_rows(evaluation)))
     parts.append(_measures("Read back by Toyland", truth_rows(evaluation)))
+    for name, table in bleed_tables(evaluation):
+        parts.append(_part(f"Do the subjects stay apart? By {name}", table, BLEED))
     if steps := by_step(evaluation):
         parts.append(_part("Checkpoints", checkpoint_table(steps), evaluation.get("choice") or ""))
     if prompts := evaluation.get("prompts"):

@@ -4,7 +4,7 @@ GOOD, WARN, BAD = "good", "warn", "bad"
 SAME, RELATIVE = 0.6, 0.3  # of the way from the base to the photos
 LISTENS, HARDLY = 0.05, 0.12  # of the base's CLIP-T that may be lost
 CLEARLY, OFTEN = 0.1, 0.3  # of the images in which a part is another's, beyond what is misread
-STILL, DRIFTED = 0.25, 0.5  # of the way that class images may move to the photos
+STILL, DRIFTED = 0.25, 0.5  # of the way that class images may move to the photos, or images of a subject to another's
 
 Line = tuple[str, str]  # level, sentence
 
@@ -18,6 +18,8 @@ def verdict(metrics: dict) -> list[Line]:
     lines.append(_adherence(metrics["scores"]["clip_t"]))
     if metrics["class"]:
         lines.append(_class(metrics["class"], word))
+    if metrics.get("bleed"):
+        lines.append(_bleed(metrics["bleed"]))
     if metrics["copying"] and metrics["copying"]["copied"]:
         lines.append(_copies(metrics["copying"]))
     if metrics["unusable"]:
@@ -75,6 +77,16 @@ def _class(drift: dict, word: str) -> Line:
     still = f"A {word} is still any {word}" if share < STILL else f"Other {word}s have begun to look like it"
     moved = f"moved {share:.0%} of the way to the photos" if share > 0 else "did not move towards the photos"
     return level, f"{still}: class images {moved}."
+
+
+def _bleed(bleed: dict) -> Line:
+    share = bleed["share"]
+    if share is None:
+        return WARN, "Whether the subjects stay apart cannot be said: their photos are as alike as those of one."
+    level = GOOD if share < STILL else WARN if share < DRIFTED else BAD
+    how = "The subjects stay apart" if share < STILL else "One subject shows in another"
+    way = f"{share:.0%} of the way to the photos of {bleed['photos']}" if share > 0 else "no nearer to the photos of any other"
+    return level, f"{how}: images of {bleed['word']} are {way}{', at most' if share < STILL and share > 0 else ''}."
 
 
 def _copies(copying: dict) -> Line:
