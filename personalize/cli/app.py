@@ -111,7 +111,7 @@ def generate(
     settings: list[str],
     lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
-    maps: opt.Maps = False,
+    image_prompt: opt.ImagePrompt = "", image_scale: opt.ImageScale = None, adapter: opt.Adapter = None, maps: opt.Maps = False,
     photos: Annotated[str, typer.Option(metavar="FOLDER", help="Whom --like means, for a bare base.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="What is on these photos.")] = "",
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
@@ -128,6 +128,7 @@ def generate(
     source |= {"photos": photos, "class_word": class_word, "priors": priors}
     words = {"weights": weight, "ignore": ignore, "maps": maps}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
+    begin |= {"image_prompt": image_prompt, "image_scale": image_scale, "adapter": adapter}
     result = generate(texts, **source, **words, **begin, settings=settings, out=out, screen=screen)
     return vars(result), result.grid
 

@@ -62,6 +62,14 @@ Weights = Annotated[
     ),
 ]
 Ignored = Annotated[list[str], typer.Option(metavar="WORDS", help="Words of the prompt that do not count. May be given again.")]
+ImagePrompt = Annotated[
+    str, typer.Option(metavar="PHOTOS", help="A photo or a folder: what they show is told beside the prompt, without training.")
+]
+ImageScale = Annotated[
+    float | None,
+    typer.Option(help="How much --image-prompt counts: 0 not at all, 1 as trained; default: 0.7.", show_default=False),
+]
+Adapter = Annotated[Path | None, typer.Option(metavar="FILE", help="IP-Adapter for --image-prompt, where the base has none.")]
 
 Maps = Annotated[bool, typer.Option("--maps", help="A sheet beside each image: where it attends to each word.")]
 

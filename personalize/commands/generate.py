@@ -11,6 +11,7 @@ from personalize.common.files import writing
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.image_grid import grid
+from personalize.data.image_prompt import read_image_prompt
 from personalize.data.image_to_edit import ImageToEdit, read_image_to_edit
 from personalize.data.map_sheet import map_sheet
 from personalize.generation.attention_control import require_control
@@ -26,6 +27,7 @@ from personalize.generation.sampling import (
     to_pil,
 )
 from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_said, require_words
+from personalize.models.image_adapter import ImagePrompt
 from personalize.models.interface import LatentModel
 
 
@@ -52,6 +54,9 @@ def generate(
     mask: Path | str | None = None,
     strength: float | None = None,
     careful: int = 1,
+    image_prompt: Path | str = "",
+    image_scale: float | None = None,
+    adapter: Path | None = None,
     photos: Path | str = "",
     class_word: str = "",
     maps: bool = False,
@@ -67,10 +72,11 @@ def generate(
     "FILE:word") are files of any program, put on top. weights ("hat=1.5") and ignore: words that count more or less, and words
     that do not count; each belongs to the prompts that say it. image: a file to begin with, whose middle square is drawn anew
     by `strength` (0 to 1), or only where the file `mask` is white ("word:hat": where it shows this word of the prompt, by the
-    base's attention); careful: how often each step is made then. photos, class_word: whom draw.like draws a bare base to;
-    priors: where its class images lie. maps: also a sheet for each image that shows where it attends to each word. out: a
-    folder, where images.jsonl gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError
-    names what is wrong.
+    base's attention); careful: how often each step is made then. image_prompt: a photo or a folder of them that the base is
+    told beside the prompt, by an adapter of its own or the file `adapter`; image_scale: how much it counts (0: not at all, 1:
+    as trained). photos, class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet
+    for each image that shows where it attends to each word. out: a folder, where images.jsonl gets a row an image. Image i of a
+    seed starts from the same noise for every prompt. UserError names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
@@ -101,8 +107,9 @@ def generate(
     for line in remarks(model, prompts, recipe.draw.negative, origin):
         screen.say(line)
     canvas = _canvas(model, recipe, edit, screen) if edit else None
-    origin |= emphasis.record | (edit.identity if edit else {})
-    options = {"emphasis": emphasis, "canvas": canvas, "steer": steer, "maps": maps}
+    told, record = read_image_prompt(model, image_prompt, scale=image_scale, adapter=adapter)
+    origin |= emphasis.record | (edit.identity if edit else {}) | record
+    options = {"emphasis": emphasis, "canvas": canvas, "image_prompt": told, "steer": steer, "maps": maps}
     return _write_images(model, recipe, prompts, out=folder, origin=origin, **options, screen=screen)
 
 
@@ -154,7 +161,8 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
 
 def _write_images(
     model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
-    emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, steer=None, maps: bool = False,
+    emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, image_prompt: ImagePrompt | None = None, steer=None,
+    maps: bool = False,
 ) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
@@ -168,7 +176,8 @@ def _write_images(
             if steer:  # the known region last, which nothing moves
                 beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
             attention = [] if maps else None
-            z0 = sample_latents(model, list(texts), generators, config, emphasis=emphasis, maps=attention, **beginning)
+            beginning = beginning | {"emphasis": emphasis, "image": image_prompt, "maps": attention}
+            z0 = sample_latents(model, list(texts), generators, config, **beginning)
             drawn = require_images(model.decode_latents(z0), model)
             drawn = paste_kept(drawn, canvas, model.downscale) if canvas else drawn
             for k, (image, prompt, i) in enumerate(zip(to_pil(drawn), texts, numbers, strict=True)):

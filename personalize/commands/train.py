@@ -80,16 +80,16 @@ def train(
     model = opener(resolved, screen)
     with distributed.process_group(model.device), sharding.released(model):
         screen = screen if distributed.rank() == 0 else SILENT
-        resolved, subjects = _checked(model, sources, resolved, profile=profile, screen=screen)
+        resolved, subjects = checked(model, sources, resolved, profile=profile, screen=screen)
         options = {"root": Path(priors), "drawn": prior_folder, "own": prior_images, "screen": screen}
-        folders, count = _class_folders(model, resolved, subjects, **options) if needs_class_images(resolved) else ({}, 0)
+        folders, count = class_folders(model, resolved, subjects, **options) if needs_class_images(resolved) else ({}, 0)
         if prior_images:
             resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
         options = {"runs": Path(runs), "name": name, "extends": extend, "profile": profile, "screen": screen}
         return _train(model, resolved, subjects, folders, **options)
 
 
-def _class_folders(
+def class_folders(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], *, root: Path, drawn: Path | None, own: Path | None,
     screen: Terminal,
 ) -> tuple[dict[str, Path], int]:  # fmt: skip
@@ -127,7 +127,7 @@ def _require_used(images: Path, drawn: Path | None, recipe: Recipe) -> None:
         )
 
 
-def _checked(
+def checked(
     model: LatentModel, sources: Sequence, recipe: Recipe, *, profile: bool, screen: Terminal
 ) -> tuple[Recipe, list[Subject]]:
     """The recipe with its tokens, and the subjects. UserError for all that can be wrong before any long work begins."""
@@ -207,7 +207,7 @@ def _train(
         if difference:
             screen.say(difference)
         with run_folder.marked(folder) if writes else nullcontext():
-            run = _begin(model, recipe, subjects, priors, folder, manifest, screen)
+            run = begin(model, recipe, subjects, priors, folder, manifest, screen)
             spared = f" --set train.checkpoint_minutes=0 needs {SPARES} checkpoints less." * bool(
                 recipe.train.checkpoint_minutes
             )
@@ -215,7 +215,7 @@ def _train(
             return _finish_training(run, screen, profile=profile)
 
 
-def _begin(
+def begin(
     model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, folder: Path, manifest: dict, screen: Terminal
 ) -> TrainingRun:
     """The run's folder, its training set and engine, and what is to be said before the first step."""
@@ -248,7 +248,7 @@ def _write_folder(folder: Path, manifest: dict, recipe: Recipe, subjects: list[S
     make_folder(folder)
     if is_run(folder):
         earlier = run_folder.read_manifest(folder)
-        manifest |= {"sha256": {}} | {key: earlier[key] for key in ("sha256", "extended") if key in earlier}
+        manifest |= {"sha256": {}} | {key: earlier[key] for key in ("sha256", "extended", "together") if key in earlier}
     run_folder.write_manifest(folder, manifest)
     write_text(folder / "recipe.toml", recipe_to_toml(recipe, comments=True))
     with writing(folder / "photos.png") as temporary:

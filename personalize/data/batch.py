@@ -1,7 +1,7 @@
 """What one optimizer step trains on. B images, C latent channels, h w latent size."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ class Batch:
     target (B,C,h,w): what the base should give; None: what the schedule says. mask (B,1,h,w): weights of the loss.
     noise (B,C,h,w): what is added to z0; None: eps, which the target is made of.
     counts: photos and class images; None: is_prior, which is then on the CPU, says it.
+    prompts(rows): the texts of those rows where they are encoded at each step; beside: what `cond` has besides them.
     """
 
     z0: Tensor
@@ -29,10 +30,17 @@ class Batch:
     mask: Tensor | None = None
     noise: Tensor | None = None
     counts: tuple[int, int] | None = None
+    prompts: Callable[[slice], list[str]] | None = None
+    beside: Cond = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.counts is None:
             self.counts = int((~self.is_prior).sum()), int(self.is_prior.sum())
+
+    def loss_inputs(self, rows: slice) -> dict[str, Tensor | None]:
+        """Of some rows what the loss is of, besides z0 and the conditioning."""
+        parts = {"t": self.t, "eps": self.eps, "target": self.target, "mask": self.mask}
+        return {name: None if value is None else value[rows] for name, value in parts.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name, on the device of the latents."""

@@ -60,7 +60,7 @@ def _row(stats: PhotoStats, findings: tuple[Finding, ...], has_images: bool) -> 
 def _sentence(finding: Finding) -> str:
     """The text with a capital, unless it begins with a file's name, and a full stop."""
     first_word = finding.text.partition(" ")[0]
-    is_name = "." in first_word or "_" in first_word
+    is_name = bool({".", "_", "/"} & set(first_word))
     return (finding.text if is_name else finding.text[:1].upper() + finding.text[1:]).rstrip(".") + "."
 
 

@@ -141,7 +141,8 @@ class TrainingSet:
         def cond(part: slice) -> Cond:
             return self.cond(rows[part]) | {key: value[part] for key, value in beside.items()}
 
-        return Batch(z0, eps, t, is_prior, cond, target, mask, added)
+        prompts = None if self.texts is not None else lambda part: [self.prompts[i] for i in rows[part]]
+        return Batch(z0, eps, t, is_prior, cond, target, mask, added, prompts=prompts, beside=beside)
 
     def release(self) -> None:
         """Frees the networks whose answers are all here."""

@@ -91,6 +91,9 @@ def _metadata(row: dict) -> PngInfo:
         fields["Denoising strength"] = f"{row['strength']:g}"
     if "image" in row:
         fields["Image hash"] = row["image"]["sha256"][:12]
+    if told := row.get("image_prompt"):
+        fields["Image prompt"] = _quoted(f"{Path(image['file']).stem}: {image['sha256'][:12]}" for image in told["images"])
+        fields |= {"Image prompt scale": f"{told['scale']:g}", "Image adapter": told["adapter"]["sha256"][:12]}
     if "mask" in row:
         fields |= {"Mask word": _plain(row["mask"]["word"])} if "word" in row["mask"] else {}
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}

@@ -19,6 +19,7 @@ from personalize.core.samplers import SAMPLERS
 from personalize.generation.attention_maps import AttentionMaps
 from personalize.generation.diffusers_samplers import DIFFUSERS
 from personalize.generation.words import Emphasis, encode_words
+from personalize.models.image_adapter import ImagePrompt
 from personalize.models.interface import MASKED, LatentModel
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
 
@@ -34,6 +35,7 @@ def sample_latents(
     start: Tensor | None = None,
     visits: int = 1,
     masked: Tensor | None = None,
+    image: ImagePrompt | None = None,
     steer: Callable[[Guided, slice], Guided] | None = None,
     emphasis: Emphasis | None = None,
     maps: list[Tensor] | None = None,
@@ -41,9 +43,10 @@ def sample_latents(
 ) -> Tensor:
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
-    first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; steer: what
-    `core.steering` adds to the guidance of some of the rows; emphasis: words of the prompts that count more, less or not at
-    all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in `mapped`, which ascend.
+    first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; image: photos that every
+    row is told beside its prompt; steer: what `core.steering` adds to the guidance of some of the rows; emphasis: words of the
+    prompts that count more, less or not at all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in
+    `mapped`, which ascend.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -55,7 +58,7 @@ def sample_latents(
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
             g.set_state(state)
         begin = {"first": first, "start": None if start is None else start[rows].to(model.device)}
-        begin |= {} if masked is None else {"masked": masked}
+        begin |= {"masked": masked, "image": image}
         begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
         here = range(len(prompts))[rows]
@@ -98,14 +101,16 @@ def latent_shape(model: LatentModel, size: int | str | Size) -> tuple[int, int, 
 
 def _sample_at_once(
     model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap,
-    emphasis: Emphasis | None, *, masked: Tensor | None = None, watch: AttentionMaps | None = None, **options,
+    emphasis: Emphasis | None, *, masked: Tensor | None, image: ImagePrompt | None, watch: AttentionMaps | None = None,
+    **options,
 ) -> Tensor:  # fmt: skip
     noise = rng.normal(generators, latent_shape(model, config.size or model.size)).to(model.device)
     beside = {} if masked is None else {MASKED: masked.expand(len(prompts), -1, -1, -1)}
+    shown, hidden = image.rows(len(prompts)) if image else ({}, {})
     with torch.inference_mode():
         uncond = unconditional(model, len(prompts), config)
-        uncond = uncond and uncond | beside
-        cond = encode_texts(model, prompts, draws=True, emphasis=emphasis) | beside
+        uncond = uncond and uncond | beside | hidden
+        cond = encode_texts(model, prompts, draws=True, emphasis=emphasis) | beside | shown
         guided = text_guidance(model, cond, uncond, config, watch)
         sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
         return sample(wrap(guided) if wrap else guided, noise, model.schedule, config.steps, generators=generators, **options)

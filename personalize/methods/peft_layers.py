@@ -175,6 +175,31 @@ def set_adapter_scale(network: nn.Module, name: str, weight: float) -> None:
                 layer.set_scale(name, weight)
 
 
+def take_adapters(network: nn.Module) -> tuple[dict[str, nn.Module], dict]:
+    """Takes all adapters out of a network, which is bare again -> PEFT's layers by name, and its configs."""
+    layers = {name: m for name, m in network.named_modules() if hasattr(m, "base_layer") and not name.endswith(".base_layer")}
+    put_layers(network, {name: _innermost(layer) for name, layer in layers.items()})
+    return layers, network.__dict__.pop("peft_config", {})
+
+
+def _innermost(layer: nn.Module) -> nn.Module:
+    return _innermost(layer.base_layer) if hasattr(layer, "base_layer") else layer
+
+
+def put_adapters(network: nn.Module, layers: dict[str, nn.Module], configs: dict) -> None:
+    """Puts back what `take_adapters` took."""
+    put_layers(network, layers)
+    if configs:
+        network.peft_config = configs
+
+
+def put_layers(network: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Makes these the network's layers of those names."""
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, layer)
+
+
 def merge_adapter(network: nn.Module) -> None:
     """Merges every adapter into its layer's weight: the bare network is left, and its output is the same."""
     for name, layer in list(network.named_modules()):

@@ -76,6 +76,14 @@ TEXT_ENCODER = Table(
     remedy=REMEDY,
 )  # fmt: skip
 
+IMAGE_ENCODER = Table(
+    {
+        "image_size": Number(1, 4096), "patch_size": Number(1, 256), "num_channels": Only((3,)),
+        **{name: kind for name, kind in TEXT_ENCODER.fields.items() if not name.startswith(("vocab", "max_pos"))},
+    },
+    remedy=REMEDY,
+)  # fmt: skip
+
 SCHEDULER = Table(
     {
         "_class_name": Text(), "num_train_timesteps": Number(1, 100_000), "beta_schedule": Text(), "prediction_type": Text(),

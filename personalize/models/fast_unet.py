@@ -32,10 +32,11 @@ PLAIN = {  # the settings that `fast_forward` computes; one that is not here doe
     "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
 TEXT_KEYS_VALUES = "attn2:"  # begins the names of the text's keys and values in a conditioning
+IMAGE_KEYS_VALUES = "image:"  # and of an image prompt, read beside the text's; see `image_adapter`
 # In a conditioning, (B,) int64: how many rows from its own a row takes queries and keys of self- or cross-attention. As they
 # are relative they stay right when the halves of guidance are put together.
 BORROW_SELF, BORROW_CROSS = "borrow:self", "borrow:cross"
-PREPARED = (TEXT_KEYS_VALUES, BORROW_SELF, BORROW_CROSS)
+PREPARED = (TEXT_KEYS_VALUES, IMAGE_KEYS_VALUES, BORROW_SELF, BORROW_CROSS)
 # Told the queries (kB,H,N,c) and keys (kB,H,L,c) of each cross-attention, in H heads; each row's own, whatever is borrowed.
 Watch = Callable[[Tensor, Tensor], None]
 WATCH = "watch"
@@ -121,13 +122,18 @@ def fast_forward(
     return _call(unet.conv_out, _norm(unet.conv_norm_out, h, silu=True))
 
 
-def _by_attention(unet: nn.Module, prepared: Cond) -> dict[nn.Module | str, Any]:
-    """What is prepared, parted, by attention; and at BORROW_SELF and BORROW_CROSS (B,) the row that each row borrows from."""
+def _by_attention(unet: nn.Module, prepared: Cond) -> dict[Any, Any]:
+    """What is prepared, parted, by attention, of images by (attention, IMAGE_KEYS_VALUES); and at BORROW_SELF and BORROW_CROSS
+    (B,) the row that each row borrows from.
+    """
     both = {}
     for name, value in prepared.items():
         if name.startswith(TEXT_KEYS_VALUES):
             attention = unet.get_submodule(name.removeprefix(TEXT_KEYS_VALUES))
             both[attention] = value.split(attention.inner_kv_dim, -1)
+        elif name.startswith(IMAGE_KEYS_VALUES):
+            attention = unet.get_submodule(name.removeprefix(IMAGE_KEYS_VALUES))
+            both[attention, IMAGE_KEYS_VALUES] = value.chunk(2, -1)
         else:
             both[name] = torch.arange(len(value), device=value.device) + value
     return both
@@ -175,7 +181,7 @@ def _attend(part: nn.Module, x: Tensor, transform: Callable[[nn.Module, Tensor],
     return repeated(x, len(tokens)) + _on_tokens(part.proj_out, tokens, h).transpose(1, 2).unflatten(2, (h, w))
 
 
-def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.Module | str, Any]) -> Tensor:
+def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[Any, Any]) -> Tensor:
     """(B,N,C), (kB,L,D) -> (kB,N,C). both: of `_by_attention`."""
     self_attention, cross, normed = block.attn1, block.attn2, _layer_norm(block.norm1, tokens)
     k, v = _call(self_attention.to_k, normed), _call(self_attention.to_v, normed)
@@ -183,22 +189,29 @@ def _transform(block: nn.Module, tokens: Tensor, text: Tensor, both: Mapping[nn.
     tokens = repeated(tokens, len(text))
     k, v, *own = both[cross] if cross in both else (_call(cross.to_k, text), _call(cross.to_v, text))
     normed, rows = _layer_norm(block.norm2, tokens), both.get(BORROW_CROSS)
-    tokens = tokens + _attention(cross, normed, k, v, *own, rows=rows, watch=both[WATCH])
+    image = both.get((cross, IMAGE_KEYS_VALUES))
+    tokens = tokens + _attention(cross, normed, k, v, *own, rows=rows, watch=both[WATCH], image=image)
     a, gate = _call(block.ff.net[0].proj, _layer_norm(block.norm3, tokens)).chunk(2, -1)
     return tokens + _call(block.ff.net[2], a * F.gelu(gate))
 
 
 def _attention(
     part: nn.Module, x: Tensor, k: Tensor, v: Tensor, own: Tensor | None = None, *, rows: Tensor | None = None,
-    watch: Watch | None = None,
+    watch: Watch | None = None, image: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """(B,N,C), keys and values (B,L,C) -> (B,N,C). rows (B,): those whose queries and keys read v; each row's read `own`."""
+    """(B,N,C), keys and values (B,L,C) -> (B,N,C). rows (B,): those whose queries and keys read v; each row's read `own`.
+
+    image: keys and values (B,I,C) that each row's queries read too (Ye et al. 2308.06721, eq. 5).
+    """
     q, k, v = (each.unflatten(-1, (part.heads, -1)).transpose(1, 2) for each in (_call(part.to_q, x), k, v))
     if watch:
         watch(q, k)
     out = F.scaled_dot_product_attention(*((q, k) if rows is None else (q[rows], k[rows])), v)
     if own is not None:
         out = out + F.scaled_dot_product_attention(q, k, own.unflatten(-1, (part.heads, -1)).transpose(1, 2))
+    if image:
+        k, v = (each.unflatten(-1, (part.heads, -1)).transpose(1, 2) for each in image)
+        out = out + F.scaled_dot_product_attention(q, k, v)
     return _call(part.to_out[0], out.transpose(1, 2).flatten(2))
 
 

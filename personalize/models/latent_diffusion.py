@@ -79,6 +79,7 @@ class LatentDiffusion:
             if (config := self._texts[part].config)
         }
         self.learned_words: dict[str, str] = {}
+        self.token_rows = prompt_chunks.token_rows  # another where rows have words of their own: `methods.stacked_lora`
         self.chunks, self.weighting = chunks, weighting
         self.unet = self._read_unet(None if offload else device)
         self.uses_fast_unet = not fast_unet.why_not_fast(self.unet)
@@ -182,7 +183,7 @@ class LatentDiffusion:
 
     def tokens(self, part: str, prompts: list[str]) -> Tensor:
         """B texts -> (B n,C) ids of the text encoder `part`, a row for each of a prompt's n chunks."""
-        return prompt_chunks.token_rows(self, part, prompts)
+        return self.token_rows(self, part, prompts)
 
     def expand_words(self, prompt: str) -> str:
         """A prompt with every learned word replaced by all of its tokens; in any case, as CLIP reads it."""

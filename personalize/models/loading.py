@@ -11,7 +11,7 @@ from personalize.common.files import read_json
 from personalize.common.finite import require_finite_file
 from personalize.common.untrusted import require_regular
 from personalize.core import schedule as schedules
-from personalize.models.config_schema import SCHEDULER, TEXT_ENCODER, UNET, VAE
+from personalize.models.config_schema import IMAGE_ENCODER, SCHEDULER, TEXT_ENCODER, UNET, VAE
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.locate import weight_files
 
@@ -49,8 +49,8 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     for file in files:
         require_regular(file, "weight file")
     options = {"variant": "fp16" if ".fp16" in files[0].name else None, "torch_dtype": dtype, "use_safetensors": True}
-    if part.startswith("text_encoder"):
-        options |= text_options(place, kind)
+    if part not in ("unet", "vae"):
+        options |= encoder_options(place, kind)
     try:
         for file in files:
             require_finite_file(file)
@@ -63,10 +63,11 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     return module.eval().requires_grad_(False)
 
 
-def text_options(place: Path, kind) -> dict:
-    """Known fields of a text encoder's config alone: others could name code of the hub (`attn_implementation`)."""
-    config = read_json(place / "config.json", TEXT_ENCODER)
-    known = {name: config[name] for name in TEXT_ENCODER.fields if name in config}
+def encoder_options(place: Path, kind) -> dict:
+    """Known fields of the config of an encoder of text or images alone: others could name code of the hub."""
+    table = IMAGE_ENCODER if place.name == "image_encoder" else TEXT_ENCODER
+    config = read_json(place / "config.json", table)
+    known = {name: config[name] for name in table.fields if name in config}
     return {"config": kind.config_class(**known), "attn_implementation": "sdpa"}
 
 

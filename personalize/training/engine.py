@@ -66,8 +66,15 @@ class Engine:
 
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
         """One update at learning rate × `scale` -> loss, subject, prior, norm (before clipping), each () on the device."""
+        return self._step(lambda: self._run(batch), scale)
+
+    def step_by_gradients(self, totals: Tensor, *, scale: float) -> dict[str, Tensor]:
+        """As `step`, by the gradients that the parameters have; totals (3,): the loss, subject and prior that they are of."""
+        return self._step(lambda: self.descend(totals), scale)
+
+    def _step(self, run: Callable[[], Tensor], scale: float) -> dict[str, Tensor]:
         self.lr = set_learning_rates(self.optimizer, scale)
-        values = dict(zip(("loss", "subject", "prior", "norm"), self._run(batch), strict=True))
+        values = dict(zip(("loss", "subject", "prior", "norm"), run(), strict=True))
         self.step_ended()
         return values
 
@@ -76,6 +83,13 @@ class Engine:
         try:
             totals = self.backward(batch)
             distributed.sum_gradients(self.params)
+            return self.descend(totals)
+        finally:
+            self.clear()
+
+    def descend(self, totals: Tensor) -> Tensor:
+        """The update by the gradients that are there, which it frees -> (4,): `totals` of their loss, and their norm."""
+        try:
             with record_function("clip and optimizer"):
                 self.scaler.unscale_(self.optimizer)
                 norm = gradient_norm(self.params)
@@ -119,10 +133,7 @@ class Engine:
                 model,
                 batch.z0[rows],
                 batch.cond(rows),
-                t=batch.t[rows],
-                eps=batch.eps[rows],
-                target=None if batch.target is None else batch.target[rows],
-                mask=None if batch.mask is None else batch.mask[rows],
+                **batch.loss_inputs(rows),
                 noise=None if batch.noise is None else batch.noise[rows],
                 snr_gamma=train.snr_gamma,
             )

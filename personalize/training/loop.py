@@ -22,38 +22,64 @@ DVAR = "the photos' loss on fixed noise hardly varies any more (DVAR)"
 def run_steps(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> int:
     """Steps `start` to the last one -> the step it ended at: the last, or where more would only harm."""
     train = run.recipe.train
-    log = RunLog(run.folder, run.engine, trackers, writes=run.writes)
-    if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
-        log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
-    draws = run.writes or distributed.is_sharded()
-    if start and train.sample_every and start % train.sample_every == 0 and draws:  # perhaps stopped before it was drawn
-        _sample(run, start, screen)
-    if start and run.fixed:
-        run.fixed.read_log(run.folder)
-    if start and start < train.steps and (why := _why_ended(run, start)):
-        return _end(run, start, why, screen)
-    steps, clock = screen.progress("training", train.steps, done=start, unit="steps"), Clock(train.checkpoint_minutes)
-    with stop_signals() as stopped, steps as advance:
+    log, clock = begin_log(run, start, trackers=trackers, screen=screen), Clock(train.checkpoint_minutes)
+    if start and start < train.steps and end_early(run, start, screen):
+        return start
+    with stop_signals() as stopped, screen.progress("training", train.steps, done=start, unit="steps") as advance:
         for step in range(start + 1, train.steps + 1):
             values = take_step(run, step - 1, run.recipe)
             log.add(step, values | run.fixed.measure(step, run.engine) if run.fixed else values)
             advance(note=log.line)
             # Read once: a signal that comes while an image is drawn stops the next step. One process's stops all.
-            stop = distributed.any_rank(bool(stopped))
-            enough = run.fixed is not None and step < train.steps and run.fixed.stops(step)
-            if is_scheduled(run.recipe, step) or stop or enough or clock.is_due():
-                log.flush()
-                save(run, step, screen)
-                clock.reset()
-                if is_scored(run.recipe, step) and run.dev and run.dev.scored and run.dev.scored[-1].step == step:
-                    log.add_scores(run.dev.scored[-1].values(), step)
-            if train.sample_every and step % train.sample_every == 0 and draws and (path := _sample(run, step, screen)):
-                log.add_images(path, step)
-            if stop and step < train.steps:
-                raise Interrupted(f"stopped at step {step} of {train.steps}; the same command goes on from there")
-            if step < train.steps and (why := _why_ended(run, step)):
-                return _end(run, step, why, screen)
+            if after_step(run, log, clock, step, stop=distributed.any_rank(bool(stopped)), screen=screen):
+                return step
     return train.steps
+
+
+def begin_log(run: TrainingRun, start: int, *, trackers: list, screen: Terminal) -> RunLog:
+    """The log of a run that goes on from a step, and what was perhaps not drawn or told when it stopped there."""
+    log, every = RunLog(run.folder, run.engine, trackers, writes=run.writes), run.recipe.train.sample_every
+    if start and run.dev and run.dev.scored:  # perhaps scored only while resuming
+        log.add_scores(run.dev.scored[-1].values(), run.dev.scored[-1].step)
+    if start and every and start % every == 0 and _draws(run):  # perhaps stopped before it was drawn
+        _sample(run, start, screen)
+    if start and run.fixed:
+        run.fixed.read_log(run.folder)
+    return log
+
+
+def is_due(run: TrainingRun, clock: Clock, step: int) -> bool:
+    """Whether `after_step` has anything to do for a run that no signal stops."""
+    every = run.recipe.train.sample_every
+    return is_scheduled(run.recipe, step) or _has_enough(run, step) or clock.is_due() or bool(every and step % every == 0)
+
+
+def after_step(run: TrainingRun, log: RunLog, clock: Clock, step: int, *, stop: bool, screen: Terminal) -> bool:
+    """What is saved, scored and drawn after a step -> whether the run ends with it, before its last.
+
+    Interrupted where it is to `stop`, which is saved.
+    """
+    train = run.recipe.train
+    if is_scheduled(run.recipe, step) or stop or _has_enough(run, step) or clock.is_due():
+        log.flush()
+        save(run, step, screen)
+        clock.reset()
+        if is_scored(run.recipe, step) and run.dev and run.dev.scored and run.dev.scored[-1].step == step:
+            log.add_scores(run.dev.scored[-1].values(), step)
+    sampled = train.sample_every and step % train.sample_every == 0
+    if sampled and _draws(run) and (path := _sample(run, step, screen)):
+        log.add_images(path, step)
+    if stop and step < train.steps:
+        raise Interrupted(f"stopped at step {step} of {train.steps}; the same command goes on from there")
+    return step < train.steps and end_early(run, step, screen)
+
+
+def _has_enough(run: TrainingRun, step: int) -> bool:
+    return run.fixed is not None and step < run.recipe.train.steps and run.fixed.stops(step)
+
+
+def _draws(run: TrainingRun) -> bool:
+    return run.writes or distributed.is_sharded()
 
 
 def take_step(run: TrainingRun, step: int, rates: Recipe) -> dict[str, Tensor]:
@@ -74,8 +100,10 @@ def _why_ended(run: TrainingRun, step: int) -> str:
     return DVAR if run.fixed and run.fixed.stops(step) else ""
 
 
-def _end(run: TrainingRun, step: int, why: str, screen: Terminal) -> int:
-    """Says that a run ends at a step, and what it saves; DVAR's stop is in the manifest too."""
+def end_early(run: TrainingRun, step: int, screen: Terminal) -> bool:
+    """Whether a run ends at a step before its last one; says why, and what it saves; DVAR's stop is in the manifest too."""
+    if not (why := _why_ended(run, step)):
+        return False
     steps, line = run.recipe.train.steps, f"{why}: ended after step {step} of {run.recipe.train.steps}"
     if why == DVAR and run.writes:
         seconds = saved_seconds(run.folder, steps - step)
@@ -87,7 +115,7 @@ def _end(run: TrainingRun, step: int, why: str, screen: Terminal) -> int:
         }
         line += f", which saves about {duration(seconds)}"
     screen.say(line)
-    return step
+    return True
 
 
 def _sample(run: TrainingRun, step: int, screen: Terminal) -> Path | None:

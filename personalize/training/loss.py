@@ -4,6 +4,7 @@ from torch import Tensor
 
 from personalize.core import losses
 from personalize.core.guidance import Cond
+from personalize.core.schedule import Schedule
 from personalize.models.interface import LatentModel
 
 
@@ -16,7 +17,14 @@ def per_image_loss(
     target (B,C,h,w) in place of that target; mask (B,1,h,w): weights of the squared error's mean; noise (B,C,h,w): added to z0
     in place of eps, of which the target is made.
     """
-    schedule = model.schedule
-    out = model.predict(schedule.add_noise(z0, eps if noise is None else noise, t), t, cond)
+    out = model.predict(model.schedule.add_noise(z0, eps if noise is None else noise, t), t, cond)
+    return loss_of_output(model.schedule, out, z0, t=t, eps=eps, target=target, mask=mask, snr_gamma=snr_gamma)
+
+
+def loss_of_output(
+    schedule: Schedule, out: Tensor, z0: Tensor, *, t: Tensor, eps: Tensor, target: Tensor | None = None,
+    mask: Tensor | None = None, snr_gamma: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """`per_image_loss` by the raw output (B,C,h,w) of the network."""
     loss = losses.denoising_loss(out, schedule.target(z0, eps, t) if target is None else target, mask)
     return loss * losses.min_snr_weight(schedule.snr(t), snr_gamma, schedule.prediction) if snr_gamma else loss

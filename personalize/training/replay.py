@@ -46,6 +46,8 @@ def why_inexact(run: TrainingRun) -> str:
     here, there = machine(run.data.model), run.manifest.get("machine", {})
     if here["device"] != "cpu" or run.recipe.train.engine == "compiled":
         return f"the device is {here['device']}, which may add in another order each time"
+    if many := run.manifest.get("together"):
+        return f"it was trained in one batch with {many - 1} other subjects, which adds in another order"
     differing = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
     versions = run_folder.library_versions()
     differing += [

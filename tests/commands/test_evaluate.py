@@ -17,7 +17,7 @@ from personalize.common import prompts, run_folder
 from personalize.common.errors import UserError
 from personalize.common.files import read_json, read_jsonl
 from personalize.common.recipe_sections import Evaluate
-from personalize.evaluation import checkpoint_selection, image_cache, protocols, requirements
+from personalize.evaluation import bleed, checkpoint_selection, image_cache, protocols, requirements
 from personalize.training import load_run, noisy_classifier, steering
 
 TINY = ["train.steps=6", "train.lr=1e-3", "prior.count=0", "photos.min_size=16", "draw.steps=2", "train.keep=9", "token=zqv"]
@@ -447,13 +447,23 @@ def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monk
     assert run_folder.read_manifest(found.folder)["status"] == "finished"
 
 
-def test_several_subjects_are_chosen_for_together(photos, settings, tmp_path):
-    words = ["token=zqv,zzk", *CHOOSE]
-    found = personalize.train([photos, photos], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
+def test_several_subjects_are_chosen_for_together_and_held_against_each_other(photos, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(bleed, "shares", lambda values, base, **_: {key: values[key] - base[key] for key in values})
+    words, cat = ["token=zqv,zzk", *CHOOSE], str(Path(__file__).parents[2] / "data_examples" / "cat")
+    found = personalize.train([photos, cat], class_word=["dog", "cat"], settings=[*settings, *words], runs=tmp_path)
     (first, *_) = checkpoint_selection.read_scored(found.folder / checkpoint_selection.FILE)
     assert {key[0] for key in first.identity} == {"zqv", "zzk"} and len(first.identity) == 6
-    scores = personalize.evaluate(found.folder, token="zzk")
+    assert {key[:2] for key in first.bleed} == {("zqv", "zzk"), ("zzk", "zqv")} and len(first.bleed) == 6
+    scores = personalize.evaluate(found.folder, token="zzk", require=["bleed<=2", "bleed<=-2"])
     assert scores.metrics["run"]["class"] == "cat" and scores.report.parent.name == "zzk"
+    table = scores.metrics["bleed"]
+    assert [(p["word"], p["photos"]) for p in table["pairs"]] == [(a, b) for a in ("zqv", "zzk") for b in ("zqv", "zzk")]
+    assert table["pairs"][3]["score"] == pytest.approx(scores.metrics["scores"]["dino"]["score"])
+    assert scores.failed == [f"required bleed <= -2.0: it is {table['share']:.6g}"]
+    assert "The subjects stay apart" in " ".join(scores.metrics["verdict"])
+    for text in (scores.report.read_text(), scores.report.with_suffix(".md").read_text(), app._evaluated(scores)[1]):
+        assert "photos of zqv" in text and "photos of zzk" in text
+    assert personalize.evaluate(found.folder).metrics["bleed"] == table, "whoever is asked for"
 
 
 def test_half_precision_draws_and_the_judges_see_in_float32(photos, settings, tmp_path, monkeypatch):

@@ -61,6 +61,27 @@ def test_a_clear_gain_is_not_given_up_for_an_earlier_step():
     assert choice.step == 300 and choice.why == "step 300: the best identity of 3"
 
 
+def bleeding(step, identity, *shares):
+    """A checkpoint of subjects whose images are so far on the way to the next one's photos."""
+    pairs = {("abc"[k], "bcd"[k], *key[1:]): share + NOISE[key] for k, share in enumerate(shares) for key in KEYS}
+    return dataclasses.replace(scored(step, identity), bleed=pairs)
+
+
+def test_a_checkpoint_in_which_one_subject_shows_in_another_is_ruled_out_by_the_worst_two():
+    course, limits = [bleeding(100, 0.5, 0.1, 0.1), bleeding(200, 0.9, 0.0, 0.5)], dataclasses.replace(LIMITS, bleed=0.25)
+    assert choose_checkpoint(course, limits).step == 100 and choose_checkpoint(course, LIMITS).step == 200
+    assert [words for _, words in course[1].over(limits)] == ["49% of the way to another subject's photos (limit 25%)"]
+    assert course[1].words().endswith(", bleed 49%") and "bleed" not in scored(100, 0.5).words()
+    assert course[1].values()["choose/bleed"] == pytest.approx(0.49, abs=0.01)
+
+
+def test_bleed_is_in_the_rows_of_several_subjects_only(tmp_path):
+    course = [scored(100, 0.3), bleeding(200, 0.4, 0.2)]
+    path = tmp_path / "choosing.jsonl"
+    path.write_text("".join(json.dumps(s.row()) + "\n" for s in course))
+    assert read_scored(path) == course and "bleed" not in course[0].row()
+
+
 @pytest.mark.parametrize("limit", [{"lost": 0.2}, {"drift": 0.5}, {"copied": 0.5}])
 def test_each_limit_can_rule_a_checkpoint_out(limit):
     assert choose_checkpoint([scored(100, 0.5), scored(200, 0.9, **limit)], LIMITS).step == 100

@@ -34,6 +34,18 @@ def test_obedience(lost, level, words):
 
 
 @pytest.mark.parametrize(("share", "level", "words"), [
+    (-0.1, GOOD, "The subjects stay apart: images of sks are no nearer to the photos of any other."),
+    (0.1, GOOD, "The subjects stay apart: images of sks are 10% of the way to the photos of zwx, at most."),
+    (0.3, WARN, "One subject shows in another: images of sks are 30% of the way to the photos of zwx."),
+    (0.7, BAD, "One subject shows in another: images of sks are 70% of the way to the photos of zwx."),
+    (None, WARN, "Whether the subjects stay apart cannot be said: their photos are as alike as those of one."),
+])  # fmt: skip
+def test_bleed_between_subjects(share, level, words):
+    found = verdict(metrics(bleed={"share": share, "word": "sks", "photos": "zwx"}))
+    assert (level, words) in found and len(found) == 1 + len(verdict(metrics()))
+
+
+@pytest.mark.parametrize(("share", "level", "words"), [
     (None, WARN, "cannot be said"),
     (-0.1, GOOD, "did not move"), (0.2, GOOD, "still any dog"), (0.4, WARN, "Other dogs"), (0.7, BAD, "70%"),
 ])  # fmt: skip

@@ -85,7 +85,7 @@ READERS = {  # file -> the call
     "manifest.json": load_run.require_run,
     "per_image.csv": read_rows,
     **{f"base/{name}": base for name in BASE},
-    "base/text_encoder/config.json": lambda p: loading.text_options(p / "base" / "text_encoder", CLIPTextModel),
+    "base/text_encoder/config.json": lambda p: loading.encoder_options(p / "base" / "text_encoder", CLIPTextModel),
     "base/unet/diffusion_pytorch_model.safetensors": lambda p: safetensors_io.load_tensors(
         p / "base" / "unet" / "diffusion_pytorch_model.safetensors"
     ),
