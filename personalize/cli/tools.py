@@ -1,4 +1,4 @@
-"""Commands beside the four: edit, photos, tokens, plan, export, verify, import-command, pretrain."""
+"""Commands beside the four: edit, photos, tokens, many, plan, export, verify, import-command, pretrain."""
 
 import json
 from dataclasses import asdict
@@ -113,23 +113,56 @@ def photos(
 
 
 @app.command()
+@opt.with_settings("train.steps", "train.lr", "base", "seed", "device", "dtype")
+def many(
+    manifest: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet: id, photos, class, settings; or a folder.")],
+    *,
+    method: opt.Methods = [],
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th row, from row I; I from 0 to N-1.")] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    recipe: opt.RecipeFile = None, settings: list[str], runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"),
+    screen: Terminal,
+):  # fmt: skip
+    """Many subjects, one run each, on one warm base; status 3 where rows failed. The same command goes on where it stopped."""
+    from personalize.commands.many import many
+
+    settings = opt.settings_of(settings, {"train.methods": method})
+    folders, options = {"runs": runs, "priors": priors}, {"shard": shard, "retry_failed": retry_failed, "screen": screen}
+    result = many(manifest, recipe=recipe, settings=settings, **folders, **options)
+    failed = [f"failed   {row['id']}: {row['error']}" for row in result.rows if row["status"] == "failed"]
+    line = f"{len(result.rows) - result.failed} done, {result.failed} failed"
+    values = vars(result) | {"failed": result.failed}
+    return values, "\n".join([*failed, line, str(result.file)]), opt.REQUIRED if result.failed else 0
+
+
+@app.command()
 @opt.with_settings("base", "device", "dtype")
 def plan(
-    photos: Annotated[list[str], typer.Argument(help="A folder, files, or hf:owner/name/config.")],
+    photos: Annotated[list[str] | None, typer.Argument(help="A folder, files, or hf:owner/name/config.")] = None,
     *,
     class_word: Annotated[list[str], typer.Option("--class", help="What the subject is, such as dog.")] = [],
+    many: Annotated[str, typer.Option("--many", metavar="MANIFEST", help="The subjects of `personalize many`.")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="With --many: how many share the rows.")] = 1,
     method: opt.Methods = [],
     recipe: opt.RecipeFile = None, settings: list[str], screen: Terminal,
 ):  # fmt: skip
     """Memory and time of a training run on this machine, before it begins; status 1 where it does not fit."""
-    from personalize.commands.plan import plan
-
+    if bool(photos) == bool(many):
+        raise UserError("which photos? Give a folder of 3 to 5 and its --class, or --many and a manifest.")
     settings = opt.settings_of(settings, {"train.methods": method, "class_word": class_word})
-    result = plan(opt.one_or_all(photos), recipe=recipe, settings=settings, screen=screen)
+    if many:
+        from personalize.commands.plan_many import plan_many
+
+        result = plan_many(many, workers=workers, recipe=recipe, settings=settings, screen=screen)
+    else:
+        from personalize.commands.plan import plan
+
+        result = plan(opt.one_or_all(photos), recipe=recipe, settings=settings, screen=screen)
+    switch = getattr(result, "switch", "") or "nothing helps here"
     if result.fits:
         line = f"it fits: {result.peak / 1e9:.2f} of {result.free / 1e9:.2f} GB"
     else:
-        line = f"it does not fit; next: {result.switch or 'nothing helps here'}"
+        line = "it does not fit; next: " + ("personalize plan PHOTOS says what to turn" if many else switch)
     return vars(result) | {"fits": result.fits, "line": line}, line, not result.fits
 
 

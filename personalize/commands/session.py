@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from personalize.common.bases import has_world
@@ -46,8 +46,8 @@ def resolve_subjects(
     return resolved, list(photos)
 
 
-def open_base(recipe: Recipe, screen: Terminal):
-    """The recipe's base on its device -> LatentModel."""
+def open_base(recipe: Recipe, screen: Terminal, *, make_network: Callable | None = None):
+    """The recipe's base on its device -> LatentModel. make_network: as of `load_model`."""
     from personalize import models
     from personalize.common.malloc import keep_freed_memory_for
     from personalize.models.out_of_memory import is_out_of_memory
@@ -56,7 +56,7 @@ def open_base(recipe: Recipe, screen: Terminal):
         model = models.load_model(
             recipe.base, device=recipe.device, dtype=recipe.dtype, vae=recipe.vae, prediction=recipe.prediction,
             base_vae=recipe.base_vae, zero_snr=recipe.zero_snr, offload=recipe.train.offload, chunks=recipe.prompt.chunks,
-            weighting=recipe.prompt.weighting, say=screen.say,
+            weighting=recipe.prompt.weighting, say=screen.say, make_network=make_network,
         )  # fmt: skip
     except RuntimeError as error:
         if not is_out_of_memory(error):

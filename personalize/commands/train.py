@@ -5,7 +5,7 @@ A run is its photos, class, token, base and recipe: the same command resumes it,
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from personalize.evaluation import encoders
 from personalize.models.interface import LatentModel
 from personalize.training import extend, fixed_loss, loop, optimizer, preflight, profiler, sharding, validation
 from personalize.training.checkpoint_schedule import SPARES
-from personalize.training.find_run import find_run, is_run
+from personalize.training.find_run import find_named, find_run, is_run
 from personalize.training.fixed_loss import FixedLoss
 from personalize.training.load_run import require_run
 from personalize.training.log import check_trackers, start_trackers
@@ -59,6 +59,8 @@ def train(
     prior_images: Path | None = None,
     extend: bool = False,
     profile: bool = False,
+    name: str = "",
+    opener: Callable[[Recipe, Terminal], LatentModel] = open_base,
     screen: Terminal = SILENT,
 ) -> TrainResult:
     """Train on photos; class images that are missing are drawn first.
@@ -66,15 +68,16 @@ def train(
     Several class words: as many folders of photos, each a subject with a token of its own. recipe: a TOML file; settings:
     texts such as "train.steps=400". prior_images: a folder of one's own class images, used instead. `extend`: the run in
     `runs` that is this one with fewer steps goes on to as many, see `training.extend`. `profile` writes where a step's time
-    goes, see `training.profiler`, and changes nothing of the run. Of several processes each calls it. UserError names what
-    is wrong, before any long work.
+    goes, see `training.profiler`, and changes nothing of the run. name: of the run's folder; without it its token and class.
+    opener: gives the base, to which nothing is attached. Of several processes each calls it. UserError names what is wrong,
+    before any long work.
     """
     resolved, sources = resolve_subjects(photos, class_word, recipe, settings)
     if prior_folder and len(resolved.class_word) > 1:
         raise UserError(f"--prior {prior_folder} holds images of one class, and there are {len(resolved.class_word)} subjects.")
     if prior_images:
         _require_used(prior_images, prior_folder, resolved)
-    model = open_base(resolved, screen)
+    model = opener(resolved, screen)
     with distributed.process_group(model.device), sharding.released(model):
         screen = screen if distributed.rank() == 0 else SILENT
         resolved, subjects = checked(model, sources, resolved, profile=profile, screen=screen)
@@ -82,7 +85,7 @@ def train(
         folders, count = class_folders(model, resolved, subjects, **options) if needs_class_images(resolved) else ({}, 0)
         if prior_images:
             resolved = dataclasses.replace(resolved, prior=dataclasses.replace(resolved.prior, count=count))
-        options = {"runs": Path(runs), "extends": extend, "profile": profile, "screen": screen}
+        options = {"runs": Path(runs), "name": name, "extends": extend, "profile": profile, "screen": screen}
         return _train(model, resolved, subjects, folders, **options)
 
 
@@ -173,14 +176,15 @@ def _with_captions(model: LatentModel, recipe: Recipe, subjects: list[Subject]) 
 
 
 def _train(
-    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, extends: bool, profile: bool,
-    screen: Terminal,
+    model: LatentModel, recipe: Recipe, subjects: list[Subject], priors: Folders, *, runs: Path, name: str, extends: bool,
+    profile: bool, screen: Terminal,
 ) -> TrainResult:  # fmt: skip
     """The run of these subjects, begun, resumed or extended."""
     writes = distributed.rank() == 0
     manifest = make_manifest(model, recipe, subjects, priors)
-    name = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
-    folder, difference = distributed.broadcast_from_rank0(find_run(runs, name, manifest) if writes else None)
+    usual = slug("-".join(f"{s.token}-{s.class_word}" for s in subjects))
+    found = (find_named(runs, name, manifest) if name else find_run(runs, usual, manifest)) if writes else None
+    folder, difference = distributed.broadcast_from_rank0(found)
     if extends := extends and distributed.broadcast_from_rank0(not is_run(folder)):
 
         def identity(steps: int) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from personalize.commands.compare import CompareResult, subject_table
 from personalize.commands.evaluate import EvaluateResult, evaluate
 from personalize.commands.generate import generate
+from personalize.commands.many import many
 from personalize.commands.session import PRIORS, RUNS
 from personalize.commands.train import train
 from personalize.common import prompts
+from personalize.common.errors import UserError
 from personalize.common.terminal import SILENT, Terminal
-from personalize.data.subjects import list_subjects
 from personalize.toyland.world.examples import write_examples
 
 EXAMPLES = Path("data_examples")
@@ -51,9 +52,15 @@ def dreambench(
 
     A folder's class word is in its subject.toml. What is there already is not made again.
     """
+    options = {"recipe": recipe, "settings": settings, "runs": runs, "priors": priors, "screen": screen}
+    rows = many(source, retry_failed=True, **options).rows
+    if failed := [f"{row['id']}: {row['error']}" for row in rows if row["status"] == "failed"]:
+        raise UserError(
+            f"{len(failed)} of {len(rows)} subjects failed, so there is no mean over all ({failed[0]}). Mend or remove them; "
+            "the others are not trained again."
+        )
     evaluations = {}
-    for name, (folder, word) in list_subjects(source).items():
-        screen.say(f"{name}: {word}")
-        run = train(folder, class_word=word, recipe=recipe, settings=settings, runs=runs, priors=priors, screen=screen).folder
-        evaluations[name] = evaluate(run, photos=photos, settings=settings, screen=screen).report.parent
+    for row in rows:
+        screen.say(f"evaluating {row['id']}")
+        evaluations[row["id"]] = evaluate(row["run"], photos=photos, settings=settings, screen=screen).report.parent
     return subject_table(evaluations, out=Path(runs))

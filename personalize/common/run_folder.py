@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,8 +62,10 @@ def marked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a folder for this process, and remove what a killed writer left there. UserError names the holder.
+
+    wait: told who holds it, instead of that error; then the folder is waited for.
 
     The lock is one of the system on the file `lock.flock`, which stays: it is free as soon as its holder's process has ended,
     however it ended. The file `lock` says who holds the folder, for the message alone.
@@ -77,7 +79,10 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             held = FileLock(folder / "lock.flock").acquire(blocking=False)
         except Timeout:
-            raise UserError(f"{folder} is held by {_holder(holder)}. Let it finish first.") from None
+            if wait is None:
+                raise UserError(f"{folder} is held by {_holder(holder)}. Let it finish first.") from None
+            wait(f"waiting for {folder}, which {_holder(holder)} holds")
+            held = FileLock(folder / "lock.flock").acquire(poll_interval=0.2)
     with held:
         try:
             with explained(holder):

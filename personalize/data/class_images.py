@@ -104,7 +104,8 @@ def complete_set(
     """The class images in `folder`, or in the one of `root` that their key names -> (folder, drawn).
 
     size, count: theirs; without them the recipe's square and `prior.count`. Of several processes each calls it, and they
-    share the work. UserError for an empty class word and for a folder of other images.
+    share the work; a job that comes meanwhile waits, and draws none. UserError for an empty class word and for a folder of
+    other images.
     """
     if not class_word.strip():
         raise UserError("which class? Give one, as in: personalize prior dog")
@@ -114,7 +115,7 @@ def complete_set(
     sampler = {key: wanted[key] for key in ("sampler", "steps", "guidance", "negative", "size")}
     config = SamplingConfig(**sampler, batch=recipe.prior.batch)
     rank, world = distributed.rank(), distributed.world_size()
-    with lock(folder) if rank == 0 else nullcontext():
+    with lock(folder, wait=screen.say) if rank == 0 else nullcontext():
         present = present_images(folder)
         if not set(range(count)) <= present.keys():
             _write_manifest(folder, wanted, "running", len(present))
@@ -154,7 +155,7 @@ def encode_own(
         screen.say(line)
     folder, count = folder_for(root, wanted), len(photos)
     check_folder(folder, wanted)
-    with lock(folder):
+    with lock(folder, wait=screen.say):
         todo = [i for i in range(count) if i not in present_images(folder)]
         with screen.progress("own class images", count, done=count - len(todo), unit="images") as advance:
             for i in todo:

@@ -35,6 +35,7 @@ METHODS = {
 }  # fmt: skip
 FACTOR = re.compile(r"\.(lora_B|lokr_w1|lokr_w1_a|hada_w1_a)(\.weight)?$")  # an adapter's update is linear in it
 IN_PLACE = re.compile(r"^full:|_custom_diffusion\.weight$")  # weights of the base that train themselves
+BASE_TRAINS = ("full", "custom-diffusion")  # these write into the base's own weights; all others only add to them
 WITH_A_WORD = ("textual-inversion", "custom-diffusion")  # these learn the token itself, so it must be a new word
 
 

@@ -44,16 +44,28 @@ def find_run(runs: Path, name: str, manifest: dict) -> tuple[Path, str]:
 
     Never the folder of another run. UserError where there are too many.
     """
-    identity = manifest["identity"]
     for path in sorted(runs.glob("*/manifest.json")):
-        with suppress(UserError):  # of a damaged one, which is another
-            if identity.encode() in read_bytes(path, "JSON file") and read_manifest(path.parent).get("identity") == identity:
-                return path.parent, ""
+        if _is_of(path, manifest["identity"]):
+            return path.parent, ""
+    return find_named(runs, name, manifest)
+
+
+def find_named(runs: Path, name: str, manifest: dict) -> tuple[Path, str]:
+    """As `find_run`, of runs called `name`, `name`-2 and so on alone: others, of which there may be thousands, are not read."""
     for number in range(1, 10_000):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         if not is_run(folder):
             return folder, _difference(runs / name, manifest) if number > 1 else ""
+        if _is_of(folder / "manifest.json", manifest["identity"]):
+            return folder, ""
     raise UserError(f"{runs} holds 10000 runs called {name}. Give another folder: --runs.")
+
+
+def _is_of(path: Path, identity: str) -> bool:
+    """Whether this manifest is of the run of this identity; a damaged one is of another."""
+    with suppress(UserError):
+        return identity.encode() in read_bytes(path, "JSON file") and read_manifest(path.parent).get("identity") == identity
+    return False
 
 
 def decisive_settings(recipe: dict) -> dict:

@@ -360,7 +360,7 @@ def test_dreambench_is_every_subject_of_a_folder(photos, settings, tmp_path):
     assert [row["subject"] for row in found.rows] == ["rex", "tom"] and "**mean**" in found.text
     with pytest.raises(UserError, match="subject.toml"):
         personalize.dreambench(str(tmp_path / "empty"), settings=short)
-    page = read_json(tmp_path / "runs" / "zqv-dog" / "evaluation" / "metrics.json")
+    page = read_json(tmp_path / "runs" / "rex" / "evaluation" / "metrics.json")
     assert page["photos_included"]
     with pytest.raises(UserError, match="hf:google/dreambooth"):
         personalize.dreambench("hf:someone/else", settings=short)

@@ -6,15 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from screens import RecordingScreen
 
 import personalize
 from personalize import models
+from personalize.common import run_folder
 from personalize.common.errors import UserError
 from personalize.common.recipe import load_recipe
 from personalize.common.terminal import SILENT
@@ -189,6 +192,33 @@ def test_two_processes_at_once_draw_the_set_of_one(six, tiny_sd, tmp_path):
     both = [start(tiny_sd, folder, count=6, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
     assert [process.wait(timeout=200) for process in both] == [0, 0]
     assert_same(folder, six)
+
+
+def test_a_set_that_another_job_draws_is_waited_for_and_not_drawn_again(model, six, tmp_path):
+    folder, is_held, may_end = tmp_path / "set", threading.Event(), threading.Event()
+
+    def other_job():
+        with run_folder.lock(folder):
+            is_held.set()
+            may_end.wait(20)
+            shutil.copytree(six, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock*"))
+
+    job = threading.Thread(target=other_job)
+    job.start()
+    is_held.wait(20)
+    screen = RecordingScreen()
+    screen.say = lambda line: (screen.lines.append(line), may_end.set())
+    _, drawn = class_images.complete_set(model, recipe_of(), "dog", root=tmp_path, folder=folder, screen=screen)
+    job.join()
+    assert drawn == 0 and screen.lines[0].startswith(f"waiting for {folder}, which process {os.getpid()} on host")
+    assert_same(folder, six)
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_draw_one_set(six, tiny_sd, tmp_path):
+    both = [start(tiny_sd, tmp_path / "set", count=6) for _ in range(2)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    assert_same(tmp_path / "set", six)
 
 
 def test_datasets_reads_a_set_as_images_with_text(six, tmp_path, monkeypatch):

@@ -140,6 +140,11 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     """The memory estimate of a run of the recipe on these photos. UserError as from the run itself."""
+    return faked(recipe, subjects)[1]
+
+
+def faked(recipe: Recipe, subjects: list[Subject]) -> tuple[Rehearsal, MemoryEstimate]:
+    """As `rehearse`, with the rehearsal, whose tensors have sizes but no values."""
     methods.check_offload(recipe)
     device = devices.choose_device(recipe.device).type
     # a single file is unpacked here, with real tensors
@@ -147,4 +152,4 @@ def rehearse(recipe: Recipe, subjects: list[Subject]) -> MemoryEstimate:
     models.locate_base(recipe.base, lambda line: None, **own)
     run = Rehearsal(recipe, subjects, make_network=fake_networks.fake_network, quantize=fake_networks.fake_quantize)
     run.make_encoder, run.encode_masked = fake_networks.fake_encoder, fake_networks.fake_versions
-    return estimate_memory(run.phases(), device=device)
+    return run, estimate_memory(run.phases(), device=device)

@@ -1,0 +1,169 @@
+"""`personalize many`: a table of subjects in, a table of runs out.
+
+The same command goes on: a row whose run is finished is done, an interrupted one resumes. A row that fails is a failed row.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from personalize.commands.personalizer import NO_SCORES, Personalizer
+from personalize.commands.session import PRIORS, RUNS, resolve
+from personalize.common import distributed
+from personalize.common.errors import Interrupted, UserError
+from personalize.common.files import append_jsonl, key_of, make_folder, read_jsonl, write_text
+from personalize.common.recipe import Recipe, recipe_to_dict
+from personalize.common.terminal import SILENT, Terminal
+from personalize.data.manifest_rows import check_rows, read_rows, row_settings, shard_of, write_parquet
+from personalize.training.preflight import duration
+
+KINDS = {
+    "id": "string", "status": "string", "run": "string", "checkpoint": "string", "identity": "float64",
+    "prompt_adherence": "float64", "drift": "float64", "seconds": "float64", "peak_bytes": "int64", "error": "string",
+    "key": "string",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ManyResult:
+    """rows: of results.jsonl, in the manifest's order; file: results.parquet."""
+
+    rows: list[dict]
+    file: Path
+
+    @property
+    def failed(self) -> int:
+        return sum(row["status"] == "failed" for row in self.rows)
+
+
+class _Bars(Terminal):
+    """Progress bars without the lines of each run, which are many."""
+
+    def say(self, line: str) -> None:
+        pass
+
+
+def many(
+    manifest: Path | str,
+    *,
+    recipe: Path | str | None = None,
+    settings: Sequence[str] = (),
+    runs: Path = RUNS,
+    priors: Path = PRIORS,
+    shard: str = "",
+    retry_failed: bool = False,
+    screen: Terminal = SILENT,
+) -> ManyResult:
+    """Trains the subjects of a manifest (`data.manifest_rows`) one after another on a warm base, each into runs/<id>.
+
+    shard: "i/n" of them alone. A row that failed before is tried again with `retry_failed`, or when it or the recipe has
+    changed. UserError, before anything runs, for a manifest, a recipe or a base that is wrong; Interrupted where a signal
+    stopped it.
+    """
+    if distributed.world_size() > 1:
+        raise UserError("many trains each subject in one process. Start one for each GPU, with --shard i/n, not by a launcher.")
+    resolved = _resolver(recipe, settings)
+    rows = read_rows(manifest)
+    check_rows(rows, resolved)
+    rows, file = (shard_of(rows, shard), f"results-{shard.replace('/', '-of-')}") if shard else (rows, "results")
+    path = Path(runs) / f"{file}.jsonl"
+    keys = {str(row["id"]): _key(row, resolved(row)) for row in rows}
+    work = Personalizer(recipe=recipe, settings=settings, runs=runs, priors=priors, screen=_Bars(quiet=screen.quiet))
+    if rows:
+        work.open_base(resolved(rows[0]), screen)  # for its UserError; it stays in memory
+    with _held(path):
+        earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
+        job = _Job(work, rows, keys, {} if retry_failed else earlier, path, screen)
+        try:
+            job.run(earlier)
+        finally:
+            job.write_table()
+    return ManyResult(job.ordered(), path.with_suffix(".parquet"))
+
+
+class _Job:
+    """The rows of one process, and what became of each."""
+
+    def __init__(
+        self, work: Personalizer, rows: Sequence[Mapping], keys: Mapping, earlier: Mapping, path: Path, screen: Terminal
+    ):
+        self.work, self.rows, self.keys, self.path, self.screen = work, rows, keys, path, screen
+        self.results = {name: row for name, row in earlier.items() if row["status"] == "failed"}
+        self.seconds: list[float] = []  # of each row that was trained here
+
+    def ordered(self) -> list[dict]:
+        return [self.results[name] for row in self.rows if (name := str(row["id"])) in self.results]
+
+    def run(self, earlier: Mapping[str, dict]) -> None:
+        write_text(self.path, "")
+        for row in self.ordered():
+            append_jsonl(self.path, row)
+            self.screen.say(f"{row['id']}: failed before, see --retry-failed: {row['error']}")
+        for row in self.rows:
+            if (name := str(row["id"])) in self.results:
+                continue
+            try:
+                result = self.work(row)
+            except (Interrupted, KeyboardInterrupt) as stop:
+                self._add({"id": name, "status": "interrupted", **dict.fromkeys(("run", "seconds", "peak_bytes")), **NO_SCORES})
+                raise Interrupted(
+                    f"row {name!r}: {str(stop) or 'stopped'}. {self._progress()}; the same command goes on from there"
+                ) from None
+            if result["seconds"] is None and earlier.get(name, {}).get("status") == "done":
+                result |= {key: earlier[name][key] for key in ("seconds", "peak_bytes")}
+            elif result["seconds"] is not None:
+                self.seconds.append(result["seconds"])
+            self._add(result)
+            told = f": {result['error']}" if result["error"] else ""
+            self.screen.say(f"{name}: {result['status']}{told}. {self._progress()}")
+
+    def _add(self, result: dict) -> None:
+        name = result["id"]
+        self.results[name] = {key: (result | {"key": self.keys[name]}).get(key) for key in KINDS}
+        append_jsonl(self.path, self.results[name])
+
+    def _progress(self) -> str:
+        counts = [sum(row["status"] == status for row in self.results.values()) for status in ("done", "failed")]
+        text = f"{counts[0]} of {len(self.rows)} rows done, {counts[1]} failed"
+        if not self.seconds:
+            return text
+        mean, left = sum(self.seconds) / len(self.seconds), len(self.rows) - sum(counts)
+        return f"{text}, {duration(mean)} a row" + (f", about {duration(mean * left)} left" if left else "")
+
+    def write_table(self) -> None:
+        """results.jsonl in the manifest's order, and the same rows as Parquet."""
+        rows = self.ordered()
+        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_parquet(self.path.with_suffix(".parquet"), rows, KINDS)
+
+
+def _resolver(recipe: Path | str | None, settings: Sequence[str]):
+    """row -> its recipe; rows with the same settings are resolved once."""
+
+    @lru_cache(maxsize=256)
+    def of(texts: tuple[str, ...]) -> Recipe:
+        return resolve(recipe, [*settings, *texts])
+
+    return lambda row: of(tuple(row_settings(row)))
+
+
+def _key(row: Mapping, recipe: Recipe) -> str:
+    """What decides a row, but for the photos' content: a row that failed is another when this has changed."""
+    return key_of({"photos": row.get("photos"), "class": row["class"], "recipe": recipe_to_dict(recipe)})
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds a table for this process. UserError where another one writes it."""
+    from filelock import FileLock, Timeout
+
+    make_folder(path.parent)
+    try:
+        held = FileLock(path.with_suffix(".flock")).acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"another process writes {path}. Let it finish first, or give another --shard or --runs.") from None
+    with held:
+        yield
