@@ -4,8 +4,9 @@ The same command goes on: a row whose run is finished is done, an interrupted on
 """
 
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,7 +75,7 @@ def many(
     work = Personalizer(recipe=recipe, settings=settings, runs=runs, priors=priors, screen=_Bars(quiet=screen.quiet))
     if rows:
         work.open_base(resolved(rows[0]), screen)  # for its UserError; it stays in memory
-    with _held(path):
+    with _held(path), _stopped_by_sigterm():
         earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
         job = _Job(work, rows, keys, {} if retry_failed else earlier, path, screen)
         try:
@@ -153,6 +154,19 @@ def _resolver(recipe: Path | str | None, settings: Sequence[str]):
 def _key(row: Mapping, recipe: Recipe) -> str:
     """What decides a row, but for the photos' content: a row that failed is another when this has changed."""
     return key_of({"photos": row.get("photos"), "class": row["class"], "recipe": recipe_to_dict(recipe)})
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM stops as Ctrl-C does, also where no step runs; the training loop has handlers of its own."""
+    before = None
+    with suppress(ValueError):  # outside the main thread Python sets no handlers
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
