@@ -30,7 +30,7 @@ from personalize.training.run import TrainingRun, finish, restore, step_fits, up
 # Settings by which one batch is computed: equal for all its subjects. Any other may differ from subject to subject.
 SHARED = (
     "base", "device", "dtype", "vae", "prediction", "zero_snr", "base_vae", "prompt.chunks", "prompt.weighting", "photos.size",
-   
+
     "train.methods", "train.text_encoder", "train.batch", "train.prior_batch", "train.accumulate",
     "train.gradient_checkpointing", "train.engine", "train.quantize", "train.offload",
     "lora.rank", "lora.alpha", "lora.targets", "lora.conv", "lora.dora", "lora.rslora",

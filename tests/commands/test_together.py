@@ -84,6 +84,8 @@ def test_what_stops_all_is_resumed_to_the_same_bits_and_what_fails_alone_stops_n
         train_together(model, rows, **stopped, screen=RecordingScreen(step=6, action=terminate))
     folders = [path.parent for path in sorted((tmp_path / "b").glob("*/manifest.json"))]
     assert [run_folder.read_manifest(folder)["status"] for folder in folders] == ["interrupted"] * 2
+    checked = personalize.verify(whole[0].folder, steps=2)
+    assert not checked.failed and any("in one batch with 2 other subjects" in line for line in checked.passed), checked
     resumed = train_together(model, rows, **stopped)
     assert [result.steps for result in resumed] == [1, 1]
     for one, other in zip(whole, resumed):

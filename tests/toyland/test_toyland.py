@@ -311,6 +311,24 @@ def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path):
     assert torch.equal(trained([12], tmp_path / "a.safetensors"), trained([5, 12], tmp_path / "b.safetensors"))
 
 
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_stage_computes_in_bfloat16_where_the_cpu_does_not_emulate_it(tmp_path, monkeypatch, has_it):
+    import torch
+
+    from personalize.models import devices
+    from personalize.toyland.pretraining.trainer import train_stage
+
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: has_it)
+    model, seen = torch.nn.Linear(4, 4), []
+
+    def loss(step: int) -> torch.Tensor:
+        seen.append((out := model(torch.ones(2, 4))).dtype)
+        return out.float().square().mean()
+
+    train_stage(model, loss, tmp_path / "a.safetensors", steps=1, lr=1e-2, say=lambda *_: None)
+    assert seen == [torch.bfloat16 if has_it else torch.float32]
+
+
 @pytest.mark.parametrize("betas", ["scaled_linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_training_and_drawing_have_one_noise_schedule(betas, prediction):

@@ -18,6 +18,7 @@ from personalize.common.files import writing
 from personalize.core import losses, rng
 from personalize.core.schedule import Schedule
 from personalize.formats.text_encoder import write_released_keys
+from personalize.models.devices import bfloat16_autocast
 from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.scenes import CLASSES, PLACES, VIEWS, caption, sample_scene, sample_subject
@@ -133,7 +134,7 @@ def latents(work: Path, images: np.ndarray, model, device: torch.device, say: Ca
     if not path.exists():
         start, parts = time.time(), []
         for rows in torch.arange(len(images)).split(256):
-            with torch.autocast(device.type, torch.bfloat16):
+            with bfloat16_autocast(device):
                 posterior = model.encode(pixels(images, rows, device)).latent_dist
             parts.append(torch.stack([posterior.mean, posterior.std], 1).half().cpu().numpy())
         with writing(path) as temporary:

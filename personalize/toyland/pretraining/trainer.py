@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from personalize.common import checkpoint, malloc
+from personalize.models.devices import bfloat16_autocast
 
 FIRST_AND_LAST = ("conv_in", "conv_out", "quant_conv", "patch_embedding", "projection")
 
@@ -26,8 +27,8 @@ def train_stage(
     ema_decay: float = 0.0,
     save_seconds: float = 120.0,
 ) -> None:
-    """Trains `model` on loss(step), cosine to zero after a warm-up of 4 %, bf16 compute; ends with the exponential moving
-    average (EMA) of its weights where `ema_decay` is above 0.
+    """Trains `model` on loss(step), cosine to zero after a warm-up of 4 %, in bfloat16 where the device has it; ends with the
+    exponential moving average (EMA) of its weights where `ema_decay` is above 0.
 
     muon: for the matrices, at `lr`, and AdamW at a third of it for the rest; or AdamW at `lr` for all.
     state: a .safetensors file, written every `save_seconds` and read first, so the same call goes on where it stopped.
@@ -44,7 +45,7 @@ def train_stage(
         warmup, cosine = min(1.0, (step + 1) / (0.04 * steps)), 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak"] * warmup * cosine
-        with torch.autocast(device.type, torch.bfloat16):
+        with bfloat16_autocast(device):
             loss_value = loss(step)
         loss_value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
