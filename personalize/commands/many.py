@@ -4,8 +4,9 @@ The same command goes on: a row whose run is finished is done, an interrupted on
 """
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -81,7 +82,7 @@ def many(
         for row in rows if together > 1 else ():
             check_together(model, resolved(row))
         del model
-    with _held(path):
+    with _held(path), _stopped_by_sigterm():
         earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
         job = _Job(work, rows, keys, {} if retry_failed else earlier, path, screen)
         try:
@@ -174,6 +175,19 @@ def _batches(rows: list[Mapping], size: int, resolved: Callable[[Mapping], Recip
 def _key(row: Mapping, recipe: Recipe) -> str:
     """What decides a row, but for the photos' content: a row that failed is another when this has changed."""
     return key_of({"photos": row.get("photos"), "class": row["class"], "recipe": recipe_to_dict(recipe)})
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM stops as Ctrl-C does, also where no step runs; the training loop has handlers of its own."""
+    before = None
+    with suppress(ValueError):  # outside the main thread Python sets no handlers
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

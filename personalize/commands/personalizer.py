@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from personalize import methods
 from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
 from personalize.commands.together import train_together
@@ -115,8 +117,13 @@ class Personalizer:
         return open_base(recipe, screen, make_network=self._kept.maker(shared=shared))
 
     def _clean(self) -> None:
-        """Frees what the last row's model held: its modules refer to each other."""
+        """Frees what the last row's model held, whose modules refer to each other.
+
+        A GPU that has faulted raises here, and ends the worker: in this process all later rows would fail too.
+        """
         gc.collect()
+        if self._device and self._device.type == "cuda":
+            torch.cuda.synchronize()
         if self._device:
             free_cache(self._device)
 

@@ -6,10 +6,11 @@ import shutil
 import signal
 
 import pytest
-from screens import RecordingScreen
+from screens import RecordingScreen, terminate
 
 import personalize
 from personalize.commands import many as command
+from personalize.commands.personalizer import Personalizer
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import read_jsonl
 from personalize.training import loop
@@ -101,6 +102,14 @@ def test_a_stopped_job_says_where_it_goes_on(job, tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="row 'r1': stopped at step 1.*0 of 2 rows done"):
         job({}, {"seed": 1})
     assert [row["status"] for row in read_jsonl(tmp_path / "runs" / "results.jsonl")] == ["interrupted"]
+
+
+def test_sigterm_between_steps_stops_the_job_too(job, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Personalizer, "__call__", lambda self, row: terminate())
+    with pytest.raises(Interrupted, match="row 'r1': stopped. 0 of 1 rows done"):
+        job({})
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow
