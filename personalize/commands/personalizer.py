@@ -82,8 +82,10 @@ class Personalizer:
             options = {"runs": self.runs, "priors": self.priors, "names": [str(rows[k]["id"]) for k in ready]}
             try:
                 done = train_together(model, list(ready.values()), **options, screen=self.screen)
-            except UserError as error:  # of all of them, such as too little memory
-                done = [error] * len(ready)
+            except Interrupted:
+                raise
+            except Exception as error:  # of all of them, such as too little memory
+                done = [error if isinstance(error, UserError) else RuntimeError(repr(error))] * len(ready)
             finally:
                 peak, model = preflight.peak_bytes(self._device), None
                 self._clean()
