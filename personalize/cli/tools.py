@@ -120,6 +120,7 @@ def many(
     method: opt.Methods = [],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th row, from row I; I from 0 to N-1.")] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
+    together: Annotated[int, typer.Option(min=1, help="Rows whose LoRAs or words train in one batch.")] = 1,
     recipe: opt.RecipeFile = None, settings: list[str], runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"),
     screen: Terminal,
 ):  # fmt: skip
@@ -128,6 +129,7 @@ def many(
 
     settings = opt.settings_of(settings, {"train.methods": method})
     folders, options = {"runs": runs, "priors": priors}, {"shard": shard, "retry_failed": retry_failed, "screen": screen}
+    options["together"] = together
     result = many(manifest, recipe=recipe, settings=settings, **folders, **options)
     failed = [f"failed   {row['id']}: {row['error']}" for row in result.rows if row["status"] == "failed"]
     line = f"{len(result.rows) - result.failed} done, {result.failed} failed"

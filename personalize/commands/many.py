@@ -5,7 +5,7 @@ The same command goes on: a row whose run is finished is done, an interrupted on
 
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,9 @@ from personalize.common.files import append_jsonl, key_of, make_folder, read_jso
 from personalize.common.recipe import Recipe, recipe_to_dict
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.manifest_rows import check_rows, read_rows, row_settings, shard_of, write_parquet
+from personalize.methods.stacked_lora import check_together
 from personalize.training.preflight import duration
+from personalize.training.together import shared_settings
 
 KINDS = {
     "id": "string", "status": "string", "run": "string", "checkpoint": "string", "identity": "float64",
@@ -56,13 +58,15 @@ def many(
     priors: Path = PRIORS,
     shard: str = "",
     retry_failed: bool = False,
+    together: int = 1,
     screen: Terminal = SILENT,
 ) -> ManyResult:
     """Trains the subjects of a manifest (`data.manifest_rows`) one after another on a warm base, each into runs/<id>.
 
     shard: "i/n" of them alone. A row that failed before is tried again with `retry_failed`, or when it or the recipe has
-    changed. UserError, before anything runs, for a manifest, a recipe or a base that is wrong; Interrupted where a signal
-    stopped it.
+    changed. together: as many rows train in one batch, where their recipes allow it (`training.together.SHARED`); what stops
+    a batch makes failed rows of all. UserError, before anything runs, for a manifest, a recipe or a base that is wrong;
+    Interrupted where a signal stopped it.
     """
     if distributed.world_size() > 1:
         raise UserError("many trains each subject in one process. Start one for each GPU, with --shard i/n, not by a launcher.")
@@ -74,12 +78,15 @@ def many(
     keys = {str(row["id"]): _key(row, resolved(row)) for row in rows}
     work = Personalizer(recipe=recipe, settings=settings, runs=runs, priors=priors, screen=_Bars(quiet=screen.quiet))
     if rows:
-        work.open_base(resolved(rows[0]), screen)  # for its UserError; it stays in memory
+        model = work.open_base(resolved(rows[0]), screen)  # for its UserError; it stays in memory
+        for row in rows if together > 1 else ():
+            check_together(model, resolved(row))
+        del model
     with _held(path), _stopped_by_sigterm():
         earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
         job = _Job(work, rows, keys, {} if retry_failed else earlier, path, screen)
         try:
-            job.run(earlier)
+            job.run(earlier, lambda rows: _batches(rows, together, resolved))
         finally:
             job.write_table()
     return ManyResult(job.ordered(), path.with_suffix(".parquet"))
@@ -98,28 +105,34 @@ class _Job:
     def ordered(self) -> list[dict]:
         return [self.results[name] for row in self.rows if (name := str(row["id"])) in self.results]
 
-    def run(self, earlier: Mapping[str, dict]) -> None:
+    def run(self, earlier: Mapping[str, dict], batches: Callable[[list], Iterable[list]]) -> None:
         write_text(self.path, "")
         for row in self.ordered():
             append_jsonl(self.path, row)
             self.screen.say(f"{row['id']}: failed before, see --retry-failed: {row['error']}")
-        for row in self.rows:
-            if (name := str(row["id"])) in self.results:
-                continue
+        for batch in batches([row for row in self.rows if str(row["id"]) not in self.results]):
             try:
-                result = self.work(row)
+                results = [self.work(batch[0])] if len(batch) == 1 else self.work.together(batch)
             except (Interrupted, KeyboardInterrupt) as stop:
-                self._add({"id": name, "status": "interrupted", **dict.fromkeys(("run", "seconds", "peak_bytes")), **NO_SCORES})
+                names = [str(row["id"]) for row in batch]
+                for name in names:
+                    lacks = {**dict.fromkeys(("run", "seconds", "peak_bytes")), **NO_SCORES}
+                    self._add({"id": name, "status": "interrupted", **lacks})
                 raise Interrupted(
-                    f"row {name!r}: {str(stop) or 'stopped'}. {self._progress()}; the same command goes on from there"
+                    f"row {', '.join(map(repr, names))}: {str(stop) or 'stopped'}. {self._progress()}; the same command goes "
+                    "on from there"
                 ) from None
-            if result["seconds"] is None and earlier.get(name, {}).get("status") == "done":
-                result |= {key: earlier[name][key] for key in ("seconds", "peak_bytes")}
-            elif result["seconds"] is not None:
-                self.seconds.append(result["seconds"])
-            self._add(result)
-            told = f": {result['error']}" if result["error"] else ""
-            self.screen.say(f"{name}: {result['status']}{told}. {self._progress()}")
+            for result in results:
+                self._done(result, earlier.get(result["id"], {}))
+
+    def _done(self, result: dict, earlier: dict) -> None:
+        if result["seconds"] is None and earlier.get("status") == "done":
+            result |= {key: earlier[key] for key in ("seconds", "peak_bytes")}
+        elif result["seconds"] is not None:
+            self.seconds.append(result["seconds"])
+        self._add(result)
+        told = f": {result['error']}" if result["error"] else ""
+        self.screen.say(f"{result['id']}: {result['status']}{told}. {self._progress()}")
 
     def _add(self, result: dict) -> None:
         name = result["id"]
@@ -149,6 +162,14 @@ def _resolver(recipe: Path | str | None, settings: Sequence[str]):
         return resolve(recipe, [*settings, *texts])
 
     return lambda row: of(tuple(row_settings(row)))
+
+
+def _batches(rows: list[Mapping], size: int, resolved: Callable[[Mapping], Recipe]) -> list[list[Mapping]]:
+    """Rows in their order, up to `size` of those that one batch can hold together."""
+    alike: dict[str, list] = {}
+    for number, row in enumerate(rows):
+        alike.setdefault(str(shared_settings(resolved(row))) if size > 1 else str(number), []).append(row)
+    return [group[k : k + size] for group in alike.values() for k in range(0, len(group), size)]
 
 
 def _key(row: Mapping, recipe: Recipe) -> str:

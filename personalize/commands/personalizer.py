@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from personalize import methods
-from personalize.commands.session import PRIORS, RUNS, open_base
+from personalize.commands.session import PRIORS, RUNS, open_base, resolve_subjects
+from personalize.commands.together import train_together
 from personalize.commands.train import TrainResult, train
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import make_folder, write_text
@@ -66,19 +67,47 @@ class Personalizer:
         finally:
             peak = preflight.peak_bytes(self._device) if self._device else None
             self._clean()
-        result = {"id": str(row["id"]), "status": "done" if trained else "failed", "run": trained and str(trained.folder)}
-        result |= _scores(trained.folder) if trained else NO_SCORES
-        if trained and not trained.steps:
-            return result | {"seconds": None, "peak_bytes": None, "error": None}
-        return result | {"seconds": round(time.monotonic() - began, 2), "peak_bytes": peak, "error": error or None}
+        return _result(row, trained, error, time.monotonic() - began, peak)
+
+    def together(self, rows: Sequence[Mapping]) -> list[dict]:
+        """As a call for each row, of rows that train in one batch: see `train_together`. seconds: of all, over their number."""
+        began, ready, results = time.monotonic(), {}, {}
+        for number, row in enumerate(rows):
+            try:
+                ready[number] = resolve_subjects(self._photos(row), row["class"], self.recipe, self._settings(row))
+            except UserError as error:
+                results[number] = error
+        if ready:
+            model = self.open_base(next(iter(ready.values()))[0], self.screen)
+            options = {"runs": self.runs, "priors": self.priors, "names": [str(rows[k]["id"]) for k in ready]}
+            try:
+                done = train_together(model, list(ready.values()), **options, screen=self.screen)
+            except UserError as error:  # of all of them, such as too little memory
+                done = [error] * len(ready)
+            finally:
+                peak, model = preflight.peak_bytes(self._device), None
+                self._clean()
+            results |= dict(zip(ready, done, strict=True))
+        seconds, told = (time.monotonic() - began) / len(rows), []
+        for number, row in enumerate(rows):
+            each = results[number]
+            failed = isinstance(each, Exception)
+            told.append(_result(row, None if failed else each, str(each) * failed, seconds, peak if ready else None))
+        return told
+
+    def _photos(self, row: Mapping):
+        if not row.get("photos"):
+            raise UserError("there are no photos: the row's cell is empty. Name a folder or files.")
+        return row["photos"]
+
+    def _settings(self, row: Mapping) -> list[str]:
+        return [*self.settings, *row_settings(row)]
 
     def train(self, row: Mapping) -> TrainResult:
         """The row's run, begun, resumed or found finished."""
-        if not row.get("photos"):
-            raise UserError("there are no photos: the row's cell is empty. Name a folder or files.")
-        settings, folders = [*self.settings, *row_settings(row)], {"runs": self.runs, "priors": self.priors}
+        photos, folders = self._photos(row), {"runs": self.runs, "priors": self.priors}
         options = {"name": str(row["id"]), "opener": self.open_base, "screen": self.screen}
-        return train(row["photos"], class_word=row["class"], recipe=self.recipe, settings=settings, **folders, **options)
+        return train(photos, class_word=row["class"], recipe=self.recipe, settings=self._settings(row), **folders, **options)
 
     def open_base(self, recipe: Recipe, screen: Terminal) -> LatentModel:
         """The recipe's base, to which nothing is attached, as `session.open_base` gives it."""
@@ -100,6 +129,14 @@ class Personalizer:
 
 
 NO_SCORES = dict.fromkeys(("checkpoint", "identity", "prompt_adherence", "drift"))
+
+
+def _result(row: Mapping, trained: TrainResult | None, error: str, seconds: float, peak: int | None) -> dict:
+    result = {"id": str(row["id"]), "status": "done" if trained else "failed", "run": trained and str(trained.folder)}
+    result |= _scores(trained.folder) if trained else NO_SCORES
+    if trained and not trained.steps:
+        return result | {"seconds": None, "peak_bytes": None, "error": None}
+    return result | {"seconds": round(seconds, 2), "peak_bytes": peak, "error": error or None}
 
 
 def _scores(folder: Path) -> dict:

@@ -16,7 +16,7 @@ from personalize.common.terminal import SILENT, Terminal
 from personalize.data.subjects import Subject
 from personalize.methods.stacked_lora import Stack, check_together
 from personalize.models.interface import LatentModel
-from personalize.training.find_run import find_run, is_run
+from personalize.training.find_run import find_named, find_run, is_run
 from personalize.training.manifest import Folders, make_manifest
 from personalize.training.run import disk_bytes
 from personalize.training.together import Member, check_alike, ended_by_errors, train_members
@@ -82,7 +82,11 @@ def _begun(
 ) -> Member | TrainResult:
     """The run of one row, held until it ends; or what it was, if it is finished."""
     manifest = make_manifest(stack.model, recipe, subjects, folders)
-    folder, difference = find_run(runs, name or slug("-".join(f"{s.token}-{s.class_word}" for s in subjects)), manifest)
+    folder, difference = (
+        find_named(runs, name, manifest)
+        if name
+        else find_run(runs, slug("-".join(f"{s.token}-{s.class_word}" for s in subjects)), manifest)
+    )
     with ExitStack() as scope:
         scope.enter_context(run_folder.lock(folder))
         if is_run(folder) and run_folder.read_manifest(folder)["status"] == "finished":

@@ -1,6 +1,7 @@
 """Subjects trained in one batch leave the runs that `train` leaves, and one that fails does not stop the others."""
 
 import itertools
+import json
 
 import pytest
 from safetensors.torch import load_file
@@ -107,3 +108,16 @@ def test_what_cannot_train_in_one_batch_is_refused_with_the_reason(model, tiny_s
     with pytest.raises(UserError, match="subjects 1 and 3 cannot train in one batch: lora.rank is 4 and 8"):
         train_together(model, rows_of(tiny_sd, photos, [], [], ["lora.rank=8"]), runs=tmp_path)
     assert not list(itertools.chain(tmp_path.iterdir()))
+
+
+def test_many_trains_rows_in_one_batch_where_their_recipes_allow_it(tiny_sd, photos, tmp_path):
+    rows = [{"id": "rex", "seed": 0}, {"id": "odd", "lora.rank": 2}, {"id": "tim", "seed": 1}, {"id": "none", "photos": "no"}]
+    table = tmp_path / "table.jsonl"
+    table.write_text("".join(json.dumps({"photos": str(photos), "class": "dog"} | row) + "\n" for row in rows))
+    settings, folders = [f"base={tiny_sd}", *COMMON, "train.steps=1"], {"runs": tmp_path / "a", "priors": tmp_path / "priors"}
+    result = personalize.many(table, settings=settings, together=3, **folders)
+    assert [row["status"] for row in result.rows] == ["done", "done", "done", "failed"]
+    manifests = [run_folder.read_manifest(tmp_path / "a" / name) for name in ("rex", "odd", "tim")]
+    assert [manifest.get("together") for manifest in manifests] == [2, None, 2]
+    with pytest.raises(UserError, match="of which there is one"):
+        personalize.many(table, settings=[*settings, "train.methods=full"], together=3, **folders)
