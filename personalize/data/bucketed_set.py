@@ -27,6 +27,7 @@ class BucketedSet:
     parts: dict[Size, TrainingSet]
     photos: list[Photo]
     prompts: list[str]
+    cut_mix: None = None  # two photos of one shape: `load_subjects` refuses it
 
     @property
     def counts(self) -> list[int]:

@@ -380,6 +380,7 @@ def told_in_order(monkeypatch):
     data = SimpleNamespace(
         model=model, recipe=recipe, at=lambda step: next(lines), photos=[0], prompts=["a"], steps_per_batch=(1, 0), prior=None,
         largest_step=0,
+        cut_mix=None,
     )  # fmt: skip
     engine = SimpleNamespace(backward=lambda batch: told.append("step"), clear=lambda: None, params=[torch.zeros(4)])
     return told, data, engine
