@@ -7,6 +7,9 @@ JOBS   ?= 2  # tests at once; each is one thread
 quickstart: $(BIN)/.installed
 	$(BIN)/personalize quickstart
 
+web: $(BIN)/.web  # the page, in a browser; WORKSPACE=FOLDER: another folder than this one
+	$(BIN)/personalize web $(or $(WORKSPACE),.)
+
 test: $(BIN)/.installed  # with bytecode kept: the tests start 40 processes, each of which would compile the package anew
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
@@ -34,4 +37,8 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-.PHONY: quickstart test test-slow clients check gpu
+$(BIN)/.web: $(BIN)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[web]'
+	touch $@
+
+.PHONY: quickstart web test test-slow clients check gpu

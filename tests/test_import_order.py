@@ -21,7 +21,7 @@ ORDER = [
     {"evaluation"},
     {"training"},
     {"commands"},
-    {"cli"},
+    {"cli", "web"},
     {"__main__.py", "__init__.py"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -1,5 +1,6 @@
-"""Commands beside the four: edit, photos, tokens, many, plan, export, verify, import-command, pretrain."""
+"""Commands beside the four: edit, photos, tokens, many, plan, export, verify, import-command, pretrain, web."""
 
+import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -224,3 +225,19 @@ def pretrain(
 
     base = pretrain(out, work=work, preset=preset, settings=set_, until=until, screen=Terminal(quiet=quiet or as_json))
     print(json.dumps({"base": base, "work": work}, default=str) if as_json else base or work)
+
+
+@app.command()
+def web(
+    folder: Annotated[Path, typer.Argument(help="Workspace: the folder with runs/, priors/ and photos/.")] = Path(),
+    host: Annotated[str, typer.Option(help="Address it listens at; 0.0.0.0: every one, with a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: the first free one.")] = 7860,
+    password: Annotated[str, typer.Option(help="What the page asks for; another --host makes one.")] = "",
+    base: Annotated[list[str], typer.Option(help="Base outside the workspace that may be used. May be given again.")] = [],
+):
+    """The page: photos, training, drawing, comparing and runs, in a browser."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the page needs gradio: pip install 'personalize[web]'")
+    from personalize.web.app import serve
+
+    serve(folder, host=host, port=port, password=password, bases=tuple(base), say=lambda line: print(line, flush=True))

@@ -15,6 +15,7 @@ from personalize.common.files import explained, read_json, remove_folder, sweep,
 from personalize.common.untrusted import Number, Table, Text
 
 SCHEMA = 2
+SAVE_NOW = "save-now"  # a file of any content in the folder of a run that trains: it saves and samples itself
 STATUSES = ("running", "interrupted", "finished", "failed")
 MANIFEST = Table(
     {"schema": Number(0, 1_000_000), "status": Text(STATUSES), "kind": Text(most=100)},

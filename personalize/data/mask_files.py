@@ -27,12 +27,12 @@ def make_masks(photos: Sequence[Photo], find: Find, by: str) -> tuple[list[Path]
     by: what `find` is, for people. A mask that `mask_fault` refuses is not written, nor one that would be another photo's too.
     """
     without = [photo for photo in photos if photo.mask is None]
-    taken = [photo for photo in without if _target(photo).exists() or _has_twin(Path(photo.path))]
+    taken = [photo for photo in without if _target(Path(photo.path)).exists() or _has_twin(Path(photo.path))]
     findings = [
         Finding(
             WARNING,
-            f"no mask is made for {photo.name}: {MASK_FOLDER}/{_target(photo).name} is there or would be of two photos. "
-            "Rename the photo.",
+            f"no mask is made for {photo.name}: {MASK_FOLDER}/{_target(Path(photo.path)).name} is there or would be of two "
+            "photos. Rename the photo.",
             photo.path,
         )
         for photo in taken
@@ -44,7 +44,7 @@ def make_masks(photos: Sequence[Photo], find: Find, by: str) -> tuple[list[Path]
         if fault:
             findings.append(Finding(WARNING, f"{fault}: no mask is kept. Draw one, or use another photo.", photo.path))
             continue
-        _write(mask, _target(photo), photo.orientation)
+        write_mask(mask, Path(photo.path), photo.orientation)
         made.append(Path(photo.path))
     if made:
         text = f"{MASK_FOLDER}/ has masks by {by} for {listed([path.name for path in made])}: see that their outlines are right"
@@ -58,8 +58,7 @@ def feathered(shares: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return mask.filter(ImageFilter.GaussianBlur(FEATHER * min(size)))
 
 
-def _target(photo: Photo) -> Path:
-    path = Path(photo.path)
+def _target(path: Path) -> Path:
     return path.parent / MASK_FOLDER / f"{path.stem}.png"
 
 
@@ -69,11 +68,13 @@ def _has_twin(path: Path) -> bool:
     return any(other.stem == path.stem and other.name != path.name for other in beside)
 
 
-def _write(mask: Image.Image, path: Path, orientation: int) -> None:
-    """Turned as its photo is stored, with the same EXIF orientation: so no reader can take it the other way."""
+def write_mask(mask: Image.Image, photo: Path, orientation: int) -> None:
+    """An upright mask beside its photo, turned as the photo is stored, with the same EXIF orientation: so no reader can take
+    it the other way.
+    """
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
     mask.getexif()[ORIENTATION_TAG] = INVERSE.get(orientation, orientation)
     stored = ImageOps.exif_transpose(mask)
-    with writing(path) as temporary:
+    with writing(_target(photo)) as temporary:
         stored.save(temporary, exif=exif if orientation != 1 else b"")

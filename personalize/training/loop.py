@@ -7,6 +7,7 @@ from torch import Tensor
 from personalize.common import distributed
 from personalize.common.errors import Interrupted
 from personalize.common.recipe import Recipe
+from personalize.common.run_folder import SAVE_NOW
 from personalize.common.terminal import Terminal
 from personalize.evaluation import checkpoint_selection
 from personalize.training import engine, sharding, validation
@@ -51,7 +52,13 @@ def begin_log(run: TrainingRun, start: int, *, trackers: list, screen: Terminal)
 def is_due(run: TrainingRun, clock: Clock, step: int) -> bool:
     """Whether `after_step` has anything to do for a run that no signal stops."""
     every = run.recipe.train.sample_every
-    return is_scheduled(run.recipe, step) or _has_enough(run, step) or clock.is_due() or bool(every and step % every == 0)
+    return (
+        is_scheduled(run.recipe, step)
+        or _is_wanted(run)
+        or _has_enough(run, step)
+        or clock.is_due()
+        or bool(every and step % every == 0)
+    )
 
 
 def after_step(run: TrainingRun, log: RunLog, clock: Clock, step: int, *, stop: bool, screen: Terminal) -> bool:
@@ -59,19 +66,26 @@ def after_step(run: TrainingRun, log: RunLog, clock: Clock, step: int, *, stop: 
 
     Interrupted where it is to `stop`, which is saved.
     """
-    train = run.recipe.train
-    if is_scheduled(run.recipe, step) or stop or _has_enough(run, step) or clock.is_due():
+    train, wanted = run.recipe.train, _is_wanted(run)
+    if is_scheduled(run.recipe, step) or stop or _has_enough(run, step) or wanted or clock.is_due():
         log.flush()
         save(run, step, screen)
         clock.reset()
         if is_scored(run.recipe, step) and run.dev and run.dev.scored and run.dev.scored[-1].step == step:
             log.add_scores(run.dev.scored[-1].values(), step)
-    sampled = train.sample_every and step % train.sample_every == 0
+    sampled = wanted or train.sample_every and step % train.sample_every == 0
     if sampled and _draws(run) and (path := _sample(run, step, screen)):
         log.add_images(path, step)
+    if wanted and run.writes:
+        (run.folder / SAVE_NOW).unlink(missing_ok=True)
     if stop and step < train.steps:
         raise Interrupted(f"stopped at step {step} of {train.steps}; the same command goes on from there")
     return step < train.steps and end_early(run, step, screen)
+
+
+def _is_wanted(run: TrainingRun) -> bool:
+    """Whether a file in the run's folder asks for a checkpoint and sample images now."""
+    return distributed.rank0_decides(run.writes and (run.folder / SAVE_NOW).exists())
 
 
 def _has_enough(run: TrainingRun, step: int) -> bool:

@@ -117,6 +117,15 @@ def test_the_disk_for_checkpoints_by_the_clock_is_asked_for_before_training(tiny
     assert asked[1] == pytest.approx(2.5 * asked[0], rel=0.01)  # weights and moments of three checkpoints for one, and a result
 
 
+def test_a_file_in_its_folder_makes_a_run_save_and_sample_itself_and_changes_nothing_of_it(
+    tiny_sd, photos, tmp_path, settings, whole
+):
+    ask = tmp_path / whole.name / run_folder.SAVE_NOW
+    folder = run(tiny_sd, photos, tmp_path, *settings, NEVER, screen=RecordingScreen(1, ask.touch))
+    assert not ask.exists() and [path.name for path in (folder / "samples").iterdir()] == ["step-000001.png"]
+    assert bits(folder) == bits(whole) and steps_of(folder) == steps_of(whole)
+
+
 def extended(folder, photos, runs, *settings):
     """A run extended by --extend -> its folder and what was said."""
     screen = RecordingScreen()

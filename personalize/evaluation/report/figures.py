@@ -67,9 +67,11 @@ def checkpoint_path(rows: list[dict]) -> Markup:
 
 LOSSES = {"fixed_subject": "photos", "held_out": "held out", "fixed_prior": "class images"}  # of a row: what it is of
 
+LOGGED = {"subject": "fixed_subject", "prior": "fixed_prior"}  # of a row of log.jsonl: its line
 
-def loss_paths(rows: list[dict]) -> Markup:
-    """Steps to the right, losses on fixed noise upwards; a line for each of LOSSES, named at its end."""
+
+def loss_paths(rows: list[dict], what: str = "losses on fixed noise") -> Markup:
+    """Steps to the right, losses upwards; a line for each of LOSSES, named at its end. what: they are, for who cannot see."""
     lines = {name: [(row["step"], row[name]) for row in rows if name in row] for name in LOSSES}
     lines = {name: points for name, points in lines.items() if points}
     across = _Axis([float(row["step"]) for row in rows], LEFT, WIDE - ROOM)
@@ -88,7 +90,17 @@ def loss_paths(rows: list[dict]) -> Markup:
         parts.append(el("polyline", points=dots, class_=f"path {name.replace('_', '-')}"))
         taken.append(max(up.at(points[-1][1]) + 4, taken[-1] + 14 if taken else 0.0))
         parts.append(el("text", LOSSES[name], x=WIDE - ROOM + 6.0, y=taken[-1], class_="label"))
-    return _figure(HIGH, f"losses on fixed noise at {len(rows)} steps", *parts)
+    return _figure(HIGH, f"{what} at {len(rows)} steps", *parts)
+
+
+def training_losses(rows: list[dict], *, points: int = 300) -> Markup:
+    """The losses of log.jsonl as `loss_paths` shows them, each the mean of the 40th of the run that ends at its step."""
+    window, every, curve = max(1, len(rows) // 40), max(1, len(rows) // points), []
+    for k in sorted({*range(0, len(rows), every), len(rows) - 1}):
+        last = rows[max(0, k - window + 1) : k + 1]
+        means = {to: sum(row[of] for row in last) / len(last) for of, to in LOGGED.items() if rows[k][of]}
+        curve.append({"step": rows[k]["step"]} | means)
+    return loss_paths(curve, "training losses, smoothed,")
 
 
 def histogram(nearest: list[float], apart: list[float]) -> Markup:
