@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -143,7 +144,8 @@ class Counter(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # what each `.device` of a fake tensor asks
             return func(*args, **kwargs)
         if func is aten.randperm.generator:  # an order of images is read as numbers, and must name those that there are
-            return _real(func, *args, **kwargs)
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and is_fake(args[0]):
             return FAKE_NUMBERS.get(args[0].dtype, 0.0)
         moves = not (func.is_view or func is aten._unsafe_view.default)
@@ -238,13 +240,6 @@ class Counter(TorchDispatchMode):
             if key not in self._unread:
                 self.now[old] -= size
                 self.now[label] += size
-
-
-def _real(func: Callable, *args, **kwargs) -> Tensor:
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-    with unset_fake_temporarily():
-        return func(*args, **kwargs)
 
 
 def _tensors(tree) -> list[Tensor]:
