@@ -263,6 +263,7 @@ def test_the_weights_say_what_they_came_from():
     assert said["settings"]["seed"] == 0
 
 
+@pytest.mark.slow
 def test_plain_diffusers_draws_what_the_prompts_ask_for():
     """By probes that have seen drawn images only. The floors are well below what `benchmarks.toyland` measures."""
     from personalize.models.lazy_imports import lazy_imports

@@ -216,6 +216,7 @@ def test_what_saves_memory_is_seen_to_save_it(tiny_sd, photos):
     assert step(tiny_sd, photos, "train.methods=lora").end < step(tiny_sd, photos).end / 2
 
 
+@pytest.mark.slow
 def test_blocks_that_wait_are_not_on_the_device_but_for_two(tiny_sdxl, photos):
     """On a CPU they are counted, under a name of their own; on a GPU only what is there."""
     settings = ["train.methods=lora", "train.gradient_checkpointing=true"]

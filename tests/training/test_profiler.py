@@ -94,6 +94,7 @@ def test_a_compiled_step_has_its_parts_too(train, monkeypatch):
     assert parts_said(train("runs", "train.engine=compiled", "train.steps=32", profile=True)[1]) == PARTS
 
 
+@pytest.mark.slow
 def test_a_profile_takes_the_place_of_an_older_one(train):
     folder, _ = train("runs", profile=True)
     (folder / "profile" / "old").touch()
