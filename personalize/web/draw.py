@@ -90,7 +90,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         names = [key.rpartition(".")[2] if key in IN_ROW else "" for key in KEYS]
         return row["prompt"], *(str(row.get(name, value)) for name, value in zip(names, values, strict=True))
 
-    tab.select(guarded(listed), run, run, show_progress="hidden")
+    there = tab.select(guarded(listed), run, run, show_progress="hidden")
+    there.then(guarded(states_of), run, state, show_progress="hidden")  # of the same run, whose checkpoints come and go
     blocks.load(guarded(listed), run, run, show_progress="hidden")
     run.change(guarded(states_of), run, state, show_progress="hidden")
     results = [images, of_base, files]
