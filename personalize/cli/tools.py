@@ -217,13 +217,16 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="Folder for stages; a stopped one goes on.")] = Path("pretraining"),
     preset: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     until: Annotated[str, typer.Option(help="Stop after world, vae, clip, identity, unet or probes.")] = "",
+    part: Annotated[str, typer.Option(help="One part for the base that is in OUT already (docs/toyland.md).")] = "",
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as unet_steps=4000.")] = [],
     quiet: opt.Quiet = False, as_json: opt.Json = False,
 ):  # fmt: skip
     """Make Toyland's weights from nothing (two and a half hours on 2 cores)."""
     from personalize.commands.pretrain import pretrain
 
-    base = pretrain(out, work=work, preset=preset, settings=set_, until=until, screen=Terminal(quiet=quiet or as_json))
+    base = pretrain(
+        out, work=work, preset=preset, settings=set_, until=until, part=part, screen=Terminal(quiet=quiet or as_json)
+    )
     print(json.dumps({"base": base, "work": work}, default=str) if as_json else base or work)
 
 

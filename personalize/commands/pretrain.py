@@ -61,21 +61,27 @@ def pretrain(
     preset: str = "cpu",
     settings: Sequence[str] = (),
     until: str = "",
+    part: str = "",
     screen: Terminal = SILENT,
 ) -> Path | None:
     """Every stage in order, or those up to `until`; what `work` already holds is kept.
 
-    settings: "key=value" texts that change the preset. Returns `out`, a diffusers folder plus encoders/ and probes/, or
-    None where it stopped before that. UserError for an unknown preset, setting or stage, and where `work` was begun with
-    other settings.
+    settings: "key=value" texts that change the preset. part: instead of a base, one of `parts.PARTS`, trained onto the
+    base that lies in `out` and written into it. Returns `out`, a diffusers folder plus encoders/ and probes/, or
+    None where it stopped before that. UserError for an unknown preset, setting, stage or part, and where `work` was begun
+    with other settings.
     """
-    resolved = _resolve(preset, settings)
+    if part:
+        return _pretrain_part(part, Path(out), Path(work), settings, screen)
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS) or '.'} Known: {', '.join(PRESETS)}.")
+    resolved = _changed(PRESETS[preset], settings)
     if until not in ("", *STAGES):
         raise UserError(f"unknown stage {until!r}{nearest(until, STAGES) or '.'} Known: {', '.join(STAGES)}.")
     import torch
 
     from personalize.models import devices, lazy_imports
-    from personalize.toyland.pretraining.pipeline import run_stages
+    from personalize.toyland.pretraining.pipeline import VAE_USAGE, run_stages
 
     lazy_imports.quiet_libraries()
     work, out = Path(work), Path(out)
@@ -90,25 +96,47 @@ def pretrain(
         if stage == until != STAGES[-1]:
             return None
     next(remaining, None)  # the export
-    write_json(out / "pretraining.json", _manifest(work, resolved, preset, device))
+    vae = {"preset": preset, "vae": read_json(work / VAE_USAGE)}
+    write_json(out / "pretraining.json", vae | _manifest(work, resolved, device))
     return out
 
 
-def _resolve(preset: str, texts: Sequence[str]) -> Pretrain:
-    """A preset, changed by "key=value" texts. UserError for an unknown preset, key or value."""
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS) or '.'} Known: {', '.join(PRESETS)}.")
-    known = {s.key: s for s in settings_of(Pretrain)}
-    values = asdict(PRESETS[preset])
+def _pretrain_part(name: str, base: Path, work: Path, texts: Sequence[str], screen: Terminal) -> Path:
+    """Trains one of `PARTS` and returns its folder in `base`."""
+    import importlib
+
+    from personalize.toyland.pretraining.parts import PARTS
+
+    if name not in PARTS:
+        raise UserError(f"unknown part {name!r}{nearest(name, PARTS) or '.'} Known: {', '.join(PARTS)}.")
+    from personalize.commands.session import open_base, resolve
+
+    part = PARTS[name]
+    module = importlib.import_module(f"personalize.toyland.pretraining.{part.module}")
+    settings = _changed(module.Settings(), texts)
+    work = work / name
+    work.mkdir(parents=True, exist_ok=True)
+    _check_work_folder(work / "settings.json", settings)
+    model = open_base(resolve(None, [f"base={base}"]), screen)
+    with _timed(work, name):
+        module.train(model, base / part.folder, work, settings, screen.say)
+    write_json(base / part.folder / "pretraining.json", _manifest(work, settings, model.device))
+    return base / part.folder
+
+
+def _changed(settings, texts: Sequence[str]):
+    """Settings changed by "key=value" texts. UserError for an unknown key or value."""
+    known = {s.key: s for s in settings_of(type(settings))}
+    values = asdict(settings)
     for text in texts:
         key, _, value = text.partition("=")
         if key not in known:
             raise UserError(f"unknown setting {key!r}{nearest(key, known) or '.'} Known: {', '.join(known)}.")
         values[key] = validated(known[key], parse_value(value, known[key].kind), "--set")
-    return Pretrain(**values)
+    return type(settings)(**values)
 
 
-def _check_work_folder(path: Path, settings: Pretrain) -> None:
+def _check_work_folder(path: Path, settings) -> None:
     """Remembers the settings of a work folder, or refuses others."""
     if not path.exists():
         write_json(path, asdict(settings))
@@ -131,15 +159,13 @@ def _timed(work: Path, stage: str) -> Iterator[None]:
         write_json(path, known | {stage: round(known.get(stage, 0) + time.monotonic() - began, 1)})
 
 
-def _manifest(work: Path, settings: Pretrain, preset: str, device) -> dict:
-    """What the weights came from: preset, settings and seed, seconds by stage, the VAE's latents, machine, commit."""
+def _manifest(work: Path, settings, device) -> dict:
+    """What weights came from: settings and seed, seconds by stage, machine, commit."""
     import torch
 
-    from personalize.toyland.pretraining.pipeline import VAE_USAGE
-
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    manifest = {"preset": preset, "settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
     command, commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], ""  # empty where it is installed
     with suppress(OSError, subprocess.TimeoutExpired):
         commit = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    return manifest | {"vae": read_json(work / VAE_USAGE), "commit": commit, "torch": torch.__version__}
+    manifest = {"settings": asdict(settings), "seconds": read_json(work / SECONDS), "machine": name}
+    return manifest | {"commit": commit, "torch": torch.__version__}

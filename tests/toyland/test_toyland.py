@@ -431,7 +431,10 @@ def test_pretraining_names_a_wrong_preset_stage_or_setting(tmp_path):
         pretrain.pretrain(tmp_path, settings=["size=96"])
     with pytest.raises(UserError, match="guide_scale.*0.9"):  # from 1 on its goal runs away
         pretrain.pretrain(tmp_path, settings=["guide_scale=1.5"])
-    assert pretrain._resolve("gpu", ["size=64"]).size == 64 and pretrain._resolve("gpu", []).size == 128
+    gpu = pretrain.PRESETS["gpu"]
+    assert gpu.size == 128 and pretrain._changed(gpu, ["size=64"]).size == 64
+    with pytest.raises(UserError, match="unknown part 'wings'"):
+        pretrain.pretrain(tmp_path, part="wings")
 
 
 def test_pretrain_suggests_only_settings_that_it_takes(tmp_path):
@@ -446,7 +449,7 @@ def test_pretrain_suggests_only_settings_that_it_takes(tmp_path):
     assert "train." not in str(error.value).replace("'train.steps'", "", 1)
     page = CliRunner().invoke(app, ["pretrain", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     suggested = re.findall(r"such as ([\w.]+)=(\S+?)\.? ", page)
-    assert suggested and all(pretrain._resolve("cpu", [f"{key}={value}"]) for key, value in suggested)
+    assert suggested and all(pretrain._changed(pretrain.PRESETS["cpu"], [f"{key}={value}"]) for key, value in suggested)
 
 
 def test_drawing_takes_milliseconds():

@@ -1,0 +1,12 @@
+"""What can be trained onto a finished base and lies in a folder of its own beside its U-Net: a row for each."""
+
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    module: str  # of this folder; has Settings (a dataclass of `setting`s) and train(model, out, work, settings, say)
+    folder: str  # in the base
+    doc: str
+
+
+PARTS: dict[str, Part] = {}
