@@ -9,4 +9,6 @@ class Part(NamedTuple):
     doc: str
 
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "image-adapter": Part("image_adapter", "ip_adapter", "photos beside the prompt, for generate --image-prompt"),
+}
