@@ -121,9 +121,9 @@ def generate_missing(
             z0 = sampling.sample_latents(model, list(texts), generators, config, **options)
             for k, each in zip(mapped, maps, strict=True):  # before the images: one that is there is never drawn again
                 _write_maps(maps_file(images.place, images.jobs[part[k]]), model, texts[k], words, each)
-            for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
+            for k, decoded in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
                 if images.jobs[k] in missing:
-                    _write(image_file(images.place, images.jobs[k]), image)
+                    _write(image_file(images.place, images.jobs[k]), decoded)
             advance(len(part))
 
 

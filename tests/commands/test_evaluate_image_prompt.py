@@ -29,7 +29,7 @@ def folder(tmp_path_factory, tiny_sd):
 @pytest.fixture
 def told(folder, tiny_sd, eyes, tmp_path):
     def evaluate(**options):
-        settings = ["device=cpu", "dtype=float32", "photos.min_size=16", "draw.steps=2", *PROTOCOL]
+        settings = ["device=cpu", "dtype=float32", "photos.min_size=16", "draw.steps=2", "draw.batch=2", *PROTOCOL]
         settings += [f"evaluate.dino={eyes}/encoders/identity", f"evaluate.clip={eyes}/encoders/clip"]
         given = {"image_prompt": folder / "photos", "class_word": "dog", "adapter": folder / "ip-adapter.safetensors"}
         options = given | {"base": str(tiny_sd), "runs": tmp_path / "runs"} | options

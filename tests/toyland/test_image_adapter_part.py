@@ -15,7 +15,7 @@ from personalize.models.fast_unet import IMAGE_KEYS_VALUES
 from personalize.models.image_adapter import FOLDER, load_image_adapter
 from personalize.toyland.pretraining import image_adapter as part
 from personalize.toyland.world.render import draw_scene
-from personalize.toyland.world.scenes import COLOURS
+from personalize.toyland.world.scenes import COLOURS, HELD_OUT, sample_scene, sample_subject
 
 SETTINGS = ("subjects=6", "encoder_steps=2", "adapter_steps=2")
 
@@ -102,3 +102,19 @@ def test_photos_show_the_subjects_of_the_scenes_and_captions_leave_their_colour_
 def test_timesteps_leave_out_the_clear_quarter_and_lean_to_noise():
     t = part.noisy_timesteps(400, 1000, torch.Generator().manual_seed(0))
     assert t.min() >= 250 and t.max() <= 999 and 650 < t.float().mean() < 750
+
+
+def test_the_shipped_encoder_reads_colours_off_subjects_it_never_saw():
+    model = models.load_model(str(TOYLAND), device="cpu", say=lambda line: None)
+    adapter, _ = load_image_adapter(model)
+    subjects = [sample_subject(HELD_OUT + 9_900_000 + k) for k in range(32)]
+    shown = [sample_scene(k, subject=who, action="standing", accessory=None) for k, who in enumerate(subjects)]
+    x = torch.stack([torch.from_numpy(np.array(draw_scene(scene, 64)[0].convert("RGB"))) for scene in shown])
+    with torch.no_grad():
+        read = adapter.encoder(pixel_values=x.permute(0, 3, 1, 2) / 127.5 - 1).image_embeds
+    names = [name for name, count in part.columns().items() for _ in range(count)]
+    for name in ("body", "second", "detail"):
+        columns = [k for k, each in enumerate(names) if each == name]
+        pair = torch.stack([read[:, columns], part.attributes(subjects)[:, columns]])
+        pair = pair - pair.mean(1, keepdim=True)
+        assert (pair[0] * pair[1]).sum() / pair.square().sum((1, 2)).prod().sqrt() > 0.75, name
