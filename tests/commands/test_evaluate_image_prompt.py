@@ -8,6 +8,7 @@ from adapters import images, write_adapter
 import personalize
 from personalize import models
 from personalize.common.errors import UserError
+from personalize.models.image_adapter import ENCODER
 
 PROTOCOL = [
     "evaluate.count=1",
@@ -74,3 +75,8 @@ def test_photos_are_judged_as_a_run_is_and_at_scale_0_are_the_base(told):
 def test_what_cannot_be_judged_is_named(told, options, message):
     with pytest.raises(UserError, match=message):
         told(**options)
+
+
+def test_a_folder_without_a_photo_is_named(told, folder):
+    with pytest.raises(UserError, match=ENCODER):
+        told(image_prompt=folder / ENCODER)
