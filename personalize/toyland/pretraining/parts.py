@@ -9,4 +9,7 @@ class Part(NamedTuple):
     doc: str
 
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "upscaler": Part("upscaler", "upscaler", "twice as many pixels: 64 to 128 px"),
+    "layout": Part("layout", "layout", "boxes that say where the subject and its accessory are"),
+}
