@@ -98,6 +98,9 @@ def _metadata(row: dict) -> PngInfo:
         fields |= {"Mask word": _plain(row["mask"]["word"])} if "word" in row["mask"] else {}
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
     fields |= _steering_fields(row)
+    if "layout" in row:
+        boxes = ("{} {:g} {:g} {:g} {:g}".format(*box) for box in row["layout"]["boxes"])
+        fields |= {"Layout": _quoted(boxes), "Layout part": row["layout"]["sha256"][:12]}
     fields |= upscale_fields(row["upscale"]) if "upscale" in row else {}
     if "edit" in row:
         fields["Edit"] = json.dumps(row["edit"], ensure_ascii=False)

@@ -6,14 +6,45 @@ classes); their weights begin at zero, so that the U-Net begins as the base exac
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from personalize.common.errors import UserError
+from personalize.common.files import content_hash, read_json
+from personalize.common.untrusted import Many, Table, Text
+from personalize.formats.safetensors_io import load_tensors
+from personalize.models.interface import LatentModel
+
 FOLDER = "layout"  # of a base that has one
 CONV_IN = "conv_in.safetensors"  # (C,K,3,3), the weights of the planes
 LORA = "pytorch_lora_weights.safetensors"  # of the U-Net, beside it
+PLANES = "layout.json"  # the classes of the planes, in their order
+_PLANES = Table({"classes": Many(Text(most=60), 1, 1000)}, needs=("classes",))
+
+
+def open_layout(model: LatentModel) -> tuple[Path, list[str], str]:
+    """The layout part of a base -> its folder, the classes of its planes, and a hash. UserError where it has none."""
+    folder = model.folder / FOLDER
+    if not folder.is_dir():
+        raise UserError(
+            f"base {model.name!r} reads no layout: there is no folder {FOLDER} in it. Use --base toyland, or make one for a "
+            "Toyland of your own: personalize pretrain BASE --part layout."
+        )
+    return folder, read_json(folder / PLANES, _PLANES)["classes"], content_hash(folder / LORA)
+
+
+def put_planes(model: LatentModel, folder: Path, classes: Sequence[str]) -> None:
+    """Widens the U-Net's first layer for the planes. UserError where their weights are missing or of another base."""
+    path, conv = folder / CONV_IN, model.unet.conv_in
+    weight = load_tensors(path, "the weights of a layout").get("weight")
+    expected = (conv.out_channels, len(classes), *conv.kernel_size)
+    if weight is None or tuple(weight.shape) != expected:
+        has = "none" if weight is None else f"the shape {tuple(weight.shape)}"
+        raise UserError(f"{path} has weights of {has}, expected is {expected}. Make the part again: personalize pretrain.")
+    model.unet.conv_in = widen(conv, weight)
 
 
 class Box(NamedTuple):

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from personalize.common.files import make_folder, writing
+from personalize.common.files import make_folder, write_json, writing
 from personalize.common.settings import setting
 from personalize.core import losses, rng
 from personalize.formats import lora
 from personalize.models.interface import LAYOUT
-from personalize.models.layout import CONV_IN, LORA, Box, planes, widen
+from personalize.models.layout import CONV_IN, LORA, PLANES, Box, planes, widen
 from personalize.toyland.pretraining import networks, stages
 from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.render import draw_scene
@@ -177,6 +177,7 @@ def export(out: Path, unet) -> None:
     weight = unet.conv_in.weight.detach()[:, -len(NAMES) :]
     with writing(out / CONV_IN) as temporary:
         save_file({"weight": weight.cpu().half().contiguous()}, temporary)
+    write_json(out / PLANES, {"classes": list(NAMES)})
     state = {name.replace(".default.", "."): value for name, value in unet.state_dict().items() if ".lora_" in name}
     tensors = {f"unet.{name}": value.detach().cpu().half().contiguous() for name, value in state.items()}
     ranks = {name.removesuffix(".lora_A.weight"): len(v) for name, v in tensors.items() if name.endswith(".lora_A.weight")}
