@@ -1,8 +1,8 @@
 """Is the subject where the layout puts it?    python -m benchmarks.layout WORK [--base BASE] [--images N]
 
-Boxes and captions are of held-out scenes of the part `layout`. A reader, trained here on rendered scenes as the VAE shows them,
-says of each pixel of an image whether it shows the subject or its accessory. IoU is of the box that was asked for and the box of
-what the reader sees; `box` of the base's own images is by chance.
+Boxes and captions are of held-out scenes of the part `layout`. A reader, trained here on rendered scenes as the VAE shows
+them, says of each pixel of an image whether it shows the subject or its accessory. IoU is of the box that was asked for and the
+box of what the reader sees; `box` of the base's own images is by chance.
 """
 
 from pathlib import Path
