@@ -65,13 +65,14 @@ def fidelity(model, upscaler, record: dict, chosen: list[Scene]) -> tuple[dict, 
     large, small = (pixels([draw_scene(s, size)[0] for s in chosen]) for size in (128, 64))
     worn = torch.stack([torch.from_numpy(np.array(draw_scene(s, 128, body=0)[1])) for s in chosen])[:, None] >= 128
     shown = rounded(through_vae(model, small))
-    noisy = rounded(small + 0.1 * torch.randn(small.shape, generator=torch.Generator().manual_seed(0)))
+    noisy = rounded(small + 0.15 * torch.randn(small.shape, generator=torch.Generator().manual_seed(0)))
     rows, kept = {}, {"truth": large, "small": small}
     rows["the base's VAE at 128 px"] = both(through_vae(model, large), large, worn)
     for name, x in {"as drawn": small, "through the VAE": shown, "with noise": noisy}.items():
         kept[f"{name}, bicubic"] = bicubic(x)
         rows[f"{name}: bicubic"] = both(bicubic(x), large, worn)
-        tried = [(0, steps) for steps in STEPS] + [(level, 1) for level in LEVELS if name == "with noise"]
+        tried = [(0, steps) for steps in (STEPS if x is small else STEPS[:1])]
+        tried += [(level, 1) for level in LEVELS if name == "with noise"]
         for level, steps in tried:
             out = enlarged(Upscaling(upscaler, record, level=level, steps=steps), x)
             label = f"{name}, {steps}" + (f", --noise {level}" if level else "")
@@ -113,7 +114,7 @@ def sheet(kept: dict, rows: range, names: list[str]) -> Image.Image:
     return grid([image for k in rows for image in to_pil(torch.stack([x[k].clamp(-1, 1) for x in columns]))], len(names))
 
 
-def main(out: Path, base: Path = TOYLAND, images: int = 200) -> None:
+def main(out: Path, base: Path = TOYLAND, images: int = 48) -> None:
     make_folder(out)
     model, chosen = open_base(resolve(None, ()), SILENT), scenes(images)
     upscaler, record = load_upscaler(base, str(base), torch.device("cpu"))

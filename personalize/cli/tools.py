@@ -187,14 +187,13 @@ def tokens(
 def upscale(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files; for Toyland of 64×64 px.")],
     *,
-    noise: Annotated[int, typer.Option(help="Noise that an image gets before it is read, 0 (none) to 100.")] = 0,
     base: opt.Base = "toyland", settings: list[str],
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("upscaled"), screen: Terminal,
 ):  # fmt: skip
     """Images twice as large, with edges that bicubic interpolation has not, by the upscaler of a base."""
     from personalize.commands.upscale import upscale
 
-    files = upscale(images, base=base, noise=noise, settings=settings, out=out, screen=screen)
+    files = upscale(images, base=base, settings=settings, out=out, screen=screen)
     return {"files": files}, "\n".join(map(str, files))
 
 

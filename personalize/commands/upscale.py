@@ -17,15 +17,14 @@ def upscale(
     images: Sequence[Path | str],
     *,
     base: str = "toyland",
-    noise: int = 0,
     settings: Sequence[str] = (),
     out: Path = Path("upscaled"),
     screen: Terminal = SILENT,
 ) -> list[Path]:
     """Files of images -> files in `out`, whose names and parameters say from which and how.
 
-    base: a folder with an upscaler in it. noise: level of noise that an image gets before it is read. Of the settings, seed
-    and device count. UserError for what is no image, or one of another size than the upscaler's.
+    base: a folder with an upscaler in it. Of the settings, seed and device count. UserError for what is no image, or one of
+    another size than the upscaler's.
     """
     from personalize.generation.sampling import image_generators, to_pil
     from personalize.generation.upscaling import PURPOSE, Upscaling
@@ -37,7 +36,7 @@ def upscale(
     lazy_imports.quiet_libraries()
     recipe, out = resolve(None, [*settings, f"base={base}"]), out_folder(out)
     device = devices.choose_device(recipe.device)
-    upscaling = Upscaling(*load_upscaler(folder_of(base), base, device), level=noise)
+    upscaling = Upscaling(*load_upscaler(folder_of(base), base, device))
     read = [_read(path, upscaling, screen) for path in images]
     make_folder(out)
     files = []

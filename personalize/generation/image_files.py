@@ -124,7 +124,7 @@ def _steering_fields(row: dict) -> dict[str, str]:
 def upscale_fields(entry: dict) -> dict[str, str]:
     """Of the record of an `Upscaling`, as AUTOMATIC1111 names an image that was made larger afterwards."""
     fields = {"Postprocess upscale by": str(entry["factor"]), "Postprocess upscaler": entry["sha256"][:12]}
-    return fields | {"Postprocess noise": str(entry["noise"]), "Postprocess steps": str(entry["steps"])}
+    return fields | {"Postprocess steps": str(entry["steps"])}
 
 
 def _plain(text: str) -> str:

@@ -19,23 +19,19 @@ PURPOSE = "upscale"  # of its random numbers
 
 @dataclass(frozen=True)
 class Upscaling:
-    """An upscaler and how it is used. level: of noise that the small image gets before it is read, 0 for none."""
+    """An upscaler and how it is used. level: of noise that the small image gets before it is read, below `upscaler.levels`;
+    0, none, was the best for each kind of image (docs/upscale.md)."""
 
     upscaler: Upscaler
     record: dict
     level: int = 0
     steps: int = STEPS
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.level < self.upscaler.levels:
-            raise UserError(
-                f"--noise {self.level} is no noise level of this upscaler: it has 0 (none) to {self.upscaler.levels - 1}."
-            )
-
     @property
     def identity(self) -> dict:
         """All of it that decides an image, for its name and parameters."""
-        return {"upscale": {"factor": FACTOR, "noise": self.level, "steps": self.steps, **self.record}}
+        noise = {"noise": self.level} if self.level else {}
+        return {"upscale": {"factor": FACTOR, "steps": self.steps, **noise, **self.record}}
 
     def require_size(self, size: tuple[int, int], what: str) -> None:
         """UserError for an image whose width and height, px, are not those it was trained at."""

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize.common.errors import UserError
 from personalize.core import rng
 from personalize.core.schedule import from_betas, scaled_linear
 from personalize.generation.upscaling import Upscaling
@@ -67,6 +66,7 @@ def test_an_image_depends_on_its_own_generator_alone_and_on_steps_and_level(trai
     assert torch.allclose(upscaling.enlarge(x[2:], generators(3)[2:]), both[2:], atol=1e-5)
     for other in (replace(upscaling, level=40), replace(upscaling, steps=3)):
         assert (other.enlarge(x, generators(3)) - both).abs().max() > 0.01
+        assert other.identity != upscaling.identity
 
 
 def test_noise_of_a_level_is_diffusers_and_level_0_adds_none(trained):
@@ -158,8 +158,3 @@ class InProcess:
 
     def starmap(self, function, values, chunksize):
         return [function(*each) for each in values]
-
-
-def test_an_unknown_noise_level_is_named(trained):
-    with pytest.raises(UserError, match=r"--noise 101 .* 0 \(none\) to 100"):
-        Upscaling(trained, {}, level=101)
