@@ -18,6 +18,7 @@ from personalize.common.files import content_hash, read_json
 from personalize.core.schedule import Schedule
 from personalize.models import loading
 from personalize.models.config_schema import UPSCALER
+from personalize.models.lazy_imports import lazy_imports
 from personalize.models.locate import weight_files
 
 FOLDER = "upscaler"  # of a base that has one
@@ -75,8 +76,8 @@ def load_upscaler(base: Path, name: str, device: torch.device) -> tuple[Upscaler
 
     UserError where the base has none, or one that is damaged or of another family.
     """
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
+    with lazy_imports():
+        from diffusers.models.unets.unet_2d import UNet2DModel
     folder = base / FOLDER
     if not folder.is_dir():
         raise UserError(
