@@ -111,12 +111,26 @@ def _connect(address: str, options: Mapping) -> None:
 
     try:
         quiet = {"include_dashboard": None if address else False, "log_to_driver": False, "logging_level": logging.CRITICAL}
-        ray.init(address=address or "local", **options, **quiet)
+        with _closed_stderr():
+            ray.init(address=address or "local", **options, **quiet)
     except ConnectionError as error:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address!r} ({str(error).splitlines()[0]}). Correct or unset it: "
             "without it one begins here."
         ) from None
+
+
+@contextmanager
+def _closed_stderr() -> Iterator[None]:
+    """Inside, nothing reaches stderr: Ray's C++ side says there that its log level was set. Its errors are exceptions."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _say_resources(screen: Terminal, address: str, workers: int, cpus: int, gpus: float) -> None:

@@ -30,14 +30,16 @@ ROOT = Path(personalize.__file__).parents[1]
 
 
 class Mortal(Personalizer):
-    """A worker that dies after the first step of a row called mortal, once, and each time in one called doomed."""
+    """A worker that dies after the first step of a row called mortal, once, and each time that it begins one called doomed."""
 
     def train(self, row):
+        if row["id"] == "doomed":
+            os.kill(os.getpid(), signal.SIGKILL)
         save, died = loop.save, self.runs / "died"
 
         def die(run, step, screen):
             save(run, step, screen)
-            if run.folder.name == "doomed" or (run.folder.name == "mortal" and not died.exists()):
+            if run.folder.name == "mortal" and not died.exists():
                 died.write_text(f"{os.getpid()} {step}")
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,16 +67,16 @@ def short_place(monkeypatch):
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as place:
         monkeypatch.setenv("RAY_TMPDIR", place)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        known = [str(Path(__file__).parents[1]), str(Path(__file__).parent), str(ROOT)]  # where workers find `Mortal`
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(known))
         yield Path(place)
 
 
-def is_alive(pid):
-    return Path(f"/proc/{pid}").exists()
-
-
 @pytest.mark.ray
-def test_two_workers_have_the_bits_of_the_loop_and_share_class_images(table, tiny_sd, tmp_path, short_place):
-    manifest = table(*[{"seed": k // 2, "train.steps": 2 + k} for k in range(4)], {"photos": "none"})
+def test_two_workers_have_the_bits_of_the_loop_whatever_dies_meanwhile(table, tiny_sd, tmp_path, short_place, monkeypatch):
+    manifest = table(
+        {}, {"id": "mortal", "train.steps": 3}, {"id": "doomed", "seed": 1}, {"seed": 1}, {"photos": "none"}, {"train.steps": 4}
+    )
     settings = [f"base={tiny_sd}", *SHORT]
 
     def run(name, **options):
@@ -83,77 +85,65 @@ def test_two_workers_have_the_bits_of_the_loop_and_share_class_images(table, tin
 
     local, loop_folder = run("loop")
     screen = RecordingScreen()
+    monkeypatch.setattr(command, "Personalizer", Mortal)
     rayed, ray_folder = run("ray", engine="ray", workers=2, screen=screen)
     assert screen.lines[0] == "2 workers of 1 CPUs each on a local Ray cluster"
-    assert [row["status"] for row in rayed] == ["done"] * 4 + ["failed"] == [row["status"] for row in local]
-    same = ("id", "status", "checkpoint", "key")
-    assert [[row[key] for key in same] for row in rayed] == [[row[key] for key in same] for row in local]
-    for name in ("r1", "r2", "r3", "r4"):
+    assert "4 of 6 rows done, 2 failed" in screen.lines[-1]
+    assert [row["status"] for row in rayed] == ["done", "done", "failed", "done", "failed", "done"]
+    assert "its worker died in it 3 times" in rayed[2]["error"] and rayed[2]["seconds"] is None
+    same = ("id", "status", "checkpoint", "key", "identity")
+    for k in (0, 1, 3, 4, 5):
+        assert [rayed[k][key] for key in same] == [local[k][key] for key in same]
+    for name in ("r1", "mortal", "r4", "r6"):
         assert bits(ray_folder / "runs" / name) == bits(loop_folder / "runs" / name)
-    sets = {path.relative_to(ray_folder) for path in (ray_folder / "priors").rglob("*.safetensors")}
-    assert sets == {path.relative_to(loop_folder) for path in (loop_folder / "priors").rglob("*.safetensors")}
-    drawn = [(ray_folder / "priors").rglob(f"{k:05d}.png") for k in range(3)]
-    assert [len(list(files)) for files in drawn] == [2, 2, 2]  # a set for each seed, not for each row
+    assert (ray_folder / "runs" / "died").exists()
+    assert [row["step"] for row in read_jsonl(ray_folder / "runs" / "mortal" / "log.jsonl")] == [1, 2, 3]  # it resumed
+    images = sorted(str(path.relative_to(ray_folder)) for path in (ray_folder / "priors").rglob("*.png"))
+    assert len(images) == 2 * 3  # a set for each seed, not for each row
+    assert images == sorted(str(path.relative_to(loop_folder)) for path in (loop_folder / "priors").rglob("*.png"))
     import ray
 
     assert not ray.is_initialized()
-    together, folder = run("together", engine="ray", workers=2, together=2)
-    assert [row["status"] for row in together] == ["done"] * 4 + ["failed"]
 
 
 @pytest.mark.ray
-def test_the_row_of_a_killed_worker_goes_on_in_another_and_one_that_kills_always_is_a_failed_row(
-    table, tiny_sd, tmp_path, short_place, monkeypatch
-):
-    manifest = table({"id": "mortal"}, {"id": "doomed"}, {"id": "third"})
-    settings, folders = [f"base={tiny_sd}", *SHORT, "prior.count=0"], {"priors": tmp_path / "priors"}
-    alone = personalize.many(manifest, settings=settings, runs=tmp_path / "loop", **folders).rows
-    monkeypatch.setattr(command, "Personalizer", Mortal)
-    rows = personalize.many(manifest, settings=settings, runs=tmp_path / "ray", engine="ray", workers=2, **folders).rows
-    assert [row["status"] for row in rows] == ["done", "failed", "done"] and [row["status"] for row in alone] == ["done"] * 3
-    assert "its worker died in it 3 times" in rows[1]["error"] and rows[1]["seconds"] is None
-    assert (tmp_path / "ray" / "died").exists()
-    assert bits(tmp_path / "ray" / "mortal") == bits(tmp_path / "loop" / "mortal")
-    assert [row["step"] for row in read_jsonl(tmp_path / "ray" / "mortal" / "log.jsonl")] == [1, 2]  # it resumed
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_job_ends_its_workers_and_goes_on(table, tiny_sd, tmp_path, short_place, number):
+def test_a_killed_job_ends_its_workers_and_goes_on_and_so_does_one_that_ctrl_c_stops(table, tiny_sd, tmp_path, short_place):
     manifest = table(*[{"seed": k} for k in range(3)])
-    long = [f"base={tiny_sd}", *SHORT, "prior.count=0", "train.steps=100000"]
-    words = [word for text in long for word in ("--set", text)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    job = subprocess.Popen(
-        [sys.executable, "-m", "personalize", "many", manifest, "--engine", "ray", "--workers", "2", "--json", *words],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    logs = [tmp_path / "runs" / name / "log.jsonl" for name in ("r1", "r2")]
-    deadline = time.monotonic() + 200
-    while not all(log.exists() for log in logs):
-        assert job.poll() is None and time.monotonic() < deadline, job.communicate()
-        time.sleep(0.2)
-    pids = [json.loads((tmp_path / "runs" / name / "lock").read_text())["pid"] for name in ("r1", "r2")]
-    if number == signal.SIGINT:
-        os.killpg(job.pid, number)  # as a terminal does
-    else:
-        job.send_signal(number)
-    out, err = job.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        while any(map(is_alive, pids)):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    else:
-        error = json.loads(out)["error"]
-        assert job.returncode == 130 and error["kind"] == "interrupted"
-        assert error["message"].startswith("row 'r1', 'r2': stopped; the workers have ended. 0 of 3 rows done, 0 failed"), err
-        assert [row["status"] for row in read_jsonl(tmp_path / "runs" / "results.jsonl")] == ["interrupted"] * 2
-    assert not any(map(is_alive, pids))
-    # Rows of other settings are other runs, so that this job is short.
-    short = [f"base={tiny_sd}", *SHORT, "prior.count=0"]
-    folders = {"runs": tmp_path / "runs", "priors": tmp_path / "priors"}
-    result = personalize.many(manifest, settings=short, **folders, engine="ray", workers=2)
-    assert result.failed == 0 and len(result.rows) == 3
+    settings = [f"base={tiny_sd}", *SHORT, "prior.count=0", "train.steps=100000", "train.keep=1"]
+    words = [word for text in settings for word in ("--set", text)]
+    words = [sys.executable, "-m", "personalize", "many", manifest, "--engine", "ray", "--workers", "2", "--json", *words]
+    runs, names, deadline = tmp_path / "runs", ("r1", "r2"), time.monotonic() + 500
+
+    def step(name):
+        logged = read_jsonl(runs / name / "log.jsonl")
+        return logged[-1]["step"] if logged else 0
+
+    def stopped_after(number, *steps):
+        """Starts the job, and when its rows have passed these steps ends it -> status, output, the workers' processes."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        job = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        while any(step(name) <= before for name, before in zip(names, steps)):
+            assert job.poll() is None and time.monotonic() < deadline, job.communicate()
+            time.sleep(0.2)
+        pids = [json.loads((runs / name / "lock").read_text())["pid"] for name in names]
+        (os.kill if number == signal.SIGKILL else os.killpg)(job.pid, number)  # Ctrl-C is for the whole group
+        return job.wait(timeout=100), job.stdout.read(), pids
+
+    status, _, pids = stopped_after(signal.SIGKILL, 1, 1)
+    assert status == -signal.SIGKILL
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "the workers outlive their job"
+        time.sleep(0.1)
+    steps = [step(name) for name in names]
+    status, out, pids = stopped_after(signal.SIGINT, *steps)
+    error = json.loads(out)["error"]
+    assert status == 130 and error["kind"] == "interrupted"
+    assert error["message"].startswith("row 'r1', 'r2': stopped; the workers have ended. 0 of 3 rows done, 0 failed")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert [row["status"] for row in read_jsonl(runs / "results.jsonl")] == ["interrupted"] * 2
+    for name in names:
+        assert [row["step"] for row in read_jsonl(runs / name / "log.jsonl")][0:2] == [1, 2]
+        assert len({row["step"] for row in read_jsonl(runs / name / "log.jsonl")}) == len(read_jsonl(runs / name / "log.jsonl"))
 
 
 @pytest.mark.ray
