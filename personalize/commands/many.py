@@ -89,12 +89,8 @@ def many(
         if rows:
             started.check(recipes[0], recipes if together > 1 else [], screen)
         with _held(path), _stopped_by_sigterm():
-            earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
-            job = _Job(started, rows, keys, {} if retry_failed else earlier, path, screen)
-            try:
-                job.run(earlier, lambda rows: _batches(rows, together, resolved))
-            finally:
-                job.write_table()
+            job = _Job(started, rows, keys, path, screen)
+            job.run(lambda rows: _batches(rows, together, resolved), retry_failed=retry_failed)
     return ManyResult(job.ordered(), path.with_suffix(".parquet"))
 
 
@@ -135,17 +131,18 @@ def _engine(
 class _Job:
     """The rows of a job, and what became of each."""
 
-    def __init__(
-        self, engine: _Loop | RayEngine, rows: Sequence[Mapping], keys: Mapping, earlier: Mapping, path: Path, screen: Terminal
-    ):
+    def __init__(self, engine: _Loop | RayEngine, rows: Sequence[Mapping], keys: Mapping, path: Path, screen: Terminal):
         self.engine, self.rows, self.keys, self.path, self.screen = engine, rows, keys, path, screen
-        self.results = {name: row for name, row in earlier.items() if row["status"] == "failed"}
+        self.earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
+        self.results: dict[str, dict] = {}
         self.seconds: list[float] = []  # of each row that was trained here
 
     def ordered(self) -> list[dict]:
         return [self.results[name] for row in self.rows if (name := str(row["id"])) in self.results]
 
-    def run(self, earlier: Mapping[str, dict], batches: Callable[[list], Iterable[list]]) -> None:
+    def run(self, batches: Callable[[list], Iterable[list]], *, retry_failed: bool) -> None:
+        if not retry_failed:
+            self.results = {name: row for name, row in self.earlier.items() if row["status"] == "failed"}
         write_text(self.path, "")
         for row in self.ordered():
             append_jsonl(self.path, row)
@@ -153,7 +150,7 @@ class _Job:
         try:
             for results in self.engine.results(batches([row for row in self.rows if str(row["id"]) not in self.results])):
                 for result in results:
-                    self._done(result, earlier.get(result["id"], {}))
+                    self._done(result)
         except (Interrupted, KeyboardInterrupt) as stop:
             names = [name for name in self.engine.running() if name not in self.results]
             for name in names:
@@ -161,8 +158,11 @@ class _Job:
                 self._add({"id": name, "status": "interrupted", **lacks})
             where = f"row {', '.join(map(repr, names)) or 'none'}: {str(stop) or 'stopped'}{self.engine.ended}"
             raise Interrupted(f"{where}. {self._progress()}; the same command goes on from there") from None
+        finally:
+            self.write_table()
 
-    def _done(self, result: dict, earlier: dict) -> None:
+    def _done(self, result: dict) -> None:
+        earlier = self.earlier.get(result["id"], {})
         if result["seconds"] is None and earlier.get("status") == "done":
             result |= {key: earlier[key] for key in ("seconds", "peak_bytes")}
         elif result["seconds"] is not None:

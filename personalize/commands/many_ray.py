@@ -109,15 +109,21 @@ def ray_engine(
 def _connect(address: str, options: Mapping) -> None:
     import ray
 
-    try:
-        quiet = {"include_dashboard": None if address else False, "log_to_driver": False, "logging_level": logging.CRITICAL}
-        with _closed_stderr():
-            ray.init(address=address or "local", **options, **quiet)
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={address!r} ({str(error).splitlines()[0]}). Correct or unset it: "
-            "without it one begins here."
-        ) from None
+    quiet = {"include_dashboard": None if address else False, "log_to_driver": False, "logging_level": logging.CRITICAL}
+    for last in (False, False, True):
+        try:
+            with _closed_stderr():
+                ray.init(address=address or "local", **options, **quiet)
+            return
+        except ConnectionError as error:
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"no Ray cluster answers at RAY_ADDRESS={address!r} ({why}). Correct or unset it: without it one begins here."
+            ) from None
+        except Exception as error:  # on a busy machine it gives up after 30 s, a number of its own
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise
 
 
 @contextmanager

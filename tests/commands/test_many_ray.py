@@ -112,7 +112,7 @@ def test_a_killed_job_ends_its_workers_and_goes_on_and_so_does_one_that_ctrl_c_s
     settings = [f"base={tiny_sd}", *SHORT, "prior.count=0", "train.steps=100000", "train.keep=1"]
     words = [word for text in settings for word in ("--set", text)]
     words = [sys.executable, "-m", "personalize", "many", manifest, "--engine", "ray", "--workers", "2", "--json", *words]
-    runs, names, deadline = tmp_path / "runs", ("r1", "r2"), time.monotonic() + 500
+    runs, names, deadline = tmp_path / "runs", ("r1", "r2"), time.monotonic() + 1000
 
     def step(name):
         logged = read_jsonl(runs / name / "log.jsonl")
