@@ -123,9 +123,9 @@ def score(net: Reader, probe, images: Tensor, asked: list[list[Box]], truth: dic
     return means | {"box over 0.5": round((boxes > 0.5).float().mean().item(), 2)} | right
 
 
-def main(work: Path, base: Path = TOYLAND, images: int = 96) -> None:
+def main(work: Path, base: Path = TOYLAND, images: int = 48, steps: int = 12) -> None:
     make_folder(work)
-    recipe = resolve(None, [f"base={base}"])
+    recipe = resolve(None, [f"base={base}", f"draw.steps={steps}"])
     model = open_base(recipe, SILENT)
     net, agreement = reader(work, model)
     chosen, rendered, _, asked = scenes(model, 2 * HELD_OUT, images)
