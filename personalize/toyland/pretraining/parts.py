@@ -9,4 +9,6 @@ class Part(NamedTuple):
     doc: str
 
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "student": Part("student", "student", "a LoRA that draws in two steps, for `generate --fast`"),
+}
