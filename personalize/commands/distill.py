@@ -55,13 +55,12 @@ def distill(
     same command goes on where it stopped. name: of its folder. UserError names what is wrong, before any long work.
     """
     teacher = _bare_teacher(base, settings, screen) if base and not run else _run_teacher(run, base, settings, runs, screen)
-    paths = student_run.student_paths(teacher)
     usual = resolve(None, [f"base={teacher.recipe.base}", f"train.methods={teacher.kind[-1]}"])
     recipe = student_run.student_recipe(teacher, usual.train.lr)
     own = student_run.own_student(teacher.model, recipe)
+    paths = student_run.student_paths(teacher, straight=bool(own))
     if own:
         screen.say(f"it starts from the student that base {teacher.model.name!r} has")
-        paths = student_run.straight_paths(teacher, paths)
     recipe = replace(recipe, train=replace(recipe.train, steps=recipe.distill.updates * max(1, len(paths))))
     prompts = _prompts(teacher, recipe)
     manifest = student_run.student_manifest(teacher, recipe, own, prompts)

@@ -40,8 +40,11 @@ class Teacher:
         return KINDS[tuple(sorted(self.recipe.train.methods))] if self.manifest else self.recipe.train.methods
 
 
-def student_paths(teacher: Teacher) -> list[list[list[int]]]:
-    """Of each student in turn its steps; [] for lcm. UserError where halving does not lead to the student's steps."""
+def student_paths(teacher: Teacher, *, straight: bool) -> list[list[list[int]]]:
+    """Of each student in turn its steps; [] for lcm. UserError where halving does not lead to the student's steps.
+
+    straight: one student alone, whose teacher makes all its steps: where it starts from one that has learned most of it.
+    """
     settings, schedule = teacher.recipe.distill, teacher.model.schedule
     if settings.method == "lcm":
         return []
@@ -55,16 +58,8 @@ def student_paths(teacher: Teacher) -> list[list[list[int]]]:
         raise UserError(
             f"base {teacher.model.name!r} predicts noise at zero terminal SNR, where it says nothing. Leave zero_snr out."
         )
-    return distillation.halvings(schedule, settings.teacher, settings.steps)
-
-
-def straight_paths(teacher: Teacher, paths: list) -> list[list[list[int]]]:
-    """One student alone, whose teacher makes all its steps: where it starts from one that has learned most of it."""
-    if not paths:
-        return []
-    times = [*teacher.model.schedule.timesteps(teacher.recipe.distill.teacher, "trailing").tolist(), -1]
-    each = (len(times) - 1) // len(paths[-1])
-    return [[times[k * each : (k + 1) * each + 1] for k in range(len(paths[-1]))]]
+    at_once = settings.teacher // settings.steps if straight else 2
+    return distillation.student_paths(schedule, settings.teacher, settings.steps, at_once=at_once)
 
 
 def student_recipe(teacher: Teacher, usual_lr: float) -> Recipe:

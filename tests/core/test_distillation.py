@@ -27,13 +27,22 @@ def teacher(z, t):
 @pytest.mark.parametrize(("before", "after"), [(8, 4), (4, 2), (2, 1)])
 def test_one_step_of_a_student_with_its_goal_lands_where_two_steps_of_the_teacher_land(name, before, after):
     schedule, z = SCHEDULES[name], noise(3, 4, 4, 4)
-    (stage,) = distillation.halvings(schedule, before, after)
+    (stage,) = distillation.student_paths(schedule, before, after)
     assert [times[0] for times in stage] == schedule.timesteps(after, "trailing").tolist()
     for times in stage:
         landed = distillation.teacher_lands(schedule, teacher, z, times)
         goal = distillation.distillation_target(schedule, z, landed, times[0], times[-1])
         torch.testing.assert_close(distillation.ddim_step(schedule, z, goal, times[0], times[-1]), landed, rtol=0, atol=1e-9)
         z = landed
+
+
+def test_a_student_may_learn_more_steps_at_once():
+    (stage,) = distillation.student_paths(V, 8, 2, at_once=4)
+    assert stage == [[999, 874, 749, 624, 499], [499, 374, 249, 124, -1]]
+    z = noise(2, 4, 4, 4)
+    goal = distillation.distillation_target(V, z, distillation.teacher_lands(V, teacher, z, stage[0]), 999, 499)
+    landed = distillation.ddim_step(V, z, goal, 999, 499)
+    torch.testing.assert_close(landed, distillation.teacher_lands(V, teacher, z, [999, 874, 749, 624, 499]), rtol=0, atol=1e-9)
 
 
 def test_the_goal_is_exact_in_float32_from_pure_noise():
@@ -62,7 +71,7 @@ def test_a_student_that_says_the_goal_has_no_loss_and_learns_on_its_own_path():
     """All data is one point: teacher and student know it. A student that errs is taught from where it errs to."""
     point, z, seen = noise(1, 4, 4, 4, seed=3), noise(2, 4, 4, 4), []
     guided = lambda z, t: V.from_z0(z, point.expand_as(z), t)  # noqa: E731
-    (path,) = distillation.halvings(V, 4, 2)
+    (path,) = distillation.student_paths(V, 4, 2)
 
     def predict(z, t, cond):
         seen.append(z)

@@ -1,8 +1,8 @@
 """Part "student": a LoRA with which Toyland draws in two steps, by progressive distillation (Salimans & Ho 2202.00512).
 
-The student follows its own path from noise to data. From each of its stops the teacher makes two DDIM steps, and the student
-learns to land there in one; then it is the teacher of a student with half as many steps. No scene is rendered: the teacher is
-what is learned, and it needs captions alone. The first teacher is the base with its guidance, which the student has inside.
+The student follows its own path from noise to data. From each of its stops the teacher makes some DDIM steps, and the student
+learns to land there in one; then it may teach a student with still fewer steps. No scene is rendered: the teacher is what is
+learned, and it needs captions alone. The first teacher is the base with its guidance, which the student has inside.
 
 B images; z (B,4,16,16); W + up down is a layer of the student, down (r,in,...), up (out,r,...).
 """
@@ -20,7 +20,7 @@ from torch.func import functional_call
 from personalize.common.files import write_json
 from personalize.common.settings import setting
 from personalize.core import rng
-from personalize.core.distillation import halvings, path_loss
+from personalize.core.distillation import path_loss, student_paths
 from personalize.core.guidance import GUIDANCE, Cond, Predict
 from personalize.formats import lora
 from personalize.models import fast_unet
@@ -41,9 +41,9 @@ class Settings:
     steps: int = setting(2, "steps of the student", choices=(1, 2, 4))
     guidance: float = setting(2.2, "guidance of the first teacher, which the student has inside", least=0)
     rank: int = setting(64, "of the LoRA")
-    rows: int = setting(16, "rows of a training step; images times steps of the student")
-    first: int = setting(200, "training steps of the first student")
-    last: int = setting(700, "training steps of each student after it")
+    at_once: int = setting(4, "steps of a teacher that a student makes in one: 2 halves as the paper does", choices=(2, 4, 8))
+    rows: int = setting(8, "rows of a training step: images times steps of the student")
+    updates: int = setting(900, "training steps of each student")
     lr: float = setting(1e-3, "of AdamW, cosine to zero for each student")
     ema: float = setting(0.99, "decay of the EMA")
     seed: int = setting(0, "of all randomness")
@@ -110,9 +110,8 @@ class _Forward(nn.Module):
 def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Callable[[str], None]) -> None:
     """Trains the student of a Toyland and writes its LoRA, as diffusers reads it, and what it is to `out`."""
     student, first = Student(model.unet, settings.rank, settings.seed), _Forward(copy.deepcopy(model.unet))
-    scale, steps, stages = settings.guidance, settings.first, halvings(model.schedule, settings.teacher, settings.steps)
-    teacher = first
-    for path in stages:
+    scale, teacher, steps = settings.guidance, first, settings.updates
+    for path in student_paths(model.schedule, settings.teacher, settings.steps, at_once=settings.at_once):
         name, batch = f"student{len(path)}", max(1, settings.rows // len(path))
 
         def loss(step: int, teacher=teacher, path=path, name=name, batch=batch, scale=scale) -> Tensor:
@@ -124,7 +123,7 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
         log = loss_logger(name, steps, say)
         train_stage(student, loss, work / f"{name}.safetensors", steps=steps, lr=settings.lr, say=log, muon=False,
             weight_decay=0.0, ema_decay=settings.ema)  # fmt: skip
-        teacher, scale, steps = student.as_teacher(), 1.0, settings.last
+        teacher, scale = student.as_teacher(), 1.0
         out.mkdir(parents=True, exist_ok=True)
         lora.write_diffusers(out / "pytorch_lora_weights.safetensors", student.adapter())
         write_json(out / "student.json", {"sampler": "ddim", "steps": len(path), "guidance_baked": settings.guidance})
