@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import personalize
 from personalize import models
+from personalize.commands.export import model_card
 from personalize.common import run_folder
 from personalize.common.errors import Interrupted, UserError
 from personalize.common.files import write_json
@@ -187,6 +188,9 @@ def test_a_runs_student_starts_as_its_teacher_and_keeps_its_subject(tiny_sd, tmp
         outs.append(model.predict(z, t, model.encode_prompts([prompt])))
     assert (outs[0] - bare).abs().max() > 1e-3
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+    options = {"repo": "me/dog", "family": "sd", "fused": False, "samples": [], "scores": {}}
+    card = model_card.text(model_card.Card(manifest=taught, to="diffusers", files={"a.safetensors": "LoRA"}, **options))
+    assert 'timestep_spacing="trailing"' in card and "num_inference_steps=2, guidance_scale=1.0)" in card
     with pytest.raises(UserError, match="is a student itself. Distil its teacher, .*, for other steps"):
         personalize.distill(student, settings=SHORT, runs=tmp_path)
     with pytest.raises(UserError, match="whose steps are not those of train"):
