@@ -21,6 +21,7 @@ from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
 from personalize.common.recipe_sections import SamplingConfig
 from personalize.common.terminal import Terminal
+from personalize.toyland.pretraining import parts
 from personalize.toyland.world import examples, scenes
 from personalize.toyland.world.backdrops import PLACE, SKY
 from personalize.toyland.world.render import DRAW, draw_scene
@@ -247,9 +248,11 @@ def test_the_tokenizer_has_the_rare_tokens_whole_and_reads_any_text():
 def test_the_weights_are_small_and_in_half_precision():
     from safetensors import safe_open
 
+    later = {part.folder for part in parts.PARTS.values()}  # trained onto the base: they have a limit of their own
     files = list(TOYLAND.rglob("*.safetensors"))
-    assert {f.relative_to(TOYLAND).parent.as_posix() for f in files} == PARTS
-    assert sum(f.stat().st_size for f in files) < 40e6
+    of_base = [f for f in files if f.relative_to(TOYLAND).parts[0] not in later]
+    assert {f.relative_to(TOYLAND).parent.as_posix() for f in of_base} == PARTS
+    assert sum(f.stat().st_size for f in of_base) < 40e6 and sum(f.stat().st_size for f in files) < 100e6
     assert max(f.stat().st_size for f in files) < 15e6
     for file in files:
         with safe_open(file, "pt") as tensors:
