@@ -112,6 +112,8 @@ def generate(
     lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
     image_prompt: opt.ImagePrompt = "", image_scale: opt.ImageScale = None, adapter: opt.Adapter = None, maps: opt.Maps = False,
+    layout: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of boxes that say where what is to be.")] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Twice as large, by the base's upscaler.")] = False,
     photos: Annotated[str, typer.Option(metavar="FOLDER", help="Whom --like means, for a bare base.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="What is on these photos.")] = "",
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
@@ -127,7 +129,7 @@ def generate(
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
     source |= {"photos": photos, "class_word": class_word, "priors": priors, "fast": fast}
-    words = {"weights": weight, "ignore": ignore, "maps": maps}
+    words = {"weights": weight, "ignore": ignore, "maps": maps, "layout": layout, "upscale": upscale}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
     begin |= {"image_prompt": image_prompt, "image_scale": image_scale, "adapter": adapter}
     result = generate(texts, **source, **words, **begin, settings=settings, out=out, screen=screen)

@@ -11,4 +11,6 @@ class Part(NamedTuple):
 
 PARTS: dict[str, Part] = {
     "student": Part("student", "student", "a LoRA that draws in two steps, for `generate --fast`"),
+    "upscaler": Part("upscaler", "upscaler", "twice as many pixels: 64 to 128 px"),
+    "layout": Part("layout", "layout", "boxes that say where the subject and its accessory are"),
 }
