@@ -63,7 +63,7 @@ class Row:
     method: str
     steps: int
     draw: Draw
-    run: Path | None = None  # a student of the base, whose weights are loaded first
+    prepare: Callable[[models.interface.LatentModel], object] | None = None  # puts a student into a fresh base or run
     personal: Path | None = None  # a run whose identity is measured
     student: bool = False
 
@@ -90,16 +90,6 @@ def sampler_rows(guidance: float, personal: Path | None) -> Iterator[Row]:
     for method, sampler in SAMPLERS.items():
         for steps in STEPS:
             yield Row(method, steps, by_sampler(SamplingConfig(sampler, steps, guidance)), personal=personal)
-
-
-def student_row(run: Path, personal: Path | None = None) -> Row:
-    """A run that `distill` made, drawn as its recipe says; personal: one that it made of a personalized run."""
-    config = load_config(run)
-    return Row("distilled", config.steps, by_sampler(config), run=run, personal=personal, student=True)
-
-
-def load_config(run: Path) -> SamplingConfig:
-    return load_run.recipe_from_dict(load_run.require_run(run)["recipe"], str(run)).draw
 
 
 def gan_rows(model, folder: Path) -> Iterator[Row]:
@@ -158,7 +148,7 @@ def generate(row: Row, model, texts: Sequence[str]) -> Tensor:
 
 def identity(row: Row, base: str) -> list[float]:
     """The error of each image that the personalized run draws of Toyland's test prompts."""
-    model, manifest = open_with(base, row.personal)
+    model = fresh(base, row, row.personal)
     token = run_folder.read_manifest(row.personal)["subjects"][0]["token"]
     texts = [prompts.fill(template, token, SUBJECT) for template in prompts.TOYLAND for _ in range(PERSONAL)]
     reading = toyland_truth.read_images(toyland_truth.load_probe(), generate(row, model, texts))
@@ -166,14 +156,14 @@ def identity(row: Row, base: str) -> list[float]:
     return toyland_truth.identity_error(toyland_truth.errors(reading, truth, SUBJECT)).tolist()
 
 
-def open_with(base: str, run: Path | None):
-    """The base, with a run's weights if there is one, and that run's manifest."""
+def fresh(base: str, row: Row, run: Path | None = None):
+    """The base, with a run's weights if there is one, and the row's student."""
     model = models.load_model(base, device="cpu", say=lambda line: None)
-    if run is None:
-        return model, None
-    manifest = load_run.require_run(run)
-    load_run.load_run(model, run, manifest)
-    return model, manifest
+    if run:
+        load_run.load_run(model, run, load_run.require_run(run))
+    if row.prepare:
+        row.prepare(model)
+    return model
 
 
 def measure(row: Row, judge: Judge, work: Path) -> dict:
@@ -183,7 +173,7 @@ def measure(row: Row, judge: Judge, work: Path) -> dict:
         return read_json(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     base = str(judge.bench.model.folder)
-    model = judge.bench.model if row.run is None else open_with(base, row.run)[0]
+    model = fresh(base, row) if row.prepare else judge.bench.model
     began = time.process_time()
     images = generate(row, model, judge.texts * EACH)
     seconds = (time.process_time() - began) / len(images)
@@ -266,16 +256,13 @@ def main(
     work: Path,
     prompts: int = 64,
     gan: Path = typer.Option(None, help="a folder of benchmarks.ddgan"),  # noqa: B008
-    students: list[Path] = typer.Option([], "--student", help="a run that distill made of the base"),  # noqa: B008
 ) -> None:
     torch.set_num_threads(1)
     judge = make_judge(models.load_model(str(TOYLAND), device="cpu", say=print), prompts)
     personal, _ = subjects.train(work / "subject", subjects.seed_of("dev", 0), SUBJECT, [])
     rows = list(sampler_rows(personalize.resolve().draw.guidance, personal))
-    rows += [student_row(each) for each in students]
     rows += gan_rows(judge.bench.model, gan) if gan else []
-    options = [f"--prompts {prompts}", *(["--gan GAN"] if gan else []), *("--student RUN" for _ in students)]
-    run(work, rows, judge, f"python -m benchmarks.few_steps WORK {' '.join(options)}")
+    run(work, rows, judge, f"python -m benchmarks.few_steps WORK --prompts {prompts}" + (" --gan GAN" if gan else ""))
 
 
 if __name__ == "__main__":
