@@ -43,7 +43,7 @@ STEPS = (1, 2, 4, 8, 25)
 SAMPLERS = {"DDIM": "ddim", "DPM++2M": "dpm++2m", "LCM": "lcm"}
 TEACHER = f"DDIM-{STEPS[-1]}"
 EACH = 2  # images of a prompt, whose distance is DIV
-PERSONAL = 3  # images of each of Toyland's test prompts
+PERSONAL = 2  # images of each of Toyland's test prompts
 KID_PARTS = 8
 SHOWN = 8
 NAME_WIDTH = 96  # px, beside a row of the sheet
@@ -254,14 +254,15 @@ def run(work: Path, rows: Sequence[Row], judge: Judge, command: str) -> None:
 
 def main(
     work: Path,
-    prompts: int = 64,
+    prompts: int = 32,
     gan: Path = typer.Option(None, help="a folder of benchmarks.ddgan"),  # noqa: B008
 ) -> None:
     torch.set_num_threads(1)
     judge = make_judge(models.load_model(str(TOYLAND), device="cpu", say=print), prompts)
-    personal, _ = subjects.train(work / "subject", subjects.seed_of("dev", 0), SUBJECT, [])
+    personal, _ = subjects.train(work / "subject", subjects.seed_of("dev", 0), SUBJECT, ["train.methods=full"])
     rows = list(sampler_rows(personalize.resolve().draw.guidance, personal))
     rows += gan_rows(judge.bench.model, gan) if gan else []
+    rows.sort(key=lambda row: row.steps)
     run(work, rows, judge, f"python -m benchmarks.few_steps WORK --prompts {prompts}" + (" --gan GAN" if gan else ""))
 
 
