@@ -42,11 +42,7 @@ def train(work: Path, name: str, k: int, steps: int) -> Path:
     if technique.drawn_from:
         shutil.copytree(train(work, technique.drawn_from, k, steps), run, ignore=shutil.ignore_patterns("evaluation"))
         return run
-    photos.mkdir(parents=True, exist_ok=True)
-    for i, (photo, place) in enumerate(zip(render_photos(seed_of("dev", k), word), PLACES)):
-        photo.save(photos / f"{i:02d}.png")
-        if technique.captions:
-            (photos / f"{i:02d}.txt").write_text(f"a photo of a {{token}} {{class}} standing {place}\n")
+    write_photos(photos, k, captions=technique.captions)
     settings = [*technique.settings, f"train.steps={steps}", "choose.every=0", "train.checkpoint_every=0"]
     with technique.patch():
         folder = personalize.train(
@@ -60,6 +56,14 @@ def train(work: Path, name: str, k: int, steps: int) -> Path:
     shutil.rmtree(run, ignore_errors=True)
     shutil.move(folder, run)
     return run
+
+
+def write_photos(folder: Path, k: int, *, captions: bool = False) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (photo, place) in enumerate(zip(render_photos(seed_of("dev", k), CLASSES["dev"][k]), PLACES)):
+        photo.save(folder / f"{i:02d}.png")
+        if captions:
+            (folder / f"{i:02d}.txt").write_text(f"a photo of a {{token}} {{class}} standing {place}\n")
 
 
 PLACES = ("on a meadow", "on the beach", "in a room", "in the mountains", "in the snow")
@@ -83,10 +87,21 @@ def relative_cost(work: Path, name: str) -> float:
     return read_json(file)["cost"]
 
 
-def judged(run: Path, name: str) -> dict:
+def evaluated(work: Path, name: str, k: int, steps: int) -> list[dict]:
+    """The rows of an evaluation of the development subject k."""
+    technique, settings = TECHNIQUES[name], ["evaluate.class_count=8"]
+    if technique.image_scale is None:
+        run = train(work, name, k, steps)
+        with technique.patch():
+            return read_rows(personalize.evaluate(run, settings=settings).report.parent)
+    photos, word = work / "photos" / CLASSES["dev"][k], CLASSES["dev"][k]
+    write_photos(photos, k)
+    told = {"image_prompt": photos, "class_word": word, "image_scale": technique.image_scale, "base": "toyland"}
+    return read_rows(personalize.evaluate(**told, settings=settings, runs=work / "runs").report.parent)
+
+
+def judged(rows: list[dict]) -> dict:
     """What the rows of an evaluation say."""
-    with TECHNIQUES[name].patch():
-        rows = read_rows(personalize.evaluate(run, settings=["evaluate.class_count=8"]).report.parent)
     asked = {kind: [r[name] for r in summary.of_kind(rows, kind) for name in ADHERENCE if r[name] is not None]
              for kind in ("subject", "base")}  # fmt: skip
     share = {kind: sum(values) / len(values) for kind, values in asked.items()}
@@ -102,12 +117,19 @@ def judged(run: Path, name: str) -> dict:
     }  # fmt: skip
 
 
+def own_steps(work: Path, name: str, steps: int) -> int:
+    """What a technique has time for; 0 where it trains nothing."""
+    if TECHNIQUES[name].image_scale is not None:
+        return 0
+    return steps if name == REFERENCE else max(2, round(steps / relative_cost(work, name)))
+
+
 def result(work: Path, name: str, steps: int, count: int) -> list[dict]:
     """A row for each of the first `count` subjects; kept."""
     file = work / "results" / f"{slug(name)}-{steps}.json"
     rows = read_json(file)["subjects"] if file.exists() else []
     for k in range(len(rows), count):
-        rows.append(judged(train(work, name, k, steps), name))
+        rows.append(judged(evaluated(work, name, k, steps)))
         write_json(file, {"subjects": rows})
     return rows[:count]
 
@@ -126,7 +148,7 @@ def main(work: Path, names: list[str] = typer.Argument(None), steps: int = 200, 
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     reference = result(work, REFERENCE, steps, count)
     for name in names or TECHNIQUES:
-        own = steps if name == REFERENCE else max(2, round(steps / relative_cost(work, name)))
+        own = own_steps(work, name, steps)
         print(table_row(name, own, result(work, name, own, count), reference), flush=True)
 
 

@@ -32,6 +32,7 @@ class Technique:
     patch: Callable = nullcontext
     drawn_from: str = ""  # the technique whose runs it draws from, where it trains nothing itself
     costs_as: str = ""  # the technique whose step computes just as much
+    image_scale: float | None = None  # of the photos beside the prompt, where nothing is trained at all
 
 
 def pull_to_base(share: float) -> Callable:
@@ -187,6 +188,10 @@ TECHNIQUES = {
     "logit-normal t": Technique(("train.timesteps=logit-normal",), costs_as=REFERENCE),
     "stratified t": Technique(("train.timesteps=stratified",), costs_as=REFERENCE),
     "DVAR's stop": Technique(patch=stops_by_dvar()),
+    "photos as a prompt, 0": Technique(image_scale=0.0),
+    "photos as a prompt, 0.5": Technique(image_scale=0.5),
+    "photos as a prompt, 0.7": Technique(image_scale=0.7),
+    "photos as a prompt, 1": Technique(image_scale=1.0),
     "guidance half steered": Technique(patch=steered(0.5), drawn_from=REFERENCE),
     "guidance steered": Technique(patch=steered(1.0), drawn_from=REFERENCE),
     "EMA": Technique(("train.ema=0.98",)),

@@ -15,7 +15,7 @@ _MODULES = {
     "check_photos": "check_photos", "compare": "compare", "dreambench": "workflows", "edit": "edit", "evaluate": "evaluate",
     "export": "export", "generate": "generate", "many": "many", "plan": "plan", "plan_many": "plan_many",
     "pretrain": "pretrain", "Personalizer": "personalizer", "prior": "prior", "quickstart": "workflows", "resolve": "session",
-    "tokens": "rare_tokens", "train": "train", "verify": "verify",
+    "tokens": "rare_tokens", "train": "train", "upscale": "upscale", "verify": "verify",
 }  # fmt: skip
 __all__ = list(_MODULES)
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import string
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import personalize
 from personalize import methods
 from personalize.cli import app
+from personalize.commands import many
 from personalize.commands.personalizer import Personalizer
 from personalize.common import recipe as config
 from personalize.common.recipe import flat_settings
@@ -113,6 +115,22 @@ def test_the_slurm_array_tries_faults_and_failed_rows_again(tmp_path, status, ca
     done = subprocess.run(["bash", CLUSTER / "slurm.sh", "m.jsonl", "sd15/lora"], env=environment, check=False)
     assert done.returncode == status and len((tmp_path / "calls").read_text().splitlines()) == calls
     assert (tmp_path / "requeued").exists() == (status == 130)
+
+
+def test_the_ray_job_asks_for_workers_with_a_gpu_each_and_trains_all_rows(tmp_path, monkeypatch):
+    text, asked = (CLUSTER / "ray.sh").read_text(), {}
+    assert subprocess.run(["bash", "-n", CLUSTER / "ray.sh"], check=False).returncode == 0
+    assert "exec ray job submit -- personalize many" in text
+
+    @contextmanager
+    def engine(work, device, *, screen, **options):
+        asked.update(options)
+        yield many._Loop(work)
+
+    monkeypatch.setattr(many, "ray_engine", engine)
+    words = many_command(text, manifest="subjects.jsonl", recipe="sd15/lora", data=tmp_path)
+    assert run_many(words, tmp_path, monkeypatch) == [f"r{k}" for k in range(16)] and "--retry-failed" in words
+    assert asked == {"workers": 16, "cpus": 0, "gpus": 1.0}
 
 
 def test_the_kubernetes_job_gives_an_index_up_on_status_2_alone(tmp_path, monkeypatch):

@@ -112,6 +112,8 @@ def generate(
     lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
     image_prompt: opt.ImagePrompt = "", image_scale: opt.ImageScale = None, adapter: opt.Adapter = None, maps: opt.Maps = False,
+    layout: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of boxes that say where what is to be.")] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Twice as large, by the base's upscaler.")] = False,
     photos: Annotated[str, typer.Option(metavar="FOLDER", help="Whom --like means, for a bare base.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="What is on these photos.")] = "",
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
@@ -126,7 +128,7 @@ def generate(
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
     source |= {"photos": photos, "class_word": class_word, "priors": priors}
-    words = {"weights": weight, "ignore": ignore, "maps": maps}
+    words = {"weights": weight, "ignore": ignore, "maps": maps, "layout": layout, "upscale": upscale}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
     begin |= {"image_prompt": image_prompt, "image_scale": image_scale, "adapter": adapter}
     result = generate(texts, **source, **words, **begin, settings=settings, out=out, screen=screen)
@@ -141,6 +143,8 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="quick, standard, toyland, or dreambench for a folder of subjects.")] = "",
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a template a line.")] = None,
     token: Annotated[str, typer.Option(help="Which subject, of a run that has several.")] = "",
+    image_prompt: opt.ImagePrompt = "", image_scale: opt.ImageScale = None, adapter: opt.Adapter = None,
+    class_word: Annotated[str, typer.Option("--class", help="What is on the photos of --image-prompt.")] = "",
     photos: Annotated[bool, typer.Option("--photos/--no-photos", help="Show your photos in the report.")] = True,
     require: Annotated[list[str], typer.Option(metavar="NAME>=BOUND", help="What must be reached, or status 3.")] = [],
     checkpoint: opt.Checkpoint = "", base: opt.Base = "", recipe: opt.RecipeFile = None, settings: list[str],
@@ -166,13 +170,16 @@ def evaluate(
     settings = opt.settings_of(settings, {"evaluate.protocol": protocol})
     options = {"base": base, "checkpoint": checkpoint, "token": token, "photos": photos, "require": require}
     options |= {"settings": settings, "screen": screen}
+    told = {"image_prompt": image_prompt, "class_word": class_word, "image_scale": image_scale, "adapter": adapter}
     if len(sources) > 1:
+        if image_prompt:
+            raise UserError("--image-prompt is evaluated by itself, without runs.")
         from personalize.commands.compare import compare
 
         return _compared(compare(sources, **options))
     from personalize.commands.evaluate import evaluate
 
-    return _evaluated(evaluate(sources[0] if sources else None, runs=runs, **options))
+    return _evaluated(evaluate(sources[0] if sources else None, **told, runs=runs, **options))
 
 
 @app.command()

@@ -122,6 +122,12 @@ def many(
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th row, from row I; I from 0 to N-1.")] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed before.")] = False,
     together: Annotated[int, typer.Option(min=1, help="Rows whose LoRAs or words train in one batch.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray: on a cluster at RAY_ADDRESS, or one that begins here.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="With --engine ray: processes that share the rows.")] = 1,
+    cpus: Annotated[int, typer.Option(min=0, help="Of each worker, and its threads; 0: as many as without an engine.")] = 0,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="Of each worker, such as 0.5; default: as the device needs.", show_default=False)
+    ] = None,
     recipe: opt.RecipeFile = None, settings: list[str], runs: opt.Runs = Path("runs"), priors: opt.Priors = Path("priors"),
     screen: Terminal,
 ):  # fmt: skip
@@ -130,7 +136,7 @@ def many(
 
     settings = opt.settings_of(settings, {"train.methods": method})
     folders, options = {"runs": runs, "priors": priors}, {"shard": shard, "retry_failed": retry_failed, "screen": screen}
-    options["together"] = together
+    options |= {"together": together, "engine": engine, "workers": workers, "cpus": cpus, "gpus": gpus}
     result = many(manifest, recipe=recipe, settings=settings, **folders, **options)
     failed = [f"failed   {row['id']}: {row['error']}" for row in result.rows if row["status"] == "failed"]
     line = f"{len(result.rows) - result.failed} done, {result.failed} failed"
@@ -180,6 +186,21 @@ def tokens(
 
     rows = tokens(base, limit=limit, settings=opt.settings_of([], {"device": device}))
     print(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(token_lines(rows)))
+
+
+@app.command()
+@opt.with_settings("seed", "device")
+def upscale(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files; for Toyland of 64×64 px.")],
+    *,
+    base: opt.Base = "toyland", settings: list[str],
+    out: Annotated[Path, typer.Option(help="Folder.")] = Path("upscaled"), screen: Terminal,
+):  # fmt: skip
+    """Images twice as large, with edges that bicubic interpolation has not, by the upscaler of a base."""
+    from personalize.commands.upscale import upscale
+
+    files = upscale(images, base=base, settings=settings, out=out, screen=screen)
+    return {"files": files}, "\n".join(map(str, files))
 
 
 @app.command()

@@ -11,7 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from personalize.commands.session import PRIORS, RUNS, open_run
+from personalize.commands.told_photos import METHOD, told_photos, told_sets
 from personalize.common import run_folder
+from personalize.common.errors import UserError
 from personalize.common.files import key_of, slug, write_json, write_text
 from personalize.common.prompts import fill, weights_read_as_text
 from personalize.common.recipe import Recipe
@@ -67,6 +69,10 @@ def evaluate(
     base: str = "",
     checkpoint: str = "",
     token: str = "",
+    image_prompt: Path | str = "",
+    class_word: str = "",
+    image_scale: float | None = None,
+    adapter: Path | None = None,
     photos: bool = True,
     require: Sequence[str] = (),
     settings: Sequence[str] = (),
@@ -76,15 +82,25 @@ def evaluate(
     """Scores of a run (the newest finished one in `runs`) against its photos, and a page to read.
 
     Images are drawn by the base, then by the run; those of an earlier call are used again. token: the subject of a run
-    that has several, the first without it. photos=False leaves them off the page. require: what must be reached, such as
+    that has several, the first without it. image_prompt: in place of a run, photos of a `class_word` that the base is told
+    beside each prompt, as `generate` takes them. photos=False leaves them off the page. require: what must be reached, such as
     "drift<=0.2". UserError where a photo is gone or has changed, the run has no such checkpoint, or no such value exists.
     """
-    required = requirements.read_requirements(require)
-    folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+    required, image = requirements.read_requirements(require), None
+    if image_prompt:
+        if run or checkpoint or token:
+            raise UserError("--image-prompt is told to the bare base. Leave out the run, --checkpoint and --token.")
+        options = {"base": base, "scale": image_scale, "adapter": adapter, "settings": settings, "runs": runs}
+        folder, model, recipe, manifest, image = told_photos(image_prompt, class_word, **options, screen=screen)
+    elif class_word or image_scale is not None or adapter:
+        raise UserError("--class, --image-scale and --adapter are for photos as a prompt. Give them: --image-prompt PHOTOS.")
+    else:
+        folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
     subject = load_run.run_subject(manifest, token)
     wanted = protocol(recipe.evaluate, model.has_world, subject["class"])
     job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, wanted, recipe)
-    load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
+    if not image_prompt:
+        load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
     trained_on, held_out = load_run.run_photos(subject)
     reference, names = _reference(model, job, trained_on, held_out)
     began = time.monotonic()
@@ -93,10 +109,13 @@ def evaluate(
     steer = steering.prepare(model, recipe, who, tokens=[subject["token"]], priors=PRIORS, screen=screen)
     several = [] if steer or len(manifest["subjects"]) == 1 else _every_subject(job, model)
     by_base = [_image_set(model, each, "", screen) for each in several]
-    name = load_run.load_run(model, job.folder, manifest, at=checkpoint)
+    name = METHOD if image_prompt else load_run.load_run(model, job.folder, manifest, at=checkpoint)
     for line in _remarks(model, job):  # now that it knows the run's words
         screen.say(line)
-    image_sets.append(_image_set(model, job, name, screen, steer))
+    if image_prompt:
+        image_sets += told_sets(model, recipe, job.folder, image, image_sets[0], steer=steer and steer.of, screen=screen)
+    else:
+        image_sets.append(_image_set(model, job, name, screen, steer))
     by_run = [_image_set(model, each, name, screen) for each in several]
     drawing = time.monotonic() - began
     rows, drawings = [], []
@@ -224,7 +243,7 @@ def _about(job: _Job, name: str, *, photos: int) -> dict:
     train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
     state = checkpoint_selection.state_name(chosen or 0, manifest.get("strength", 1.0))
     result = f"{state}, chosen" if chosen else "the last step"
-    checkpoint = f"checkpoint {job.checkpoint}" if job.checkpoint else result
+    checkpoint = manifest.get("untrained") or (f"checkpoint {job.checkpoint}" if job.checkpoint else result)
     return {
         "name": job.folder.name, "model": name, **subject, "base": public_name(manifest["base"]),
         "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"], "checkpoint": checkpoint,

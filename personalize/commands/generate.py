@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from personalize.commands.image_source import bare_base, loaded_run, put_files, remarks
+from torch import Tensor
+
+from personalize.commands.image_source import bare_base, loaded_run, put_files, put_layout, remarks
 from personalize.commands.session import PRIORS, RUNS, open_run, resolve
 from personalize.common.errors import UserError
 from personalize.common.files import writing
@@ -26,6 +28,7 @@ from personalize.generation.sampling import (
     sampling_batches,
     to_pil,
 )
+from personalize.generation.upscaling import PURPOSE, Upscaling, open_upscaling
 from personalize.generation.words import PLAIN, Emphasis, read_emphasis, require_said, require_words
 from personalize.models.image_adapter import ImagePrompt
 from personalize.models.interface import LatentModel
@@ -60,6 +63,8 @@ def generate(
     photos: Path | str = "",
     class_word: str = "",
     maps: bool = False,
+    layout: Path | None = None,
+    upscale: bool = False,
     settings: Sequence[str] = (),
     runs: Path = RUNS,
     priors: Path = PRIORS,
@@ -75,8 +80,9 @@ def generate(
     base's attention); careful: how often each step is made then. image_prompt: a photo or a folder of them that the base is
     told beside the prompt, by an adapter of its own or the file `adapter`; image_scale: how much it counts (0: not at all, 1:
     as trained). photos, class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet
-    for each image that shows where it attends to each word. out: a folder, where images.jsonl gets a row an image. Image i of a
-    seed starts from the same noise for every prompt. UserError names what is wrong.
+    for each image that shows where it attends to each word. layout: a file of boxes that say where what is to be. upscale:
+    twice as large, by the base's upscaler. out: a folder, where images.jsonl gets a row an image. Image i of a seed starts from
+    the same noise for every prompt. UserError names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
@@ -109,7 +115,13 @@ def generate(
     canvas = _canvas(model, recipe, edit, screen) if edit else None
     told, record = read_image_prompt(model, image_prompt, scale=image_scale, adapter=adapter)
     origin |= emphasis.record | (edit.identity if edit else {}) | record
+    upscaling = open_upscaling(model, image_size(model, recipe.draw)) if upscale else None
+    origin |= upscaling.identity if upscaling else {}
     options = {"emphasis": emphasis, "canvas": canvas, "image_prompt": told, "steer": steer, "maps": maps}
+    options["upscaling"] = upscaling
+    if layout is not None:
+        options["layout"], record = put_layout(model, layout, image_size(model, recipe.draw))
+        origin |= record
     return _write_images(model, recipe, prompts, out=folder, origin=origin, **options, screen=screen)
 
 
@@ -162,7 +174,7 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
 def _write_images(
     model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
     emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, image_prompt: ImagePrompt | None = None, steer=None,
-    maps: bool = False,
+    maps: bool = False, upscaling: Upscaling | None = None, layout: Tensor | None = None,
 ) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
@@ -176,10 +188,12 @@ def _write_images(
             if steer:  # the known region last, which nothing moves
                 beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
             attention = [] if maps else None
-            beginning = beginning | {"emphasis": emphasis, "image": image_prompt, "maps": attention}
+            beginning = beginning | {"emphasis": emphasis, "image": image_prompt, "layout": layout, "maps": attention}
             z0 = sample_latents(model, list(texts), generators, config, **beginning)
             drawn = require_images(model.decode_latents(z0), model)
             drawn = paste_kept(drawn, canvas, model.downscale) if canvas else drawn
+            if upscaling:
+                drawn = upscaling.enlarge(drawn, image_generators(seed, list(numbers), PURPOSE))
             for k, (image, prompt, i) in enumerate(zip(to_pil(drawn), texts, numbers, strict=True)):
                 row = image_row(model, recipe, prompt, origin=origin, index=i, size=image.size)
                 files.append(write_image(out, image, row, rows_by_file))

@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from personalize.commands.session import open_base, resolve
 from personalize.common.errors import UserError
+from personalize.common.image_size import Size
 from personalize.common.prompts import fill, without_weights
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import Terminal
@@ -63,6 +66,33 @@ def put_files(model: LatentModel, *, loras: Sequence[str], embeddings: Sequence[
         inside = path / "model" if (path / "model").is_dir() else path  # of a run, whose other files may change
         entries.setdefault("loras", []).append({"file": path.name, "sha256": content_hash(inside), "weight": weight})
     return entries
+
+
+def put_layout(model: LatentModel, file: Path, size: Size) -> tuple[Tensor, dict]:
+    """Boxes in a JSON file -> their planes (K,h,w) for images of this size, with the base's layout part in the model; a record.
+
+    UserError for a base without such a part, and for a file with unknown classes or boxes outside of the image.
+    """
+    from personalize.data.layout import read_layout
+    from personalize.models.layout import open_layout, planes
+
+    _, classes, digest = open_layout(model)
+    boxes = read_layout(file, classes)
+    put_planes_of(model)
+    width, height = size
+    cells = height // model.downscale, width // model.downscale
+    return planes(boxes, classes, cells), {"layout": {"boxes": [list(box) for box in boxes], "sha256": digest}}
+
+
+def put_planes_of(model: LatentModel) -> list[str]:
+    """The base's own layout part into its U-Net -> the classes of its planes, in their order."""
+    from personalize.methods import lora
+    from personalize.models.layout import LORA, open_layout, put_planes
+
+    folder, classes, _ = open_layout(model)
+    put_planes(model, folder, classes)
+    lora.load_adapter(model, folder / LORA, name="layout", weight=1.0)
+    return classes
 
 
 def _lora_argument(text: str) -> tuple[Path, float]:

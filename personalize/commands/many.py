@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from personalize.commands.many_ray import RayEngine, ray_engine
 from personalize.commands.personalizer import NO_SCORES, Personalizer
 from personalize.commands.session import PRIORS, RUNS, resolve
 from personalize.common import distributed
-from personalize.common.errors import Interrupted, UserError
+from personalize.common.errors import Interrupted, UserError, nearest
 from personalize.common.files import append_jsonl, key_of, make_folder, read_jsonl, write_text
 from personalize.common.recipe import Recipe, recipe_to_dict
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.manifest_rows import check_rows, read_rows, row_settings, shard_of, write_parquet
-from personalize.methods.stacked_lora import check_together
 from personalize.training.preflight import duration
 from personalize.training.together import shared_settings
 
+ENGINES = ("local", "ray")
 KINDS = {
     "id": "string", "status": "string", "run": "string", "checkpoint": "string", "identity": "float64",
     "prompt_adherence": "float64", "drift": "float64", "seconds": "float64", "peak_bytes": "int64", "error": "string",
@@ -59,13 +60,18 @@ def many(
     shard: str = "",
     retry_failed: bool = False,
     together: int = 1,
+    engine: str = "local",
+    workers: int = 1,
+    cpus: int = 0,
+    gpus: float | None = None,
     screen: Terminal = SILENT,
 ) -> ManyResult:
     """Trains the subjects of a manifest (`data.manifest_rows`) one after another on a warm base, each into runs/<id>.
 
     shard: "i/n" of them alone. A row that failed before is tried again with `retry_failed`, or when it or the recipe has
     changed. together: as many rows train in one batch, where their recipes allow it (`training.together.SHARED`); what stops
-    a batch makes failed rows of all. UserError, before anything runs, for a manifest, a recipe or a base that is wrong;
+    a batch makes failed rows of all. engine: "local", or "ray" with so many workers, of `cpus` CPUs and `gpus` GPUs each (see
+    `commands.many_ray`). UserError, before anything runs, for a manifest, a recipe or a base that is wrong;
     Interrupted where a signal stopped it.
     """
     if distributed.world_size() > 1:
@@ -76,56 +82,87 @@ def many(
     rows, file = (shard_of(rows, shard), f"results-{shard.replace('/', '-of-')}") if shard else (rows, "results")
     path = Path(runs) / f"{file}.jsonl"
     keys = {str(row["id"]): _key(row, resolved(row)) for row in rows}
-    work = Personalizer(recipe=recipe, settings=settings, runs=runs, priors=priors, screen=_Bars(quiet=screen.quiet))
-    if rows:
-        model = work.open_base(resolved(rows[0]), screen)  # for its UserError; it stays in memory
-        for row in rows if together > 1 else ():
-            check_together(model, resolved(row))
-        del model
-    with _held(path), _stopped_by_sigterm():
-        earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
-        job = _Job(work, rows, keys, {} if retry_failed else earlier, path, screen)
-        try:
-            job.run(earlier, lambda rows: _batches(rows, together, resolved))
-        finally:
-            job.write_table()
+    recipes = [resolved(row) for row in rows]
+    shown = SILENT if engine == "ray" else _Bars(quiet=screen.quiet)
+    work = Personalizer(recipe=recipe, settings=settings, runs=runs, priors=priors, screen=shown)
+    with _engine(engine, work, recipes, workers=workers, cpus=cpus, gpus=gpus, screen=screen) as started:
+        if rows:
+            started.check(recipes[0], recipes if together > 1 else [], screen)
+        with _held(path), _stopped_by_sigterm():
+            job = _Job(started, rows, keys, path, screen)
+            job.run(lambda rows: _batches(rows, together, resolved), retry_failed=retry_failed)
     return ManyResult(job.ordered(), path.with_suffix(".parquet"))
 
 
-class _Job:
-    """The rows of one process, and what became of each."""
+class _Loop:
+    """The engine "local": one batch of rows after another in this process."""
 
-    def __init__(
-        self, work: Personalizer, rows: Sequence[Mapping], keys: Mapping, earlier: Mapping, path: Path, screen: Terminal
-    ):
-        self.work, self.rows, self.keys, self.path, self.screen = work, rows, keys, path, screen
-        self.results = {name: row for name, row in earlier.items() if row["status"] == "failed"}
+    workers, ended = 1, ""
+
+    def __init__(self, work: Personalizer):
+        self.work, self.batch = work, []
+        self.check = work.check
+
+    def results(self, batches: Iterable[list[Mapping]]) -> Iterator[list[dict]]:
+        for self.batch in batches:
+            yield self.work.together(self.batch)
+
+    def running(self) -> list[str]:
+        return [str(row["id"]) for row in self.batch]
+
+
+@contextmanager
+def _engine(
+    name: str, work: Personalizer, recipes: Sequence[Recipe], *, workers: int, cpus: int, gpus: float | None, screen: Terminal
+) -> Iterator[_Loop | RayEngine]:
+    if name not in ENGINES:
+        raise UserError(f"--engine {name!r} is none of {', '.join(ENGINES)}{nearest(name, ENGINES)}")
+    if name == "local" and (workers != 1 or cpus or gpus is not None):
+        raise UserError(
+            "--workers, --cpus and --gpus are of --engine ray. Add it, or start a process for each GPU, with --shard i/n."
+        )
+    if name == "local" or not recipes:
+        yield _Loop(work)
+    else:
+        with ray_engine(work, recipes[0].device, workers=workers, cpus=cpus, gpus=gpus, screen=screen) as engine:
+            yield engine
+
+
+class _Job:
+    """The rows of a job, and what became of each."""
+
+    def __init__(self, engine: _Loop | RayEngine, rows: Sequence[Mapping], keys: Mapping, path: Path, screen: Terminal):
+        self.engine, self.rows, self.keys, self.path, self.screen = engine, rows, keys, path, screen
+        self.earlier = {row["id"]: row for row in read_jsonl(path) if keys.get(row.get("id")) == row.get("key")}
+        self.results: dict[str, dict] = {}
         self.seconds: list[float] = []  # of each row that was trained here
 
     def ordered(self) -> list[dict]:
         return [self.results[name] for row in self.rows if (name := str(row["id"])) in self.results]
 
-    def run(self, earlier: Mapping[str, dict], batches: Callable[[list], Iterable[list]]) -> None:
+    def run(self, batches: Callable[[list], Iterable[list]], *, retry_failed: bool) -> None:
+        if not retry_failed:
+            self.results = {name: row for name, row in self.earlier.items() if row["status"] == "failed"}
         write_text(self.path, "")
         for row in self.ordered():
             append_jsonl(self.path, row)
             self.screen.say(f"{row['id']}: failed before, see --retry-failed: {row['error']}")
-        for batch in batches([row for row in self.rows if str(row["id"]) not in self.results]):
-            try:
-                results = [self.work(batch[0])] if len(batch) == 1 else self.work.together(batch)
-            except (Interrupted, KeyboardInterrupt) as stop:
-                names = [str(row["id"]) for row in batch]
-                for name in names:
-                    lacks = {**dict.fromkeys(("run", "seconds", "peak_bytes")), **NO_SCORES}
-                    self._add({"id": name, "status": "interrupted", **lacks})
-                raise Interrupted(
-                    f"row {', '.join(map(repr, names))}: {str(stop) or 'stopped'}. {self._progress()}; the same command goes "
-                    "on from there"
-                ) from None
-            for result in results:
-                self._done(result, earlier.get(result["id"], {}))
+        try:
+            for results in self.engine.results(batches([row for row in self.rows if str(row["id"]) not in self.results])):
+                for result in results:
+                    self._done(result)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            names = [name for name in self.engine.running() if name not in self.results]
+            for name in names:
+                lacks = {**dict.fromkeys(("run", "seconds", "peak_bytes")), **NO_SCORES}
+                self._add({"id": name, "status": "interrupted", **lacks})
+            where = f"row {', '.join(map(repr, names)) or 'none'}: {str(stop) or 'stopped'}{self.engine.ended}"
+            raise Interrupted(f"{where}. {self._progress()}; the same command goes on from there") from None
+        finally:
+            self.write_table()
 
-    def _done(self, result: dict, earlier: dict) -> None:
+    def _done(self, result: dict) -> None:
+        earlier = self.earlier.get(result["id"], {})
         if result["seconds"] is None and earlier.get("status") == "done":
             result |= {key: earlier[key] for key in ("seconds", "peak_bytes")}
         elif result["seconds"] is not None:
@@ -145,7 +182,8 @@ class _Job:
         if not self.seconds:
             return text
         mean, left = sum(self.seconds) / len(self.seconds), len(self.rows) - sum(counts)
-        return f"{text}, {duration(mean)} a row" + (f", about {duration(mean * left)} left" if left else "")
+        time_left = f", about {duration(mean * left / self.engine.workers)} left" if left else ""
+        return f"{text}, {duration(mean)} a row{time_left}"
 
     def write_table(self) -> None:
         """results.jsonl in the manifest's order, and the same rows as Parquet."""

@@ -18,6 +18,7 @@ from personalize.common.recipe import Recipe, recipe_from_dict
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data.manifest_rows import row_settings
 from personalize.evaluation import checkpoint_selection
+from personalize.methods.stacked_lora import check_together
 from personalize.models.devices import choose_device
 from personalize.models.interface import LatentModel
 from personalize.models.kept_networks import KeptNetworks
@@ -71,6 +72,8 @@ class Personalizer:
 
     def together(self, rows: Sequence[Mapping]) -> list[dict]:
         """As a call for each row, of rows that train in one batch: see `train_together`. seconds: of all, over their number."""
+        if len(rows) == 1:
+            return [self(rows[0])]
         began, ready, results = time.monotonic(), {}, {}
         for number, row in enumerate(rows):
             try:
@@ -96,6 +99,12 @@ class Personalizer:
             failed = isinstance(each, Exception)
             told.append(_result(row, None if failed else each, str(each) * failed, seconds, peak if ready else None))
         return told
+
+    def check(self, recipe: Recipe, together: Sequence[Recipe], screen: Terminal) -> None:
+        """UserError where the recipe's base cannot be opened, which stays in memory, or others cannot train in one batch."""
+        model = self.open_base(recipe, screen)
+        for one in together:
+            check_together(model, one)
 
     def _photos(self, row: Mapping):
         if not row.get("photos"):
@@ -128,6 +137,11 @@ class Personalizer:
             torch.cuda.synchronize()
         if self._device:
             free_cache(self._device)
+
+
+def failed_row(row: Mapping, error: str) -> dict:
+    """The result of a row that no worker brought to an end."""
+    return _result(row, None, error, 0.0, None) | {"seconds": None}
 
 
 NO_SCORES = dict.fromkeys(("checkpoint", "identity", "prompt_adherence", "drift"))

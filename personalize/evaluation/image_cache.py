@@ -23,6 +23,7 @@ from personalize.evaluation.protocols import Protocol
 from personalize.generation import sampling
 from personalize.generation.attention_maps import has_maps, normalised
 from personalize.generation.words import positions_of
+from personalize.models.image_adapter import ImagePrompt
 from personalize.models.interface import LatentModel
 
 Job = tuple[str, int]  # prompt, number: the same number starts from the same noise for every prompt and model
@@ -85,14 +86,21 @@ def image_set(
     return ImageSet(kinds, templates, jobs, plain, place)
 
 
+def of_kind(images: ImageSet, kind: str, called: str) -> ImageSet:
+    """Those of a kind, which then have the kind `called`."""
+    rows = [k for k, each in enumerate(images.kinds) if each == kind]
+    columns = ([column[k] for k in rows] for column in (images.templates, images.jobs, images.plain))
+    return ImageSet([called] * len(rows), *columns, images.place)
+
+
 def generate_missing(
     model: LatentModel, images: ImageSet, *, seed: int, purpose: str, config: SamplingConfig, progress: Callable, what: str,
-    steer: Callable[[Sequence[str]], Callable] | None = None, words: Sequence[str] = (),
+    steer: Callable[[Sequence[str]], Callable] | None = None, words: Sequence[str] = (), image: ImagePrompt | None = None,
 ) -> None:  # fmt: skip
     """Draws what is missing of an image set; what a stop interrupts is kept. progress: as `Terminal.progress`.
 
-    steer: prompts -> what `sample_latents` takes by this name. words: of a few images the maps of these are kept too, where the
-    base has maps.
+    steer: prompts -> what `sample_latents` takes by this name; image: as it takes it. words: of a few images the maps of these
+    are kept too, where the base has maps.
 
     A batch of which an image is missing is drawn whole: images of other batches have other bits.
     """
@@ -109,13 +117,13 @@ def generate_missing(
             texts, numbers = zip(*(images.jobs[k] for k in part))
             generators = sampling.image_generators(seed, list(numbers), purpose)
             maps, mapped = [], [k for k, place in enumerate(part) if images.jobs[place] in watched]
-            options = {"steer": steer and steer(texts), "maps": maps, "mapped": mapped}
+            options = {"steer": steer and steer(texts), "maps": maps, "mapped": mapped, "image": image}
             z0 = sampling.sample_latents(model, list(texts), generators, config, **options)
             for k, each in zip(mapped, maps, strict=True):  # before the images: one that is there is never drawn again
                 _write_maps(maps_file(images.place, images.jobs[part[k]]), model, texts[k], words, each)
-            for k, image in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
+            for k, decoded in zip(part, model.decode_latents(z0).float().cpu(), strict=True):
                 if images.jobs[k] in missing:
-                    _write(image_file(images.place, images.jobs[k]), image)
+                    _write(image_file(images.place, images.jobs[k]), decoded)
             advance(len(part))
 
 

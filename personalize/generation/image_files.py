@@ -98,6 +98,10 @@ def _metadata(row: dict) -> PngInfo:
         fields |= {"Mask word": _plain(row["mask"]["word"])} if "word" in row["mask"] else {}
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
     fields |= _steering_fields(row)
+    if "layout" in row:
+        boxes = ("{} {:g} {:g} {:g} {:g}".format(*box) for box in row["layout"]["boxes"])
+        fields |= {"Layout": _quoted(boxes), "Layout part": row["layout"]["sha256"][:12]}
+    fields |= upscale_fields(row["upscale"]) if "upscale" in row else {}
     if "edit" in row:
         fields["Edit"] = json.dumps(row["edit"], ensure_ascii=False)
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
@@ -115,6 +119,12 @@ def _steering_fields(row: dict) -> dict[str, str]:
         fields |= {"CLIP guidance image": image["sha256"][:12]} if image else {}
         fields["No score"] = "CLIP-I" if image else "CLIP-T"
     return fields
+
+
+def upscale_fields(entry: dict) -> dict[str, str]:
+    """Of the record of an `Upscaling`, as AUTOMATIC1111 names an image that was made larger afterwards."""
+    fields = {"Postprocess upscale by": str(entry["factor"]), "Postprocess upscaler": entry["sha256"][:12]}
+    return fields | {"Postprocess steps": str(entry["steps"])}
 
 
 def _plain(text: str) -> str:

@@ -63,6 +63,24 @@ VAE = Table(
     remedy=REMEDY,
 )  # fmt: skip
 
+UPSCALER = Table(  # UNet2DModel, given a small image and its noise level: `models.upscaler`
+    _SHARED
+    | {
+        "sample_size": Number(8, 1024), "in_channels": Only((15,)), "out_channels": Only((12,)),
+        "center_input_sample": Only((False,)), "time_embedding_type": Text(("positional", "fourier")),
+        "time_embedding_dim": Either((WIDTH, NULL)), "freq_shift": REAL, "flip_sin_to_cos": SWITCH,
+        "mid_block_type": Either((Text(("UNetMidBlock2D",)), NULL)), "layers_per_block": DEPTH, "mid_block_scale_factor": REAL,
+        "downsample_padding": Number(0, 8), "downsample_type": Text(("conv", "resnet")),
+        "upsample_type": Text(("conv", "resnet")), "dropout": Number(0, 1, real=True),
+        "attention_head_dim": Either((WIDTH, NULL)), "attn_norm_num_groups": Either((Number(1, 1024), NULL)),
+        "norm_eps": Number(0, 1, real=True), "resnet_time_scale_shift": Text(("default", "scale_shift")),
+        "add_attention": SWITCH, "class_embed_type": NULL, "num_class_embeds": Number(1, 1000),
+        "num_train_timesteps": Either((Number(1, 100_000), NULL)),
+    },
+    needs=("sample_size", "in_channels", "out_channels", "num_class_embeds"),
+    remedy="Give an upscaler of this package: personalize pretrain BASE --part upscaler.",
+)  # fmt: skip
+
 TEXT_ENCODER = Table(
     {
         "vocab_size": Number(1, 1_000_000), "hidden_size": WIDTH, "intermediate_size": Number(1, 65_536),

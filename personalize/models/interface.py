@@ -17,6 +17,7 @@ from personalize.core.schedule import Schedule
 SIZES = "sizes"  # in a conditioning: height, width of the image to begin with, top, left of its crop, height, width now; px
 # In the conditioning of an inpainting base, (B,1+C,h,w): a mask, 1 is painted, and latents of the image, grey where painted.
 MASKED = "masked"
+LAYOUT = "layout"  # in the conditioning of a base with boxes, (B,K,h,w): see `models.layout`
 
 
 class LatentModel(Protocol):

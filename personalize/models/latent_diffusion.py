@@ -24,7 +24,7 @@ from personalize.common.image_size import Size, as_size
 from personalize.core.guidance import Cond
 from personalize.models import fast_unet, loading, prompt_chunks
 from personalize.models.devices import to_device
-from personalize.models.interface import MASKED, SIZES
+from personalize.models.interface import LAYOUT, MASKED, SIZES
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.offload import Offload
 from personalize.models.out_of_memory import DoesNotFit, free_cache, halved
@@ -220,6 +220,8 @@ class LatentDiffusion:
         if self.inpaints:
             masked = cond[MASKED][: len(z_t)] if MASKED in cond else self._nothing_kept(z_t)
             z_t = torch.cat([z_t, masked.to(z_t)], 1)
+        if LAYOUT in cond:
+            z_t = torch.cat([z_t, cond[LAYOUT][: len(z_t)].to(z_t)], 1)
         rows = len(arguments["encoder_hidden_states"])
         if not self.uses_fast_unet:
             assert watch is None, "only this package's own forward pass can be watched: see `require_control`"

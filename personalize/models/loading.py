@@ -91,9 +91,9 @@ def load_tokenizer(folder: Path, part: str, *, most: int, size: int) -> CLIPToke
     return tokenizer
 
 
-def load_schedule(folder: Path) -> schedules.Schedule:
+def load_schedule(folder: Path, part: str = "scheduler") -> schedules.Schedule:
     """The noise schedule and prediction type that the folder's scheduler config names."""
-    path = folder / "scheduler" / "scheduler_config.json"
+    path = folder / part / "scheduler_config.json"
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
     config |= read_json(path, SCHEDULER)
     if str(name := config.get("_class_name", "")).startswith(("EDM", "FlowMatch")):

@@ -8,7 +8,7 @@ from personalize.models import config_schema
 from personalize.models.lazy_imports import lazy_imports
 
 with lazy_imports():
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
     from transformers import CLIPTextConfig, PretrainedConfig
 
 
@@ -21,6 +21,11 @@ def test_every_field_of_the_librarys_config_is_a_row_and_its_default_is_allowed(
     for name, default in parameters.items():
         plain = list(default) if isinstance(default, tuple) else default
         assert table.fields[name].allows(plain) or (name == "sample_size" and default is None), (name, default)
+
+
+def test_every_field_of_an_upscalers_config_is_a_row():
+    fields = inspect.signature(UNet2DModel.__init__).parameters.keys() - {"self"}
+    assert fields <= config_schema.UPSCALER.fields.keys() and "add_attention" in fields
 
 
 def test_every_field_of_a_text_encoders_config_is_a_row():

@@ -9,4 +9,8 @@ class Part(NamedTuple):
     doc: str
 
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "image-adapter": Part("image_adapter", "ip_adapter", "photos beside the prompt, for generate --image-prompt"),
+    "upscaler": Part("upscaler", "upscaler", "twice as many pixels: 64 to 128 px"),
+    "layout": Part("layout", "layout", "boxes that say where the subject and its accessory are"),
+}

@@ -1,0 +1,155 @@
+"""Is the subject where the layout puts it?    python -m benchmarks.layout WORK [--base BASE] [--images N]
+
+Boxes and captions are of held-out scenes of the part `layout`. A reader, trained here on rendered scenes as the VAE shows
+them, says of each pixel of an image whether it shows the subject or its accessory. IoU is of the box that was asked for and the
+box of what the reader sees; `box` of the base's own images is by chance.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from personalize.commands.image_source import put_planes_of
+from personalize.commands.session import open_base, resolve
+from personalize.common.bases import TOYLAND
+from personalize.common.files import make_folder, write_json, writing
+from personalize.common.terminal import SILENT
+from personalize.core import rng
+from personalize.data.image_grid import grid
+from personalize.generation.sampling import image_generators, sample_latents, to_pil
+from personalize.models.layout import Box, planes
+from personalize.toyland.pretraining import layout as part
+from personalize.toyland.pretraining import stages
+from personalize.toyland.pretraining.trainer import train_stage
+from personalize.toyland.probes import load_probe, scene_truth
+from personalize.toyland.world.scenes import ACCESSORIES, caption
+
+HELD_OUT = 1 << 24  # added to the number of a scene of the part
+READ_STEPS, READ_SCENES = 500, 1500
+FIELDS = ("class", "place", "action", "accessory")
+
+
+class Reader(nn.Module):
+    """(B,3,64,64) -> logits (B,3,64,64) of backdrop, subject and accessory."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.head = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, width, 3, padding=1), nn.ReLU())
+        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), *_dilated(2 * width, (1, 2, 4, 1)))
+        self.up = nn.Conv2d(2 * width, width, 1)
+        self.tail = nn.Sequential(*_dilated(width, (1,)), nn.Conv2d(width, 12, 1), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.head(x)
+        return self.tail(h + F.interpolate(self.up(self.down(h)), scale_factor=2, mode="bilinear"))
+
+
+def _dilated(width: int, dilations: tuple[int, ...]) -> list[nn.Module]:
+    return [
+        m for d in dilations for m in (nn.Conv2d(width, width, 3, padding=d, dilation=d), nn.GroupNorm(8, width), nn.ReLU())
+    ]
+
+
+def scenes(model, first: int, count: int):
+    """Scenes, images (N,3,H,W) as the VAE shows them, labels (N,H,W) and boxes."""
+    drawn = [part.scene_of(first + k) for k in range(count)]
+    images, boxes = zip(*(part.draw_with_boxes(scene, model.size) for scene in drawn), strict=True)
+    array = np.stack(images)
+    x = torch.cat([stages.pixels(array, rows, torch.device("cpu")) for rows in torch.arange(count).split(64)])
+    shown = torch.cat([model.decode_latents(model.encode_images(p)[0]) for p in x.split(32)])
+    labels = torch.from_numpy(np.select([array[..., 3] == 255, array[..., 3] == stages.BODY], [2, 1], 0))
+    return drawn, shown, labels, boxes
+
+
+def reader(work: Path, model) -> tuple[Reader, list[float]]:
+    """A trained reader, and its IoU of subject and accessory on scenes that it has not seen."""
+    torch.manual_seed(0)
+    net = Reader()
+    _, x, labels, _ = scenes(model, HELD_OUT, READ_SCENES)
+
+    def loss(step: int) -> Tensor:
+        rows = torch.randint(0, len(x) - 200, (16,), generator=rng.generator(0, "reader", step))
+        noisy = x[rows] + 0.05 * torch.randn(x[rows].shape, generator=rng.generator(0, "reader/noise", step))
+        return F.cross_entropy(net(noisy), labels[rows], torch.tensor([1.0, 1.0, 2.0]))
+
+    train_stage(net, loss, work / "reader.safetensors", steps=READ_STEPS, lr=5e-3, say=lambda step, value: None, ema_decay=0.98)
+    with torch.no_grad():
+        out = torch.cat([net(some) for some in x[-200:].split(50)]).argmax(1)
+    subject = [(out == k, labels[-200:] == k) for k in (1, 2)]
+    return net.eval(), [round(((a & b).sum() / (a | b).sum()).item(), 3) for a, b in subject]
+
+
+def seen_box(mask: Tensor) -> tuple[float, ...] | None:
+    """(H,W) -> its edges, of rows and columns with at least two pixels."""
+    ys, xs = ((mask.sum(axis) >= 2).nonzero().flatten() for axis in (1, 0))
+    if not len(ys) or not len(xs):
+        return None
+    return tuple(v.item() / len(mask) for v in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1))
+
+
+def iou(a, b) -> float:
+    if b is None:
+        return 0.0
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    inter = max(width, 0) * max(height, 0)
+    return inter / (sum((e[2] - e[0]) * (e[3] - e[1]) for e in (a, b)) - inter)
+
+
+def drawn_by(model, prompts: list[str], layouts: list[Tensor] | None, config) -> Tensor:
+    images = []
+    for k, prompt in enumerate(prompts):
+        beside = {} if layouts is None else {"layout": layouts[k]}
+        z0 = sample_latents(model, [prompt], image_generators(0, [k], "layout"), config, **beside)
+        images.append(model.decode_latents(z0))
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def score(net: Reader, probe, images: Tensor, asked: list[list[Box]], truth: dict) -> dict:
+    labels = net(images).argmax(1)
+    rows: dict[str, list[float]] = {"box": [], "accessory's box": []}
+    for label, boxes in zip(labels, asked, strict=True):
+        for box in boxes:
+            worn = box.name in ACCESSORIES
+            rows["accessory's box" if worn else "box"].append(iou(box[1:], seen_box(label == 1 + worn)))
+    out, boxes = probe(images), torch.tensor(rows["box"])
+    right = {name: round((out[name].argmax(1) == truth[name]).float().mean().item(), 2) for name in FIELDS}
+    means = {name: round(float(np.mean(values)), 3) for name, values in rows.items()}
+    return means | {"box over 0.5": round((boxes > 0.5).float().mean().item(), 2)} | right
+
+
+def main(work: Path, base: Path = TOYLAND, images: int = 96) -> None:
+    make_folder(work)
+    recipe = resolve(None, [f"base={base}"])
+    model = open_base(recipe, SILENT)
+    net, agreement = reader(work, model)
+    chosen, rendered, _, asked = scenes(model, 2 * HELD_OUT, images)
+    prompts, truth = [caption(scene, 0) for scene in chosen], scene_truth(chosen)
+    plain = drawn_by(model, prompts, None, recipe.draw)
+    classes = put_planes_of(model)
+    cells = (model.size // model.downscale,) * 2
+    ours = drawn_by(model, prompts, [planes(boxes, classes, cells) for boxes in asked], recipe.draw)
+    table = {"rendered": rendered, "with the layout": ours, "the base": plain}
+    rows = {name: score(net, load_probe(TOYLAND / "probes"), x, asked, truth) for name, x in table.items()}
+    write_json(work / "layout.json", {"reader": agreement, "rows": rows})
+    print(f"reader: IoU of subject and accessory {agreement}", *(f"{name:20} {row}" for name, row in rows.items()), sep="\n")
+    with writing(work / "layout.png") as temporary:
+        grid([with_boxes(image, boxes) for x in (plain, ours) for image, boxes in zip(to_pil(x[:8]), asked)], 8).save(temporary)
+
+
+def with_boxes(image: Image.Image, boxes: list[Box], times: int = 3) -> Image.Image:
+    image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+    for box in boxes:
+        edges = [round(share * image.width) for share in box[1:]]
+        colour = (0, 220, 255) if box.name in ACCESSORIES else (255, 0, 0)
+        ImageDraw.Draw(image).rectangle((edges[0], edges[1], edges[2] - 1, edges[3] - 1), outline=colour)
+    return image
+
+
+if __name__ == "__main__":
+    typer.run(main)
