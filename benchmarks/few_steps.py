@@ -1,4 +1,4 @@
-"""Few steps on Toyland, by sampler and by student.    python -m benchmarks.few_steps WORK [--gan FOLDER] [--prompts N]
+"""Few steps on Toyland, by sampler and by student.    python -m benchmarks.few_steps WORK [--gan FOLDER] [--student FOLDER]
 
 Each row draws the same prompts from the same noise. WORK/rows keeps what a row measured, and the same command goes on with
 those that are missing; then WORK gets few-steps.md and few-steps.png. Columns:
@@ -90,6 +90,18 @@ def sampler_rows(guidance: float, personal: Path | None) -> Iterator[Row]:
     for method, sampler in SAMPLERS.items():
         for steps in STEPS:
             yield Row(method, steps, by_sampler(SamplingConfig(sampler, steps, guidance)), personal=personal)
+
+
+def student_rows(folder: Path, personal: Path | None) -> Iterator[Row]:
+    """The base's own student, with the steps that it has; its LoRA is put onto the personalized run too."""
+    if not folder.exists():
+        return
+    from personalize.generation import students
+
+    student = students.read_student(folder)
+    config = students.own_sampling(SamplingConfig(), student)
+    prepare = lambda model: students.put_student(model, folder, student)  # noqa: E731
+    yield Row("distilled", config.steps, by_sampler(config), prepare, personal, student=True)
 
 
 def gan_rows(model, folder: Path) -> Iterator[Row]:
@@ -255,15 +267,18 @@ def run(work: Path, rows: Sequence[Row], judge: Judge, command: str) -> None:
 def main(
     work: Path,
     prompts: int = 32,
-    gan: Path = typer.Option(None, help="a folder of benchmarks.ddgan"),  # noqa: B008
+    gan: Path = typer.Option(None, help="a folder of benchmarks.ddgan_training"),  # noqa: B008
+    student: Path = typer.Option(TOYLAND / "student", help="a student of the base, by pretrain --part student"),  # noqa: B008
 ) -> None:
     torch.set_num_threads(1)
     judge = make_judge(models.load_model(str(TOYLAND), device="cpu", say=print), prompts)
     personal, _ = subjects.train(work / "subject", subjects.seed_of("dev", 0), SUBJECT, ["train.methods=full"])
     rows = list(sampler_rows(personalize.resolve().draw.guidance, personal))
+    rows += student_rows(student, personal)
     rows += gan_rows(judge.bench.model, gan) if gan else []
     rows.sort(key=lambda row: row.steps)
-    run(work, rows, judge, f"python -m benchmarks.few_steps WORK --prompts {prompts}" + (" --gan GAN" if gan else ""))
+    options = " --gan GAN" * bool(gan) + " --student STUDENT" * student.exists()
+    run(work, rows, judge, f"python -m benchmarks.few_steps WORK --prompts {prompts}{options}")
 
 
 if __name__ == "__main__":
