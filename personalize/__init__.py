@@ -12,7 +12,8 @@ limit_spinning()  # here, because every command and every module of the package 
 
 __version__ = "0.1.0"
 _MODULES = {
-    "check_photos": "check_photos", "compare": "compare", "dreambench": "workflows", "edit": "edit", "evaluate": "evaluate",
+    "check_photos": "check_photos", "compare": "compare", "distill": "distill",
+    "dreambench": "workflows", "edit": "edit", "evaluate": "evaluate",
     "export": "export", "generate": "generate", "many": "many", "plan": "plan", "plan_many": "plan_many",
     "pretrain": "pretrain", "Personalizer": "personalizer", "prior": "prior", "quickstart": "workflows", "resolve": "session",
     "tokens": "rare_tokens", "train": "train", "upscale": "upscale", "verify": "verify",

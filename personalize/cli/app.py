@@ -117,6 +117,7 @@ def generate(
     photos: Annotated[str, typer.Option(metavar="FOLDER", help="Whom --like means, for a bare base.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="What is on these photos.")] = "",
     run: opt.Run = None, checkpoint: opt.Checkpoint = "", base: opt.Base = "", runs: opt.Runs = Path("runs"),
+    fast: Annotated[bool, typer.Option("--fast", help="By the base's own student, in few steps.")] = False,
     priors: opt.Priors = Path("priors"),
     out: Annotated[Path | None, typer.Option(help="Folder.")] = None, screen: Terminal,
 ):  # fmt: skip
@@ -127,7 +128,7 @@ def generate(
     from personalize.commands.generate import generate
 
     source = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
-    source |= {"photos": photos, "class_word": class_word, "priors": priors}
+    source |= {"photos": photos, "class_word": class_word, "priors": priors, "fast": fast}
     words = {"weights": weight, "ignore": ignore, "maps": maps, "layout": layout, "upscale": upscale}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
     begin |= {"image_prompt": image_prompt, "image_scale": image_scale, "adapter": adapter}

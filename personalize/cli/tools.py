@@ -1,4 +1,4 @@
-"""Commands beside the four: edit, photos, tokens, many, plan, export, verify, import-command, pretrain, web."""
+"""Commands beside the four: edit, distill, photos, tokens, many, plan, export, verify, import-command, pretrain, web."""
 
 import importlib.util
 import json
@@ -10,6 +10,7 @@ import typer
 
 from personalize.cli import options as opt
 from personalize.common.errors import UserError
+from personalize.common.prompts import read_prompts
 from personalize.common.terminal import Terminal
 
 app = typer.Typer()
@@ -53,6 +54,21 @@ def edit(
     origin = {"run": run, "base": base, "checkpoint": checkpoint, "loras": lora, "embeddings": embedding, "runs": runs}
     result = edit(source, target, **words, **origin, settings=settings, out=out, screen=screen)
     return vars(result), result.sheet
+
+
+@app.command()
+@opt.with_settings("distill.steps", "distill.method", "distill.teacher", "distill.updates", "seed", "device", "dtype")
+def distill(
+    *,
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file to learn by, a prompt a line.")] = None,
+    run: opt.Run = None, base: opt.Base = "", settings: list[str], runs: opt.Runs = Path("runs"), screen: Terminal,
+):  # fmt: skip
+    """A student of a run, or with --base alone of a bare base: it draws in few steps, and is a run of its own."""
+    from personalize.commands.distill import distill
+
+    settings = opt.settings_of(settings, {"distill.prompts": read_prompts(prompts_file) if prompts_file else []})
+    result = distill(run, base=base, settings=settings, runs=runs, screen=screen)
+    return vars(result), result.folder
 
 
 @app.command()

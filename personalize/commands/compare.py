@@ -37,9 +37,11 @@ def compare(runs: Sequence[Path | str], *, settings: Sequence[str] = (), screen:
         raise UserError("one run cannot be compared: name two or more.")
     if options.get("require"):
         raise UserError("--require is about one run: evaluate each by itself.")
-    first = flat_settings(recipe_from_dict(load_run.require_run(Path(runs[0]))["recipe"], str(runs[0])))
-    # What images and scores depend on: the others are drawn and judged in the same way.
-    names = [name for name in first if name == "seed" or name.startswith(("draw.", "evaluate."))]
+    manifests = [load_run.require_run(Path(run)) for run in runs]
+    first = flat_settings(recipe_from_dict(manifests[0]["recipe"], str(runs[0])))
+    # What images and scores depend on: the others are drawn and judged in the same way, but for students, which have their own.
+    alike = ("evaluate.",) if any("student" in manifest for manifest in manifests) else ("draw.", "evaluate.")
+    names = [name for name in first if name == "seed" or name.startswith(alike)]
     same, evaluations = [f"{name}={to_toml_value(first[name])}" for name in names], []
     for run in runs:
         screen.say(f"evaluating {run}")

@@ -28,6 +28,7 @@ from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
 from personalize.evaluation.report import page, tables
 from personalize.evaluation.report.verdict import verdict
+from personalize.generation import students
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 from personalize.models.prompt_chunks import chunks_needed, longer
@@ -186,7 +187,9 @@ def _image_set(
 ) -> image_cache.ImageSet:
     """The images that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
     root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_IMAGES
-    options = {"seed": job.recipe.seed, "purpose": "evaluate", "config": validation.sampling_config(job.recipe)}
+    config, student = validation.sampling_config(job.recipe), job.manifest.get("student")
+    config = students.teacher_sampling(config, student) if student and not name else config
+    options = {"seed": job.recipe.seed, "purpose": "evaluate", "config": config}
     drawn_by = f"{name or validation.base_cache_name(model)}{'-' + key_of(steer.record)[:6] if steer else ''}"
     folder = image_cache.cache_folder(root, drawn_by, model, **options)
     token, word = job.subject["token"] if name else "", job.subject["class"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from personalize.commands.image_source import bare_base, loaded_run, put_files, put_layout, remarks
+from personalize.commands.image_source import bare_base, loaded_run, put_base_student, put_files, put_layout, remarks
 from personalize.commands.session import PRIORS, RUNS, open_run, resolve
 from personalize.common.errors import UserError
 from personalize.common.files import writing
@@ -63,6 +63,7 @@ def generate(
     photos: Path | str = "",
     class_word: str = "",
     maps: bool = False,
+    fast: bool = False,
     layout: Path | None = None,
     upscale: bool = False,
     settings: Sequence[str] = (),
@@ -80,9 +81,9 @@ def generate(
     base's attention); careful: how often each step is made then. image_prompt: a photo or a folder of them that the base is
     told beside the prompt, by an adapter of its own or the file `adapter`; image_scale: how much it counts (0: not at all, 1:
     as trained). photos, class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet
-    for each image that shows where it attends to each word. layout: a file of boxes that say where what is to be. upscale:
-    twice as large, by the base's upscaler. out: a folder, where images.jsonl gets a row an image. Image i of a seed starts from
-    the same noise for every prompt. UserError names what is wrong.
+    for each image that shows where it attends to each word. fast: by the base's own student, in its few steps. layout: a file
+    of boxes that say where what is to be. upscale: twice as large, by the base's upscaler. out: a folder, where images.jsonl
+    gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
@@ -95,10 +96,14 @@ def generate(
         model, recipe, prompts, origin, home = bare_base(list(prompts), base, settings, screen)
         steer = _steering(model, recipe, **steered)
     else:
-        opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+        opened = open_run(run, runs=runs, base=base, settings=settings, screen=screen, of_base=True)
+        if fast and "student" in opened[3]:
+            raise UserError(f"--fast: {opened[0]} is a student and draws in few steps by itself. Leave out --fast.")
         steer = _steering(opened[1], opened[2], run=(opened[0], opened[3]), **steered)
         model, recipe, prompts, origin, home = loaded_run(list(prompts), *opened, at=checkpoint, screen=screen)
     origin |= steer.record if steer else {}
+    recipe, record = put_base_student(model, recipe, settings) if fast else (recipe, {})
+    origin |= record
     origin |= put_files(model, loras=loras, embeddings=embeddings, screen=screen)
     require_words(model, prompts, emphasis)
     if maps:

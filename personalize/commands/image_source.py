@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from personalize.commands.session import open_base, resolve
 from personalize.common.errors import UserError
 from personalize.common.image_size import Size
 from personalize.common.prompts import fill, without_weights
-from personalize.common.recipe import Recipe
+from personalize.common.recipe import Recipe, load_recipe
 from personalize.common.terminal import Terminal
 from personalize.models.interface import LatentModel
 from personalize.models.prompt_chunks import longer
@@ -22,10 +23,30 @@ Source = tuple[LatentModel, Recipe, list[str], dict, Path]
 
 
 def bare_base(prompts: list[str], base: str, settings: Sequence[str], screen: Terminal) -> Source:
-    if any("{" in prompt for prompt in prompts):
-        raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
+    require_words_alone(prompts)
     recipe = resolve(None, [*settings, f"base={base}"])
     return open_base(recipe, screen), recipe, prompts, {"run": "", "checkpoint": ""}, Path("images")
+
+
+def require_words_alone(prompts: list[str]) -> None:
+    if any("{" in prompt for prompt in prompts):
+        raise UserError("{token} and {class} stand for a run's: name one with --run, or write the words out.")
+
+
+def put_base_student(model: LatentModel, recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, dict]:
+    """The base's own student into a model -> the recipe that draws with it, and what the images' rows say.
+
+    UserError where the base has none, or `settings` ask for another way of drawing than the student's.
+    """
+    from personalize.generation import students
+
+    folder = students.base_student(model)
+    student = students.read_student(folder)
+    own = students.own_sampling(recipe.draw, student)
+    asked = [text for text in settings if text.strip().startswith("draw.")]
+    draw = load_recipe(None, asked, defaults={"draw": asdict(own)}).draw
+    students.require_own_sampling(draw, student, f"the student of base {model.name!r}")
+    return replace(recipe, draw=draw), students.put_student(model, folder, student)
 
 
 def loaded_run(
@@ -34,6 +55,9 @@ def loaded_run(
     from personalize.training import load_run  # methods with it, which a bare base does without
 
     name, subjects = load_run.load_run(model, folder, manifest, at=at), manifest["subjects"]
+    if not subjects:
+        require_words_alone(prompts)
+        return model, recipe, prompts, {"run": str(folder), "checkpoint": name}, folder / "images"
     token, word = subjects[0]["token"], subjects[0]["class"]
     prompts = [fill(prompt, token, word) for prompt in prompts]
     if not any(model.says(text, subject["token"]) for text in (*prompts, recipe.draw.negative) for subject in subjects):

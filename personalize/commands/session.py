@@ -68,14 +68,23 @@ def open_base(recipe: Recipe, screen: Terminal, *, make_network: Callable | None
     return keep_freed_memory_for(model)
 
 
-def open_run(run: Path | str | None, *, runs: Path, base: str, settings: Sequence[str], screen: Terminal):
-    """A run, the newest finished one in `runs` without a name -> (folder, its base, its recipe with `settings`, manifest)."""
+def open_run(
+    run: Path | str | None, *, runs: Path, base: str, settings: Sequence[str], screen: Terminal, of_base: bool = False
+):  # fmt: skip
+    """A run, the newest finished one in `runs` without a name -> (folder, its base, its recipe with `settings`, manifest).
+
+    of_base: it may be the student of a bare base too. UserError where a student is to draw in another way than its own.
+    """
     from personalize.common.run_folder import newest_run
     from personalize.training.load_run import require_run
 
     folder = Path(run) if run else newest_run(Path(runs))
-    manifest = require_run(folder)
+    manifest = require_run(folder, of_base=of_base)
     if not run:
         screen.say(f"run: {os.path.relpath(folder)} ({manifest['subjects'][0]['prompt']!r}, newest finished)")
     recipe = load_recipe(None, [*settings, *([f"base={base}"] if base else [])], defaults=manifest["recipe"])
+    if student := manifest.get("student"):
+        from personalize.generation.students import require_own_sampling
+
+        require_own_sampling(recipe.draw, student, folder)
     return folder, open_base(recipe, screen), recipe, manifest

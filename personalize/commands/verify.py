@@ -56,6 +56,10 @@ def verify(
     where the machine or its libraries are others, against a tolerance. 0 steps: none. UserError where the base cannot be read.
     """
     folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+    if "student" in manifest:
+        raise UserError(
+            f"{folder} is a student, whose steps are not those of train. Verify its teacher: {manifest['teacher']['run']}"
+        )
     result = VerifyResult(folder)
     same_base = result.add("base", _base(manifest, model), f"{manifest['base']}, {model.fingerprint}")
     subjects = [_subject(model, recipe, entry, result, says_all="machine" in manifest) for entry in manifest["subjects"]]

@@ -16,6 +16,7 @@ from personalize.common.optimizers import check_optimizer, starting_values
 from personalize.common.recipe_sections import (
     Captions,
     Choose,
+    Distill,
     Embedding,
     Evaluate,
     Lora,
@@ -69,6 +70,7 @@ class Recipe:
     draw: SamplingConfig = SamplingConfig()
     evaluate: Evaluate = Evaluate()
     choose: Choose = Choose()
+    distill: Distill = Distill()
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Recipe)}

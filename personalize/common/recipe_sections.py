@@ -185,6 +185,25 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """Students, which draw in few steps what a run or a base draws in many: `personalize distill`."""
+
+    method: str = setting(
+        "progressive", "progressive: a step lands where the teacher's two do (2202.00512); lcm: consistency (2310.04378)",
+        choices=("progressive", "lcm"),
+    )  # fmt: skip
+    steps: int = setting(2, "sampling steps of the student", least=1, most=50)
+    teacher: int = setting(
+        8, "progressive: DDIM steps of the first teacher, which are halved until they are the student's", least=2, most=256
+    )  # fmt: skip
+    updates: int = setting(400, "training steps of each student; progressive has one for each halving", least=1)
+    batch: int = setting(8, "images of a training step", least=1, most=4096)
+    lr: float = setting(0.0, "learning rate; 0: what the base's recipes have for the method", least=0)
+    rank: int = setting(64, "of the student's LoRA, beside what the run has", least=1, most=8192)
+    prompts: tuple[str, ...] = setting((), "prompt templates that it learns by; empty: the base's own")
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How an image is sampled from its prompt and noise."""
 

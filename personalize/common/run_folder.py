@@ -101,7 +101,8 @@ def newest_run(root: Path, status: str = "finished") -> Path:
     runs = []
     for path in Path(root).glob("*/manifest.json"):
         try:
-            run_status = str(read_manifest(path.parent).get("status"))
+            manifest = read_manifest(path.parent)
+            run_status = "student of a base" if manifest.get("kind") == "student" else str(manifest.get("status"))
         except UserError:
             run_status = "unreadable"
         statuses[run_status] += 1

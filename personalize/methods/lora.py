@@ -148,6 +148,23 @@ def start_from(model: LatentModel, recipe: Recipe, source: Path) -> bool:
     return False
 
 
+def put_rows(state: dict[str, Tensor], factors: dict[str, Tensor], *, first: int, scale: float) -> int:
+    """Makes a LoRA {"….lora_A.weight": (r,in)} rows `first` to `first` + r of the one with the live tensors `state` -> r.
+
+    scale: of its update, where that of `state` is 1. UserError for a layer that `state` lacks.
+    """
+    rank = 0
+    for key, value in factors.items():
+        if key not in state:
+            raise UserError(f"a LoRA of {key.rpartition('.lora_')[0]} does not fit: lora.targets lacks this layer. Add it.")
+        if key.endswith(".lora_A.weight"):
+            state[key][first : first + len(value)].copy_(value)
+            rank = max(rank, len(value))
+        else:
+            state[key][:, first : first + value.shape[1]].copy_(scale * value)
+    return rank
+
+
 def fuse_adapters(model: LatentModel) -> None:
     """Merges every adapter into the weights: the networks are plain diffusers and transformers modules again.
 

@@ -9,8 +9,9 @@ from personalize.common.run_folder import read_manifest
 from personalize.common.untrusted import read_bytes
 from personalize.training.load_run import require_run
 
-# Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on.
-INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate", "train.checkpoint_minutes")
+# Settings and sections of the recipe that decide no weight: captions are hashed as they are trained on, students have an
+# identity of their own.
+INDIFFERENT = ("device", "vae", "captions", "draw", "evaluate", "distill", "train.checkpoint_minutes")
 LATER = {
     "prompt.chunks": 1,
     "prompt.weighting": "",

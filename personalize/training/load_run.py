@@ -12,6 +12,7 @@ from personalize.common.run_folder import checkpoints, read_manifest
 from personalize.common.untrusted import OBJECT, Many, Number, Table, Text, require
 from personalize.data.crops import Photo
 from personalize.data.photos import load_photos
+from personalize.generation import students
 from personalize.models.interface import LatentModel
 
 STATE = "state.safetensors"
@@ -19,20 +20,30 @@ SUBJECT = Table(
     {"token": Text(), "class": Text(), "prompt": Text(), "prior_folder": Text()}, needs=("token", "class", "prompt", "photos")
 )
 EXTENDED = Table({"steps": Number(1, 10**9), "step": Number(0, 10**9)}, needs=("steps", "step"))
+TEACHER = Table({"run": Text()}, needs=("run",))
 RUN = Table(
     {
         "base": Text(), "fingerprint": Text(most=100), "methods": Many(Text(most=100), 1, 8), "recipe": OBJECT,
         "subjects": Many(SUBJECT, 1, 10_000), "chosen": Number(0, 10**9), "strength": Number(0, 10, real=True),
-        "why": Text(), "sha256": OBJECT, "class_folders": OBJECT, "extended": Many(EXTENDED, 0, 10_000),
+        "why": Text(), "sha256": OBJECT, "student": students.STUDENT,
+        "teacher": TEACHER, "class_folders": OBJECT, "extended": Many(EXTENDED, 0, 10_000),
     },
     needs=("base", "methods", "recipe"), remedy="Restore or delete the folder.",
 )  # fmt: skip
 RUN_NOW = replace(RUN, needs=(*RUN.needs, "fingerprint", "subjects"))
+STUDENT_NOW = replace(RUN_NOW, fields={**RUN.fields, "subjects": Many(SUBJECT, 0, 0)}, needs=(*RUN_NOW.needs, "student"))
 
 
-def require_run(folder: Path) -> dict:
-    """A run's manifest. UserError for a folder that is not a run."""
+def require_run(folder: Path, *, of_base: bool = False) -> dict:
+    """A run's manifest; of_base: also of a base's student. UserError for a folder that is not a run."""
     manifest = read_manifest(folder)
+    if manifest.get("kind") == "student" and of_base:
+        return require(manifest, STUDENT_NOW, str(folder / "manifest.json"))
+    if manifest.get("kind") == "student":
+        raise UserError(
+            f"{folder} is a student of the base {manifest.get('base')!r}, with no subject to judge or to teach. Draw with it: "
+            "personalize generate --run."
+        )
     if manifest.get("kind") != "run":
         raise UserError(f"{folder} is not a training run but a {manifest.get('kind', 'strange')} folder. Name a run's folder.")
     require(manifest, RUN, str(folder / "manifest.json"))
@@ -45,6 +56,10 @@ def require_run(folder: Path) -> dict:
 def run_subject(manifest: dict, token: str = "") -> dict:
     """A run's subject of this token, or its first: token, class, prompt, photos, prior_folder."""
     subjects = {entry["token"]: entry for entry in manifest["subjects"]}
+    if not subjects:
+        raise UserError(
+            "this is the student of a bare base, which has no subject. Leave out what is about one, such as --like."
+        )
     if token and token not in subjects:
         raise UserError(f"this run has no subject {token!r}; it has {', '.join(subjects)}.")
     return subjects[token] if token else manifest["subjects"][0]
@@ -113,6 +128,8 @@ def load_run(model: LatentModel, folder: Path, manifest: dict, *, at: str = "") 
         methods.load(model, folder / "model", recipe)
     for module in model.networks.values():
         module.to(model.dtype).eval().requires_grad_(False)
+    if "student" in manifest:
+        students.begin_at_noise(model)
     return name
 
 

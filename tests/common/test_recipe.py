@@ -110,8 +110,12 @@ def test_every_default_is_allowed():
         ("train.stesp=3", "unknown setting 'train.stesp'; did you mean 'train.steps'?"),
         ("trian.steps=3", "unknown setting 'trian.steps'; did you mean 'train.steps'?"),
         ("class=dog", "unknown setting 'class'; did you mean 'class_word'?"),
-        ("lr=3", "unknown setting 'lr'; did you mean 'train.lr' or 'embedding.lr'?"),
-        ("steps=3", "unknown setting 'steps'; did you mean 'prior.steps' or 'train.steps' or 'draw.steps' or 'choose.steps'?"),
+        ("lr=3", "unknown setting 'lr'; did you mean 'train.lr' or 'embedding.lr' or 'distill.lr'?"),
+        (
+            "steps=3",
+            "unknown setting 'steps'; did you mean 'prior.steps' or 'train.steps' or 'draw.steps' or 'choose.steps' or "
+            "'distill.steps'?",
+        ),
         ("qqqq=3", "unknown setting 'qqqq'"),
     ],
 )

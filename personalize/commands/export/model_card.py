@@ -32,6 +32,16 @@ SINGLE_FILE = """from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_single_file("{file}")  # the file of this repository
 """
+STUDENT = {  # sampler of a student -> how diffusers is given it
+    "ddim": """from diffusers import DDIMScheduler
+
+pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+""",
+    "lcm": """from diffusers import LCMScheduler
+
+pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+""",
+}
 ONE_ROW = 'pipeline.load_textual_inversion("{repo}", weight_name="{name}", token="{token}")\n'
 TWO_ROWS = """from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
@@ -125,13 +135,14 @@ def _base(base: str) -> str:
 
 
 def _use(card: Card) -> str:
-    prompt, base = card.manifest["subjects"][0]["prompt"], card.manifest["base"]
+    prompt, base, student = card.manifest["subjects"][0]["prompt"], card.manifest["base"], card.manifest.get("student")
     if card.to in ("kohya", "a1111-embedding"):
         files = " and ".join(f"`{name}` ({what})" for name, what in card.files.items())
         words = [Path(name).stem for name, what in card.files.items() if what == "embedding"]
         for subject, word in zip(card.manifest["subjects"], words):  # there a file's name is its word
             prompt = prompt.replace(subject["token"], word)
-        return f"In AUTOMATIC1111 and ComfyUI: put {files} where such files lie, and say `{prompt}` in a prompt."
+        how = f" Draw by {student['sampler'].upper()} in {student['steps']} steps at a CFG scale of 1." if student else ""
+        return f"In AUTOMATIC1111 and ComfyUI: put {files} where such files lie, and say `{prompt}` in a prompt.{how}"
     if card.to == "single-file":
         kinds = reference_configs.INPAINTING if card.inpaints else reference_configs.PIPELINES
         kind = kinds["sdxl" if card.family == "sdxl" else "sd1"]
@@ -144,7 +155,9 @@ def _use(card: Card) -> str:
         if what == "embedding":
             token = card.manifest["subjects"][0]["token"]
             lines += (TWO_ROWS if card.family == "sdxl" else ONE_ROW).format(repo=card.repo, name=name, token=token)
-    said = json.dumps(prompt, ensure_ascii=False) + ", image=image, mask_image=mask" * card.inpaints
+    lines += STUDENT[student["sampler"]] if student else ""
+    few = f", num_inference_steps={student['steps']}, guidance_scale=1.0" if student else ""
+    said = json.dumps(prompt, ensure_ascii=False) + few + ", image=image, mask_image=mask" * card.inpaints
     about = "  # PIL images; the mask is white where it is painted" * card.inpaints
     return f"```python\n{lines}pipeline({said}).images[0]{about}\n```"
 

@@ -10,6 +10,7 @@ class Part(NamedTuple):
 
 
 PARTS: dict[str, Part] = {
+    "student": Part("student", "student", "a LoRA that draws in two steps, for `generate --fast`"),
     "image-adapter": Part("image_adapter", "ip_adapter", "photos beside the prompt, for generate --image-prompt"),
     "upscaler": Part("upscaler", "upscaler", "twice as many pixels: 64 to 128 px"),
     "layout": Part("layout", "layout", "boxes that say where the subject and its accessory are"),
