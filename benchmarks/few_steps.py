@@ -260,7 +260,7 @@ def run(work: Path, rows: Sequence[Row], judge: Judge, command: str) -> None:
     lines = [f"`{command}`, {machine()}", "", *report(kept, judge.texts)]
     write_text(work / "few-steps.md", "\n".join(lines) + "\n")
     with writing(work / "few-steps.png") as temporary:
-        sheet(kept, work).quantize(256).save(temporary, "PNG", optimize=True)
+        sheet(kept, work).save(temporary, "PNG")
     print("\n".join(lines))
 
 
