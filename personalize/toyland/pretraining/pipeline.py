@@ -23,9 +23,9 @@ def run_stages(work: Path, out: Path, settings, device: torch.device, say: Calla
 
     settings: a `commands.pretrain.Pretrain`. Networks draw their first weights from torch's seed in this order.
     """
-    images = _render_all(work / "images.npy", sample_scene, settings.pictures, settings.size, say)
-    pairs = _render_all(work / "pairs.npy", _view_scene, settings.subjects * VIEWS, settings.size, say)
-    probe_images = _render_all(work / "probe_pictures.npy", _probe_scene, settings.probe_pictures, probes.SIZE, say)
+    images = render_all(work / "images.npy", sample_scene, settings.pictures, settings.size, say)
+    pairs = render_all(work / "pairs.npy", _view_scene, settings.subjects * VIEWS, settings.size, say)
+    probe_images = render_all(work / "probe_pictures.npy", _probe_scene, settings.probe_pictures, probes.SIZE, say)
     yield "world"
     vae = stages.vae(work, images, settings, device, say)
     latents, scale = stages.latents(work, images, vae, device, say)
@@ -60,7 +60,7 @@ def _render_bytes(scene_of: Callable, size: int, k: int) -> bytes:
     return image.tobytes()
 
 
-def _render_all(path: Path, scene_of: Callable, count: int, size: int, say: Callable[[str], None]):
+def render_all(path: Path, scene_of: Callable, count: int, size: int, say: Callable[[str], None]):
     """(count,size,size,4) uint8, colours and the subject's mask (`stages.masks`), drawn by all cores, kept in `path`."""
     if not path.exists():
         start = time.time()
