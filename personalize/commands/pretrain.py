@@ -18,6 +18,8 @@ from personalize.common.settings import parse_value, setting, settings_of, valid
 from personalize.common.terminal import SILENT, Terminal
 
 STAGES = ("world", "vae", "clip", "identity", "unet", "probes")
+PREDICTIONS = ("v_prediction", "epsilon", "sample")
+BETAS = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid-abar")  # of core/schedule.py, which needs torch
 SECONDS = "seconds.json"  # in the work folder: stage -> seconds so far
 
 
@@ -37,8 +39,8 @@ class Pretrain:
     probe_pictures: int = setting(40_000, "scenes drawn for the probes")
     probe_steps: int = setting(3_000, "steps of 64 images")
     times: int = setting(1, "factor of every batch but the identity encoder's")
-    betas: str = setting("scaled_linear", "noise schedule", choices=("scaled_linear", "cosine"))
-    prediction: str = setting("v_prediction", "what the U-Net predicts", choices=("v_prediction", "epsilon"))
+    betas: str = setting("scaled_linear", "noise schedule: a row of core/schedule.py's BETAS", choices=BETAS)
+    prediction: str = setting("v_prediction", "what the U-Net predicts", choices=PREDICTIONS)
     subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts; its accessory thrice")
     min_snr: float = setting(0.0, "gamma of min-SNR weights; 0 for none")
     ema: float = setting(0.999, "decay of the U-Net's EMA")

@@ -44,7 +44,20 @@ def test_the_two_schedules_called_sigmoid_are_not_one(name, abar):
     torch.testing.assert_close(table, torch.tensor(abar, dtype=torch.float64), rtol=0, atol=6e-3)
 
 
-@pytest.mark.parametrize("t", [0, 300, 999])
+def test_sigmoid_abar_is_the_formula_of_its_paper():
+    """gamma(t) = (sigmoid(e / tau) - sigmoid((t (e - s) + s) / tau)) / (sigmoid(e / tau) - sigmoid(s / tau)), 2212.11972."""
+
+    def gamma(t, s=-3.0, e=3.0, tau=1.0):
+        ends = [1 / (1 + math.exp(-x / tau)) for x in (s, t * (e - s) + s, e)]
+        return (ends[2] - ends[1]) / (ends[2] - ends[0])
+
+    abar = S.from_betas(S.BETAS["sigmoid-abar"](1000)).alphas_cumprod
+    for k in (0, 1, 400, 900, 998):
+        assert abar[k].item() == pytest.approx(gamma((k + 1) / 1000), rel=1e-9)
+    assert "sigmoid_abar" in S.sigmoid.__doc__ and "`sigmoid`" in S.sigmoid_abar.__doc__
+
+
+@pytest.mark.parametrize("t", [0, 1, 300, 700, 998, 999])
 def test_one_error_of_z0_is_snr_times_as_much_of_eps_and_one_more_of_v(t):
     z_t, z0, error = randn(1, 4), randn(1, 4, k=1), randn(1, 4, k=2)
     snr = S.from_betas(S.scaled_linear(1000)).snr(t).double()

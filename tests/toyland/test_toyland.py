@@ -333,15 +333,26 @@ def test_a_stage_computes_in_bfloat16_where_the_cpu_does_not_emulate_it(tmp_path
     assert seen == [torch.bfloat16 if has_it else torch.float32]
 
 
-@pytest.mark.parametrize("betas", ["scaled_linear", "cosine"])
-@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
-def test_training_and_drawing_have_one_noise_schedule(betas, prediction):
+def test_pretrain_knows_every_schedule_and_target_of_the_core():
+    from personalize.core import schedule
+
+    assert tuple(schedule.BETAS) == pretrain.BETAS and set(schedule.PREDICTIONS) == set(pretrain.PREDICTIONS)
+
+
+@pytest.mark.parametrize("betas", pretrain.BETAS)
+@pytest.mark.parametrize("prediction", pretrain.PREDICTIONS)
+def test_training_and_drawing_have_one_noise_schedule(betas, prediction, tmp_path):
+    from personalize.models import loading
     from personalize.toyland.pretraining import networks
 
     ours, theirs = networks.forward_process(betas, prediction), networks.scheduler(betas, prediction)
     assert abs(ours.alphas_cumprod.float() - theirs.alphas_cumprod).max() < 1e-6
     assert ours.prediction == theirs.config.prediction_type
-    assert (ours.alphas_cumprod[-1] == 0) == (prediction == "v_prediction")
+    assert (ours.alphas_cumprod[-1] == 0) == (prediction != "epsilon")
+    theirs.save_pretrained(tmp_path / "scheduler")
+    read = loading.load_schedule(tmp_path)
+    assert read.prediction == prediction and read.spacing == ours.spacing
+    assert abs(read.alphas_cumprod - ours.alphas_cumprod).max() < 1e-6
 
 
 def test_a_cell_has_the_subject_s_share_of_it_and_three_times_its_accessory_s():

@@ -89,28 +89,39 @@ def unet():
     )  # fmt: skip
 
 
+# Our betas -> their name in diffusers' DDIM and where they begin and end; the others are written out.
+DIFFUSERS_BETAS = {
+    "linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.00085, 0.012),
+    "cosine": ("squaredcos_cap_v2", 0.00085, 0.012),
+}  # fmt: skip
+
+
 def scheduler(betas: str = "scaled_linear", prediction: str = "v_prediction"):
     """DDIM over the noise schedule that the U-Net was trained with; `forward_process` is the same for training.
 
-    v prediction goes with zero terminal SNR (Lin et al. 2305.08891), or no night would be dark and no snow white at
+    v and z0 prediction go with zero terminal SNR (Lin et al. 2305.08891), or no night would be dark and no snow white at
     this size; eps prediction cannot.
     """
     from diffusers import DDIMScheduler
 
-    beta_schedule = {"scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[betas]
+    from personalize.core import schedule
+
+    if betas in DIFFUSERS_BETAS:
+        table = dict(zip(("beta_schedule", "beta_start", "beta_end"), DIFFUSERS_BETAS[betas], strict=True))
+    else:
+        table = {"trained_betas": schedule.BETAS[betas](1000).tolist()}
     return DDIMScheduler(
-        beta_schedule=beta_schedule, beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
-        rescale_betas_zero_snr=prediction == "v_prediction", timestep_spacing="trailing", clip_sample=False,
-        set_alpha_to_one=True, steps_offset=1,
+        **table, prediction_type=prediction, rescale_betas_zero_snr=prediction != "epsilon",
+        timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1,
     )  # fmt: skip
 
 
-def forward_process(betas: str = "scaled_linear", prediction: str = "v_prediction"):
-    """The noise schedule of `scheduler`."""
+def forward_process(betas: str = "scaled_linear", prediction: str = "v_prediction", zero_snr: bool = True):
+    """The noise schedule of `scheduler`. zero_snr: at its end, which eps prediction never has."""
     from personalize.core import schedule
 
     table = schedule.BETAS[betas](1000)
-    if prediction == "v_prediction":
+    if zero_snr and prediction != "epsilon":
         table = schedule.rescale_zero_terminal_snr(table)
     return schedule.from_betas(table, prediction, spacing="trailing")
 
