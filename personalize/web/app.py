@@ -5,7 +5,7 @@ import html
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from personalize.web.workspace import Workspace
 
 USER = "personalize"  # whom a password is of
 MOST_UPLOAD = "100mb"  # a file
+BUTTONS = ["download", "fullscreen"]  # of a gallery; its third would send images to others
 HERE = Path(__file__).parent
 FONT = ["-apple-system", "BlinkMacSystemFont", "Segoe UI", "Inter", "Roboto", "Noto Sans", "system-ui", "sans-serif"]
 # The browser itself asks nobody else.
@@ -38,9 +39,24 @@ class Page:
     bases: tuple[str, ...]
 
     def subjects(self, before: str | None) -> dict:
-        """A list of subjects as it is now, with the same one chosen, or the first."""
-        names = self.space.subjects()
-        return gr.update(choices=names, value=before or next(iter(names), None))
+        return listed(self.space.subjects(), before)
+
+
+def listed(names: Iterable[str], before: str | None, fallback: int = 0) -> dict:
+    """A list of what a folder has now: what was chosen stays chosen while it is there, else it is the first, or another."""
+    names = list(names)
+    return gr.update(choices=names, value=before if before in names else next(iter(names[fallback:] or names), None))
+
+
+def brush(width: int) -> gr.Brush:
+    """A white brush for an image of this width in px."""
+    return gr.Brush(default_size=max(4, width // 10), colors=["#ffffff"], color_mode="fixed")
+
+
+def editable(image: Path | Image.Image) -> dict:
+    """An image to paint on."""
+    with Image.open(image) if isinstance(image, Path) else image as opened:
+        return gr.update(value=opened.convert("RGB"), brush=brush(opened.width))
 
 
 def guarded(work: Callable) -> Callable:

@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 from personalize.common.job_queue import call
-from personalize.web.app import Page, frame, guarded, text
+from personalize.web.app import BUTTONS, Page, brush, editable, frame, guarded, text
 
 
 def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
@@ -26,7 +26,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         find = gr.Button("Find the subject: masks")
         known = gr.Button("Does the base know the class?", elem_id="photos-known")
     note = gr.HTML()
-    drawn = gr.Gallery(label="The base's images of the class", visible=False, columns=4, height=260, interactive=False)
+    drawn = gr.Gallery(label="The base's images of the class", visible=False, columns=4, interactive=False,
+                       buttons=BUTTONS)  # fmt: skip
     sheet = gr.HTML()
     with gr.Accordion("Captions", open=False):
         captions = gr.Dataframe(headers=["photo", "caption"], type="array", datatype="str", static_columns=[0],
@@ -35,7 +36,7 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
     with gr.Accordion("Crop a photo, or paint its mask", open=False):
         photo = gr.Dropdown([], label="Photo", interactive=True)
         editor = gr.ImageEditor(type="pil", sources=(), transforms=("crop",), layers=False, label="White where the subject is",
-                                brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"))  # fmt: skip
+                                brush=brush(64))  # fmt: skip
         with gr.Row():
             keep_crop = gr.Button("Keep this crop")
             keep_mask = gr.Button("Keep what is painted as its mask")
@@ -66,8 +67,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
             folder, plain = page.space.subject(who), page.space.require_plain(of, page.bases)
             out = page.space.own / "photos" / f"{who}.html"
             values = call(page.space.root, "photos", "--base", plain, "--out", str(out), *words, "--", str(folder))
-            lines = [f["text"] for f in values["findings"] if f["severity"] != "ok"]
-            return text("note", lines=lines[-6:]), *looked(who, of)[1:]
+            lines = [f["text"] for f in values["findings"] if f["severity"] != "ok"][-6:]
+            return text("note", lines=lines or ["Done: see below."]), *looked(who, of)[1:]
 
         return work
 
@@ -82,7 +83,7 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         return text("note", lines=["the captions are kept beside the photos"])
 
     def chosen(who, photo_name):
-        return _edits().photo_of(page.space.subject(who), photo_name).image if photo_name else None
+        return editable(_edits().photo_of(page.space.subject(who), photo_name).image) if photo_name else None
 
     def cropped(who, photo_name, edited, of):
         _edits().keep_photo_crop(page.space.subject(who), photo_name, edited)
@@ -93,7 +94,7 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         return looked(who, of)
 
     seen = [note, sheet, captions, photo]
-    blocks.load(page.subjects, subject, subject, show_progress="hidden")
+    gr.on([blocks.load, tab.select], page.subjects, subject, subject, show_progress="hidden")
     make.click(guarded(made), [name, class_word], subject)
     subject.change(guarded(looked), [subject, base], seen)
     files.upload(guarded(dropped), [subject, files, base], [files, *seen])

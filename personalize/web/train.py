@@ -1,6 +1,7 @@
 """Train: what is asked of `train`, its plan, the queue, and a run as it goes."""
 
 import gradio as gr
+from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl, write_text
@@ -8,6 +9,7 @@ from personalize.common.job_queue import FAILED, QUEUED, RUNNING, STOPPED, Job, 
 from personalize.common.recipe import SETTINGS, recipe_from_dict
 from personalize.common.recipe_sections import METHODS
 from personalize.common.run_folder import SAVE_NOW
+from personalize.data.image_grid import LINE
 from personalize.web import settings_form
 from personalize.web.app import Page, guarded, text
 
@@ -91,7 +93,6 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
 
     seen_by = [job, watched, seen]
     tab.select(page.subjects, subject, subject, show_progress="hidden")
-    blocks.load(page.subjects, subject, subject, show_progress="hidden")
     blocks.load(guarded(watch), [job, seen], seen_by, show_progress="hidden")
     timer.tick(guarded(watch), [job, seen], seen_by, show_progress="hidden")
     job.input(guarded(watch), [job, gr.State("")], seen_by, show_progress="hidden")
@@ -124,10 +125,19 @@ def watched_html(page: Page, job: Job) -> str:
         pace = [row["seconds"] for row in rows[-LAST:]]
         seconds = sum(pace) / len(pace) if pace and job.state == RUNNING else None
         values["left"] = seconds and seconds * (recipe.train.steps - values["step"])
-        files = sorted((run.folder / "samples").glob("step-*.png"))[::-1][:SAMPLES]
-        values["samples"] = [(int(path.stem[5:]), path) for path in files]
-        values["prompt"] = run.manifest["subjects"][0]["prompt"]
+        files = sorted((run.folder / "samples").glob("step-*.png"))[-SAMPLES:]
+        values |= {"samples": [(int(path.stem[5:]), path) for path in files], "part": _part(files[:1])}
+        values["prompts"] = [run.manifest["subjects"][0][key] for key in ("prompt", "class")]
     return text("watch", **values)
+
+
+def _part(files: list) -> str:
+    """The CSS that shows one image of a sample file, which is a grid of two rows of four."""
+    for path in files:
+        with Image.open(path) as image:
+            width, height = (image.width - 3 * LINE) / 4, (image.height - LINE) / 2
+            return f"aspect-ratio: {width} / {height}; background-size: {image.width / width:%} {image.height / height:%}"
+    return ""
 
 
 def _figures(run, recipe, rows: list[dict]) -> dict:

@@ -44,6 +44,10 @@ class Workspace:
             raise UserError(f"{path} is not in this workspace, {self.root}. Choose a file or folder in it.")
         return full
 
+    def within(self, value):
+        """A path in here as seen from `root`; other values stay."""
+        return str(Path(value).relative_to(self.root)) if str(value).startswith(f"{self.root}/") else value
+
     def require_plain(self, text: str, allowed: tuple[str, ...] = ()) -> str:
         """A setting's text, which is no path out of here: commands run in `root`, so relative paths are inside."""
         path = str(text).strip().removeprefix("hf:").replace("\0", "")
