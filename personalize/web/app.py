@@ -23,7 +23,6 @@ from personalize.web.workspace import Workspace
 
 USER = "personalize"  # whom a password is of
 MOST_UPLOAD = "100mb"  # a file
-BUTTONS = ["download", "fullscreen"]  # of a gallery; its third would send images to others
 HERE = Path(__file__).parent
 FONT = ["-apple-system", "BlinkMacSystemFont", "Segoe UI", "Inter", "Roboto", "Noto Sans", "system-ui", "sans-serif"]
 # The browser itself asks nobody else.
@@ -48,15 +47,23 @@ def listed(names: Iterable[str], before: str | None, fallback: int = 0) -> dict:
     return gr.update(choices=names, value=before if before in names else next(iter(names[fallback:] or names), None))
 
 
-def brush(width: int) -> gr.Brush:
-    """A white brush for an image of this width in px."""
+def gallery(label: str, **options) -> gr.Gallery:
+    """Images to look at. Gradio's third button, which is left out, would send them to others."""
+    return gr.Gallery(label=label, columns=4, interactive=False, buttons=["download", "fullscreen"], **options)
+
+
+def _brush(width: int) -> gr.Brush:
     return gr.Brush(default_size=max(4, width // 10), colors=["#ffffff"], color_mode="fixed")
 
 
-def editable(image: Path | Image.Image) -> dict:
-    """An image to paint on."""
-    with Image.open(image) if isinstance(image, Path) else image as opened:
-        return gr.update(value=opened.convert("RGB"), brush=brush(opened.width))
+def painter(label: str, *transforms: str) -> gr.ImageEditor:
+    """Where a photo or an image is painted on in white."""
+    return gr.ImageEditor(type="pil", sources=(), transforms=transforms, layers=False, label=label, brush=_brush(64))
+
+
+def editable(image: Image.Image) -> dict:
+    """An image to paint on, with a brush of its measure."""
+    return gr.update(value=image.convert("RGB"), brush=_brush(image.width))
 
 
 def guarded(work: Callable) -> Callable:
@@ -84,8 +91,7 @@ def url(path: Path) -> str:
 
 def frame(path: Path, title: str) -> str:
     """A page that a command wrote, inside this one; it runs no script."""
-    page = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return text("frame", page=page, title=title) if page else ""
+    return text("frame", page=path.read_text(encoding="utf-8", errors="replace"), title=title)
 
 
 def build(page: Page) -> gr.Blocks:
@@ -119,7 +125,7 @@ def serve(
 
     -> gradio's server, where `wait` is false.
     """
-    space = Workspace.at(folder)
+    space = Workspace(folder)
     if host not in ("127.0.0.1", "localhost", "::1") and not password:
         password = secrets.token_urlsafe(9)
         say(f"user: {USER}, password: {password}")
@@ -130,8 +136,9 @@ def serve(
     blocks = build(Page(space, jobs, ("toyland", *bases)))
     app, address, _ = blocks.launch(
         server_name=host, server_port=port or None, auth=(USER, password) if password else None, quiet=True, share=False,
+        _frontend=False,  # else a busy machine that needs 3 s for the first answer is an error
         prevent_thread_lock=True, ssr_mode=False, max_file_size=MOST_UPLOAD, footer_links=[], run_history=False, pwa=False,
-        allowed_paths=[str(place) for place in (space.runs_folder, space.photos_folder, space.own)],
+        allowed_paths=[str(place) for place in space.places],
         theme=gr.themes.Base(font=FONT, font_mono=["ui-monospace", "monospace"]), css_paths=HERE / "page.css",
         app_kwargs={"docs_url": None, "redoc_url": None, "middleware": [Middleware(_Policy)]},
     )  # fmt: skip

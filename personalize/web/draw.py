@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl, writing
@@ -10,7 +11,7 @@ from personalize.common.job_queue import call
 from personalize.common.recipe import SETTINGS
 from personalize.common.run_list import states
 from personalize.common.settings import parse_value, to_toml_value, validated
-from personalize.web.app import BUTTONS, Page, brush, editable, guarded, listed, text
+from personalize.web.app import Page, editable, gallery, guarded, listed, painter, text
 from personalize.web.settings_form import element
 
 KEYS = "draw.count", "seed", "draw.steps", "draw.guidance", "draw.like", "draw.sampler", "draw.negative"
@@ -36,13 +37,11 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
                 target = gr.Textbox(label="What it is to show instead", max_length=1000)
                 edit = gr.Button("Edit")
             with gr.Accordion("Paint a part of the chosen image anew", open=False):
-                editor = gr.ImageEditor(type="pil", sources=(), transforms=(), layers=False, label="White is painted anew",
-                                        brush=brush(64))  # fmt: skip
+                editor = painter("White is painted anew")
                 inpaint = gr.Button("Paint anew what the prompt says")
         with gr.Column(scale=3, min_width=300):
-            images = gr.Gallery(label="Images", columns=4, interactive=False, buttons=BUTTONS, elem_id="draw-images")
-            of_base = gr.Gallery(label="The base, from the same noise", columns=4, interactive=False, visible=False,
-                                 buttons=BUTTONS)  # fmt: skip
+            images = gallery("Images", elem_id="draw-images")
+            of_base = gallery("The base, from the same noise", visible=False)
             about, again = gr.HTML(), gr.Button("Use these settings again", visible=False)
     files, chosen, hidden = gr.State([]), gr.State(""), gr.update(visible=False)
     asked = [run, state, base, prompt, *fields]
@@ -85,7 +84,7 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         path = page.space.inside(paths[event.index])
         row = row_of(path)
         row = {key: page.space.within(value) for key, value in row.items()}
-        return text("row", row=row, name=path.name), gr.update(visible=bool(row)), str(path), editable(path)
+        return text("row", row=row, name=path.name), gr.update(visible=bool(row)), str(path), editable(Image.open(path))
 
     def reused(path, *values):
         row = row_of(page.space.inside(path))

@@ -77,13 +77,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         key = f"{hash(now)} {value} {choices}"
         return [gr.skip()] * 3 if key == before else (gr.update(choices=choices, value=value), now, key)
 
-    def stopped(name):
-        page.jobs.stop(name)
-        return watch(name, "")
-
-    def resumed(name):
-        page.jobs.resume(name)
-        return watch(name, "")
+    def told(act):
+        return guarded(lambda name: (act(name), watch(name, ""))[1])
 
     def saved(name):
         one = page.jobs.read(page.jobs.path(name))
@@ -101,9 +96,9 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
           trigger_mode="always_last")  # fmt: skip
     plan.click(guarded(plan_of), [subject, *head, *values], planned)
     start.click(guarded(started), [subject, *head, *values], seen_by)
-    stop.click(guarded(stopped), job, seen_by)
+    stop.click(told(page.jobs.stop), job, seen_by)
     save.click(guarded(saved), job, None)
-    resume.click(guarded(resumed), job, seen_by)
+    resume.click(told(page.jobs.resume), job, seen_by)
 
 
 def _choices(page: Page) -> list[tuple[str, str]]:
@@ -126,18 +121,10 @@ def watched_html(page: Page, job: Job) -> str:
         seconds = sum(pace) / len(pace) if pace and job.state == RUNNING else None
         values["left"] = seconds and seconds * (recipe.train.steps - values["step"])
         files = sorted((run.folder / "samples").glob("step-*.png"))[-SAMPLES:]
-        values |= {"samples": [(int(path.stem[5:]), path) for path in files], "part": _part(files[:1])}
+        values |= {"samples": [(int(path.stem[5:]), path) for path in files], "line": LINE}
+        values["size"] = Image.open(files[-1]).size if files else None
         values["prompts"] = [run.manifest["subjects"][0][key] for key in ("prompt", "class")]
     return text("watch", **values)
-
-
-def _part(files: list) -> str:
-    """The CSS that shows one image of a sample file, which is a grid of two rows of four."""
-    for path in files:
-        with Image.open(path) as image:
-            width, height = (image.width - 3 * LINE) / 4, (image.height - LINE) / 2
-            return f"aspect-ratio: {width} / {height}; background-size: {image.width / width:%} {image.height / height:%}"
-    return ""
 
 
 def _figures(run, recipe, rows: list[dict]) -> dict:
