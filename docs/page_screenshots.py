@@ -19,9 +19,8 @@ SETTINGS = {
 
 def shoot(page, place: str) -> None:
     """The whole place, in 256 colours."""
-    file = HERE / f"page-{place.lower()}-1280.png"
+    file = HERE / f"page-{place.lower()}.png"
     page.wait_for_timeout(1500)
-    page.evaluate("document.querySelector('.top span').textContent = ''")  # where the workspace is
     page.screenshot(path=file, full_page=True)
     with Image.open(file) as image:
         image.convert("RGB").quantize(256).save(file, optimize=True)
@@ -35,7 +34,7 @@ def photos_and_train(page) -> None:
     pages.set_fields(page, SETTINGS)
     page.locator("#train-settings > button").click()  # folds it again
     page.locator("#train-start").click()
-    page.wait_for_selector(".samples figure >> nth=2")
+    page.wait_for_selector(".samples th[scope=col] >> nth=2")
     shoot(page, "Train")
     pages.wait_state(page, "finished")
 

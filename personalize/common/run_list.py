@@ -68,7 +68,7 @@ def evaluation(run: Run) -> dict | None:
 
 
 def states(run: Run) -> Iterator[str]:
-    """What a run can be drawn by: "" for its result, and its checkpoints' steps."""
+    """What a run can be drawn by, the newest first: "result", and its checkpoints' steps."""
     if (run.folder / "model").is_dir():
         yield "result"
-    yield from (str(int(path.name[5:])) for path in checkpoints(run.folder))
+    yield from (str(int(path.name[5:])) for path in reversed(checkpoints(run.folder)))

@@ -5,7 +5,7 @@ import html
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -38,9 +38,32 @@ class Page:
     bases: tuple[str, ...]
 
     def subjects(self, before: str | None) -> dict:
-        """A list of subjects as it is now, with the same one chosen, or the first."""
-        names = self.space.subjects()
-        return gr.update(choices=names, value=before or next(iter(names), None))
+        return listed(self.space.subjects(), before)
+
+
+def listed(names: Iterable[str], before: str | None, fallback: int = 0) -> dict:
+    """A list of what a folder has now: what was chosen stays chosen while it is there, else it is the first, or another."""
+    names = list(names)
+    return gr.update(choices=names, value=before if before in names else next(iter(names[fallback:] or names), None))
+
+
+def gallery(label: str, **options) -> gr.Gallery:
+    """Images to look at. Gradio's third button, which is left out, would send them to others."""
+    return gr.Gallery(label=label, columns=4, interactive=False, buttons=["download", "fullscreen"], **options)
+
+
+def _brush(width: int) -> gr.Brush:
+    return gr.Brush(default_size=max(4, width // 10), colors=["#ffffff"], color_mode="fixed")
+
+
+def painter(label: str, *transforms: str) -> gr.ImageEditor:
+    """Where a photo or an image is painted on in white."""
+    return gr.ImageEditor(type="pil", sources=(), transforms=transforms, layers=False, label=label, brush=_brush(64))
+
+
+def editable(image: Image.Image) -> dict:
+    """An image to paint on, with a brush of its measure."""
+    return gr.update(value=image.convert("RGB"), brush=_brush(image.width))
 
 
 def guarded(work: Callable) -> Callable:
@@ -68,8 +91,7 @@ def url(path: Path) -> str:
 
 def frame(path: Path, title: str) -> str:
     """A page that a command wrote, inside this one; it runs no script."""
-    page = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return text("frame", page=page, title=title) if page else ""
+    return text("frame", page=path.read_text(encoding="utf-8", errors="replace"), title=title)
 
 
 def build(page: Page) -> gr.Blocks:
@@ -103,7 +125,7 @@ def serve(
 
     -> gradio's server, where `wait` is false.
     """
-    space = Workspace.at(folder)
+    space = Workspace(folder)
     if host not in ("127.0.0.1", "localhost", "::1") and not password:
         password = secrets.token_urlsafe(9)
         say(f"user: {USER}, password: {password}")
@@ -114,8 +136,9 @@ def serve(
     blocks = build(Page(space, jobs, ("toyland", *bases)))
     app, address, _ = blocks.launch(
         server_name=host, server_port=port or None, auth=(USER, password) if password else None, quiet=True, share=False,
+        _frontend=False,  # else a busy machine that needs 3 s for the first answer is an error
         prevent_thread_lock=True, ssr_mode=False, max_file_size=MOST_UPLOAD, footer_links=[], run_history=False, pwa=False,
-        allowed_paths=[str(place) for place in (space.runs_folder, space.photos_folder, space.own)],
+        allowed_paths=[str(place) for place in space.places],
         theme=gr.themes.Base(font=FONT, font_mono=["ui-monospace", "monospace"]), css_paths=HERE / "page.css",
         app_kwargs={"docs_url": None, "redoc_url": None, "middleware": [Middleware(_Policy)]},
     )  # fmt: skip

@@ -10,7 +10,7 @@ from personalize.common.errors import UserError
 from personalize.common.files import append_jsonl
 from personalize.common.run_list import states
 from personalize.evaluation import votes
-from personalize.web.app import Page, guarded, text
+from personalize.web.app import Page, guarded, listed, text
 from personalize.web.draw import draw, source
 
 MOST_PROMPTS, MOST_COUNT = 30, 16
@@ -19,8 +19,8 @@ MOST_PROMPTS, MOST_COUNT = 30, 16
 def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
     """The place, below its tab."""
     with gr.Row():
-        one = gr.Dropdown([], label="One", interactive=True, elem_id="compare-one")
-        two = gr.Dropdown([], label="The other", interactive=True, elem_id="compare-two")
+        one = gr.Dropdown([], label="One", interactive=True, min_width=300, elem_id="compare-one")
+        two = gr.Dropdown([], label="The other", interactive=True, min_width=300, elem_id="compare-two")
     prompts = gr.Textbox("a {token} {class} swimming\na {token} {class} in the snow", label="Prompts, one a line", lines=3,
                          max_length=5000, elem_id="compare-prompts")  # fmt: skip
     with gr.Row():
@@ -38,11 +38,9 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
     result = gr.HTML()
     pairs = gr.State([])
 
-    def listed(first, second):
+    def looked(first, second):
         names = [f"{run.name} · {at}" for run in page.space.runs() for at in states(run)]
-        first = first if first in names else next(iter(names), None)
-        second = second if second in names else (names[1:] or names or [None])[0]
-        return gr.update(choices=names, value=first), gr.update(choices=names, value=second)
+        return listed(names, first), listed(names, second, 1)
 
     def drawn(first, second, texts, number, start):
         if not first or not second or first == second:
@@ -80,9 +78,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         return show(rows[1:])
 
     shown = [pairs, asks, left, right, ballot, result]
-    tab.select(guarded(listed), [one, two], [one, two], show_progress="hidden")
-    blocks.load(guarded(listed), [one, two], [one, two], show_progress="hidden")
-    blocks.load(said, None, result, show_progress="hidden")
+    tab.select(guarded(looked), [one, two], [one, two], show_progress="hidden")
+    tab.select(lambda rows: "" if rows else said(), pairs, result, show_progress="hidden")
     go.click(guarded(drawn), [one, two, prompts, count, seed], shown)
     for button, side in ((for_left, "left"), (for_none, "neither"), (for_right, "right")):
         button.click(guarded(lambda rows, side=side: voted(rows, side)), pairs, shown)

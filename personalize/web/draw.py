@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl, writing
@@ -10,12 +11,12 @@ from personalize.common.job_queue import call
 from personalize.common.recipe import SETTINGS
 from personalize.common.run_list import states
 from personalize.common.settings import parse_value, to_toml_value, validated
-from personalize.web.app import Page, guarded, text
+from personalize.web.app import Page, editable, gallery, guarded, listed, painter, text
 from personalize.web.settings_form import element
 
 KEYS = "draw.count", "seed", "draw.steps", "draw.guidance", "draw.like", "draw.sampler", "draw.negative"
 IN_ROW = ("seed", "draw.steps", "draw.guidance", "draw.sampler", "draw.negative")  # by their last words
-NO_RUN = "the bare base"
+NO_RUN, NEWEST = "the bare base", "newest"  # newest: the result, or the last checkpoint while there is none
 
 
 def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
@@ -23,8 +24,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
-                run = gr.Dropdown([NO_RUN], value=NO_RUN, label="Run", elem_id="draw-run")
-                state = gr.Dropdown([], label="Checkpoint")
+                run = gr.Dropdown([], label="Run", interactive=True, min_width=300, elem_id="draw-run")
+                state = gr.Dropdown([NEWEST], value=NEWEST, label="Checkpoint", interactive=True, elem_id="draw-state")
                 base = gr.Dropdown(list(page.bases), value="toyland", label="Base, where no run", allow_custom_value=True)
             prompt = gr.Textbox("a {token} {class} swimming", label="Prompt", info="{token} and {class} are the run's", lines=2,
                                 max_length=1000, elem_id="draw-prompt")  # fmt: skip
@@ -36,23 +37,20 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
                 target = gr.Textbox(label="What it is to show instead", max_length=1000)
                 edit = gr.Button("Edit")
             with gr.Accordion("Paint a part of the chosen image anew", open=False):
-                editor = gr.ImageEditor(type="pil", sources=(), transforms=(), layers=False, label="White is painted anew",
-                                        brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"))  # fmt: skip
+                editor = painter("White is painted anew")
                 inpaint = gr.Button("Paint anew what the prompt says")
         with gr.Column(scale=3, min_width=300):
-            images = gr.Gallery(label="Images", columns=4, interactive=False, elem_id="draw-images")
-            of_base = gr.Gallery(label="The base, from the same noise", columns=4, interactive=False, visible=False)
+            images = gallery("Images", elem_id="draw-images")
+            of_base = gallery("The base, from the same noise", visible=False)
             about, again = gr.HTML(), gr.Button("Use these settings again", visible=False)
-    files, chosen = gr.State([]), gr.State("")
+    files, chosen, hidden = gr.State([]), gr.State(""), gr.update(visible=False)
     asked = [run, state, base, prompt, *fields]
 
-    def listed(before):
-        names = [NO_RUN, *(one.name for one in page.space.runs() if any(states(one)))]
-        return gr.update(choices=names, value=before if before in names[1:] else (names[1:] or names)[0])
-
-    def states_of(name):
-        found = [] if name == NO_RUN else list(states(page.space.run(name)))
-        return gr.update(choices=found, value=next(iter(found), None))
+    def looked(name, at):
+        runs = [one for one in page.space.runs() if any(states(one))]
+        names = {one.name: [NEWEST, *states(one)] for one in runs} | {NO_RUN: [NEWEST]}
+        name = name if name in names else next(iter(names))
+        return listed(names, name), listed(names[name], at), gr.update(visible=name == NO_RUN)
 
     def drawn(name, at, of, words, *values):
         *options, with_base = values
@@ -62,11 +60,14 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
             manifest = page.space.run(name).manifest
             bare = words.replace("{token} ", "").replace("{class}", manifest["subjects"][0]["class"])
             other = draw(page, "generate", ["--base", str(manifest["base"])], options, bare)
-        return paths, gr.update(value=other, visible=bool(other)), paths
+        return shown(paths, other)
+
+    def shown(paths, other=()):
+        """New images, of which none is chosen yet."""
+        return gr.update(value=paths, selected_index=None), gr.update(value=other, visible=bool(other)), paths, "", hidden
 
     def edited(name, at, of, words, *values):
-        paths = draw(page, "edit", source(page, name, at, of), values[:-1], words, values[-1])
-        return paths, gr.update(visible=False), paths
+        return shown(draw(page, "edit", source(page, name, at, of), values[:-1], words, values[-1]))
 
     def painted(name, at, of, words, *values):
         *options, painting, path = values
@@ -77,27 +78,25 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         with writing(mask) as temporary:
             layers[0].save(temporary)
         begin = ["--image", str(page.space.inside(path)), "--mask", str(mask)]
-        paths = draw(page, "generate", [*source(page, name, at, of), *begin], options[:5] + [""] + options[6:], words)
-        return paths, gr.update(visible=False), paths
+        return shown(draw(page, "generate", [*source(page, name, at, of), *begin], options[:5] + [""] + options[6:], words))
 
     def opened(paths, event: gr.SelectData):
         path = page.space.inside(paths[event.index])
         row = row_of(path)
-        return text("row", row=row, name=path.name), gr.update(visible=bool(row)), str(path), str(path)
+        row = {key: page.space.within(value) for key, value in row.items()}
+        return text("row", row=row, name=path.name), gr.update(visible=bool(row)), str(path), editable(Image.open(path))
 
     def reused(path, *values):
         row = row_of(page.space.inside(path))
         names = [key.rpartition(".")[2] if key in IN_ROW else "" for key in KEYS]
         return row["prompt"], *(str(row.get(name, value)) for name, value in zip(names, values, strict=True))
 
-    there = tab.select(guarded(listed), run, run, show_progress="hidden")
-    there.then(guarded(states_of), run, state, show_progress="hidden")  # of the same run, whose checkpoints come and go
-    blocks.load(guarded(listed), run, run, show_progress="hidden")
-    run.change(guarded(states_of), run, state, show_progress="hidden")
-    results = [images, of_base, files]
-    go.click(guarded(drawn), [*asked, beside], results)
-    edit.click(guarded(edited), [*asked, target], results)
-    inpaint.click(guarded(painted), [*asked, editor, chosen], results)
+    lists = [run, state, base]
+    gr.on([tab.select, run.input], guarded(looked), lists[:2], lists, show_progress="hidden")
+    results = [images, of_base, files, about, again]
+    go.click(guarded(drawn), [*asked, beside], results, scroll_to_output=True)
+    edit.click(guarded(edited), [*asked, target], results, scroll_to_output=True)
+    inpaint.click(guarded(painted), [*asked, editor, chosen], results, scroll_to_output=True)
     images.select(opened, files, [about, again, chosen, editor])
     again.click(guarded(reused), [chosen, *fields], [prompt, *fields])
 
@@ -115,9 +114,11 @@ def source(page: Page, name: str, at: str, base: str) -> list[str]:
     if name == NO_RUN:
         return ["--base", page.space.require_plain(base, page.bases)]
     run = page.space.run(name)
-    if at not in ("", "result", None) and at not in list(states(run)):
-        raise UserError(f"{name} has no checkpoint {at!r}. Choose one from the list.")
-    return ["--run", str(run.folder), *([] if at in ("", "result", None) else ["--checkpoint", at])]
+    found = list(states(run))
+    if at not in (NEWEST, *found):
+        raise UserError(f"{name} has no checkpoint {at!r} any more. Open this place again, and choose one from the list.")
+    at = next(iter(found), "result") if at == NEWEST else at
+    return ["--run", str(run.folder), *([] if at == "result" else ["--checkpoint", at])]
 
 
 def draw(page: Page, command: str, of: list[str], values: list, *words: str, out: Path | None = None) -> list[str]:

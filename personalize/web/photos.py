@@ -5,7 +5,8 @@ from pathlib import Path
 import gradio as gr
 
 from personalize.common.job_queue import call
-from personalize.web.app import Page, frame, guarded, text
+from personalize.web.app import Page, editable, frame, gallery, guarded, painter, text
+from personalize.web.draw import NO_RUN, draw, source
 
 
 def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
@@ -26,7 +27,7 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         find = gr.Button("Find the subject: masks")
         known = gr.Button("Does the base know the class?", elem_id="photos-known")
     note = gr.HTML()
-    drawn = gr.Gallery(label="The base's images of the class", visible=False, columns=4, height=260, interactive=False)
+    drawn = gallery("The base's images of the class", visible=False)
     sheet = gr.HTML()
     with gr.Accordion("Captions", open=False):
         captions = gr.Dataframe(headers=["photo", "caption"], type="array", datatype="str", static_columns=[0],
@@ -34,23 +35,23 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         keep_captions = gr.Button("Keep these captions")
     with gr.Accordion("Crop a photo, or paint its mask", open=False):
         photo = gr.Dropdown([], label="Photo", interactive=True)
-        editor = gr.ImageEditor(type="pil", sources=(), transforms=("crop",), layers=False, label="White where the subject is",
-                                brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"))  # fmt: skip
+        editor = painter("White where the subject is", "crop")
         with gr.Row():
             keep_crop = gr.Button("Keep this crop")
             keep_mask = gr.Button("Keep what is painted as its mask")
 
-    def looked(who, of):
-        """The doctor's page and what can be edited of a subject that has photos."""
-        folder = page.space.subject(who) if who else None
-        rows = _edits().captions_of(folder) if who else []
+    def looked(who, of, *words):
+        """The doctor's page and what can be edited of a subject that has photos. words: options that add to them first."""
+        folder, lines = page.space.subject(who) if who else None, []
+        if not who or not _edits().captions_of(folder):
+            return text("note", lines=["No photos yet."] if who else []), "", [], gr.update(choices=[], value=None)
+        out, plain = page.space.own / "photos" / f"{who}.html", page.space.require_plain(of, page.bases)
+        values = call(page.space.root, "photos", "--base", plain, "--out", str(out), *words, "--", str(folder))
+        if words:
+            lines = [f["text"] for f in values["findings"] if f["severity"] != "ok"][-6:] or ["Done: see below."]
+        rows = _edits().captions_of(folder)
         photos = gr.update(choices=[row[0] for row in rows], value=None)
-        if not rows:
-            return text("note", lines=["No photos yet."] if who else []), "", [], photos
-        out = page.space.own / "photos" / f"{who}.html"
-        plain = page.space.require_plain(of, page.bases)
-        call(page.space.root, "photos", "--base", plain, "--out", str(out), "--", str(folder))
-        return "", frame(out, f"photos of {who}"), rows, photos
+        return text("note", lines=lines), frame(out, f"photos of {who}"), rows, photos
 
     def made(who, word):
         return page.subjects(page.space.new_subject(who, word))
@@ -60,29 +61,23 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         said, *rest = looked(who, of)
         return None, text("note", lines=refused) + said, *rest
 
-    def added(option):
-        def work(who, of):
-            words = option(page.space.class_word(who))
-            folder, plain = page.space.subject(who), page.space.require_plain(of, page.bases)
-            out = page.space.own / "photos" / f"{who}.html"
-            values = call(page.space.root, "photos", "--base", plain, "--out", str(out), *words, "--", str(folder))
-            lines = [f["text"] for f in values["findings"] if f["severity"] != "ok"]
-            return text("note", lines=lines[-6:]), *looked(who, of)[1:]
+    def suggested(who, of):
+        return looked(who, of, "--caption", "--class", page.space.class_word(who))
 
-        return work
+    def found(who, of):
+        return looked(who, of, "--mask", f"word:{page.space.class_word(who)}")
 
     def class_images(who, of):
-        prompt, plain = f"a {page.space.class_word(who)}", page.space.require_plain(of, page.bases)
-        out = page.space.own / "drawn"
-        values = call(page.space.root, "generate", "--base", plain, "--out", str(out), "--count", "4", "--", prompt)
-        return gr.update(value=[str(path) for path in values["files"]], visible=True, label=f"{prompt}, by {of}")
+        prompt = f"a {page.space.class_word(who)}"
+        images = draw(page, "generate", source(page, NO_RUN, "", of), [4], prompt)
+        return gr.update(value=images, visible=True, label=f"{prompt}, by {of}")
 
     def captioned(who, rows):
         _edits().write_captions(page.space.subject(who), rows)
         return text("note", lines=["the captions are kept beside the photos"])
 
     def chosen(who, photo_name):
-        return _edits().photo_of(page.space.subject(who), photo_name).image if photo_name else None
+        return editable(_edits().photo_of(page.space.subject(who), photo_name).image) if photo_name else None
 
     def cropped(who, photo_name, edited, of):
         _edits().keep_photo_crop(page.space.subject(who), photo_name, edited)
@@ -93,13 +88,13 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         return looked(who, of)
 
     seen = [note, sheet, captions, photo]
-    blocks.load(page.subjects, subject, subject, show_progress="hidden")
+    gr.on([blocks.load, tab.select], page.subjects, subject, subject, show_progress="hidden")
     make.click(guarded(made), [name, class_word], subject)
     subject.change(guarded(looked), [subject, base], seen)
     files.upload(guarded(dropped), [subject, files, base], [files, *seen])
     check.click(guarded(looked), [subject, base], seen)
-    suggest.click(guarded(added(lambda word: ["--caption", "--class", word])), [subject, base], seen)
-    find.click(guarded(added(lambda word: ["--mask", f"word:{word}"])), [subject, base], seen)
+    suggest.click(guarded(suggested), [subject, base], seen)
+    find.click(guarded(found), [subject, base], seen)
     known.click(guarded(class_images), [subject, base], drawn)
     keep_captions.click(guarded(captioned), [subject, captions], note)
     photo.input(guarded(chosen), [subject, photo], editor)

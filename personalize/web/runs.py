@@ -1,5 +1,6 @@
 """Runs: all run folders with verdict, scores and disk; report, evaluation, export and deletion."""
 
+import html
 from pathlib import Path
 
 import gradio as gr
@@ -7,7 +8,7 @@ import gradio as gr
 from personalize.common.errors import UserError
 from personalize.common.job_queue import call
 from personalize.common.run_list import Run, delete_run, disk, evaluation
-from personalize.web.app import Page, frame, guarded, text
+from personalize.web.app import Page, frame, guarded, listed, text
 
 FORMATS = ("diffusers", "single-file", "kohya", "a1111-embedding")  # of `export`, which says what a run has
 SHOWN_SCORES = ("dino", "clip_t")
@@ -17,24 +18,21 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
     """The place, below its tab."""
     overview = gr.HTML(elem_classes="runs")
     with gr.Row():
-        run = gr.Dropdown([], label="Run", interactive=True, elem_id="runs-run")
+        run = gr.Dropdown([], label="Run", interactive=True, min_width=300, elem_id="runs-run")
         evaluate = gr.Button("Evaluate", elem_id="runs-evaluate")
         report = gr.Button("Show the report", elem_id="runs-report")
     with gr.Row():
-        form = gr.Dropdown(list(FORMATS), value="diffusers", label="Export for", elem_id="runs-format")
+        form = gr.Dropdown(list(FORMATS), value="diffusers", label="Export for", min_width=300, elem_id="runs-format")
         export = gr.Button("Export and check", elem_id="runs-export")
-        file = gr.File(label="What was written", visible=False, interactive=False)
-    note = gr.HTML()
-    with gr.Row():
         ask = gr.Button("Delete …", variant="stop", elem_id="runs-delete")
         sure = gr.Button("Yes, delete it for good", variant="stop", visible=False, elem_id="runs-delete-sure")
+    note = gr.HTML()
+    file = gr.File(label="What was written", visible=False, interactive=False)
     shown = gr.HTML()
 
-    def listed(chosen):
+    def looked(chosen):
         runs = page.space.runs()
-        names = [one.name for one in runs]
-        value = chosen if chosen in names else next(iter(names), None)
-        return text("runs", rows=[row(one) for one in runs]), gr.update(choices=names, value=value), gr.update(visible=False)
+        return text("runs", rows=[row(one) for one in runs]), listed([one.name for one in runs], chosen)
 
     def evaluated(name):
         folder = page.space.run(name).folder
@@ -62,17 +60,21 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
 
     def deleted(name):
         delete_run(page.space.run(name))
-        return text("note", lines=[f"{name} is deleted."]), *listed(None)
+        gr.Info(html.escape(f"{name} is deleted."), title="Done")
+        return looked(None)
 
-    table = [overview, run, sure]
-    tab.select(guarded(listed), run, table, show_progress="hidden")
-    blocks.load(guarded(listed), run, table, show_progress="hidden")
-    run.change(lambda: gr.update(visible=False), None, sure, show_progress="hidden")
-    evaluate.click(guarded(evaluated), run, [note, shown]).then(guarded(listed), run, table)
+    def turned():
+        """What was said and shown of the run before is not this one's."""
+        return "", "", *[gr.update(visible=False)] * 2
+
+    table = [overview, run]
+    tab.select(guarded(looked), run, table, show_progress="hidden")
+    run.change(turned, None, [note, shown, sure, file], show_progress="hidden")
+    evaluate.click(guarded(evaluated), run, [note, shown]).then(guarded(looked), run, table)
     report.click(guarded(show), run, shown)
     export.click(guarded(exported), [run, form], [note, file])
     ask.click(guarded(asked), run, [note, sure])
-    sure.click(guarded(deleted), run, [note, *table])
+    sure.click(guarded(deleted), run, table)
 
 
 def row(run: Run) -> dict:

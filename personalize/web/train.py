@@ -1,6 +1,7 @@
 """Train: what is asked of `train`, its plan, the queue, and a run as it goes."""
 
 import gradio as gr
+from PIL import Image
 
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl, write_text
@@ -8,6 +9,7 @@ from personalize.common.job_queue import FAILED, QUEUED, RUNNING, STOPPED, Job, 
 from personalize.common.recipe import SETTINGS, recipe_from_dict
 from personalize.common.recipe_sections import METHODS
 from personalize.common.run_folder import SAVE_NOW
+from personalize.data.image_grid import LINE
 from personalize.web import settings_form
 from personalize.web.app import Page, guarded, text
 
@@ -75,13 +77,8 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
         key = f"{hash(now)} {value} {choices}"
         return [gr.skip()] * 3 if key == before else (gr.update(choices=choices, value=value), now, key)
 
-    def stopped(name):
-        page.jobs.stop(name)
-        return watch(name, "")
-
-    def resumed(name):
-        page.jobs.resume(name)
-        return watch(name, "")
+    def told(act):
+        return guarded(lambda name: (act(name), watch(name, ""))[1])
 
     def saved(name):
         one = page.jobs.read(page.jobs.path(name))
@@ -91,7 +88,6 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
 
     seen_by = [job, watched, seen]
     tab.select(page.subjects, subject, subject, show_progress="hidden")
-    blocks.load(page.subjects, subject, subject, show_progress="hidden")
     blocks.load(guarded(watch), [job, seen], seen_by, show_progress="hidden")
     timer.tick(guarded(watch), [job, seen], seen_by, show_progress="hidden")
     job.input(guarded(watch), [job, gr.State("")], seen_by, show_progress="hidden")
@@ -100,9 +96,9 @@ def build(page: Page, tab: gr.Tab, blocks: gr.Blocks) -> None:
           trigger_mode="always_last")  # fmt: skip
     plan.click(guarded(plan_of), [subject, *head, *values], planned)
     start.click(guarded(started), [subject, *head, *values], seen_by)
-    stop.click(guarded(stopped), job, seen_by)
+    stop.click(told(page.jobs.stop), job, seen_by)
     save.click(guarded(saved), job, None)
-    resume.click(guarded(resumed), job, seen_by)
+    resume.click(told(page.jobs.resume), job, seen_by)
 
 
 def _choices(page: Page) -> list[tuple[str, str]]:
@@ -124,9 +120,10 @@ def watched_html(page: Page, job: Job) -> str:
         pace = [row["seconds"] for row in rows[-LAST:]]
         seconds = sum(pace) / len(pace) if pace and job.state == RUNNING else None
         values["left"] = seconds and seconds * (recipe.train.steps - values["step"])
-        files = sorted((run.folder / "samples").glob("step-*.png"))[::-1][:SAMPLES]
-        values["samples"] = [(int(path.stem[5:]), path) for path in files]
-        values["prompt"] = run.manifest["subjects"][0]["prompt"]
+        files = sorted((run.folder / "samples").glob("step-*.png"))[-SAMPLES:]
+        values |= {"samples": [(int(path.stem[5:]), path) for path in files], "line": LINE}
+        values["size"] = Image.open(files[-1]).size if files else None
+        values["prompts"] = [run.manifest["subjects"][0][key] for key in ("prompt", "class")]
     return text("watch", **values)
 
 

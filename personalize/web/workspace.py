@@ -1,7 +1,6 @@
 """The folder that the page works in: what it may read and write, and what lies there."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from personalize.common.errors import UserError
@@ -12,37 +11,26 @@ from personalize.common.settings import read_toml
 SUBJECT = "subject.toml"  # beside the photos, as in data_examples/
 
 
-@dataclass(frozen=True)
 class Workspace:
-    """A folder with runs/, priors/, photos/ (a folder for each subject) and web/ (jobs, drawn images, votes)."""
+    """A folder with runs/, priors/, photos/ (a folder for each subject) and web/, its own (jobs, drawn images, votes)."""
 
-    root: Path
-
-    @classmethod
-    def at(cls, folder: Path) -> "Workspace":
-        space = cls(Path(folder).resolve())
-        for place in (space.runs_folder, space.photos_folder, space.own):
+    def __init__(self, folder: Path):
+        self.root = Path(folder).resolve()
+        self.places = [self.root / name for name in ("runs", "photos", "web")]
+        self.runs_folder, self.photos_folder, self.own = self.places
+        for place in self.places:
             make_folder(place)
-        return space
-
-    @property
-    def runs_folder(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def photos_folder(self) -> Path:
-        return self.root / "photos"
-
-    @property
-    def own(self) -> Path:
-        return self.root / "web"
 
     def inside(self, path: Path | str) -> Path:
         """A path with its links followed. UserError where it is not below runs/, photos/ or web/ here."""
         full = Path(self.root, str(path).replace("\0", "")).resolve()
-        if not any(full.is_relative_to(place) for place in (self.runs_folder, self.photos_folder, self.own)):
+        if not any(full.is_relative_to(place) for place in self.places):
             raise UserError(f"{path} is not in this workspace, {self.root}. Choose a file or folder in it.")
         return full
+
+    def within(self, value):
+        """A path in here as seen from `root`; other values stay."""
+        return str(Path(value).relative_to(self.root)) if str(value).startswith(f"{self.root}/") else value
 
     def require_plain(self, text: str, allowed: tuple[str, ...] = ()) -> str:
         """A setting's text, which is no path out of here: commands run in `root`, so relative paths are inside."""

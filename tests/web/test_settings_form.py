@@ -34,7 +34,7 @@ def test_what_is_written_is_what_a_recipe_gets(tmp_path):
     written = {"train.lr": "3e-5", "train.steps": "7", "photos.flip": True, "lora.targets": "to_q, to_v",
                "draw.size": "512x768", "train.prompt": "a \"{token}\", it's", "draw.sampler": "ddim",
                "token": "sks"}  # fmt: skip
-    texts = settings_form.settings_of(Workspace.at(tmp_path), untouched() | written, HEAD, ())
+    texts = settings_form.settings_of(Workspace(tmp_path), untouched() | written, HEAD, ())
     got = flat_settings(load_recipe(None, texts))
     assert got["train.lr"] == 3e-5 and got["train.steps"] == 7 and got["photos.flip"] is True and got["token"] == ("sks",)
     assert got["lora.targets"] == ("to_q", "to_v") and got["draw.size"] == "512x768" and got["draw.sampler"] == "ddim"
@@ -47,7 +47,7 @@ def test_what_is_written_is_what_a_recipe_gets(tmp_path):
 )
 def test_what_a_setting_cannot_be_is_refused(tmp_path, wrong):
     with pytest.raises(UserError):
-        settings_form.settings_of(Workspace.at(tmp_path), untouched() | wrong, HEAD, ())
+        settings_form.settings_of(Workspace(tmp_path), untouched() | wrong, HEAD, ())
 
 
 def test_only_recipes_of_the_list_are_read():

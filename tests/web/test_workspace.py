@@ -12,7 +12,7 @@ from personalize.web.workspace import Workspace
 def space(tmp_path):
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "manifest.json").write_text('{"status": "finished"}')
-    return Workspace.at(tmp_path / "work")
+    return Workspace(tmp_path / "work")
 
 
 @pytest.mark.parametrize("name", ["../../secret", "..", ".", "", "/etc", "a/../..", "link", "\0"])
