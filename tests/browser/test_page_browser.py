@@ -24,7 +24,7 @@ def test_a_newcomer_goes_from_photos_to_an_export_though_the_server_is_killed_on
             pages.go(page, "Train")
             pages.set_fields(page, pages.QUICK)
             page.locator("#train-start").click()
-            page.wait_for_selector(".samples img")  # a sample while it trains
+            page.wait_for_selector(".samples [role=img]")  # a sample while it trains
             server.kill()
             pid = json.loads((tmp_path / "web/jobs/0001.json").read_text())["pid"]
             before = (tmp_path / "runs/sks-dog/log.jsonl").read_text().count("\n")
