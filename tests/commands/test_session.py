@@ -32,6 +32,7 @@ def test_a_renamed_toyland_takes_toylands_defaults(renamed):
     assert own.train.steps != personalize.resolve(None, ["base=owner/name", "train.methods=lora"]).train.steps
 
 
+@pytest.mark.slow
 def test_a_renamed_toyland_trains_draws_and_scores_the_same_bits(renamed, photos, tmp_path):
     """Its defaults, rare tokens, dev prompts, encoders, probe and protocol, by name and by folder."""
     results = []
