@@ -11,18 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-SHORT = [
-    "train.methods=lora",
-    "train.steps=20",
-    "prior.count=8",
-    "prior.steps=4",
-    "draw.steps=8",
-    "choose.every=20",
-    "choose.count=1",
-    "choose.class_count=1",
-    "device=cpu",
-]
+from benchmarks.warm_rows import ROOT
+from benchmarks.warm_rows import SHORT as UNSCORED
+
+SHORT = [*UNSCORED, "choose.every=20", "choose.count=1", "choose.class_count=1"]
 RAY = ["--engine", "ray", "--workers"]
 ARMS = {"loop": [[]], "two shards": [["--shard", "0/2"], ["--shard", "1/2"]], "ray 1": [[*RAY, "1"]], "ray 2": [[*RAY, "2"]]}
 

@@ -68,10 +68,10 @@ def pretrain(
 ) -> Path | None:
     """Every stage in order, or those up to `until`; what `work` already holds is kept.
 
-    settings: "key=value" texts that change the preset. part: instead of a base, one of `parts.PARTS`, trained onto the
-    base that lies in `out` and written into it. Returns `out`, a diffusers folder plus encoders/ and probes/, or
-    None where it stopped before that. UserError for an unknown preset, setting, stage or part, and where `work` was begun
-    with other settings.
+    settings: "key=value" texts that change the preset. part: instead of a base, one of `parts.PARTS`, trained onto the base
+    that lies in `out`, and written into its folder there, which is returned. Else returns `out`, a diffusers folder plus
+    encoders/ and probes/, or None where it stopped before that. UserError for an unknown preset, setting, stage or part, and
+    where `work` was begun with other settings.
     """
     if part:
         return _pretrain_part(part, Path(out), Path(work), settings, screen)
@@ -113,17 +113,17 @@ def _pretrain_part(name: str, base: Path, work: Path, texts: Sequence[str], scre
         raise UserError(f"unknown part {name!r}{nearest(name, PARTS) or '.'} Known: {', '.join(PARTS)}.")
     from personalize.commands.session import open_base, resolve
 
-    part = PARTS[name]
-    module = importlib.import_module(f"personalize.toyland.pretraining.{part.module}")
+    folder = base / PARTS[name]
+    module = importlib.import_module(f"personalize.toyland.pretraining.{name.replace('-', '_')}")
     settings = _changed(module.Settings(), texts)
     work = work / name
     work.mkdir(parents=True, exist_ok=True)
     _check_work_folder(work / "settings.json", settings)
     model = open_base(resolve(None, [f"base={base}"]), screen)
     with _timed(work, name):
-        module.train(model, base / part.folder, work, settings, screen.say)
-    write_json(base / part.folder / "pretraining.json", _manifest(work, settings, model.device))
-    return base / part.folder
+        module.train(model, folder, work, settings, screen.say)
+    write_json(folder / "pretraining.json", _manifest(work, settings, model.device))
+    return folder
 
 
 def _changed(settings, texts: Sequence[str]):
