@@ -108,6 +108,7 @@ def test_scenes_are_the_step_s_and_noise_is_the_seed_s_whatever_the_schedule():
     assert not torch.equal(a.z_t, b.z_t) and not torch.equal(a.target, c.target) and not torch.equal(a.z0, d.z0)
 
 
+@pytest.mark.slow
 def test_two_rows_on_a_tiny_world_and_then_from_the_folder(tmp_path, monkeypatch):
     from personalize import models
 

@@ -99,6 +99,7 @@ def test_pure_noise_is_hidden_from_d_and_real_pairs_are_of_one_image(tiny, laten
     assert left.std().item() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_weights(tiny, latents, tmp_path):
     said, caption = [], lambda k, step: f"a dog {k}"
     whole = ddgan_training.train(tiny, latents, caption, tmp_path / "whole", SETTINGS, said.append)

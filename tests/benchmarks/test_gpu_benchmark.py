@@ -105,6 +105,7 @@ def test_so_it_is_with_a_process_for_each_part(tmp_path):
     check_what_it_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_images_memory_and_a_peer_are_measured(setup, script):
     """In this process: one of its own each would take the suite half a minute."""
     drawn = measured(setup, "draw/sd15")

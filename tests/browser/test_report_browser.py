@@ -26,6 +26,7 @@ def test_a_page_that_asks_for_something_is_seen_to(tmp_path):
         assert "http://127.0.0.1:9/far.png" in found["asked"]
 
 
+@pytest.mark.slow
 def test_the_dark_page_is_dark_and_the_light_one_light(tmp_path):
     page = html(reports.evaluation(), reports.shown())
     assert chromium.corner(tmp_path, page, chromium.DARK) == (0x15, 0x17, 0x1B)

@@ -447,6 +447,7 @@ def test_a_run_ends_early_where_more_only_harms(photos, settings, tmp_path, monk
     assert run_folder.read_manifest(found.folder)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_several_subjects_are_chosen_for_together_and_held_against_each_other(photos, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(bleed, "shares", lambda values, base, **_: {key: values[key] - base[key] for key in values})
     words, cat = ["token=zqv,zzk", *CHOOSE], str(Path(__file__).parents[2] / "data_examples" / "cat")

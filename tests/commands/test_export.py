@@ -226,6 +226,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_commands_own_check_says_how_near_and_how_far(run_of, terminal):
     """The one test of a real fresh process with its options: a LoRA and an embedding on the run's base."""
     run = run_of("pivotal")

@@ -184,6 +184,7 @@ def test_five_steps_are_five_with_a_crash_and_a_signal_between(tiny_sd, tall, pr
     assert status(folder) == "finished" and logged(folder) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_blocks_that_wait_change_no_bit_of_a_run_that_draws_scores_stops_and_goes_on(tiny_sd, photos, prior, eyes, tmp_path):
     settings = [*LORA, "train.gradient_checkpointing=true", "train.steps=4", "train.sample_every=2", "choose.every=2"]
     settings += ["choose.count=1", "choose.class_count=1", "choose.prompts=['a {token} {class}']"]
@@ -255,6 +256,7 @@ def wait_for(process, there):
     assert process.poll() is None, process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_sd, photos, twenty, tmp_path):
     folder = tmp_path / twenty.name
     process = start(tiny_sd, photos, tmp_path)
@@ -739,6 +741,7 @@ def read_manifest_hashes(folder):
     return set(run_folder.read_manifest(folder)["sha256"])
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_the_scores_of_a_checkpoint(photos, tmp_path, monkeypatch):
     logged = []
 
@@ -840,6 +843,7 @@ def test_paths_in_manifests_are_absolute(tiny_sd, tmp_path, monkeypatch):
     assert personalize.train(photos, settings=more, runs=Path("more"), priors=Path("priors")).steps == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_kept_at_the_strength_that_keeps_to_the_limits(photos, tmp_path, monkeypatch):
     over = lambda self, limits: [(1.0, "too far")] * (self.strength == 1)  # noqa: E731
     monkeypatch.setattr(checkpoint_selection.ScoredCheckpoint, "over", over)

@@ -33,6 +33,7 @@ def train(base, photos, place, *more, **options):
     return personalize.train(photos, settings=[f"base={base}", *SETTINGS, *more], **places, **options).folder
 
 
+@pytest.mark.slow
 def test_class_images_are_drawn_in_the_buckets_and_a_stopped_run_goes_on_bit_for_bit(tiny_sd, shaped, tmp_path, monkeypatch):
     screen = RecordingScreen()
     folder = train(tiny_sd, shaped, tmp_path, screen=screen)

@@ -133,6 +133,7 @@ def test_the_same_command_again_draws_nothing_and_changes_nothing(model, six):
     assert json.loads((six / "manifest.json").read_text())["count"] == 6
 
 
+@pytest.mark.slow
 def test_a_killed_set_goes_on_as_if_it_had_not_been(model, tiny_sd, tmp_path):
     once = draw(model, tmp_path / "once", 40, f"base={tiny_sd}")
     folder = tmp_path / "killed"

@@ -31,6 +31,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(METRICS, "toy", row)
 
 
+@pytest.mark.slow
 def test_a_new_row_is_in_the_metrics_the_report_and_the_comparison(toy, photos, tmp_path):
     runs = [
         personalize.train(photos, class_word="dog", settings=[*SETTINGS, f"seed={seed}"], runs=tmp_path).folder

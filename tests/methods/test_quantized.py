@@ -73,5 +73,6 @@ assert "Linear8bitLt" in adapted("train.quantize=8bit"), "what PEFT did not find
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_imports_bitsandbytes_and_the_compiler_only_for_a_quantized_base(tiny_sd):
     subprocess.run([sys.executable, "-c", PLAIN_THEN_QUANTIZED, str(tiny_sd)], check=True)
