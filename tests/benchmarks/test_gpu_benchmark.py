@@ -182,6 +182,7 @@ def test_what_was_measured_before_an_error_is_kept(setup, monkeypatch):
     assert found["error"] == "OutOfMemoryError: CUDA out of memory in /lib/x.py"
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_ends_with_all_that_it_started(setup, tmp_path, monkeypatch):
     started = tmp_path / "started"
     child = f"import subprocess, time\np = subprocess.Popen(['sleep', '60'])\nopen({str(started)!r}, 'w').write(str(p.pid))\n"

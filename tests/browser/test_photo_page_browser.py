@@ -31,6 +31,7 @@ def test_the_page_fits_and_every_image_is_decoded(tmp_path, page):
         assert len(found["images"]) == 6 and all(found["images"])
 
 
+@pytest.mark.slow
 def test_the_dark_page_is_dark_and_the_light_one_light(tmp_path, page):
     assert chromium.corner(tmp_path, page, chromium.DARK) == (0x15, 0x17, 0x1B)
     assert chromium.corner(tmp_path, page, chromium.LIGHT) == (0xFD, 0xFD, 0xFC)

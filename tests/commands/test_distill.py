@@ -197,6 +197,7 @@ def test_a_runs_student_starts_as_its_teacher_and_keeps_its_subject(tiny_sd, tmp
         personalize.verify(student)
 
 
+@pytest.mark.slow
 def test_a_stopped_student_goes_on_to_the_same_bits(tiny_sd, students_of_sd, tmp_path, monkeypatch):
     settings, whole = [*SHORT, SAID, "distill.teacher=8"], students_of_sd / "progressive"
     learn, calls = distillation.learn, []

@@ -522,6 +522,7 @@ def test_dreambooths_own_subjects_are_thirty_of_fifteen_classes():
     assert found["dog3"] == ("hf:google/dreambooth/dog3", "dog")
 
 
+@pytest.mark.slow
 def test_images_drawn_towards_a_metric_are_marked_as_no_score_of_it(own_runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steering, "CLASS_IMAGES", 3)

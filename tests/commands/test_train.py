@@ -665,6 +665,7 @@ def test_a_renamed_run_is_found_and_another_recipe_says_what_differs_and_how_to_
     run(tiny_sd, photos, tmp_path, *LORA, "train.steps=4", f"train.init_from={folder}")
 
 
+@pytest.mark.slow
 def test_a_base_with_another_prediction_and_vae_trains_as_another_base(tiny_sd, photos, tmp_path, monkeypatch, prior):
     monkeypatch.setenv("PERSONALIZE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

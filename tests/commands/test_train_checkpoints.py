@@ -49,6 +49,7 @@ def whole(tiny_sd, photos, settings, tmp_path_factory):
     return run(tiny_sd, photos, tmp_path_factory.mktemp("whole"), *settings, NEVER)
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_are_two_until_the_end_and_change_nothing_of_a_run(tiny_sd, photos, tmp_path, settings, whole):
     with pytest.raises(RuntimeError, match="power"):
         run(tiny_sd, photos, tmp_path, *settings, ALWAYS, screen=RecordingScreen(6, crash))
@@ -133,6 +134,7 @@ def extended(folder, photos, runs, *settings):
     return personalize.train(photos, settings=settings, runs=runs, extend=True, screen=screen).folder, "\n".join(screen.lines)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_extended_is_the_run_of_as_many_steps_from_the_start(tiny_sd, photos, tmp_path, settings, whole):
     short = run(tiny_sd, photos, tmp_path, *settings, "train.steps=3")
     rows = checkpoint_selection.read_scored(short / checkpoint_selection.FILE)

@@ -152,6 +152,7 @@ def planned(bases, photos, *more):
     return load_recipe(None, [*texts, "train.methods=lora"]), [Subject("zqv", "dog", load_photos(photos, min_size=32)[0][:4])]
 
 
+@pytest.mark.slow
 def test_the_plan_counts_every_mask_that_is_kept(bases, photos):
     """1 to 10 masks of 4 photos, and 2 to 20 of 2 class images: 5 channels of 16 x 16 in float32."""
 

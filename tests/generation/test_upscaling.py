@@ -113,6 +113,7 @@ def test_the_subject_weighs_more_and_half_of_the_small_images_are_the_vaes():
     assert 8 < (low.flatten(1).mean(1) > 0).sum() < 24
 
 
+@pytest.mark.slow
 def test_training_learns_and_what_it_writes_is_read_again(tmp_path, monkeypatch):
     """On four scenes: better than bicubic after 60 steps; and the same call again trains nothing more."""
 
