@@ -1,6 +1,6 @@
 """Makes docs/page-*.png: the page's five places, as a person meets them who trains Toyland's dog.
 
-PYTHONPATH=.:tests python docs/page_screenshots.py WORKSPACE    (an empty folder; chromium and playwright are needed)
+PYTHONPATH=$PWD:$PWD/tests python docs/page_screenshots.py WORKSPACE    (an empty folder; chromium and playwright are needed)
 """
 
 import sys
