@@ -124,10 +124,11 @@ def _keys_values(model: LatentModel, state: dict[str, Tensor], path: Path) -> di
         for part in ("to_k", "to_v")
     }
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        wide = {tensor.shape[-1] for tensor in state.values() if tensor.ndim == 2}
         raise UserError(
             f"{path} was made for another base: {model.name!r} has {len(wanted)} attentions to the text, of width "
-            f"{next(iter(shapes.values()))[1]}, and the file has keys for {len(state) // 2}. Give the adapter of this "
-            "base's family."
+            f"{next(iter(shapes.values()))[1]}, and the file has keys for {len(state) // 2}, of width "
+            f"{', '.join(map(str, sorted(wide))) or 'none'}. Give the adapter of this base's family."
         )
     kv = [state[name].to(model.device, torch.float32) for name in shapes]
     return {name: (kv[2 * k], kv[2 * k + 1]) for k, name in enumerate(wanted)}

@@ -50,7 +50,7 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
         require_regular(file, "weight file")
     options = {"variant": "fp16" if ".fp16" in files[0].name else None, "torch_dtype": dtype, "use_safetensors": True}
     if part not in ("unet", "vae"):
-        options |= encoder_options(place, kind)
+        options |= encoder_options(place, kind) | {"ignore_mismatched_sizes": True}  # they are named below
     try:
         for file in files:
             require_finite_file(file)
@@ -58,6 +58,12 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
             module, loading_info = kind.from_pretrained(place, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if wrong := sorted(loading_info["mismatched_keys"]):
+        name, held, expected = wrong[0]
+        raise UserError(
+            f"{place}: config.json and the weights are of two models, for {name} is {tuple(held)} and should be "
+            f"{tuple(expected)}. Take both from one download."
+        )
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{place} lacks {len(missing)} weights, such as {missing[0]}: it is not whole. Download it again.")
     return module.eval().requires_grad_(False)

@@ -62,6 +62,10 @@ def test_the_scale_is_of_what_images_add_alone(model, tmp_path):
         assert torch.equal(half[name], torch.cat([k, 0.5 * v], -1)) and not none[name].chunk(2, -1)[1].any()
 
 
+def wider(state):
+    return {name: torch.zeros(len(weight), 9) for name, weight in state.items() if "_ip" in name}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -69,6 +73,11 @@ def test_the_scale_is_of_what_images_add_alone(model, tmp_path):
         (lambda state, folder: state.pop("ip_adapter.1.to_k_ip.weight"), "was made for another base"),
         (lambda state, folder: state.update({"image_proj.proj.weight": torch.zeros(8, 3)}), "cannot be read"),
         (lambda state, folder: state.pop("image_proj.proj.weight"), "those for faces need an encoder of faces"),
+        (lambda state, folder: state.update(wider(state)), r"of width \d+, and the file has keys for \d+, of width 9\."),
+        (
+            lambda state, folder: (folder / ENCODER / "config.json").write_text("{}"),
+            "of two models, for .* is .* and should be",
+        ),
         (lambda state, folder: (folder / ENCODER).rename(folder / "elsewhere"), f"has no folder {ENCODER}"),
     ],
 )
