@@ -75,13 +75,36 @@ def path_loss(
     """
     total = 0.0
     for times in path:
-        t, s = times[0], times[-1]
-        with torch.no_grad():
-            target = distillation_target(schedule, z, teacher_lands(schedule, guided, z, times), t, s)
-        z0 = schedule.to_z0(z, predict(z, torch.full((len(z),), t, device=z.device), cond).to(z.dtype), t)
-        total = total + z0_loss(schedule, z0, target, t).mean() / len(path)
-        z = ddim_step(schedule, z, z0.detach(), t, s)
+        target = _target(schedule, guided, z, times)
+        z0 = _student_z0(schedule, predict, z, cond, times)
+        total = total + z0_loss(schedule, z0, target, times[0]).mean() / len(path)
+        z = ddim_step(schedule, z, z0.detach(), times[0], times[-1])
     return total
+
+
+@torch.no_grad()
+def path_lessons(
+    schedule: Schedule, predict: Predict, guided: Guided, z: Tensor, cond: Cond, path: list[list[int]]
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The student's stops on its path from noise z, and the z0 that it has to answer at each: both (S,B,C,h,w), to be learned
+    as often as one likes. `path` as in `path_loss`.
+    """
+    stops, targets = [], []
+    for k, times in enumerate(path):
+        stops.append(z)
+        targets.append(_target(schedule, guided, z, times))
+        if k + 1 < len(path):
+            z = ddim_step(schedule, z, _student_z0(schedule, predict, z, cond, times), times[0], times[-1])
+    return torch.stack(stops), torch.stack(targets)
+
+
+@torch.no_grad()
+def _target(schedule: Schedule, guided: Guided, z: Tensor, times: list[int]) -> Tensor:
+    return distillation_target(schedule, z, teacher_lands(schedule, guided, z, times), times[0], times[-1])
+
+
+def _student_z0(schedule: Schedule, predict: Predict, z: Tensor, cond: Cond, times: list[int]) -> Tensor:
+    return schedule.to_z0(z, predict(z, torch.full((len(z),), times[0], device=z.device), cond).to(z.dtype), times[0])
 
 
 def lcm_boundary(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,20 @@ def test_the_loss_of_z0_is_the_plain_loss_of_v():
     torch.testing.assert_close(distillation.z0_loss(V, z0, target, t), plain, rtol=1e-5, atol=0)
 
 
+def test_lessons_on_the_students_path_are_what_the_loss_of_its_path_is_of():
+    point, z = noise(1, 4, 4, 4, seed=3), noise(2, 4, 4, 4)
+    guided = lambda z, t: V.from_z0(z, point.expand_as(z), t)  # noqa: E731
+    predict = lambda z, t, cond: 0.5 * z  # noqa: E731
+    (path,) = distillation.student_paths(V, 8, 2, at_once=4)
+    stops, targets = distillation.path_lessons(V, predict, guided, z, {}, path)
+    assert stops.shape == targets.shape == (2, *z.shape) and torch.equal(stops[0], z)
+    parts = [
+        distillation.z0_loss(V, V.to_z0(stop, 0.5 * stop, times[0]), target, times[0]).mean()
+        for stop, target, times in zip(stops, targets, path, strict=True)
+    ]
+    assert sum(parts) / 2 == pytest.approx(distillation.path_loss(V, predict, guided, z, {}, path).item(), rel=1e-6)
+
+
 def test_a_student_that_says_the_goal_has_no_loss_and_learns_on_its_own_path():
     """All data is one point: teacher and student know it. A student that errs is taught from where it errs to."""
     point, z, seen = noise(1, 4, 4, 4, seed=3), noise(2, 4, 4, 4), []

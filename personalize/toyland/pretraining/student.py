@@ -1,8 +1,9 @@
 """Part "student": a LoRA with which Toyland draws in two steps, by progressive distillation (Salimans & Ho 2202.00512).
 
 The student follows its own path from noise to data. From each of its stops the teacher makes some DDIM steps, and the student
-learns to land there in one; then it may teach a student with still fewer steps. No scene is rendered: the teacher is what is
-learned, and it needs captions alone. The first teacher is the base with its guidance, which the student has inside.
+learns to land there in one; then it may teach a student with still fewer steps. The teacher costs three quarters of the time,
+so what it says is learned some times over. No scene is rendered: the teacher is what is learned, and it needs captions alone.
+The first teacher is the base with its guidance, which the student has inside.
 
 B images; z (B,4,16,16); W + up down is a layer of the student, down (r,in,...), up (out,r,...).
 """
@@ -20,9 +21,10 @@ from torch.func import functional_call
 from personalize.common.files import write_json
 from personalize.common.settings import setting
 from personalize.core import rng
-from personalize.core.distillation import path_loss, student_paths
+from personalize.core.distillation import path_lessons, student_paths, z0_loss
 from personalize.core.guidance import GUIDANCE, Cond, Predict
 from personalize.formats import lora
+from personalize.formats.safetensors_io import load_tensors, save_tensors
 from personalize.models import fast_unet
 from personalize.models.interface import LatentModel
 from personalize.toyland.pretraining.stages import loss_logger
@@ -30,20 +32,22 @@ from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.scenes import caption, sample_scene
 
 BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+AT_ONCE = 16  # training steps for which the teacher is asked at once
 SEED = 20_000_000  # of the scenes whose captions are learned, which no other part uses
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the student learns; the defaults take half an hour of one CPU core."""
+    """How the student learns; the defaults take an hour of one CPU core."""
 
     teacher: int = setting(8, "DDIM steps of the first teacher", choices=(4, 8, 16, 32))
     steps: int = setting(2, "steps of the student", choices=(1, 2, 4))
     guidance: float = setting(2.2, "guidance of the first teacher, which the student has inside", least=0)
     rank: int = setting(64, "of the LoRA")
     at_once: int = setting(4, "steps of a teacher that a student makes in one: 2 halves as the paper does", choices=(2, 4, 8))
-    rows: int = setting(8, "rows of a training step: images times steps of the student")
-    updates: int = setting(900, "training steps of each student")
+    rows: int = setting(16, "rows of a training step: images times steps of the student")
+    replays: int = setting(3, "how often an image of the teacher is learned")
+    updates: int = setting(4_000, "training steps of each student")
     lr: float = setting(1e-3, "of AdamW, cosine to zero for each student")
     ema: float = setting(0.99, "decay of the EMA")
     seed: int = setting(0, "of all randomness")
@@ -113,12 +117,17 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
     scale, teacher, steps = settings.guidance, first, settings.updates
     for path in student_paths(model.schedule, settings.teacher, settings.steps, at_once=settings.at_once):
         name, batch = f"student{len(path)}", max(1, settings.rows // len(path))
+        lessons = Lessons(model, student, (teacher, scale), path, work / name, settings)
 
-        def loss(step: int, teacher=teacher, path=path, name=name, batch=batch, scale=scale) -> Tensor:
-            noise, cond, uncond = _prompts_and_noise(model, batch, settings.seed, name, step)
-            with torch.no_grad():
-                guided = GUIDANCE["cfg"](teacher, cond, uncond, scale)
-            return path_loss(model.schedule, student(), guided, noise, cond, path)
+        def loss(step: int, lessons=lessons, path=path, batch=batch) -> Tensor:
+            stops, targets, cond = lessons.at(step, batch)
+            predict = student()
+            parts = []
+            for z, target, times in zip(stops, targets, path, strict=True):
+                t = torch.full((len(z),), times[0], device=z.device)
+                z0 = model.schedule.to_z0(z, predict(z, t, cond), times[0])
+                parts.append(z0_loss(model.schedule, z0, target, times[0]).mean())
+            return torch.stack(parts).mean()
 
         log = loss_logger(name, steps, say)
         train_stage(student, loss, work / f"{name}.safetensors", steps=steps, lr=settings.lr, say=log, muon=False,
@@ -129,13 +138,46 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
         write_json(out / "student.json", {"sampler": "ddim", "steps": len(path), "guidance_baked": settings.guidance})
 
 
-@torch.no_grad()
-def _prompts_and_noise(model: LatentModel, batch: int, seed: int, name: str, step: int) -> tuple[Tensor, Cond, Cond]:
-    """Noise (B,4,16,16), and the conditioning of B captions and of none."""
-    g = rng.generator(seed, f"student/{name}", step)
-    scenes = torch.randint(0, 1_000_000, (batch,), generator=g).tolist()
-    texts = [caption(sample_scene(SEED + k), (step << 8) + i) for i, k in enumerate(scenes)]
-    text = model.encode_prompts([*texts, ""])["text"]
-    edge = model.size // model.downscale
-    noise = torch.randn(batch, model.latent_channels, edge, edge, generator=g)
-    return noise.to(model.device), {"text": text[:batch]}, {"text": text[-1:].expand(batch, -1, -1)}
+class Lessons:
+    """What the teacher says on the student's path, for some steps at a time, in files: a resumed training reads them."""
+
+    def __init__(
+        self, model: LatentModel, student: Student, teacher: tuple[Predict, float], path, work: Path, settings: Settings
+    ):
+        self.model, self.student, self.path, self.work, self.settings = model, student, path, work, settings
+        self.teacher, self.scale = teacher
+        self.now: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    def at(self, step: int, batch: int) -> tuple[Tensor, Tensor, Cond]:
+        """Stops and targets (S,B,4,16,16), and the conditioning of their B captions."""
+        chunk, k = divmod(step, AT_ONCE * self.settings.replays)
+        if self.now[0] != chunk:
+            self.now = chunk, self._chunk(chunk, AT_ONCE * batch)
+        g = rng.generator(self.settings.seed, f"student/{self.work.name}/order", step // AT_ONCE)
+        rows = torch.randperm(AT_ONCE * batch, generator=g)[k % AT_ONCE * batch :][:batch].to(self.model.device)
+        lessons = self.now[1]
+        return lessons["stops"][:, rows], lessons["targets"][:, rows], {"text": lessons["text"][rows]}
+
+    @torch.no_grad()
+    def _chunk(self, chunk: int, count: int) -> dict[str, Tensor]:
+        path = self.work / f"{chunk}.safetensors"
+        if not path.exists():
+            model, parts, predict = self.model, [], self.student()
+            for start in range(0, count, 8):
+                noise, cond, uncond = self._prompts_and_noise(chunk * count + start, min(8, count - start))
+                guided = GUIDANCE["cfg"](self.teacher, cond, uncond, self.scale)
+                stops, targets = path_lessons(model.schedule, predict, guided, noise, cond, self.path)
+                parts.append({"stops": stops, "targets": targets, "text": cond["text"]})
+            whole = {name: torch.cat([p[name] for p in parts], int(name != "text")) for name in parts[0]}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(path, {name: value.contiguous() for name, value in whole.items()})
+        return {name: value.to(self.model.device) for name, value in load_tensors(path).items()}
+
+    def _prompts_and_noise(self, first: int, count: int) -> tuple[Tensor, Cond, Cond]:
+        """Noise (B,4,16,16), and the conditioning of B captions and of none."""
+        g = rng.generator(self.settings.seed, f"student/{self.work.name}", first)
+        scenes = torch.randint(0, 1_000_000, (count,), generator=g).tolist()
+        texts = [caption(sample_scene(SEED + k), (first << 8) + i) for i, k in enumerate(scenes)]
+        text, edge = self.model.encode_prompts([*texts, ""])["text"], self.model.size // self.model.downscale
+        noise = torch.randn(count, self.model.latent_channels, edge, edge, generator=g)
+        return noise.to(self.model.device), {"text": text[:count]}, {"text": text[-1:].expand(count, -1, -1)}
