@@ -30,7 +30,7 @@ from personalize.toyland.probes import load_probe, scene_truth
 from personalize.toyland.world.scenes import ACCESSORIES, caption
 
 HELD_OUT = 1 << 24  # added to the number of a scene of the part
-READ_STEPS, READ_SCENES = 500, 1500
+READ_STEPS, READ_BATCH, READ_SCENES, JUDGED = 4000, 16, 4000, 200  # scenes beside them, for the reader's own IoU
 FIELDS = ("class", "place", "action", "accessory")
 
 
@@ -40,19 +40,22 @@ class Reader(nn.Module):
     def __init__(self, width: int = 32):
         super().__init__()
         self.head = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, width, 3, padding=1), nn.ReLU())
-        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), *_dilated(2 * width, (1, 2, 4, 1)))
+        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), *(Dilated(2 * width, d) for d in (1, 2, 4, 2, 1)))
         self.up = nn.Conv2d(2 * width, width, 1)
-        self.tail = nn.Sequential(*_dilated(width, (1,)), nn.Conv2d(width, 12, 1), nn.PixelShuffle(2))
+        self.tail = nn.Sequential(Dilated(width, 1), Dilated(width, 1), nn.Conv2d(width, 12, 1), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.head(x)
         return self.tail(h + F.interpolate(self.up(self.down(h)), scale_factor=2, mode="bilinear"))
 
 
-def _dilated(width: int, dilations: tuple[int, ...]) -> list[nn.Module]:
-    return [
-        m for d in dilations for m in (nn.Conv2d(width, width, 3, padding=d, dilation=d), nn.GroupNorm(8, width), nn.ReLU())
-    ]
+class Dilated(nn.Module):
+    def __init__(self, width: int, dilation: int):
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.relu(self.conv(self.norm(x)))
 
 
 def scenes(model, first: int, count: int):
@@ -60,28 +63,47 @@ def scenes(model, first: int, count: int):
     drawn = [part.scene_of(first + k) for k in range(count)]
     images, boxes = zip(*(part.draw_with_boxes(scene, model.size) for scene in drawn), strict=True)
     array = np.stack(images)
-    x = torch.cat([stages.pixels(array, rows, torch.device("cpu")) for rows in torch.arange(count).split(64)])
-    shown = torch.cat([model.decode_latents(model.encode_images(p)[0]) for p in x.split(32)])
     labels = torch.from_numpy(np.select([array[..., 3] == 255, array[..., 3] == stages.BODY], [2, 1], 0))
-    return drawn, shown, labels, boxes
+    return drawn, as_shown(model, array), labels, boxes
+
+
+@torch.no_grad()
+def as_shown(model, images: np.ndarray) -> Tensor:
+    parts = (stages.pixels(images, rows, torch.device("cpu")) for rows in torch.arange(len(images)).split(32))
+    return torch.cat([model.decode_latents(model.encode_images(part)[0]) for part in parts])
+
+
+def read_scenes(work: Path, model) -> tuple[Tensor, Tensor]:
+    """Images (N,3,H,W) and labels (N,H,W) that the reader learns from; kept in `work`."""
+    paths = work / "reader-images.npy", work / "reader-labels.npy"
+    if not all(path.exists() for path in paths):
+        _, x, labels, _ = scenes(model, HELD_OUT, READ_SCENES + JUDGED)
+        for path, array in zip(paths, (x.half(), labels.byte()), strict=True):
+            with writing(path) as temporary:
+                np.save(temporary, array.numpy())
+    x, labels = (torch.from_numpy(np.load(path)) for path in paths)
+    return x.float(), labels.long()
 
 
 def reader(work: Path, model) -> tuple[Reader, list[float]]:
     """A trained reader, and its IoU of subject and accessory on scenes that it has not seen."""
     torch.manual_seed(0)
-    net = Reader()
-    _, x, labels, _ = scenes(model, HELD_OUT, READ_SCENES)
+    net, (x, labels) = Reader(), read_scenes(work, model)
+    weight = torch.tensor([1.0, 1.0, 2.0])
 
     def loss(step: int) -> Tensor:
-        rows = torch.randint(0, len(x) - 200, (16,), generator=rng.generator(0, "reader", step))
-        noisy = x[rows] + 0.05 * torch.randn(x[rows].shape, generator=rng.generator(0, "reader/noise", step))
-        return F.cross_entropy(net(noisy), labels[rows], torch.tensor([1.0, 1.0, 2.0]))
+        g = rng.generator(0, "reader", step)
+        rows, flipped = torch.randint(0, READ_SCENES, (READ_BATCH,), generator=g), bool(step % 2)
+        shown, truth = ((v[rows].flip(-1) if flipped else v[rows]) for v in (x, labels))
+        return F.cross_entropy(net(shown + 0.05 * torch.randn(shown.shape, generator=g)), truth, weight)
 
-    train_stage(net, loss, work / "reader.safetensors", steps=READ_STEPS, lr=5e-3, say=lambda step, value: None, ema_decay=0.98)
+    options = {"muon": False, "ema_decay": 0.99, "weight_decay": 0.0, "say": stages.loss_logger("reader", READ_STEPS, print)}
+    train_stage(net, loss, work / "reader.safetensors", steps=READ_STEPS, lr=3e-3, **options)
     with torch.no_grad():
-        out = torch.cat([net(some) for some in x[-200:].split(50)]).argmax(1)
-    subject = [(out == k, labels[-200:] == k) for k in (1, 2)]
-    return net.eval(), [round(((a & b).sum() / (a | b).sum()).item(), 3) for a, b in subject]
+        out = torch.cat([net(some) for some in x[READ_SCENES:].split(50)]).argmax(1)
+    truth = labels[READ_SCENES:]
+    masks = [(out == k, truth == k) for k in (1, 2)]
+    return net.eval(), [round(((a & b).sum() / (a | b).sum()).item(), 3) for a, b in masks]
 
 
 def seen_box(mask: Tensor) -> tuple[float, ...] | None:
