@@ -1,11 +1,12 @@
 """How much of a subject do photos tell Toyland's base, or a run of it, beside the prompt?
 
-    python -m benchmarks.image_prompts WORK [--method full] [--count 2] [--adapter FILE]
+    python -m benchmarks.image_prompts WORK [--method full] [--trained 0.5] [--count 2] [--adapter FILE]
 
 The first `--count` development subjects of `benchmarks.subjects`, their five photos at each scale, 32 images each on Toyland's
 test prompts from the same noise, judged by truth. Without --method nothing is trained; with a technique of the league the
-photos are told beside the prompts of its run, after a quarter, half and all of its steps. Writes image-prompts.md and
-image-prompts.png into WORK, their names with the method's. `benchmarks.league` has the same images beside what trains.
+photos are told beside the prompts of its run, after a quarter, half and all of its steps; with --trained at this scale alone,
+and while it trains too. Writes image-prompts.md and image-prompts.png into WORK, their names with the method's and the scale.
+`benchmarks.league` has the same images beside what trains.
 
 error      identity error with its interval over subjects, prompts and images: 0 is the subject, 1 another of its class
 adherence  images with the place, action and accessory that were asked for, over the base's
@@ -15,7 +16,10 @@ change     of the error against the same run without photos, paired, with its in
 
 import shutil
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import typer
 from PIL import Image
@@ -28,10 +32,13 @@ from personalize.commands.session import open_base, resolve
 from personalize.common import prompts
 from personalize.common.files import read_jsonl, slug, write_text, writing
 from personalize.common.terminal import SILENT
+from personalize.core.guidance import Cond
+from personalize.data.batch import Batch
 from personalize.data.image_grid import grid
 from personalize.data.image_prompt import read_image_prompt
 from personalize.evaluation import bootstrap, image_cache, summary
 from personalize.evaluation.metrics.toyland_truth import PARTS
+from personalize.training.engine import Engine
 
 STEPS = (50, 100, 200)  # of which the last are all
 SCALES, SHOWN = (0.0, 0.5, 0.7, 1.0), (0.0, 0.5, 1.0)
@@ -39,10 +46,11 @@ EVALUATED = ["evaluate.class_count=8"]
 SAID = ("class", "place", "action", "accessory")
 
 
-def main(work: Path, count: int = 2, adapter: Path | None = None, method: str = "") -> None:
+def main(work: Path, count: int = 2, adapter: Path | None = None, method: str = "", trained: float = 0.0) -> None:
     header = ["steps", "scale", "error (95 %)", *PARTS, *SAID, "adherence", "seconds", "change (95 %)"]
     header = header if method else header[1:-1]
-    stem = f"image-prompts{'-' * bool(method)}{slug(method)}"
+    mark = f"-trained-{trained:g}" if trained else ""
+    stem = f"image-prompts{'-' * bool(method)}{slug(method)}{mark}"
     lines, sheet = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"], {}
     for k, word in enumerate(CLASSES["dev"][:count]):
         write_photos(work / "photos" / word, k)
@@ -51,11 +59,14 @@ def main(work: Path, count: int = 2, adapter: Path | None = None, method: str = 
         sheet[word] = [photos + [blank] * (len(prompts.TOYLAND) - len(photos))]
     for steps in STEPS if method else (0,):
         plain: list[dict] = []
-        for scale in SHOWN if method else SCALES:
+        for scale in (0.0, trained) if trained else SHOWN if method else SCALES:
             rows, seconds = [], 0.0
             for k, word in enumerate(CLASSES["dev"][:count]):
-                run = train(work, method, k, STEPS[-1], every=STEPS[0]) if method else None
                 told = work / "photos" / word, scale, adapter
+                run = None
+                if method:  # at scale 0 the plain run, to compare with
+                    with beside_photos(*told) if trained and scale else nullcontext():
+                        run = train(work, method, k, STEPS[-1], every=STEPS[0], mark=mark if scale else "")
                 report, images, took = of_run(work, run, steps, *told) if run else of_base(work, word, *told)
                 rows += [row | {"subject": k} for row in read_rows(report)]
                 seconds += took / count
@@ -68,6 +79,24 @@ def main(work: Path, count: int = 2, adapter: Path | None = None, method: str = 
     write_text(work / f"{stem}.md", "\n".join(lines) + "\n")
     with writing(work / f"{stem}.png") as temporary:
         grid([image for part in sheet.values() for row in part for image in row], len(prompts.TOYLAND)).save(temporary)
+
+
+def beside_photos(photos: Path, scale: float, adapter: Path | None):
+    """Photos of the subject train with the image prompt beside their text, class images without it."""
+    step = Engine.step
+
+    def told(self: Engine, batch: Batch, *, scale: float):
+        if not hasattr(self, "told"):
+            self.told, _ = read_image_prompt(self.model, photos, scale=image_scale, adapter=adapter)
+
+        def cond(rows: slice) -> Cond:
+            own = (~batch.is_prior[rows]).float().view(-1, 1, 1)
+            return batch.cond(rows) | {name: kv * own for name, kv in self.told.rows(len(own))[0].items()}
+
+        return step(self, replace(batch, cond=cond), scale=scale)
+
+    image_scale = scale
+    return mock.patch.object(Engine, "step", told)
 
 
 def table_cells(rows: list[dict]) -> list[str]:

@@ -33,10 +33,11 @@ from personalize.evaluation.metrics.toyland_truth import PARTS
 SHORT = 24  # steps of the runs that tell what a step costs
 
 
-def train(work: Path, name: str, k: int, steps: int, *, every: int = 0) -> Path:
-    """The run of a technique on the development subject k; kept. every: steps between its checkpoints, 0 for the last alone."""
+def train(work: Path, name: str, k: int, steps: int, *, every: int = 0, mark: str = "") -> Path:
+    """The run of a technique on the development subject k; kept. every: steps between its checkpoints, 0 for the last alone;
+    mark: in the name of the run, for what a caller has patched."""
     technique, word = TECHNIQUES[name], CLASSES["dev"][k]
-    run = work / "runs" / f"{slug(name)}-{steps}-{k}{f'-every-{every}' if every else ''}"
+    run = work / "runs" / f"{slug(name)}-{steps}-{k}{f'-every-{every}' if every else ''}{mark}"
     photos = work / "photos" / f"{word}{'-captions' * technique.captions}"
     if (run / "manifest.json").exists() and run_folder.read_manifest(run)["status"] == "finished":
         return run
