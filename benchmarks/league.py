@@ -33,17 +33,20 @@ from personalize.evaluation.metrics.toyland_truth import PARTS
 SHORT = 24  # steps of the runs that tell what a step costs
 
 
-def train(work: Path, name: str, k: int, steps: int) -> Path:
-    """The run of a technique on the development subject k; kept."""
+def train(work: Path, name: str, k: int, steps: int, *, every: int = 0, mark: str = "") -> Path:
+    """The run of a technique on the development subject k; kept. every: steps between its checkpoints, 0 for the last alone;
+    mark: in the name of the run, for what a caller has patched."""
     technique, word = TECHNIQUES[name], CLASSES["dev"][k]
-    run, photos = work / "runs" / f"{slug(name)}-{steps}-{k}", work / "photos" / f"{word}{'-captions' * technique.captions}"
+    run = work / "runs" / f"{slug(name)}-{steps}-{k}{f'-every-{every}' if every else ''}{mark}"
+    photos = work / "photos" / f"{word}{'-captions' * technique.captions}"
     if (run / "manifest.json").exists() and run_folder.read_manifest(run)["status"] == "finished":
         return run
     if technique.drawn_from:
         shutil.copytree(train(work, technique.drawn_from, k, steps), run, ignore=shutil.ignore_patterns("evaluation"))
         return run
     write_photos(photos, k, captions=technique.captions)
-    settings = [*technique.settings, f"train.steps={steps}", "choose.every=0", "train.checkpoint_every=0"]
+    settings = [*technique.settings, f"train.steps={steps}", "choose.every=0", f"train.checkpoint_every={every}"]
+    settings += [f"train.keep={steps // every}"] if every else []
     with technique.patch():
         folder = personalize.train(
             photos,

@@ -174,7 +174,7 @@ def evaluate(
     told = {"image_prompt": image_prompt, "class_word": class_word, "image_scale": image_scale, "adapter": adapter}
     if len(sources) > 1:
         if image_prompt:
-            raise UserError("--image-prompt is evaluated by itself, without runs.")
+            raise UserError("--image-prompt is evaluated with one run, or without any.")
         from personalize.commands.compare import compare
 
         return _compared(compare(sources, **options))

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from PIL import Image
 
+from personalize.commands.evaluated_images import Job, drawn_beside, drawn_set, every_subject
 from personalize.commands.session import PRIORS, RUNS, open_run
 from personalize.commands.told_photos import METHOD, told_photos, told_sets
 from personalize.common import run_folder
 from personalize.common.errors import UserError
-from personalize.common.files import key_of, slug, write_json, write_text
+from personalize.common.files import write_json, write_text
 from personalize.common.prompts import fill, weights_read_as_text
 from personalize.common.recipe import Recipe
 from personalize.common.terminal import SILENT, Terminal
 from personalize.data import class_images, photo_checks
 from personalize.data.buckets import sizes_of
 from personalize.data.crops import Photo, photo_squares
+from personalize.data.image_prompt import read_image_prompt
 from personalize.data.map_sheet import heated
 from personalize.evaluation import bleed, checkpoint_selection, encoders, image_cache, requirements, scoring, summary
 from personalize.evaluation.metrics import ceilings, diversity, memorization, toyland_truth
@@ -28,12 +30,11 @@ from personalize.evaluation.metrics.inputs import Reference
 from personalize.evaluation.protocols import Protocol, protocol
 from personalize.evaluation.report import page, tables
 from personalize.evaluation.report.verdict import verdict
-from personalize.generation import students
 from personalize.models.interface import LatentModel
 from personalize.models.locate import public_name
 from personalize.models.prompt_chunks import chunks_needed, longer
 from personalize.toyland.world.scenes import CLASSES
-from personalize.training import fixed_loss, load_run, steering, validation
+from personalize.training import fixed_loss, load_run, steering
 
 PRIOR_SHOWN = 20  # class images on the page
 
@@ -45,23 +46,6 @@ class EvaluateResult:
     metrics: dict
     report: Path
     failed: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A subject of a run at one of its checkpoints ("": its result), by a protocol."""
-
-    folder: Path
-    manifest: dict
-    subject: dict
-    checkpoint: str
-    protocol: Protocol
-    recipe: Recipe
-
-    @property
-    def out(self) -> Path:
-        several = len(self.manifest["subjects"]) > 1
-        return self.folder / "evaluation" / (slug(self.subject["token"]) if several else "")
 
 
 def evaluate(
@@ -83,41 +67,45 @@ def evaluate(
     """Scores of a run (the newest finished one in `runs`) against its photos, and a page to read.
 
     Images are drawn by the base, then by the run; those of an earlier call are used again. token: the subject of a run
-    that has several, the first without it. image_prompt: in place of a run, photos of a `class_word` that the base is told
-    beside each prompt, as `generate` takes them. photos=False leaves them off the page. require: what must be reached, such as
-    "drift<=0.2". UserError where a photo is gone or has changed, the run has no such checkpoint, or no such value exists.
+    that has several, the first without it. image_prompt: photos that the run is told beside each of the subject's prompts, as
+    `generate` takes them; without a run, those of a `class_word` that the bare base is told. photos=False leaves them off the
+    page. require: what must be reached, such as "drift<=0.2". UserError where a photo is gone or has changed, the run has no
+    such checkpoint, or no such value exists.
     """
-    required, image = requirements.read_requirements(require), None
-    if image_prompt:
-        if run or checkpoint or token:
-            raise UserError("--image-prompt is told to the bare base. Leave out the run, --checkpoint and --token.")
+    required, untrained, record = requirements.read_requirements(require), bool(image_prompt and not run), {}
+    if untrained:
+        if checkpoint or token:
+            raise UserError("--image-prompt without a run is told to the bare base. Leave out --checkpoint and --token.")
         options = {"base": base, "scale": image_scale, "adapter": adapter, "settings": settings, "runs": runs}
         folder, model, recipe, manifest, image = told_photos(image_prompt, class_word, **options, screen=screen)
-    elif class_word or image_scale is not None or adapter:
-        raise UserError("--class, --image-scale and --adapter are for photos as a prompt. Give them: --image-prompt PHOTOS.")
     else:
+        if class_word:
+            raise UserError("--class is of photos that the bare base is told, --image-prompt. A run has a class of its own.")
         folder, model, recipe, manifest = open_run(run, runs=runs, base=base, settings=settings, screen=screen)
+        image, record = read_image_prompt(model, image_prompt, scale=image_scale, adapter=adapter)
     subject = load_run.run_subject(manifest, token)
     wanted = protocol(recipe.evaluate, model.has_world, subject["class"])
-    job = _Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, wanted, recipe)
-    if not image_prompt:
+    job = Job(Path(os.path.abspath(folder)), manifest, subject, checkpoint, wanted, recipe, record)
+    if not untrained:
         load_run.resolve_checkpoint(model, job.folder, manifest, checkpoint)
     trained_on, held_out = load_run.run_photos(subject)
     reference, names = _reference(model, job, trained_on, held_out)
     began = time.monotonic()
-    image_sets = [_image_set(model, job, "", screen)]
+    image_sets = [drawn_set(model, job, "", screen)]
     who = steering.of_run(job.folder, manifest, subject["token"]) if recipe.draw.like else None
     steer = steering.prepare(model, recipe, who, tokens=[subject["token"]], priors=PRIORS, screen=screen)
-    several = [] if steer or len(manifest["subjects"]) == 1 else _every_subject(job, model)
-    by_base = [_image_set(model, each, "", screen) for each in several]
-    name = METHOD if image_prompt else load_run.load_run(model, job.folder, manifest, at=checkpoint)
+    several = [] if steer or record or len(manifest["subjects"]) == 1 else every_subject(job, model)
+    by_base = [drawn_set(model, each, "", screen) for each in several]
+    name = METHOD if untrained else load_run.load_run(model, job.folder, manifest, at=checkpoint)
     for line in _remarks(model, job):  # now that it knows the run's words
         screen.say(line)
-    if image_prompt:
+    if untrained:
         image_sets += told_sets(model, recipe, job.folder, image, image_sets[0], steer=steer and steer.of, screen=screen)
+    elif record:
+        image_sets += drawn_beside(model, job, name, image, screen, steer)
     else:
-        image_sets.append(_image_set(model, job, name, screen, steer))
-    by_run = [_image_set(model, each, name, screen) for each in several]
+        image_sets.append(drawn_set(model, job, name, screen, steer))
+    by_run = [drawn_set(model, each, name, screen) for each in several]
     drawing = time.monotonic() - began
     rows, drawings = [], []
     for image_set in image_sets:  # the base's first, whose class images are the look-alikes of all
@@ -157,7 +145,7 @@ def evaluate(
     return EvaluateResult(metrics, page_of, requirements.failures(required, metrics))
 
 
-def _remarks(model: LatentModel, job: _Job) -> Iterator[str]:
+def _remarks(model: LatentModel, job: Job) -> Iterator[str]:
     """What of the prompts is not read, by the base or by the encoder that scores them."""
     token, word = job.subject["token"], job.subject["class"]
     texts = [fill(template, token, word) for template in (*job.protocol.templates, job.recipe.prior.prompt)]
@@ -170,7 +158,7 @@ def _remarks(model: LatentModel, job: _Job) -> Iterator[str]:
 
 
 def _reference(
-    model: LatentModel, job: _Job, trained_on: list[Photo], held_out: list[Photo]
+    model: LatentModel, job: Job, trained_on: list[Photo], held_out: list[Photo]
 ) -> tuple[Reference, dict[str, str]]:
     """What images are scored against, and the names of the encoders with the hashes of their weights."""
     settings, word = job.recipe.evaluate, job.subject["class"]
@@ -182,36 +170,7 @@ def _reference(
     return reference, judges.names | ({"lpips": lpips.name} if lpips else {})
 
 
-def _image_set(
-    model: LatentModel, job: _Job, name: str, screen: Terminal, steer: steering.Steering | None = None
-) -> image_cache.ImageSet:
-    """The images that the protocol wants of the run put into the model, or where `name` is "" of the base, all drawn."""
-    root = job.folder / "evaluation" / "pictures" if name else job.folder.parent / validation.BASE_IMAGES
-    config, student = validation.sampling_config(job.recipe), job.manifest.get("student")
-    config = students.teacher_sampling(config, student) if student and not name else config
-    options = {"seed": job.recipe.seed, "purpose": "evaluate", "config": config}
-    drawn_by = f"{name or validation.base_cache_name(model)}{'-' + key_of(steer.record)[:6] if steer else ''}"
-    folder = image_cache.cache_folder(root, drawn_by, model, **options)
-    token, word = job.subject["token"] if name else "", job.subject["class"]
-    texts = {"class_prompt": job.recipe.prior.prompt, "token": token, "word": word, "weighting": model.weighting}
-    image_set = image_cache.image_set(job.protocol, folder, **texts)
-    what = f"drawing by the {'run' if name else 'base'}"
-    options |= {"words": (token, word)} if token else {}
-    options |= {"steer": steer.of} if steer else {}
-    image_cache.generate_missing(model, image_set, **options, progress=screen.progress, what=what)
-    return image_set
-
-
-def _every_subject(job: _Job, model: LatentModel) -> list[_Job]:
-    """All subjects of the run, by the same protocol."""
-    settings = job.recipe.evaluate
-    return [
-        replace(job, subject=subject, protocol=protocol(settings, model.has_world, subject["class"]))
-        for subject in job.manifest["subjects"]
-    ]
-
-
-def _drawn(model: LatentModel, like: Reference, jobs: list[_Job], *sets: list[image_cache.ImageSet]) -> list[bleed.Drawn]:
+def _drawn(model: LatentModel, like: Reference, jobs: list[Job], *sets: list[image_cache.ImageSet]) -> list[bleed.Drawn]:
     """The subjects with their images by the base and by the run, seen by the encoders and the probe of `like`."""
     drawn, known = [], all(job.subject["class"] in CLASSES for job in jobs)
     for job, base, run in zip(jobs, *sets, strict=True):
@@ -224,7 +183,7 @@ def _drawn(model: LatentModel, like: Reference, jobs: list[_Job], *sets: list[im
     return drawn
 
 
-def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
+def _metrics(reference: Reference, rows: list[dict], job: Job) -> dict:
     subject, tops = job.subject, ceilings(reference)
     similarities = memorization.leave_one_out(reference.photos)
     scores = summary.scores(rows, tops)
@@ -241,12 +200,13 @@ def _metrics(reference: Reference, rows: list[dict], job: _Job) -> dict:
     }  # fmt: skip
 
 
-def _about(job: _Job, name: str, *, photos: int) -> dict:
+def _about(job: Job, name: str, *, photos: int) -> dict:
     manifest, subject = job.manifest, {key: job.subject[key] for key in ("prompt", "token", "class")}
     train, chosen = manifest["recipe"]["train"], manifest.get("chosen")
     state = checkpoint_selection.state_name(chosen or 0, manifest.get("strength", 1.0))
     result = f"{state}, chosen" if chosen else "the last step"
     checkpoint = manifest.get("untrained") or (f"checkpoint {job.checkpoint}" if job.checkpoint else result)
+    checkpoint += f", photos at scale {job.told['image_prompt']['scale']:g}" if job.told else ""
     return {
         "name": job.folder.name, "model": name, **subject, "base": public_name(manifest["base"]),
         "methods": manifest["methods"], "steps": train["steps"], "lr": train["lr"], "checkpoint": checkpoint,
@@ -271,7 +231,7 @@ def _health(photos: list[Photo], model: LatentModel, recipe: Recipe, *, trained:
 
 
 def _shown(
-    job: _Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]], by_run: image_cache.ImageSet
+    job: Job, photos: list[Image.Image], drawn: list[tuple[dict, Image.Image]], by_run: image_cache.ImageSet
 ) -> page.Shown:
     """What the page shows; drawn: each row and its image."""
     prior, folder = [], job.subject["prior_folder"]

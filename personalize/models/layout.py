@@ -30,8 +30,8 @@ def open_layout(model: LatentModel) -> tuple[Path, list[str], str]:
     folder = model.folder / FOLDER
     if not folder.is_dir():
         raise UserError(
-            f"base {model.name!r} reads no layout: there is no folder {FOLDER} in it. For a Toyland, train one: personalize "
-            "pretrain BASE --part layout."
+            f"base {model.name!r} reads no layout: there is no folder {FOLDER} in it. Toyland has one; for a "
+            "Toyland of your own: personalize pretrain BASE --part layout."
         )
     return folder, read_json(folder / PLANES, _PLANES)["classes"], content_hash(folder / LORA)
 

@@ -61,12 +61,32 @@ def test_photos_are_judged_as_a_run_is_and_at_scale_0_are_the_base(told):
     assert values(rows_of(off), "subject") == values(rows_of(off), "base") and off.report != result.report
 
 
+def test_a_run_is_told_photos_beside_its_subjects_prompts_alone(told, folder, tiny_sd, tmp_path):
+    steps = [
+        "train.steps=1",
+        "train.checkpoint_every=0",
+        "choose.every=0",
+        "prior.count=0",
+        "draw.steps=2",
+        "photos.min_size=16",
+    ]
+    settings = [f"base={tiny_sd}", "device=cpu", "dtype=float32", *steps]
+    run = personalize.train(folder / "photos", class_word="dog", settings=settings, runs=tmp_path / "runs").folder
+    given = {"run": run, "class_word": ""}
+    plain = told(**given, image_prompt="", adapter=None)
+    on = told(**given, image_scale=1.0)
+    assert on.report != plain.report
+    for kind, same in (("subject", False), ("class", True), ("base", True)):
+        assert (values(rows_of(on), kind) == values(rows_of(plain), kind)) == same
+    assert on.metrics["run"]["checkpoint"] == "the last step, photos at scale 1"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"class_word": " "}, "what is on the photos"),
-        ({"run": "runs/sks-dog"}, "told to the bare base. Leave out the run"),
-        ({"image_prompt": ""}, "--image-scale and --adapter are for photos as a prompt"),
+        ({"checkpoint": "2"}, "without a run is told to the bare base. Leave out --checkpoint"),
+        ({"image_prompt": ""}, "--class is of photos that the bare base is told"),
         ({"image_prompt": "nowhere"}, "nowhere does not exist"),
         ({"settings": ["draw.like=2"]}, "--like is trained on the photos of a run"),
         ({"adapter": None}, "has no adapter for image prompts of its own"),

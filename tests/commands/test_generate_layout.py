@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 from personalize import generate, models
+from personalize.common.bases import TOYLAND
 from personalize.common.errors import UserError
 from personalize.common.files import read_jsonl
 from personalize.data.layout import read_layout
+from personalize.formats.safetensors_io import load_tensors
 from personalize.models.interface import LAYOUT
-from personalize.models.layout import Box, open_layout, planes, put_planes
+from personalize.models.layout import CONV_IN, FOLDER, PLANES, Box, open_layout, planes, put_planes
 from personalize.toyland.pretraining import layout as part
 
 SETTINGS = ("draw.steps=2", "draw.count=1", "draw.sampler=ddim")
@@ -146,6 +148,16 @@ def test_what_is_wrong_with_a_layout_is_named(tmp_path, content, message):
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         read_layout(tmp_path / "boxes.json", part.NAMES)
+
+
+def test_the_part_that_ships_has_the_worlds_classes_and_fits_its_base():
+    weight = load_tensors(TOYLAND / FOLDER / CONV_IN, "planes")["weight"]
+    width = json.loads((TOYLAND / "unet" / "config.json").read_text())["block_out_channels"][0]
+    assert json.loads((TOYLAND / FOLDER / PLANES).read_text())["classes"] == list(part.NAMES)
+    assert weight.shape == (width, len(part.NAMES), 3, 3) and weight.abs().max() > 0
+    layers = {name.split(".lora_")[0] for name in load_tensors(TOYLAND / FOLDER / part.LORA, "a LoRA")}
+    unet = [name for file in (TOYLAND / "unet").glob("*.safetensors") for name in load_tensors(file, "a U-Net")]
+    assert layers <= {f"unet.{name.removesuffix('.weight')}" for name in unet} and len(layers) > 100
 
 
 def test_a_base_without_the_part_or_with_another_bases_is_named(base, tiny_sd, tmp_path):
