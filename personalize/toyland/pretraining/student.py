@@ -104,7 +104,8 @@ class _Forward(nn.Module):
         self.unet = unet
 
     def forward(self, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return fast_unet.fast_forward(self.unet, z, t, cond["text"])
+        prepared = {name: value for name, value in cond.items() if name.startswith(fast_unet.PREPARED)}
+        return fast_unet.fast_forward(self.unet, z, t, cond["text"], prepared=prepared)
 
 
 def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Callable[[str], None]) -> None:

@@ -1,0 +1,250 @@
+"""The part "unclip": DALL·E 2 (Ramesh et al. 2204.06125) in small, what `models.unclip` reads.
+
+In three stages. An MLP learns to say an embedding in the base's own words: the text encoder's hidden states of a caption that
+says all, always in the same order. The frozen base then draws what the embedding is of. From there the decoder, that MLP, the
+projection into the time embedding and a LoRA of the U-Net, learns by the U-Net's own loss what the caption leaves open. The
+prior is trained by itself, on embeddings alone.
+
+N scenes, B of a step; D dimensions of an embedding, L tokens of width W.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from personalize.common.files import make_folder, write_json, writing
+from personalize.common.settings import setting
+from personalize.core import losses, rng, timesteps
+from personalize.core.guidance import Cond
+from personalize.formats import lora
+from personalize.formats.safetensors_io import load_tensors, save_tensors
+from personalize.models import unclip
+from personalize.models.fast_unet import TIME
+from personalize.models.interface import LatentModel
+from personalize.toyland.pretraining import stages
+from personalize.toyland.pretraining.image_adapter import read_rows
+from personalize.toyland.pretraining.pipeline import render_all
+from personalize.toyland.pretraining.student import Student
+from personalize.toyland.pretraining.trainer import train_stage
+from personalize.toyland.world.scenes import (
+    ACTIONS,
+    PLACES,
+    Scene,
+    accessory_words,
+    caption,
+    colour_word,
+    sample_scene,
+    with_article,
+)
+
+SEED = 3 << 28  # of the first scene
+RANK = 256  # of the canonical captions' hidden states
+SEEN = 6_000  # captions by which the basis is found
+TEXTS_AT_ONCE = 250
+WORDS_LR, PRIOR_LR = 1e-3, 1e-3
+BATCH = {"words": 256, "decoder": 24, "prior": 128}  # rows of a step
+LAYERS, HEADS, HEAD = 3, 4, 32  # of the prior; HEAD: width of a head
+
+
+@dataclass(frozen=True)
+class Settings:
+    pictures: int = setting(24_000, "scenes drawn")
+    latents: int = setting(12_000, "of them that the decoder learns from")
+    words_steps: int = setting(3_000, "steps of 256 embeddings, to say them in words")
+    decoder_steps: int = setting(1_000, "steps of 24 latents", least=0)
+    prior_steps: int = setting(1_500, "steps of 128 embeddings")
+    rank: int = setting(24, "of the decoder's LoRA")
+    lr: float = setting(1e-3, "learning rate of the decoder", least=0)
+    dropout: float = setting(0.1, "of the embeddings", least=0, most=1)
+    caption_share: float = setting(0.2, "of the rows that are told their caption too", least=0, most=1)
+    subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts; its accessory thrice")
+    ema: float = setting(0.995, "decay of the EMA, which is what ships")
+    seed: int = setting(0, "seed of all randomness")
+
+
+def scene_of(k: int) -> Scene:
+    return sample_scene(SEED + k)
+
+
+def canonical(scene: Scene) -> str:
+    """Everything there is to say, in one order: "a blue dog jumping on the beach wearing a red hat"."""
+    noun = with_article(f"{colour_word(scene.subject.body)} {scene.subject.class_word}")
+    accessory = [accessory_words(scene.accessory)] if scene.accessory else []
+    return " ".join([noun, ACTIONS[scene.action], PLACES[scene.place], *accessory])
+
+
+def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Callable[[str], None]) -> None:
+    """Writes decoder, LoRA and prior into `out`; each stage goes on from its file in `work`."""
+    torch.manual_seed(settings.seed)
+    images = render_all(work / "images.npy", scene_of, settings.pictures, model.size, say)
+    some = images[: settings.latents]
+    latents = read_rows(work / "latents.npy", some, lambda x: torch.stack(model.encode_images(x), 1))
+    embeddings, texts = read_clip(model, images, work)
+    say(f"read {len(images)} images and captions")
+    decoder = train_words(model, embeddings, work, settings, say)
+    student = train_decoder(model, decoder, some, latents, embeddings, work, settings, say)
+    prior = train_prior(embeddings, texts, work, settings, say)
+    export(out, model, decoder, student, prior)
+
+
+@torch.no_grad()
+def read_clip(model: LatentModel, images: np.ndarray, work: Path) -> tuple[Tensor, unclip.Texts]:
+    """Embeddings of the N images (N,D) and of a caption of each, by the base's CLIP."""
+    from transformers import CLIPModel
+
+    pair = CLIPModel.from_pretrained(model.folder / unclip.CLIP, dtype=torch.float32).to(model.device).eval()
+    (tokenizer,) = model.tokenizers.values()
+
+    def embed(x: Tensor) -> Tensor:
+        return pair.visual_projection(pair.vision_model(pixel_values=x.to(model.device)).pooler_output)
+
+    embeddings = unclip.scaled(torch.from_numpy(read_rows(work / "embeddings.npy", images, embed)).float())
+    paths = [work / f"captions_{name}.npy" for name in ("states", "mask", "embeddings")]
+    if not all(path.exists() for path in paths):
+        parts = []
+        for rows in torch.arange(len(images)).split(TEXTS_AT_ONCE):
+            texts = unclip.read_texts(pair, tokenizer, [caption(scene_of(k), k) for k in rows.tolist()])
+            parts.append((texts.states.half().cpu(), texts.mask.cpu(), texts.embeddings.half().cpu()))
+        for path, columns in zip(paths, zip(*parts), strict=True):
+            with writing(path) as temporary:
+                np.save(temporary, torch.cat(columns).numpy())
+    states, mask, of_captions = (torch.from_numpy(np.load(path)) for path in paths)
+    return embeddings, unclip.Texts(states, mask, of_captions)
+
+
+def train_words(
+    model: LatentModel, embeddings: Tensor, work: Path, settings: Settings, say: Callable[[str], None]
+) -> unclip.Decoder:
+    """The decoder whose tokens are near the hidden states of the canonical captions; its loss is their unexplained share."""
+    torch.manual_seed(settings.seed)
+    mean, basis, coefficients = principal_states(model, len(embeddings), work / "canonical.safetensors", settings)
+    decoder = unclip.Decoder(embeddings.shape[1], *unclip.sizes(model), rank=len(basis))
+    decoder.basis.weight.data.copy_(basis.T)
+    decoder.basis.bias.data.copy_(mean)
+    decoder, variance = decoder.to(model.device), coefficients.square().sum(1).mean()
+
+    def loss(step: int) -> Tensor:
+        rows = stages.sample_rows(step, BATCH["words"], len(embeddings), seed=settings.seed, purpose="unclip/words")
+        error = decoder.coefficients(embeddings[rows].to(model.device)) - coefficients[rows].to(model.device)
+        return error.square().sum(1).mean() / variance
+
+    said = nn.ModuleList([decoder.enter, decoder.blocks, decoder.leave])
+    log = stages.loss_logger("unclip, words", settings.words_steps, say, every=250)
+    train_stage(
+        said, loss, work / "words.safetensors", steps=settings.words_steps, lr=WORDS_LR, muon=False, ema_decay=0.995, say=log
+    )
+    return decoder
+
+
+@torch.no_grad()
+def principal_states(model: LatentModel, count: int, path: Path, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of the canonical captions of N scenes -> their mean (LW,), a basis (K,LW), coefficients (N,K), kept."""
+    if not path.exists():
+
+        def states(rows: Tensor) -> Tensor:
+            return model.encode_prompts([canonical(scene_of(k)) for k in rows.tolist()])["text"].flatten(1).cpu()
+
+        parts = torch.arange(count).split(TEXTS_AT_ONCE)
+        some = torch.cat([states(rows) for rows in parts[: -(-SEEN // TEXTS_AT_ONCE)]])
+        mean = some.mean(0)
+        columns = torch.svd_lowrank(some - mean, q=min(RANK, len(some)), niter=4)[2]
+        coefficients = torch.cat([(states(rows) - mean) @ columns for rows in parts])
+        tensors = {"mean": mean, "basis": columns.T.contiguous(), "coefficients": coefficients}
+        save_tensors(path, tensors)
+    kept = load_tensors(path)
+    return kept["mean"], kept["basis"], kept["coefficients"]
+
+
+def train_decoder(
+    model: LatentModel, decoder: unclip.Decoder, images: np.ndarray, latents: np.ndarray, embeddings: Tensor, work: Path,
+    settings: Settings, say: Callable[[str], None],
+) -> Student:  # fmt: skip
+    """Decoder and LoRA by the U-Net's loss on the image that the embedding is of."""
+    student = Student(model.unet, settings.rank, settings.seed).to(model.device)
+
+    def loss(step: int) -> Tensor:
+        rows = stages.sample_rows(step, BATCH["decoder"], len(images), seed=settings.seed, purpose="unclip/decoder")
+        return decoder_loss(model, decoder, student, images, latents, embeddings, rows, settings, step).mean()
+
+    log = stages.loss_logger("unclip, decoder", settings.decoder_steps, say)
+    both = nn.ModuleDict({"decoder": decoder, "lora": student})
+    train_stage(both, loss, work / "decoder.safetensors", steps=settings.decoder_steps, lr=settings.lr, muon=False,
+        weight_decay=0.0, ema_decay=settings.ema, save_seconds=60.0, say=log)  # fmt: skip
+    return student
+
+
+def decoder_loss(
+    model: LatentModel, decoder: unclip.Decoder, student: Student, images: np.ndarray, latents: np.ndarray,
+    embeddings: Tensor, rows: Tensor, settings: Settings, step: int,
+) -> Tensor:  # fmt: skip
+    """Rows (B,) of the scenes -> (B,). What a row is not told is as in `models.unclip`."""
+    g, B, schedule, device = rng.generator(settings.seed, "unclip/decoder", step), len(rows), model.schedule, model.device
+    mean, std = torch.from_numpy(latents[rows.numpy()]).float().unbind(1)
+    z0, eps = mean + std * torch.randn(mean.shape, generator=g), torch.randn(mean.shape, generator=g)
+    t = timesteps.high(B, schedule.T, g)
+    seen = (torch.rand(B, generator=g) >= settings.dropout).view(-1, 1, 1)
+    told = (torch.rand(B, generator=g) < settings.caption_share).view(-1, 1, 1)
+    texts = [caption(scene_of(k), (step << 8) + i) if told[i] else "" for i, k in enumerate(rows.tolist())]
+    with torch.no_grad():
+        text = model.encode_prompts(texts)["text"]
+    cond = tell_some(decoder, embeddings[rows].to(device), text, seen.to(device), told.to(device))
+    z_t, target = schedule.add_noise(z0, eps, t).to(device), schedule.target(z0, eps, t).to(device)
+    weight = 1 + settings.subject_weight * stages.masks(images, rows, z0.shape[-1]).to(device)
+    return losses.denoising_loss(student()(z_t, t.to(device), cond), target, weight)
+
+
+def tell_some(decoder: unclip.Decoder, e: Tensor, text: Tensor, seen: Tensor, told: Tensor) -> Cond:
+    """(B,D), prompts (B,L,W), which rows are told of each (B,1,1) -> a conditioning as of `Decoder.tell` for every row."""
+    full, none = decoder.tell(e, text), decoder.tell_no_image(text)
+    prompt, image = full["text"].chunk(2, 1)
+    rows = torch.where(seen, torch.cat([torch.where(told, prompt, image), image], 1), none["text"])
+    return {"text": rows, TIME: torch.where(seen[:, 0], full[TIME], none[TIME])}
+
+
+def train_prior(
+    embeddings: Tensor, texts: unclip.Texts, work: Path, settings: Settings, say: Callable[[str], None]
+) -> unclip.Prior:
+    """The prior by the squared error of the clean embedding, that of its deviation 1."""
+    torch.manual_seed(settings.seed)
+    prior = unclip.Prior(prior_network(embeddings, L=texts.mask.shape[1]))
+    T = unclip.SCHEDULE.T
+
+    def loss(step: int) -> Tensor:
+        rows = stages.sample_rows(step, BATCH["prior"], len(embeddings), seed=settings.seed, purpose="unclip/prior")
+        g = rng.generator(settings.seed, "unclip/prior", step)
+        z0, eps = prior.normalised(embeddings[rows]), torch.randn(len(rows), embeddings.shape[1], generator=g)
+        t = stages.stratified_timesteps(len(rows), T, g)
+        out = prior.predict(unclip.SCHEDULE.add_noise(z0, eps, t), t, texts.rows(rows).float())
+        return losses.denoising_loss(out, z0).mean()
+
+    log = stages.loss_logger("unclip, prior", settings.prior_steps, say)
+    train_stage(prior.network, loss, work / "prior.safetensors", steps=settings.prior_steps, lr=PRIOR_LR, muon=False,
+        ema_decay=0.995, say=log)  # fmt: skip
+    return prior
+
+
+def prior_network(embeddings: Tensor, *, L: int, layers: int = LAYERS, heads: int = HEADS, head: int = HEAD):
+    """diffusers' PriorTransformer for L tokens and embeddings (N,D), with their mean and deviation."""
+    from diffusers import PriorTransformer
+
+    network = PriorTransformer(
+        num_attention_heads=heads, attention_head_dim=head, num_layers=layers, embedding_dim=embeddings.shape[1],
+        num_embeddings=L,
+    )  # fmt: skip
+    network.clip_mean.requires_grad_(False).copy_(embeddings.mean(0, keepdim=True))
+    network.clip_std.requires_grad_(False).copy_(embeddings.std(0, keepdim=True))
+    return network
+
+
+def export(out: Path, model: LatentModel, decoder: unclip.Decoder, student: Student, prior: unclip.Prior) -> None:
+    """The decoder's file, its LoRA as diffusers reads it, prior/ as of diffusers; in half precision."""
+    make_folder(out)
+    state = {name: value.detach().cpu().half().contiguous() for name, value in decoder.state_dict().items()}
+    save_tensors(out / unclip.DECODER, state)
+    lora.write_diffusers(out / unclip.LORA, student.adapter())
+    prior.network.cpu().half().save_pretrained(out / unclip.PRIOR)
+    write_json(out / unclip.SAYS, {"clip": unclip.clip_hash(model)})
