@@ -32,7 +32,7 @@ from personalize.evaluation.metrics.diversity import pairwise, patch_distance
 from personalize.generation import sampling
 from personalize.generation.unclip import Embedded
 from personalize.methods import lora
-from personalize.models.unclip import FOLDER, LORA, read_unclip, scaled
+from personalize.models.unclip import FOLDER, LORA, Texts, hidden_states, read_unclip
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PLACES, sample_scene, with_article
 
@@ -47,7 +47,7 @@ class Bench:
 
     def __init__(self, base: Path):
         self.plain, self.model = (models.load_model(str(base), say=lambda line: None) for _ in range(2))
-        self.decoder, self.prior, _ = read_unclip(self.model)
+        self.part = read_unclip(self.model)
         lora.load_adapter(self.model, self.model.folder / FOLDER / LORA, name="unclip", weight=1.0)
         lora.fuse_adapters(self.model)
         self.clip, self.probe = encoders.load_clip(base, "cpu"), toyland_truth.load_probe(base)
@@ -58,19 +58,24 @@ class Bench:
         """(N,3,H,W), by words or from embeddings (N,D)."""
         model, parts = (self.plain if embeddings is None else self.model), []
         for rows in sampling.sampling_batches(model, len(texts), self.config):
-            embedded = None if embeddings is None else Embedded(self.decoder, embeddings).rows(rows)
+            embedded = None if embeddings is None else Embedded(self.part.decoder, embeddings).rows(rows)
             generators = sampling.image_generators(1, [noises[k] for k in rows], "benchmark")
             some = [texts[k] for k in rows]
             z0 = sampling.sample_latents(model, some, generators, self.config, embedded=embedded)
             parts.append(model.decode_latents(z0).float())
         return torch.cat(parts)
 
-    def of_prior(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return self.prior.sample(self.clip.read(list(texts)), [rng.generator(1, "prior", k) for k in seeds])
+    @torch.no_grad()
+    def of_texts(self, texts: Sequence[str]) -> Texts:
+        return self.part.pair.of_texts(*hidden_states(self.plain, list(texts)))
 
-    @torch.inference_mode()
+    def of_prior(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return self.part.prior.sample(self.of_texts(texts), [rng.generator(1, "prior", k) for k in seeds])
+
+    @torch.no_grad()
     def of_images(self, images: Tensor) -> Tensor:
-        return torch.cat([scaled(self.clip.image(part)) for part in images.split(64)])
+        pair = self.part.pair
+        return torch.cat([pair.of_images(self.plain, part, self.clip.image(part)) for part in images.split(64)])
 
     def right(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         return toyland_truth.prompt_adherence(toyland_truth.read_images(self.probe, images), list(texts))
@@ -82,8 +87,7 @@ def fidelity(bench: Bench, count: int) -> tuple[dict, dict[str, Tensor]]:
     texts, numbers = [prompt(scene) for scene in scenes], list(range(count))
     images = {"rendered": image_cache.load_tensors([draw_scene(scene, bench.model.size)[0] for scene in scenes])}
     true, by_prior = bench.of_images(images["rendered"]), bench.of_prior(texts, numbers)
-    with torch.inference_mode():
-        text = bench.clip.read(texts).embeddings
+    text = bench.of_texts(texts).embeddings
     images["in words"] = bench.draw(texts, numbers)
     images["from its own embedding"] = bench.draw([""] * count, numbers, true)
     images["from the prior's"] = bench.draw([""] * count, numbers, by_prior)

@@ -12,11 +12,11 @@ from personalize.common.errors import UserError
 from personalize.core import rng
 from personalize.data.crops import Crop, Photo, image_tensor, largest_box
 from personalize.data.photos import load_photos
-from personalize.evaluation.encoders import Clip, load_clip
+from personalize.evaluation.encoders import load_clip
 from personalize.generation.unclip import MOST_DIFFERENCE, Embedded, between
 from personalize.methods import lora
 from personalize.models.interface import LatentModel
-from personalize.models.unclip import FOLDER, LORA, read_unclip, scaled
+from personalize.models.unclip import FOLDER, LORA, Pair, Unclip, hidden_states, read_unclip
 
 AT_ONCE = 64  # texts
 
@@ -57,37 +57,49 @@ def embed(
     vary: a photo, whose embedding all images share; two, between which they lie; one and `was`, then it moves by what tells
     the prompt from that text. UserError for photos or a part that are missing or damaged.
     """
-    decoder, prior, record = read_unclip(model)
-    clip = load_clip(model.folder, model.device)
+    part = read_unclip(model)
+    pair, record = part.pair, dict(part.record)
+    photos = [_photo(path) for path in vary]
+    with torch.no_grad():  # photos are read by the U-Net as the base has it
+        of_photos = _read_photos(model, pair, photos) if photos else None
     lora.load_adapter(model, model.folder / FOLDER / LORA, name="unclip", weight=1.0)
     lora.fuse_adapters(model)
-    if not vary:
-        parts = []
-        for prompt in prompts:
-            for some in torch.arange(count).split(AT_ONCE):
-                generators = [rng.generator(seed, "prior", i) for i in some.tolist()]
-                parts.append(prior.sample(clip.read([prompt] * len(some)), generators))
-        return Drawn(Embedded(decoder, torch.cat(parts)), False, {"unclip": record})
-    photos = [_photo(path) for path in vary]
+    if of_photos is None:
+        rows = torch.cat([of_prior(model, part, prompt, count, seed) for prompt in prompts])
+        return Drawn(Embedded(part.decoder, rows), False, {"unclip": record})
     record |= {"images": [{"file": photo.name, "sha256": photo.sha256} for photo in photos]}
-    with torch.no_grad():
-        pixels = image_tensor([Crop(photo, largest_box(photo)) for photo in photos], model.size)
-        first, *others = scaled(clip.image(pixels))
-        if was is None and not others:
-            rows = first.expand(count * len(prompts), -1)
-        else:
-            if count < 2:
-                raise UserError("--vary with two photos or with --was goes from one end to another: give --count 2 or more.")
-            ends = others * len(prompts) or text_differences(clip, prompts, was)
-            rows = torch.cat([between(first, end, count, 1.0 if others else MOST_DIFFERENCE) for end in ends])
-            record |= {"of": count} | ({} if was is None else {"was": was})
-    return Drawn(Embedded(decoder, rows), was is not None or bool(others), {"unclip": record})
+    first, *others = of_photos
+    if was is None and not others:
+        return Drawn(Embedded(part.decoder, first.expand(count * len(prompts), -1)), False, {"unclip": record})
+    if count < 2:
+        raise UserError("--vary with two photos or with --was goes from one end to another: give --count 2 or more.")
+    ends = others * len(prompts) or text_differences(model, pair, prompts, was)
+    rows = torch.cat([between(first, end, count, 1.0 if others else MOST_DIFFERENCE) for end in ends])
+    record |= {"of": count} | ({} if was is None else {"was": was})
+    return Drawn(Embedded(part.decoder, rows), True, {"unclip": record})
 
 
-def text_differences(clip: Clip, prompts: Sequence[str], was: str) -> Tensor:
+@torch.no_grad()
+def of_prior(model: LatentModel, part: Unclip, prompt: str, count: int, seed: int) -> Tensor:
+    """(count,D): image embeddings that the prior draws of a prompt."""
+    rows = []
+    for some in torch.arange(count).split(AT_ONCE):
+        texts = part.pair.of_texts(*hidden_states(model, [prompt] * len(some)))
+        rows.append(part.prior.sample(texts, [rng.generator(seed, "prior", i) for i in some.tolist()]))
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def text_differences(model: LatentModel, pair: Pair, prompts: Sequence[str], was: str) -> Tensor:
     """What tells each of P prompts from one text, (P,D) of length 1 (2204.06125, section 3.3)."""
-    *texts, before = F.normalize(clip.text([*prompts, was]), dim=-1)
+    *texts, before = F.normalize(pair.of_texts(*hidden_states(model, [*prompts, was])).embeddings, dim=-1)
     return F.normalize(torch.stack(texts) - before, dim=-1)
+
+
+def _read_photos(model: LatentModel, pair: Pair, photos: Sequence[Photo]) -> Tensor:
+    """The middle squares of P photos -> (P,D)."""
+    pixels = image_tensor([Crop(photo, largest_box(photo)) for photo in photos], model.size)
+    return pair.of_images(model, pixels, load_clip(model.folder, model.device).image(pixels))
 
 
 def _photo(path: Path | str) -> Photo:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from personalize.common.files import read_json
 from personalize.common.untrusted import Number, Table, Text, require_regular
 from personalize.evaluation.preprocessing import IMAGENET, OPENAI, PLAIN, Preprocessing, preprocess
 from personalize.models.lazy_imports import lazy_imports
-from personalize.models.unclip import Texts, read_texts
 
 BATCH = 64
 DINO = "facebook/dino-vits16"
@@ -73,7 +72,6 @@ class Clip:
 
     image  (B,3,H,W) -> (B,E); values may leave [-1,1]
     text   B texts -> (B,E)
-    read   B texts -> what the prior of `models.unclip` is told of them
     scale  its logit scale: log p is scale · cosine, but for a constant
     name   where the weights came from and the start of their SHA-256
     look   how images are shown to it, in one line
@@ -81,7 +79,6 @@ class Clip:
 
     image: Callable[[Tensor], Tensor]
     text: Callable[[list[str]], Tensor]
-    read: Callable[[list[str]], Texts]
     scale: float
     name: str
     look: str
@@ -154,7 +151,7 @@ def load_clip(base: Path, device: torch.device | str, *, clip: str = "", make_ne
         return pair.text_projection(pair.text_model(input_ids=ids.to(device)).pooler_output)
 
     scale = 1.0 if make_network else pair.logit_scale.exp().item()
-    return Clip(image, text, partial(read_texts, pair, tokenizer), scale, name, source.look.describe(side))
+    return Clip(image, text, scale, name, source.look.describe(side))
 
 
 def encoder_name(place: str, weights: Mapping[str, Tensor]) -> str:

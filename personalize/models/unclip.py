@@ -9,6 +9,7 @@ the base's empty prompt twice, and attention to the same keys twice is the atten
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from personalize.core.guidance import Cond
 from personalize.core.samplers import ddim
 from personalize.core.schedule import cosine, from_betas
 from personalize.formats.safetensors_io import load_tensors
-from personalize.models import loading
+from personalize.models import config_schema, loading
 from personalize.models.fast_unet import TIME, why_not_fast
 from personalize.models.interface import LatentModel
 from personalize.models.lazy_imports import lazy_imports
@@ -32,8 +33,9 @@ from personalize.models.locate import weight_files
 
 FOLDER, PRIOR, SAYS = "unclip", "prior", "unclip.json"  # of a base that has one; and in it
 CLIP = "encoders/clip"  # of the base
-DECODER, LORA = "decoder.safetensors", "pytorch_lora_weights.safetensors"
+PAIR, DECODER, LORA = "pair.safetensors", "decoder.safetensors", "pytorch_lora_weights.safetensors"
 STEPS = 25  # of the prior
+GRID = 4  # cells a side, of what an image is read by
 SCHEDULE = from_betas(cosine(1000), "sample", spacing="trailing")  # of the prior (2204.06125, section 2.2)
 _SAYS = Table({"clip": Text(most=200)}, needs=("clip",))
 
@@ -95,17 +97,40 @@ class Texts:
     def rows(self, which: Tensor) -> "Texts":
         return Texts(self.states[which], self.mask[which], self.embeddings[which])
 
-    def float(self) -> "Texts":
-        return Texts(self.states.float(), self.mask, self.embeddings.float())
+
+class Pair(nn.Module):
+    """The two heads of the embedding space, on frozen towers: features of an image (B,F) and states of a text's tokens."""
+
+    def __init__(self, F: int, W: int, *, width: int = 256, D: int = 128):
+        super().__init__()
+        self.image = nn.Sequential(nn.Dropout(0.3), nn.Linear(F, width), nn.GELU(), nn.Dropout(0.3), nn.Linear(width, D))
+        self.text = nn.Linear(W, D, bias=False)
+        self.scale = nn.Parameter(torch.tensor(2.5))  # log of what multiplies the cosine
+        self.register_buffer("mean", torch.zeros(F))
+        self.register_buffer("deviation", torch.ones(F))
+
+    def image_head(self, features: Tensor) -> Tensor:
+        return self.image((features - self.mean) / self.deviation)
+
+    def of_images(self, model: LatentModel, pixels: Tensor, clip: Tensor) -> Tensor:
+        """(B,3,H,W) in [-1,1] and the base's CLIP embeddings of them, before the part's LoRA is in the U-Net -> (B,D)."""
+        return scaled(self.image_head(torch.cat([unet_features(model, model.encode_images(pixels)[0]), scaled(clip)], 1)))
+
+    def of_texts(self, hidden: Tensor, mask: Tensor) -> Texts:
+        """As of `hidden_states`. The text's own embedding is the mean of its tokens', which are in the same space."""
+        return Texts(self.text(hidden), mask, scaled(self.text(mean_of_tokens(hidden, mask))))
 
 
-def read_texts(pair: nn.Module, tokenizer, texts: list[str]) -> Texts:
-    """By transformers' CLIPModel. What pools the last token's state is applied to each: the prior wants one width for all."""
-    longest = pair.config.text_config.max_position_embeddings
-    said = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
-    out = pair.text_model(input_ids=said["input_ids"].to(pair.device))
-    states, pooled = pair.text_projection(out.last_hidden_state), pair.text_projection(out.pooler_output)
-    return Texts(states, said["attention_mask"].bool().to(pair.device), scaled(pooled))
+def hidden_states(model: LatentModel, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """The text encoder's, (B,L,W), and (B,L): True from the first token of a text to its end."""
+    (tokenizer,) = model.tokenizers.values()
+    said = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    return model.encode_prompts(texts)["text"], said["attention_mask"].bool().to(model.device)
+
+
+def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B,L,W), (B,L) -> (B,W)."""
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 class Prior:
@@ -133,6 +158,29 @@ class Prior:
         return scaled(self.network.post_process_latents(ddim(guided, noise, SCHEDULE, STEPS)))
 
 
+@torch.no_grad()
+def unet_features(model: LatentModel, z0: Tensor) -> Tensor:
+    """Latents of images (B,C,h,w) -> (B,F): what the U-Net makes of them with the empty prompt and a little noise.
+
+    Before its last upsampling it has to know what is to be seen (Xiang et al. 2303.09769). The noise is the same for every
+    image. Call it while the U-Net is the base's.
+    """
+    unet, seen = model.unet, []
+    block = unet.up_blocks[-2]
+    parts = [block.resnets[-1], *(block.attentions[-1:] if getattr(block, "has_cross_attention", False) else ())]
+    hooks = [part.register_forward_hook(lambda module, inputs, out: seen.append(out)) for part in parts]
+    noise = torch.randn(z0.shape[1:], generator=rng.generator(0, "unclip/read")).to(z0)
+    t = torch.full((len(z0),), model.schedule.T // 10, device=z0.device)
+    text = model.encode_prompts([""])["text"].expand(len(z0), -1, -1)
+    try:
+        unet(model.schedule.add_noise(z0, noise.expand_as(z0), t), t, text)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = [part[0] if isinstance(part, tuple) else part for part in seen]
+    return torch.cat([F.adaptive_avg_pool2d(part, GRID).flatten(1) for part in maps], 1)
+
+
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     """(B,D), (B,D), (B,) -> (B,D): from a (0) to b (1) on the sphere, at the length of a."""
     a, b = torch.broadcast_tensors(a, b)
@@ -145,11 +193,18 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return length * torch.where(near, F.normalize(torch.lerp(a, b, share), dim=-1), arc)
 
 
-def read_unclip(model: LatentModel) -> tuple[Decoder, Prior, dict]:
-    """The base's own part -> decoder, prior, a record of it. Its LoRA is not in the U-Net yet.
+@dataclass(frozen=True)
+class Unclip:
+    """The part of a base. record: the hashes of its files."""
 
-    UserError where there is none, or one that is damaged or of another base.
-    """
+    pair: Pair
+    prior: Prior
+    decoder: Decoder
+    record: dict[str, str]
+
+
+def read_unclip(model: LatentModel) -> Unclip:
+    """The base's own part; its LoRA is not in the U-Net yet. UserError where there is none, or one of another base."""
     folder = model.folder / FOLDER
     if not folder.is_dir():
         raise UserError(
@@ -167,12 +222,31 @@ def read_unclip(model: LatentModel) -> tuple[Decoder, Prior, dict]:
             f"{folder} was trained with another CLIP than {model.folder / CLIP}. Restore that one, or train the part again: "
             "personalize pretrain BASE --part unclip."
         )
+    read_json(folder / PRIOR / "config.json", config_schema.PRIOR)
     network = loading.load_network(PriorTransformer, folder, PRIOR, torch.float32)
-    decoder = _decoder(model, folder / DECODER, network.config.embedding_dim)
-    network, decoder = (part.to(model.device).eval().requires_grad_(False) for part in (network, decoder))
-    files = {"decoder": folder / DECODER, "lora": folder / LORA, "prior": weight_files(folder / PRIOR)[0]}
-    record = {name: content_hash(file) for name, file in files.items()}
-    return decoder, Prior(network), record
+    D, (L, W, E) = network.config.embedding_dim, sizes(model)
+    pair = _module(model, folder / PAIR, lambda s: Pair(s["mean"].numel(), W, width=len(s["image.1.weight"]), D=D))
+    decoder = _module(model, folder / DECODER, lambda s: Decoder(
+        D, L, W, E, width=len(s["enter.weight"]), rank=len(s["leave.weight"]),
+        depth=sum(name.startswith("blocks.") and name.endswith(".1.weight") for name in s),
+    ))  # fmt: skip
+    files = {"pair": PAIR, "decoder": DECODER, "lora": LORA, "prior": f"{PRIOR}/{weight_files(folder / PRIOR)[0].name}"}
+    record = {name: content_hash(folder / file) for name, file in files.items()}
+    return Unclip(pair, Prior(network.to(model.device)), decoder, record)
+
+
+def _module(model: LatentModel, path: Path, make: Callable[[dict[str, Tensor]], nn.Module]) -> nn.Module:
+    """A frozen module whose sizes `make` tells from the tensors of its file."""
+    state = {name: value.float() for name, value in load_tensors(path, "a file of the part unclip").items()}
+    try:
+        module = make(state)
+        module.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path} is of another base than {model.name!r} ({reason}). Train the part again: personalize pretrain."
+        ) from None
+    return module.to(model.device).eval().requires_grad_(False)
 
 
 def clip_hash(model: LatentModel) -> str:
@@ -181,22 +255,6 @@ def clip_hash(model: LatentModel) -> str:
     if not files:
         raise UserError(f"{model.folder / CLIP} has no weights, and embeddings are those of this CLIP. Restore the folder.")
     return content_hash(files[0])
-
-
-def _decoder(model: LatentModel, path: Path, D: int) -> Decoder:
-    state = {name: value.float() for name, value in load_tensors(path, "a decoder of CLIP embeddings").items()}
-    L, W, E = sizes(model)
-    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    try:
-        width, rank = len(state["enter.weight"]), len(state["leave.weight"])
-        decoder = Decoder(D, L, W, E, width=width, rank=rank, depth=len(blocks))
-        decoder.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path} is of another base than {model.name!r} ({reason}). Train it again: personalize pretrain."
-        ) from None
-    return decoder
 
 
 def sizes(model: LatentModel) -> tuple[int, int, int]:

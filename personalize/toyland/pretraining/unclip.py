@@ -1,9 +1,9 @@
 """The part "unclip": DALL·E 2 (Ramesh et al. 2204.06125) in small, what `models.unclip` reads.
 
-In three stages. An MLP learns to say an embedding in the base's own words: the text encoder's hidden states of a caption that
-says all, always in the same order. The frozen base then draws what the embedding is of. From there the decoder, that MLP, the
-projection into the time embedding and a LoRA of the U-Net, learns by the U-Net's own loss what the caption leaves open. The
-prior is trained by itself, on embeddings alone.
+In four stages. The space of embeddings: see `unclip_pair`. An MLP learns to say an embedding in the base's own words: the text
+encoder's hidden states of a caption that says all, always in the same order. The frozen base then draws what the embedding is
+of. From there the decoder, that MLP, the projection into the time embedding and a LoRA of the U-Net, learns by the U-Net's own
+loss what the caption leaves open. The prior is trained by itself, on embeddings alone.
 
 N scenes, B of a step; D dimensions of an embedding, L tokens of width W.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from personalize.common.files import make_folder, write_json, writing
+from personalize.common.files import make_folder, write_json
 from personalize.common.settings import setting
 from personalize.core import losses, rng, timesteps
 from personalize.core.guidance import Cond
@@ -25,7 +25,7 @@ from personalize.formats.safetensors_io import load_tensors, save_tensors
 from personalize.models import unclip
 from personalize.models.fast_unet import TIME
 from personalize.models.interface import LatentModel
-from personalize.toyland.pretraining import stages
+from personalize.toyland.pretraining import stages, unclip_pair
 from personalize.toyland.pretraining.image_adapter import read_rows
 from personalize.toyland.pretraining.pipeline import render_all
 from personalize.toyland.pretraining.student import Student
@@ -52,10 +52,10 @@ LAYERS, HEADS, HEAD = 3, 4, 32  # of the prior; HEAD: width of a head
 
 @dataclass(frozen=True)
 class Settings:
-    pictures: int = setting(24_000, "scenes drawn")
-    latents: int = setting(12_000, "of them that the decoder learns from")
-    words_steps: int = setting(3_000, "steps of 256 embeddings, to say them in words")
-    decoder_steps: int = setting(1_000, "steps of 24 latents", least=0)
+    pictures: int = setting(12_000, "scenes drawn")
+    pair_steps: int = setting(1_500, "steps of 192 images with captions")
+    words_steps: int = setting(2_000, "steps of 256 embeddings, to say them in words")
+    decoder_steps: int = setting(1_000, "steps of 24 latents")
     prior_steps: int = setting(1_500, "steps of 128 embeddings")
     rank: int = setting(24, "of the decoder's LoRA")
     lr: float = setting(1e-3, "learning rate of the decoder", least=0)
@@ -81,39 +81,18 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
     """Writes decoder, LoRA and prior into `out`; each stage goes on from its file in `work`."""
     torch.manual_seed(settings.seed)
     images = render_all(work / "images.npy", scene_of, settings.pictures, model.size, say)
-    some = images[: settings.latents]
-    latents = read_rows(work / "latents.npy", some, lambda x: torch.stack(model.encode_images(x), 1))
-    embeddings, texts = read_clip(model, images, work)
+    latents = read_rows(work / "latents.npy", images, lambda x: torch.stack(model.encode_images(x), 1))
+    features = unclip_pair.read_images(model, images, latents, work)
+    hidden, said = unclip_pair.read_captions(model, scene_of, len(images), work)
     say(f"read {len(images)} images and captions")
+    options = {"steps": settings.pair_steps, "seed": settings.seed, "say": say}
+    pair = unclip_pair.train_pair(features, hidden, said, scene_of, work, **options)
+    with torch.no_grad():
+        embeddings = torch.cat([unclip.scaled(pair.image_head(part.float())) for part in features.split(TEXTS_AT_ONCE)])
     decoder = train_words(model, embeddings, work, settings, say)
-    student = train_decoder(model, decoder, some, latents, embeddings, work, settings, say)
-    prior = train_prior(embeddings, texts, work, settings, say)
-    export(out, model, decoder, student, prior)
-
-
-@torch.no_grad()
-def read_clip(model: LatentModel, images: np.ndarray, work: Path) -> tuple[Tensor, unclip.Texts]:
-    """Embeddings of the N images (N,D) and of a caption of each, by the base's CLIP."""
-    from transformers import CLIPModel
-
-    pair = CLIPModel.from_pretrained(model.folder / unclip.CLIP, dtype=torch.float32).to(model.device).eval()
-    (tokenizer,) = model.tokenizers.values()
-
-    def embed(x: Tensor) -> Tensor:
-        return pair.visual_projection(pair.vision_model(pixel_values=x.to(model.device)).pooler_output)
-
-    embeddings = unclip.scaled(torch.from_numpy(read_rows(work / "embeddings.npy", images, embed)).float())
-    paths = [work / f"captions_{name}.npy" for name in ("states", "mask", "embeddings")]
-    if not all(path.exists() for path in paths):
-        parts = []
-        for rows in torch.arange(len(images)).split(TEXTS_AT_ONCE):
-            texts = unclip.read_texts(pair, tokenizer, [caption(scene_of(k), k) for k in rows.tolist()])
-            parts.append((texts.states.half().cpu(), texts.mask.cpu(), texts.embeddings.half().cpu()))
-        for path, columns in zip(paths, zip(*parts), strict=True):
-            with writing(path) as temporary:
-                np.save(temporary, torch.cat(columns).numpy())
-    states, mask, of_captions = (torch.from_numpy(np.load(path)) for path in paths)
-    return embeddings, unclip.Texts(states, mask, of_captions)
+    student = train_decoder(model, decoder, images, latents, embeddings, work, settings, say)
+    prior = train_prior(pair, embeddings, hidden, said, work, settings, say)
+    export(out, model, pair, decoder, student, prior)
 
 
 def train_words(
@@ -206,11 +185,12 @@ def tell_some(decoder: unclip.Decoder, e: Tensor, text: Tensor, seen: Tensor, to
 
 
 def train_prior(
-    embeddings: Tensor, texts: unclip.Texts, work: Path, settings: Settings, say: Callable[[str], None]
-) -> unclip.Prior:
+    pair: unclip.Pair, embeddings: Tensor, hidden: Tensor, said: Tensor, work: Path, settings: Settings,
+    say: Callable[[str], None],
+) -> unclip.Prior:  # fmt: skip
     """The prior by the squared error of the clean embedding, that of its deviation 1."""
     torch.manual_seed(settings.seed)
-    prior = unclip.Prior(prior_network(embeddings, L=texts.mask.shape[1]))
+    prior = unclip.Prior(prior_network(embeddings, L=said.shape[1]))
     T = unclip.SCHEDULE.T
 
     def loss(step: int) -> Tensor:
@@ -218,7 +198,9 @@ def train_prior(
         g = rng.generator(settings.seed, "unclip/prior", step)
         z0, eps = prior.normalised(embeddings[rows]), torch.randn(len(rows), embeddings.shape[1], generator=g)
         t = stages.stratified_timesteps(len(rows), T, g)
-        out = prior.predict(unclip.SCHEDULE.add_noise(z0, eps, t), t, texts.rows(rows).float())
+        with torch.no_grad():
+            texts = pair.of_texts(hidden[rows].float(), said[rows])
+        out = prior.predict(unclip.SCHEDULE.add_noise(z0, eps, t), t, texts)
         return losses.denoising_loss(out, z0).mean()
 
     log = stages.loss_logger("unclip, prior", settings.prior_steps, say)
@@ -240,11 +222,14 @@ def prior_network(embeddings: Tensor, *, L: int, layers: int = LAYERS, heads: in
     return network
 
 
-def export(out: Path, model: LatentModel, decoder: unclip.Decoder, student: Student, prior: unclip.Prior) -> None:
-    """The decoder's file, its LoRA as diffusers reads it, prior/ as of diffusers; in half precision."""
+def export(
+    out: Path, model: LatentModel, pair: unclip.Pair, decoder: unclip.Decoder, student: Student, prior: unclip.Prior
+) -> None:
+    """Files of the pair and of the decoder, its LoRA as diffusers reads it, prior/ as of diffusers; in half precision."""
     make_folder(out)
-    state = {name: value.detach().cpu().half().contiguous() for name, value in decoder.state_dict().items()}
-    save_tensors(out / unclip.DECODER, state)
+    for file, module in ((unclip.PAIR, pair), (unclip.DECODER, decoder)):
+        state = {name: value.detach().cpu().half().contiguous() for name, value in module.state_dict().items()}
+        save_tensors(out / file, state)
     lora.write_diffusers(out / unclip.LORA, student.adapter())
     prior.network.cpu().half().save_pretrained(out / unclip.PRIOR)
     write_json(out / unclip.SAYS, {"clip": unclip.clip_hash(model)})
