@@ -1,6 +1,6 @@
 """DALL·E 2 on Toyland: what of a scene comes back from its CLIP embedding, and is the prior worth its name?
 
-    python -m benchmarks.unclip [--base FOLDER] [--out DIR] [--scenes 96]
+    python -m benchmarks.unclip [--base FOLDER] [--out DIR] [--scenes 96] [--prompts 24]
 
 Held-out scenes: images from the embedding of the scene itself, from the one that the prior draws of its prompt, and from the
 prompt's own text embedding in its place; beside them the base told the prompt in words. The same noise in each, read by the
@@ -31,32 +31,29 @@ from personalize.evaluation.metrics import toyland_truth
 from personalize.evaluation.metrics.diversity import pairwise, patch_distance
 from personalize.generation import sampling
 from personalize.generation.unclip import Embedded
-from personalize.methods import lora
-from personalize.models.unclip import FOLDER, LORA, Texts, hidden_states, read_unclip
+from personalize.models.unclip import Texts, hidden_states, read_unclip
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PLACES, sample_scene, with_article
 
 FIRST = HELD_OUT + 9_600_000  # seeds of the scenes, which no other part of the project uses
-STEPS, SEEDS, OPEN = 16, 8, 24  # images of an open prompt; open prompts
+STEPS, SEEDS = 16, 8  # SEEDS: images of an open prompt
 TRUTHS = ("class", "place", "action", "accessory")
 SHOWN = 12
 
 
 class Bench:
-    """A base twice: as it is, and with the part in it."""
+    """A base with the part, and who judges."""
 
     def __init__(self, base: Path):
-        self.plain, self.model = (models.load_model(str(base), say=lambda line: None) for _ in range(2))
+        self.model = models.load_model(str(base), say=lambda line: None)
         self.part = read_unclip(self.model)
-        lora.load_adapter(self.model, self.model.folder / FOLDER / LORA, name="unclip", weight=1.0)
-        lora.fuse_adapters(self.model)
         self.clip, self.probe = encoders.load_clip(base, "cpu"), toyland_truth.load_probe(base)
         self.dino = encoders.load_encoders(base, "cpu").dino
         self.config = SamplingConfig("ddpm", STEPS, personalize.resolve().draw.guidance)
 
     def draw(self, texts: Sequence[str], noises: Sequence[int], embeddings: Tensor | None = None) -> Tensor:
         """(N,3,H,W), by words or from embeddings (N,D)."""
-        model, parts = (self.plain if embeddings is None else self.model), []
+        model, parts = self.model, []
         for rows in sampling.sampling_batches(model, len(texts), self.config):
             embedded = None if embeddings is None else Embedded(self.part.decoder, embeddings).rows(rows)
             generators = sampling.image_generators(1, [noises[k] for k in rows], "benchmark")
@@ -67,7 +64,7 @@ class Bench:
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[str]) -> Texts:
-        return self.part.pair.of_texts(*hidden_states(self.plain, list(texts)))
+        return self.part.pair.of_texts(*hidden_states(self.model, list(texts)))
 
     def of_prior(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return self.part.prior.sample(self.of_texts(texts), [rng.generator(1, "prior", k) for k in seeds])
@@ -75,7 +72,7 @@ class Bench:
     @torch.no_grad()
     def of_images(self, images: Tensor) -> Tensor:
         pair = self.part.pair
-        return torch.cat([pair.of_images(self.plain, part, self.clip.image(part)) for part in images.split(64)])
+        return torch.cat([pair.of_images(self.model, part, self.clip.image(part)) for part in images.split(64)])
 
     def right(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         return toyland_truth.prompt_adherence(toyland_truth.read_images(self.probe, images), list(texts))
@@ -108,11 +105,11 @@ def fidelity(bench: Bench, count: int) -> tuple[dict, dict[str, Tensor]]:
     return {"truth": rows, "differences of the mean truth": gaps, "cosine to the true embedding": results}, images
 
 
-def diversity(bench: Bench) -> tuple[dict, dict[str, Tensor]]:
+def diversity(bench: Bench, count: int) -> tuple[dict, dict[str, Tensor]]:
     """Prompts that say class and place alone: distances between images of one prompt, and how many are right."""
     g = rng.generator(0, "benchmark/open")
     pairs = [
-        (CLASSES[k % len(CLASSES)], list(PLACES.values())[torch.randint(len(PLACES), (1,), generator=g)]) for k in range(OPEN)
+        (CLASSES[k % len(CLASSES)], list(PLACES.values())[torch.randint(len(PLACES), (1,), generator=g)]) for k in range(count)
     ]
     texts = [f"{with_article(noun)} {place}" for noun, place in pairs for _ in range(SEEDS)]
     numbers = [k for _ in pairs for k in range(SEEDS)]
@@ -154,13 +151,14 @@ def main() -> int:
     parser.add_argument("--base", type=Path, default=TOYLAND)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--scenes", type=int, default=96)
+    parser.add_argument("--prompts", type=int, default=24, help="that say class and place alone")
     options = parser.parse_args()
     bench = Bench(options.base)
     found, images = fidelity(bench, options.scenes)
     print("| |", " | ".join(TRUTHS), "|\n|---|---|---|---|---|")
     for name, row in found["truth"].items():
         print(f"| {name} |", " | ".join(f"{row[key]:.2f}" for key in TRUTHS), "|", flush=True)
-    spread, more = diversity(bench)
+    spread, more = diversity(bench, options.prompts)
     met = bars(found, spread)
     for part in (found["differences of the mean truth"], found["cosine to the true embedding"], spread, met):
         print(part)

@@ -14,9 +14,8 @@ from personalize.data.crops import Crop, Photo, image_tensor, largest_box
 from personalize.data.photos import load_photos
 from personalize.evaluation.encoders import load_clip
 from personalize.generation.unclip import MOST_DIFFERENCE, Embedded, between
-from personalize.methods import lora
 from personalize.models.interface import LatentModel
-from personalize.models.unclip import FOLDER, LORA, Pair, Unclip, hidden_states, read_unclip
+from personalize.models.unclip import Pair, Unclip, hidden_states, read_unclip
 
 AT_ONCE = 64  # texts
 
@@ -52,23 +51,19 @@ def is_embedded(*, unclip: bool, vary: Sequence[Path | str], was: str | None, ba
 def embed(
     model: LatentModel, prompts: Sequence[str], *, vary: Sequence[Path | str], was: str | None, count: int, seed: int
 ) -> Drawn:
-    """The part's LoRA into the model -> what `count` images of each prompt are drawn from; without `vary` by the prior.
+    """What `count` images of each prompt are drawn from; without `vary` the prior's embeddings.
 
     vary: a photo, whose embedding all images share; two, between which they lie; one and `was`, then it moves by what tells
     the prompt from that text. UserError for photos or a part that are missing or damaged.
     """
     part = read_unclip(model)
     pair, record = part.pair, dict(part.record)
-    photos = [_photo(path) for path in vary]
-    with torch.no_grad():  # photos are read by the U-Net as the base has it
-        of_photos = _read_photos(model, pair, photos) if photos else None
-    lora.load_adapter(model, model.folder / FOLDER / LORA, name="unclip", weight=1.0)
-    lora.fuse_adapters(model)
-    if of_photos is None:
+    if not vary:
         rows = torch.cat([of_prior(model, part, prompt, count, seed) for prompt in prompts])
         return Drawn(Embedded(part.decoder, rows), False, {"unclip": record})
+    photos = [_photo(path) for path in vary]
     record |= {"images": [{"file": photo.name, "sha256": photo.sha256} for photo in photos]}
-    first, *others = of_photos
+    first, *others = _read_photos(model, pair, photos)
     if was is None and not others:
         return Drawn(Embedded(part.decoder, first.expand(count * len(prompts), -1)), False, {"unclip": record})
     if count < 2:
@@ -96,6 +91,7 @@ def text_differences(model: LatentModel, pair: Pair, prompts: Sequence[str], was
     return F.normalize(torch.stack(texts) - before, dim=-1)
 
 
+@torch.no_grad()
 def _read_photos(model: LatentModel, pair: Pair, photos: Sequence[Photo]) -> Tensor:
     """The middle squares of P photos -> (P,D)."""
     pixels = image_tensor([Crop(photo, largest_box(photo)) for photo in photos], model.size)

@@ -3,7 +3,7 @@
 B rows, D dimensions of an embedding, L tokens of a prompt, W their width, E width of the time embedding. An embedding is of
 length sqrt(D), so that its numbers have a deviation of about one; CLIP's own have the length 1.
 
-The decoder is the base's U-Net with a LoRA. An embedding becomes L tokens, which each cross-attention reads beside the
+The decoder is the base's U-Net as it is. An embedding becomes L tokens, which each cross-attention reads beside the
 prompt's, and is projected into the time embedding. What a row is not told leaves its place to what it is: told neither, it has
 the base's empty prompt twice, and attention to the same keys twice is the attention to them once.
 """
@@ -33,7 +33,7 @@ from personalize.models.locate import weight_files
 
 FOLDER, PRIOR, SAYS = "unclip", "prior", "unclip.json"  # of a base that has one; and in it
 CLIP = "encoders/clip"  # of the base
-PAIR, DECODER, LORA = "pair.safetensors", "decoder.safetensors", "pytorch_lora_weights.safetensors"
+PAIR, DECODER = "pair.safetensors", "decoder.safetensors"
 STEPS = 25  # of the prior
 GRID = 4  # cells a side, of what an image is read by
 SCHEDULE = from_betas(cosine(1000), "sample", spacing="trailing")  # of the prior (2204.06125, section 2.2)
@@ -113,7 +113,7 @@ class Pair(nn.Module):
         return self.image((features - self.mean) / self.deviation)
 
     def of_images(self, model: LatentModel, pixels: Tensor, clip: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] and the base's CLIP embeddings of them, before the part's LoRA is in the U-Net -> (B,D)."""
+        """(B,3,H,W) in [-1,1] and the base's CLIP embeddings of them -> (B,D)."""
         return scaled(self.image_head(torch.cat([unet_features(model, model.encode_images(pixels)[0]), scaled(clip)], 1)))
 
     def of_texts(self, hidden: Tensor, mask: Tensor) -> Texts:
@@ -163,7 +163,7 @@ def unet_features(model: LatentModel, z0: Tensor) -> Tensor:
     """Latents of images (B,C,h,w) -> (B,F): what the U-Net makes of them with the empty prompt and a little noise.
 
     Before its last upsampling it has to know what is to be seen (Xiang et al. 2303.09769). The noise is the same for every
-    image. Call it while the U-Net is the base's.
+    image.
     """
     unet, seen = model.unet, []
     block = unet.up_blocks[-2]
@@ -204,7 +204,7 @@ class Unclip:
 
 
 def read_unclip(model: LatentModel) -> Unclip:
-    """The base's own part; its LoRA is not in the U-Net yet. UserError where there is none, or one of another base."""
+    """The base's own part. UserError where there is none, or one of another base."""
     folder = model.folder / FOLDER
     if not folder.is_dir():
         raise UserError(
@@ -230,7 +230,7 @@ def read_unclip(model: LatentModel) -> Unclip:
         D, L, W, E, width=len(s["enter.weight"]), rank=len(s["leave.weight"]),
         depth=sum(name.startswith("blocks.") and name.endswith(".1.weight") for name in s),
     ))  # fmt: skip
-    files = {"pair": PAIR, "decoder": DECODER, "lora": LORA, "prior": f"{PRIOR}/{weight_files(folder / PRIOR)[0].name}"}
+    files = {"pair": PAIR, "decoder": DECODER, "prior": f"{PRIOR}/{weight_files(folder / PRIOR)[0].name}"}
     record = {name: content_hash(folder / file) for name, file in files.items()}
     return Unclip(pair, Prior(network.to(model.device)), decoder, record)
 

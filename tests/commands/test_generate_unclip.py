@@ -17,7 +17,7 @@ from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining import unclip as part
 
 SETTINGS = ("draw.steps=2", "draw.count=2", "draw.sampler=ddim")
-FEW = ["pictures=4", "pair_steps=2", "words_steps=2", "decoder_steps=2", "prior_steps=2", "rank=2"]
+FEW = ["pictures=4", "pair_steps=2", "words_steps=2", "decoder_steps=2", "prior_steps=2"]
 
 
 def tiny(folder):
@@ -64,7 +64,7 @@ def test_images_from_embeddings_are_others_and_their_names_and_parameters_say_so
     others = pixels([*plain, *told, *varied, moved[1], lying[1]])
     assert len({image.tobytes() for image in others}) == len(others)
     rows = {row["file"]: row for row in read_jsonl(tmp_path / "images.jsonl")}
-    assert set(rows[told[0].name]["unclip"]) == {"pair", "decoder", "lora", "prior"} and "unclip" not in rows[plain[0].name]
+    assert set(rows[told[0].name]["unclip"]) == {"pair", "decoder", "prior"} and "unclip" not in rows[plain[0].name]
     assert rows[moved[0].name]["unclip"]["was"] == "a dog"
     assert [image["file"] for image in rows[lying[0].name]["unclip"]["images"]] == [one.name, two.name]
     assert "Variation of" in Image.open(varied[0]).text["parameters"] and "unCLIP: " in Image.open(told[0]).text["parameters"]
@@ -99,7 +99,7 @@ def test_a_base_without_the_part_with_another_clip_or_with_anothers_part_is_name
         generate(["a dog"], base=str(tiny_sd), settings=SETTINGS, out=tmp_path, unclip=True)
     other = tmp_path / "other"
     shutil.copytree(base / "base", other)
-    (other / "unclip" / "decoder.safetensors").write_bytes((other / "unclip" / "pytorch_lora_weights.safetensors").read_bytes())
+    (other / "unclip" / "decoder.safetensors").write_bytes((other / "unclip" / "pair.safetensors").read_bytes())
     with pytest.raises(UserError, match="decoder.safetensors is of another base"):
         read_unclip(tiny(other))
     (other / "encoders" / "clip" / "model.safetensors").write_bytes(b"another")

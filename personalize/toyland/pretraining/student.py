@@ -104,8 +104,7 @@ class _Forward(nn.Module):
         self.unet = unet
 
     def forward(self, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        prepared = {name: value for name, value in cond.items() if name.startswith(fast_unet.PREPARED)}
-        return fast_unet.fast_forward(self.unet, z, t, cond["text"], prepared=prepared)
+        return fast_unet.fast_forward(self.unet, z, t, cond["text"])
 
 
 def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Callable[[str], None]) -> None:

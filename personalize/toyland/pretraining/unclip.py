@@ -2,8 +2,8 @@
 
 In four stages. The space of embeddings: see `unclip_pair`. An MLP learns to say an embedding in the base's own words: the text
 encoder's hidden states of a caption that says all, always in the same order. The frozen base then draws what the embedding is
-of. From there the decoder, that MLP, the projection into the time embedding and a LoRA of the U-Net, learns by the U-Net's own
-loss what the caption leaves open. The prior is trained by itself, on embeddings alone.
+of. From there the decoder, that MLP and the projection into the time embedding, learns by the U-Net's own loss what the caption
+leaves open; the U-Net stays the base's. The prior is trained by itself, on embeddings alone.
 
 N scenes, B of a step; D dimensions of an embedding, L tokens of width W.
 """
@@ -20,7 +20,6 @@ from personalize.common.files import make_folder, write_json
 from personalize.common.settings import setting
 from personalize.core import losses, rng, timesteps
 from personalize.core.guidance import Cond
-from personalize.formats import lora
 from personalize.formats.safetensors_io import load_tensors, save_tensors
 from personalize.models import unclip
 from personalize.models.fast_unet import TIME
@@ -28,7 +27,6 @@ from personalize.models.interface import LatentModel
 from personalize.toyland.pretraining import stages, unclip_pair
 from personalize.toyland.pretraining.image_adapter import read_rows
 from personalize.toyland.pretraining.pipeline import render_all
-from personalize.toyland.pretraining.student import Student
 from personalize.toyland.pretraining.trainer import train_stage
 from personalize.toyland.world.scenes import (
     ACTIONS,
@@ -57,8 +55,8 @@ class Settings:
     words_steps: int = setting(2_000, "steps of 256 embeddings, to say them in words")
     decoder_steps: int = setting(1_000, "steps of 24 latents")
     prior_steps: int = setting(1_500, "steps of 128 embeddings")
-    rank: int = setting(24, "of the decoder's LoRA")
-    lr: float = setting(1e-3, "learning rate of the decoder", least=0)
+    noise: float = setting(0.5, "deviation of what is added to an embedding: those of new images are off by as much", least=0)
+    lr: float = setting(1e-4, "learning rate of the decoder", least=0)
     dropout: float = setting(0.1, "of the embeddings", least=0, most=1)
     caption_share: float = setting(0.2, "of the rows that are told their caption too", least=0, most=1)
     subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts; its accessory thrice")
@@ -90,9 +88,9 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
     with torch.no_grad():
         embeddings = torch.cat([unclip.scaled(pair.image_head(part.float())) for part in features.split(TEXTS_AT_ONCE)])
     decoder = train_words(model, embeddings, work, settings, say)
-    student = train_decoder(model, decoder, images, latents, embeddings, work, settings, say)
+    train_decoder(model, decoder, images, latents, embeddings, work, settings, say)
     prior = train_prior(pair, embeddings, hidden, said, work, settings, say)
-    export(out, model, pair, decoder, student, prior)
+    export(out, model, pair, decoder, prior)
 
 
 def train_words(
@@ -108,7 +106,8 @@ def train_words(
 
     def loss(step: int) -> Tensor:
         rows = stages.sample_rows(step, BATCH["words"], len(embeddings), seed=settings.seed, purpose="unclip/words")
-        error = decoder.coefficients(embeddings[rows].to(model.device)) - coefficients[rows].to(model.device)
+        e = noisy(embeddings[rows], settings, rng.generator(settings.seed, "unclip/words", step))
+        error = decoder.coefficients(e.to(model.device)) - coefficients[rows].to(model.device)
         return error.square().sum(1).mean() / variance
 
     said = nn.ModuleList([decoder.enter, decoder.blocks, decoder.leave])
@@ -138,27 +137,29 @@ def principal_states(model: LatentModel, count: int, path: Path, settings: Setti
     return kept["mean"], kept["basis"], kept["coefficients"]
 
 
+def noisy(embeddings: Tensor, settings: Settings, g: torch.Generator) -> Tensor:
+    return unclip.scaled(embeddings + settings.noise * torch.randn(embeddings.shape, generator=g))
+
+
 def train_decoder(
     model: LatentModel, decoder: unclip.Decoder, images: np.ndarray, latents: np.ndarray, embeddings: Tensor, work: Path,
     settings: Settings, say: Callable[[str], None],
-) -> Student:  # fmt: skip
-    """Decoder and LoRA by the U-Net's loss on the image that the embedding is of."""
-    student = Student(model.unet, settings.rank, settings.seed).to(model.device)
+) -> None:  # fmt: skip
+    """By the U-Net's loss on the image that the embedding is of."""
+    model.unet.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
         rows = stages.sample_rows(step, BATCH["decoder"], len(images), seed=settings.seed, purpose="unclip/decoder")
-        return decoder_loss(model, decoder, student, images, latents, embeddings, rows, settings, step).mean()
+        return decoder_loss(model, decoder, images, latents, embeddings, rows, settings, step).mean()
 
     log = stages.loss_logger("unclip, decoder", settings.decoder_steps, say)
-    both = nn.ModuleDict({"decoder": decoder, "lora": student})
-    train_stage(both, loss, work / "decoder.safetensors", steps=settings.decoder_steps, lr=settings.lr, muon=False,
+    train_stage(decoder, loss, work / "decoder.safetensors", steps=settings.decoder_steps, lr=settings.lr, muon=False,
         weight_decay=0.0, ema_decay=settings.ema, save_seconds=60.0, say=log)  # fmt: skip
-    return student
 
 
 def decoder_loss(
-    model: LatentModel, decoder: unclip.Decoder, student: Student, images: np.ndarray, latents: np.ndarray,
-    embeddings: Tensor, rows: Tensor, settings: Settings, step: int,
+    model: LatentModel, decoder: unclip.Decoder, images: np.ndarray, latents: np.ndarray, embeddings: Tensor, rows: Tensor,
+    settings: Settings, step: int,
 ) -> Tensor:  # fmt: skip
     """Rows (B,) of the scenes -> (B,). What a row is not told is as in `models.unclip`."""
     g, B, schedule, device = rng.generator(settings.seed, "unclip/decoder", step), len(rows), model.schedule, model.device
@@ -170,10 +171,10 @@ def decoder_loss(
     texts = [caption(scene_of(k), (step << 8) + i) if told[i] else "" for i, k in enumerate(rows.tolist())]
     with torch.no_grad():
         text = model.encode_prompts(texts)["text"]
-    cond = tell_some(decoder, embeddings[rows].to(device), text, seen.to(device), told.to(device))
+    cond = tell_some(decoder, noisy(embeddings[rows], settings, g).to(device), text, seen.to(device), told.to(device))
     z_t, target = schedule.add_noise(z0, eps, t).to(device), schedule.target(z0, eps, t).to(device)
     weight = 1 + settings.subject_weight * stages.masks(images, rows, z0.shape[-1]).to(device)
-    return losses.denoising_loss(student()(z_t, t.to(device), cond), target, weight)
+    return losses.denoising_loss(model.predict(z_t, t.to(device), cond), target, weight)
 
 
 def tell_some(decoder: unclip.Decoder, e: Tensor, text: Tensor, seen: Tensor, told: Tensor) -> Cond:
@@ -222,14 +223,11 @@ def prior_network(embeddings: Tensor, *, L: int, layers: int = LAYERS, heads: in
     return network
 
 
-def export(
-    out: Path, model: LatentModel, pair: unclip.Pair, decoder: unclip.Decoder, student: Student, prior: unclip.Prior
-) -> None:
-    """Files of the pair and of the decoder, its LoRA as diffusers reads it, prior/ as of diffusers; in half precision."""
+def export(out: Path, model: LatentModel, pair: unclip.Pair, decoder: unclip.Decoder, prior: unclip.Prior) -> None:
+    """Files of the pair and of the decoder, prior/ as of diffusers; in half precision."""
     make_folder(out)
     for file, module in ((unclip.PAIR, pair), (unclip.DECODER, decoder)):
         state = {name: value.detach().cpu().half().contiguous() for name, value in module.state_dict().items()}
         save_tensors(out / file, state)
-    lora.write_diffusers(out / unclip.LORA, student.adapter())
     prior.network.cpu().half().save_pretrained(out / unclip.PRIOR)
     write_json(out / unclip.SAYS, {"clip": unclip.clip_hash(model)})
