@@ -30,7 +30,6 @@ from personalize.evaluation import bootstrap, encoders, image_cache
 from personalize.evaluation.metrics import toyland_truth
 from personalize.evaluation.metrics.diversity import pairwise, patch_distance
 from personalize.generation import sampling
-from personalize.generation.unclip import Embedded
 from personalize.models.unclip import Texts, hidden_states, read_unclip
 from personalize.toyland.world.render import draw_scene
 from personalize.toyland.world.scenes import CLASSES, HELD_OUT, PLACES, sample_scene, with_article
@@ -55,10 +54,10 @@ class Bench:
         """(N,3,H,W), by words or from embeddings (N,D)."""
         model, parts = self.model, []
         for rows in sampling.sampling_batches(model, len(texts), self.config):
-            embedded = None if embeddings is None else Embedded(self.part.decoder, embeddings).rows(rows)
+            states = None if embeddings is None else self.part.decoder(embeddings[rows.start : rows.stop])
             generators = sampling.image_generators(1, [noises[k] for k in rows], "benchmark")
             some = [texts[k] for k in rows]
-            z0 = sampling.sample_latents(model, some, generators, self.config, embedded=embedded)
+            z0 = sampling.sample_latents(model, some, generators, self.config, encoded=states)
             parts.append(model.decode_latents(z0).float())
         return torch.cat(parts)
 

@@ -13,22 +13,24 @@ from personalize.core import rng
 from personalize.data.crops import Crop, Photo, image_tensor, largest_box
 from personalize.data.photos import load_photos
 from personalize.evaluation.encoders import load_clip
-from personalize.generation.unclip import MOST_DIFFERENCE, Embedded, between
 from personalize.models.interface import LatentModel
-from personalize.models.unclip import Pair, Unclip, hidden_states, read_unclip
+from personalize.models.unclip import Pair, Unclip, hidden_states, read_unclip, slerp
 
 AT_ONCE = 64  # texts
+MOST_DIFFERENCE = 0.5  # of the arc from an image's embedding to a text difference (2204.06125, section 3.3)
 
 
 class Drawn(NamedTuple):
-    """embedded: P·count rows, prompt by prompt. one_noise: whether all images begin at the noise of the first."""
+    """states (P·count,L,W): what is read in place of each prompt. one_noise: whether all images begin at the first's noise."""
 
-    embedded: Embedded
+    states: Tensor
     one_noise: bool
     record: dict
 
 
-def is_embedded(*, unclip: bool, vary: Sequence[Path | str], was: str | None, bare: bool, others: dict[str, object]) -> bool:
+def is_embedded(
+    prompts: Sequence[str], *, unclip: bool, vary: Sequence[Path | str], was: str | None, bare: bool, others: dict[str, object]
+) -> bool:
     """Whether --unclip or --vary is asked for. UserError where it is with what it does not go with; others: by option."""
     if was is not None and not vary:
         raise UserError("--was is what a photo showed before the prompt changes it. Give the photo too: --vary PHOTO.")
@@ -40,6 +42,8 @@ def is_embedded(*, unclip: bool, vary: Sequence[Path | str], was: str | None, ba
         raise UserError(f"--vary is given {len(vary)} times. Give one photo for variations, or two for what lies between.")
     if was is not None and len(vary) == 2:
         raise UserError("--was changes one photo, and --vary is given twice. Give one of the photos.")
+    if vary and was is None and any(prompts):
+        raise UserError("--vary draws from the photo alone. Leave out the prompt, or say what it changes: --was TEXT.")
     name = "--unclip" if unclip else "--vary"
     if not bare:
         raise UserError(f"{name} draws by a bare base, not by a run: add --base toyland, and leave out --run.")
@@ -48,6 +52,7 @@ def is_embedded(*, unclip: bool, vary: Sequence[Path | str], was: str | None, ba
     return True
 
 
+@torch.no_grad()
 def embed(
     model: LatentModel, prompts: Sequence[str], *, vary: Sequence[Path | str], was: str | None, count: int, seed: int
 ) -> Drawn:
@@ -57,21 +62,22 @@ def embed(
     the prompt from that text. UserError for photos or a part that are missing or damaged.
     """
     part = read_unclip(model)
-    pair, record = part.pair, dict(part.record)
+    record = dict(part.record)
     if not vary:
         rows = torch.cat([of_prior(model, part, prompt, count, seed) for prompt in prompts])
-        return Drawn(Embedded(part.decoder, rows), False, {"unclip": record})
+        return Drawn(part.decoder(rows), False, {"unclip": record})
     photos = [_photo(path) for path in vary]
     record |= {"images": [{"file": photo.name, "sha256": photo.sha256} for photo in photos]}
-    first, *others = _read_photos(model, pair, photos)
+    first, *others = _read_photos(model, part.pair, photos)
     if was is None and not others:
-        return Drawn(Embedded(part.decoder, first.expand(count * len(prompts), -1)), False, {"unclip": record})
+        return Drawn(part.decoder(first.expand(count * len(prompts), -1)), False, {"unclip": record})
     if count < 2:
         raise UserError("--vary with two photos or with --was goes from one end to another: give --count 2 or more.")
-    ends = others * len(prompts) or text_differences(model, pair, prompts, was)
-    rows = torch.cat([between(first, end, count, 1.0 if others else MOST_DIFFERENCE) for end in ends])
+    ends = others * len(prompts) or text_differences(model, part.pair, prompts, was)
+    shares = torch.linspace(0, 1.0 if others else MOST_DIFFERENCE, count)
+    rows = torch.cat([slerp(first[None], end[None], shares) for end in ends])
     record |= {"of": count} | ({} if was is None else {"was": was})
-    return Drawn(Embedded(part.decoder, rows), True, {"unclip": record})
+    return Drawn(part.decoder(rows), True, {"unclip": record})
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def generate(
     edit = read_image_to_edit(image, mask, strength, careful)
     beside = {"--image": image, "--image-prompt": image_prompt, "--fast": fast, "--layout": layout, "--maps": maps}
     beside |= {"--weight": weights, "--ignore": ignore}
-    by_embedding = is_embedded(unclip=unclip, vary=vary, was=was, bare=bool(base and not run), others=beside)
+    by_embedding = is_embedded(prompts, unclip=unclip, vary=vary, was=was, bare=bool(base and not run), others=beside)
     if mask is not None:  # other samplers lean less on what is kept: docs/editing.md
         settings = ["draw.sampler=ddpm", *settings]
     if (photos or class_word) and (run or not base):
@@ -204,7 +204,7 @@ def _write_images(
             if steer:  # the known region last, which nothing moves
                 beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
             attention = [] if maps else None
-            beginning |= {"embedded": drawn.embedded.rows(part)} if drawn else {}
+            beginning |= {"encoded": drawn.states[part.start : part.stop]} if drawn else {}
             beginning = beginning | {"emphasis": emphasis, "image": image_prompt, "layout": layout, "maps": attention}
             z0 = sample_latents(model, list(texts), generators, config, **beginning)
             drawn = require_images(model.decode_latents(z0), model)

@@ -18,7 +18,6 @@ from personalize.core.guidance import GUIDANCE, Cond, Guided
 from personalize.core.samplers import SAMPLERS
 from personalize.generation.attention_maps import AttentionMaps
 from personalize.generation.diffusers_samplers import DIFFUSERS
-from personalize.generation.unclip import Embedded
 from personalize.generation.words import Emphasis, encode_words
 from personalize.models.image_adapter import ImagePrompt
 from personalize.models.interface import LAYOUT, MASKED, LatentModel
@@ -38,7 +37,7 @@ def sample_latents(
     masked: Tensor | None = None,
     image: ImagePrompt | None = None,
     layout: Tensor | None = None,
-    embedded: Embedded | None = None,
+    encoded: Tensor | None = None,
     steer: Callable[[Guided, slice], Guided] | None = None,
     emphasis: Emphasis | None = None,
     maps: list[Tensor] | None = None,
@@ -47,9 +46,9 @@ def sample_latents(
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; image: photos that
-    every row is told beside its prompt; layout (K,h,w): LAYOUT for every row; embedded: CLIP embeddings of the rows, to which
-    emphasis does nothing; steer: what `core.steering` adds to the guidance of some of the rows; emphasis: words of the prompts
-    that count more, less or not at all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in
+    every row is told beside its prompt; layout (K,h,w): LAYOUT for every row; encoded (B,L,D): what is read in place of the
+    prompts, as of `Decoder`; steer: what `core.steering` adds to the guidance of some of the rows; emphasis: words of the
+    prompts that count more, less or not at all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in
     `mapped`, which ascend.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
@@ -62,7 +61,7 @@ def sample_latents(
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
             g.set_state(state)
         begin = {"first": first, "start": None if start is None else start[rows].to(model.device)}
-        begin |= {"masked": masked, "image": image, "layout": layout, "embedded": embedded and embedded.rows(rows)}
+        begin |= {"masked": masked, "image": image, "layout": layout, "encoded": None if encoded is None else encoded[rows]}
         begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
         here = range(len(prompts))[rows]
@@ -106,19 +105,20 @@ def latent_shape(model: LatentModel, size: int | str | Size) -> tuple[int, int, 
 def _sample_at_once(
     model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap,
     emphasis: Emphasis | None, *, masked: Tensor | None, image: ImagePrompt | None, layout: Tensor | None,
-    embedded: Embedded | None, watch: AttentionMaps | None = None, **options,
+    encoded: Tensor | None, watch: AttentionMaps | None = None, **options,
 ) -> Tensor:  # fmt: skip
     noise = rng.normal(generators, latent_shape(model, config.size or model.size)).to(model.device)
     beside = {} if masked is None else {MASKED: masked.expand(len(prompts), -1, -1, -1)}
     beside |= {} if layout is None else {LAYOUT: layout.to(model.device).expand(len(prompts), -1, -1, -1)}
     shown, hidden = image.rows(len(prompts)) if image else ({}, {})
     with torch.inference_mode():
-        if embedded:
-            cond, uncond = embedded.conditions(model, prompts, None if config.guidance == 1 else config.negative)
-        else:
+        uncond = unconditional(model, len(prompts), config)
+        uncond = uncond and uncond | beside | hidden
+        if encoded is None:
             cond = encode_texts(model, prompts, draws=True, emphasis=emphasis)
-            uncond = unconditional(model, len(prompts), config)
-        cond, uncond = cond | beside | shown, uncond and uncond | beside | hidden
+        else:
+            cond = model.prepare({"text": encoded})
+        cond = cond | beside | shown
         guided = text_guidance(model, cond, uncond, config, watch)
         sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
         return sample(wrap(guided) if wrap else guided, noise, model.schedule, config.steps, generators=generators, **options)

@@ -36,8 +36,7 @@ IMAGE_KEYS_VALUES = "image:"  # and of an image prompt, read beside the text's; 
 # In a conditioning, (B,) int64: how many rows from its own a row takes queries and keys of self- or cross-attention. As they
 # are relative they stay right when the halves of guidance are put together.
 BORROW_SELF, BORROW_CROSS = "borrow:self", "borrow:cross"
-TIME = "time"  # in a conditioning, (B,E): is added to the time embedding
-PREPARED = (TEXT_KEYS_VALUES, IMAGE_KEYS_VALUES, BORROW_SELF, BORROW_CROSS, TIME)
+PREPARED = (TEXT_KEYS_VALUES, IMAGE_KEYS_VALUES, BORROW_SELF, BORROW_CROSS)
 # Told the queries (kB,H,N,c) and keys (kB,H,L,c) of each cross-attention, in H heads; each row's own, whatever is borrowed.
 Watch = Callable[[Tensor, Tensor], None]
 WATCH = "watch"
@@ -85,7 +84,7 @@ def fast_forward(
     prepared may have a third part: values that are read by the row's own queries and keys where the others are borrowed.
     It may also say BORROW_SELF and BORROW_CROSS. softmax(q k) of another row is never made: attention is called with its q, k.
     Of kB rows each part of B has the same z_t and t, and B rows are computed up to the first cross-attention. Not for SDXL,
-    where the text is in the time embedding, nor with TIME or where self-attention is borrowed: there it is kB from the start.
+    where the text is in the time embedding, nor where self-attention is borrowed: there it is kB from the start.
     With gradient checkpointing each residual and each transformer block is computed again for its gradient. offload: of
     these blocks, which are fetched both times.
     """
@@ -93,13 +92,11 @@ def fast_forward(
     if offload:
         run = partial(run, offload.call)
     both = _by_attention(unet, prepared or {}) | {WATCH: watch}
-    if added or BORROW_SELF in both or TIME in both:
+    if added or BORROW_SELF in both:
         z_t, t = repeated(z_t, len(text)), repeated(t, len(text))
     emb = unet.time_embedding(unet.get_time_embed(sample=z_t, timestep=t))
     if added:
         emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added)
-    if TIME in both:
-        emb = emb + both[TIME]
     emb = F.silu(emb)
 
     def layer(resnet: nn.Module, attention: nn.Module | None, h: Tensor) -> Tensor:
@@ -126,8 +123,8 @@ def fast_forward(
 
 
 def _by_attention(unet: nn.Module, prepared: Cond) -> dict[Any, Any]:
-    """What is prepared, parted, by attention, of images by (attention, IMAGE_KEYS_VALUES); TIME as it is; and at BORROW_SELF
-    and BORROW_CROSS (B,) the row that each row borrows from.
+    """What is prepared, parted, by attention, of images by (attention, IMAGE_KEYS_VALUES); and at BORROW_SELF and BORROW_CROSS
+    (B,) the row that each row borrows from.
     """
     both = {}
     for name, value in prepared.items():
@@ -137,8 +134,6 @@ def _by_attention(unet: nn.Module, prepared: Cond) -> dict[Any, Any]:
         elif name.startswith(IMAGE_KEYS_VALUES):
             attention = unet.get_submodule(name.removeprefix(IMAGE_KEYS_VALUES))
             both[attention, IMAGE_KEYS_VALUES] = value.chunk(2, -1)
-        elif name == TIME:
-            both[name] = value
         else:
             both[name] = torch.arange(len(value), device=value.device) + value
     return both

@@ -1,11 +1,10 @@
 """DALL·E 2 (Ramesh et al. 2204.06125) on a base: a prior from text to a CLIP image embedding, a decoder from that to images.
 
-B rows, D dimensions of an embedding, L tokens of a prompt, W their width, E width of the time embedding. An embedding is of
-length sqrt(D), so that its numbers have a deviation of about one; CLIP's own have the length 1.
+B rows, D dimensions of an embedding, L tokens of a prompt, W their width, F features of an image. An embedding is of length
+sqrt(D), so that its numbers have a deviation of about one; CLIP's own have the length 1.
 
-The decoder is the base's U-Net as it is. An embedding becomes L tokens, which each cross-attention reads beside the
-prompt's, and is projected into the time embedding. What a row is not told leaves its place to what it is: told neither, it has
-the base's empty prompt twice, and attention to the same keys twice is the attention to them once.
+The decoder is the base's U-Net as it is. An embedding becomes L tokens in place of the prompt's, in the text encoder's own
+states, so guidance, samplers and the unconditional prompt are the base's.
 """
 
 import math
@@ -21,12 +20,10 @@ from personalize.common.errors import UserError
 from personalize.common.files import content_hash, read_json
 from personalize.common.untrusted import Table, Text
 from personalize.core import rng
-from personalize.core.guidance import Cond
 from personalize.core.samplers import ddim
 from personalize.core.schedule import cosine, from_betas
 from personalize.formats.safetensors_io import load_tensors
 from personalize.models import config_schema, loading
-from personalize.models.fast_unet import TIME, why_not_fast
 from personalize.models.interface import LatentModel
 from personalize.models.lazy_imports import lazy_imports
 from personalize.models.locate import weight_files
@@ -46,9 +43,9 @@ def scaled(embeddings: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """What is told to the U-Net: e (B,D) -> tokens (B,L,W), by a residual MLP with a last layer of low rank; e -> (B,E)."""
+    """What is told to the U-Net: e (B,D) -> tokens (B,L,W), by a residual MLP with a last layer of low rank."""
 
-    def __init__(self, D: int, L: int, W: int, E: int, *, width: int = 512, rank: int = 256, depth: int = 3):
+    def __init__(self, D: int, L: int, W: int, *, width: int = 512, rank: int = 256, depth: int = 3):
         super().__init__()
         self.enter = nn.Linear(D, width)
         self.blocks = nn.ModuleList(
@@ -56,9 +53,6 @@ class Decoder(nn.Module):
             for _ in range(depth)
         )
         self.leave, self.basis = nn.Linear(width, rank), nn.Linear(rank, L * W)
-        self.time = nn.Linear(D, E)
-        nn.init.zeros_(self.time.weight)
-        nn.init.zeros_(self.time.bias)
         self.shape = L, W
 
     def coefficients(self, e: Tensor) -> Tensor:
@@ -68,17 +62,8 @@ class Decoder(nn.Module):
             x = x + block(x)
         return self.leave(x)
 
-    def tokens(self, e: Tensor) -> Tensor:
+    def forward(self, e: Tensor) -> Tensor:
         return self.basis(self.coefficients(e)).unflatten(1, self.shape)
-
-    def tell(self, e: Tensor, text: Tensor | None = None) -> Cond:
-        """(B,D), the prompts (B,L,W) or None -> a conditioning for `predict`."""
-        tokens = self.tokens(e)
-        return {"text": torch.cat([tokens if text is None else text, tokens], 1), TIME: self.time(e)}
-
-    def tell_no_image(self, text: Tensor) -> Cond:
-        """(B,L,W) -> the same conditioning as the base's own, in the form of `tell`."""
-        return {"text": torch.cat([text, text], 1), TIME: text.new_zeros(len(text), self.time.out_features)}
 
 
 def _block(width: int) -> nn.Sequential:
@@ -211,8 +196,6 @@ def read_unclip(model: LatentModel) -> Unclip:
             f"base {model.name!r} draws from no CLIP embedding: there is no folder {FOLDER} in it. Use --base toyland, or "
             "train the part for a Toyland of your own: personalize pretrain BASE --part unclip."
         )
-    if why := why_not_fast(model.unet):
-        raise UserError(f"base {model.name!r} cannot be told a CLIP embedding, for {why} in its U-Net. Use --base toyland.")
     if model.chunks > 1:
         raise UserError(f"prompt.chunks is {model.chunks}, and a CLIP embedding takes the place of one: give prompt.chunks=1.")
     with lazy_imports():
@@ -224,10 +207,10 @@ def read_unclip(model: LatentModel) -> Unclip:
         )
     read_json(folder / PRIOR / "config.json", config_schema.PRIOR)
     network = loading.load_network(PriorTransformer, folder, PRIOR, torch.float32)
-    D, (L, W, E) = network.config.embedding_dim, sizes(model)
+    D, (L, W) = network.config.embedding_dim, sizes(model)
     pair = _module(model, folder / PAIR, lambda s: Pair(s["mean"].numel(), W, width=len(s["image.1.weight"]), D=D))
     decoder = _module(model, folder / DECODER, lambda s: Decoder(
-        D, L, W, E, width=len(s["enter.weight"]), rank=len(s["leave.weight"]),
+        D, L, W, width=len(s["enter.weight"]), rank=len(s["leave.weight"]),
         depth=sum(name.startswith("blocks.") and name.endswith(".1.weight") for name in s),
     ))  # fmt: skip
     files = {"pair": PAIR, "decoder": DECODER, "prior": f"{PRIOR}/{weight_files(folder / PRIOR)[0].name}"}
@@ -257,7 +240,7 @@ def clip_hash(model: LatentModel) -> str:
     return content_hash(files[0])
 
 
-def sizes(model: LatentModel) -> tuple[int, int, int]:
-    """L, W and E of a base."""
+def sizes(model: LatentModel) -> tuple[int, int]:
+    """L and W of a base."""
     (tokenizer,) = model.tokenizers.values()
-    return tokenizer.model_max_length, model.unet.config.cross_attention_dim, model.unet.time_embedding.linear_2.out_features
+    return tokenizer.model_max_length, model.unet.config.cross_attention_dim

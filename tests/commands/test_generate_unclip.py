@@ -17,7 +17,7 @@ from personalize.toyland.pretraining import networks
 from personalize.toyland.pretraining import unclip as part
 
 SETTINGS = ("draw.steps=2", "draw.count=2", "draw.sampler=ddim")
-FEW = ["pictures=4", "pair_steps=2", "words_steps=2", "decoder_steps=2", "prior_steps=2"]
+FEW = ["pictures=4", "pair_steps=2", "words_steps=2", "prior_steps=2"]
 
 
 def tiny(folder):
@@ -83,7 +83,8 @@ def test_a_text_difference_has_length_1_and_is_none_of_the_same_text(base):
         ({"unclip": True, "vary": ["a.png"]}, "Give one of them"),
         ({"vary": ["a.png"] * 3}, "--vary is given 3 times"),
         ({"vary": ["a.png"] * 2, "was": "a cat"}, "--was changes one photo"),
-        ({"vary": ["nowhere.png"]}, "nowhere.png does not exist"),
+        ({"vary": ["a.png"]}, "Leave out the prompt, or say what it changes: --was TEXT"),
+        ({"vary": ["nowhere.png"], "was": "a cat"}, "nowhere.png does not exist"),
         ({"unclip": True, "image_prompt": "a.png"}, "--unclip does not go with --image-prompt"),
         ({"unclip": True, "weights": ["dog=1.5"]}, "--unclip does not go with --weight"),
         ({"unclip": True, "maps": True}, "--unclip does not go with --maps"),

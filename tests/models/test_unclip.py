@@ -1,13 +1,14 @@
-"""The parts of DALL·E 2: scale of embeddings, the causal prior, a decoder that begins as the base."""
+"""The parts of DALL·E 2: scale of embeddings, the causal prior, features of images, states in place of a prompt."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from personalize import models
+from personalize.common.recipe_sections import SamplingConfig
 from personalize.core import rng
+from personalize.generation.sampling import sample_latents
 from personalize.models import unclip
-from personalize.models.fast_unet import TIME
 from personalize.toyland.pretraining.unclip import prior_network
 
 D, L = 12, 6
@@ -71,29 +72,24 @@ def test_slerp_stays_on_the_sphere_at_even_angles():
     assert torch.allclose(unclip.slerp(a, a, torch.tensor([0.3])), a, atol=1e-5)
 
 
-def test_a_fresh_decoder_leaves_the_base_what_it_is(model):
-    torch.manual_seed(0)
-    decoder = unclip.Decoder(D, *unclip.sizes(model), width=16, rank=4, depth=1)
-    e, text = torch.randn(2, D), model.encode_prompts(["a dog", "a red hat"])["text"]
-    z, t = torch.randn(2, 4, 16, 16), torch.tensor([999, 10])
-    told, untold = decoder.tell(e, text), decoder.tell_no_image(text)
-    with torch.no_grad():
-        base = model.predict(z, t, {"text": text})
-        assert told[TIME].abs().max() == 0 and torch.equal(told["text"][:, : text.shape[1]], text)
-        assert torch.equal(model.predict(z, t, told), model.predict(z, t, {"text": told["text"]}))
-        assert torch.allclose(model.predict(z, t, untold), base, atol=1e-5)  # the same keys twice
-        torch.nn.init.ones_(decoder.time.bias)
-        assert not torch.allclose(model.predict(z, t, decoder.tell(e, text)), model.predict(z, t, told), atol=1e-3)
+def test_states_of_a_prompt_draw_what_the_prompt_draws_to_the_bit(model):
+    config = SamplingConfig("ddim", 2, 2.0)
+    generators = [[rng.generator(0, "image", k) for k in range(2)] for _ in range(2)]
+    texts = ["a dog", "a red hat"]
+    words = sample_latents(model, texts, generators[0], config)
+    states = sample_latents(model, ["", ""], generators[1], config, encoded=model.encode_prompts(texts)["text"])
+    assert torch.equal(words, states)
 
 
-def test_both_halves_of_guidance_are_one_pass_of_what_each_is_alone(model):
-    torch.manual_seed(0)
-    decoder = unclip.Decoder(D, *unclip.sizes(model), width=16, rank=4, depth=1)
-    torch.nn.init.normal_(decoder.time.weight)
-    text = model.encode_prompts(["", ""])["text"]
-    z, t = torch.randn(2, 4, 16, 16), torch.tensor([500, 500])
-    parts = [model.prepare(part) for part in (decoder.tell_no_image(text), decoder.tell(torch.randn(2, D)))]
-    with torch.no_grad():
-        together = model.predict(z, t, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-        alone = torch.cat([model.predict(z, t, part) for part in parts])
-    assert torch.allclose(together, alone, atol=1e-5)
+def test_features_of_an_image_do_not_depend_on_its_neighbours_and_leave_no_hook(model):
+    z0 = torch.randn(3, 4, 16, 16)
+    rows = unclip.unet_features(model, z0)
+    assert torch.allclose(rows[1:2], unclip.unet_features(model, z0[1:2]), atol=1e-4) and not torch.allclose(rows[0], rows[1])
+    assert not any(part._forward_hooks for part in model.unet.modules())
+
+
+def test_a_text_is_the_mean_of_its_tokens_and_not_of_its_padding(model):
+    hidden, mask = unclip.hidden_states(model, ["a dog", "a photo of a dog"])
+    assert mask.sum(1).tolist()[0] < mask.sum(1).tolist()[1] < mask.shape[1]
+    pooled = unclip.mean_of_tokens(hidden, mask)
+    assert torch.allclose(pooled[0], hidden[0, mask[0]].mean(0), atol=1e-6)

@@ -1,9 +1,8 @@
 """The part "unclip": DALL·E 2 (Ramesh et al. 2204.06125) in small, what `models.unclip` reads.
 
-In four stages. The space of embeddings: see `unclip_pair`. An MLP learns to say an embedding in the base's own words: the text
+In three stages. The space of embeddings: see `unclip_pair`. An MLP learns to say an embedding in the base's own words: the text
 encoder's hidden states of a caption that says all, always in the same order. The frozen base then draws what the embedding is
-of. From there the decoder, that MLP and the projection into the time embedding, learns by the U-Net's own loss what the caption
-leaves open; the U-Net stays the base's. The prior is trained by itself, on embeddings alone.
+of. The prior is trained by itself, on embeddings alone.
 
 N scenes, B of a step; D dimensions of an embedding, L tokens of width W.
 """
@@ -12,17 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from personalize.common.files import make_folder, write_json
 from personalize.common.settings import setting
-from personalize.core import losses, rng, timesteps
-from personalize.core.guidance import Cond
+from personalize.core import losses, rng
 from personalize.formats.safetensors_io import load_tensors, save_tensors
 from personalize.models import unclip
-from personalize.models.fast_unet import TIME
 from personalize.models.interface import LatentModel
 from personalize.toyland.pretraining import stages, unclip_pair
 from personalize.toyland.pretraining.image_adapter import read_rows
@@ -33,7 +29,6 @@ from personalize.toyland.world.scenes import (
     PLACES,
     Scene,
     accessory_words,
-    caption,
     colour_word,
     sample_scene,
     with_article,
@@ -44,23 +39,17 @@ RANK = 256  # of the canonical captions' hidden states
 SEEN = 6_000  # captions by which the basis is found
 TEXTS_AT_ONCE = 250
 WORDS_LR, PRIOR_LR = 1e-3, 1e-3
-BATCH = {"words": 256, "decoder": 24, "prior": 128}  # rows of a step
+BATCH = {"words": 256, "prior": 128}  # rows of a step
 LAYERS, HEADS, HEAD = 3, 4, 32  # of the prior; HEAD: width of a head
 
 
 @dataclass(frozen=True)
 class Settings:
     pictures: int = setting(12_000, "scenes drawn")
-    pair_steps: int = setting(1_500, "steps of 192 images with captions")
+    pair_steps: int = setting(1_000, "steps of 192 images with captions")
     words_steps: int = setting(2_000, "steps of 256 embeddings, to say them in words")
-    decoder_steps: int = setting(1_000, "steps of 24 latents")
-    prior_steps: int = setting(1_500, "steps of 128 embeddings")
+    prior_steps: int = setting(600, "steps of 128 embeddings")
     noise: float = setting(0.5, "deviation of what is added to an embedding: those of new images are off by as much", least=0)
-    lr: float = setting(1e-4, "learning rate of the decoder", least=0)
-    dropout: float = setting(0.1, "of the embeddings", least=0, most=1)
-    caption_share: float = setting(0.2, "of the rows that are told their caption too", least=0, most=1)
-    subject_weight: float = setting(4.0, "by how much more than the backdrop the subject counts; its accessory thrice")
-    ema: float = setting(0.995, "decay of the EMA, which is what ships")
     seed: int = setting(0, "seed of all randomness")
 
 
@@ -88,7 +77,6 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
     with torch.no_grad():
         embeddings = torch.cat([unclip.scaled(pair.image_head(part.float())) for part in features.split(TEXTS_AT_ONCE)])
     decoder = train_words(model, embeddings, work, settings, say)
-    train_decoder(model, decoder, images, latents, embeddings, work, settings, say)
     prior = train_prior(pair, embeddings, hidden, said, work, settings, say)
     export(out, model, pair, decoder, prior)
 
@@ -106,8 +94,9 @@ def train_words(
 
     def loss(step: int) -> Tensor:
         rows = stages.sample_rows(step, BATCH["words"], len(embeddings), seed=settings.seed, purpose="unclip/words")
-        e = noisy(embeddings[rows], settings, rng.generator(settings.seed, "unclip/words", step))
-        error = decoder.coefficients(e.to(model.device)) - coefficients[rows].to(model.device)
+        g = rng.generator(settings.seed, "unclip/words", step)
+        e = embeddings[rows] + settings.noise * torch.randn(len(rows), embeddings.shape[1], generator=g)
+        error = decoder.coefficients(unclip.scaled(e).to(model.device)) - coefficients[rows].to(model.device)
         return error.square().sum(1).mean() / variance
 
     said = nn.ModuleList([decoder.enter, decoder.blocks, decoder.leave])
@@ -135,54 +124,6 @@ def principal_states(model: LatentModel, count: int, path: Path, settings: Setti
         save_tensors(path, tensors)
     kept = load_tensors(path)
     return kept["mean"], kept["basis"], kept["coefficients"]
-
-
-def noisy(embeddings: Tensor, settings: Settings, g: torch.Generator) -> Tensor:
-    return unclip.scaled(embeddings + settings.noise * torch.randn(embeddings.shape, generator=g))
-
-
-def train_decoder(
-    model: LatentModel, decoder: unclip.Decoder, images: np.ndarray, latents: np.ndarray, embeddings: Tensor, work: Path,
-    settings: Settings, say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """By the U-Net's loss on the image that the embedding is of."""
-    model.unet.requires_grad_(False)
-
-    def loss(step: int) -> Tensor:
-        rows = stages.sample_rows(step, BATCH["decoder"], len(images), seed=settings.seed, purpose="unclip/decoder")
-        return decoder_loss(model, decoder, images, latents, embeddings, rows, settings, step).mean()
-
-    log = stages.loss_logger("unclip, decoder", settings.decoder_steps, say)
-    train_stage(decoder, loss, work / "decoder.safetensors", steps=settings.decoder_steps, lr=settings.lr, muon=False,
-        weight_decay=0.0, ema_decay=settings.ema, save_seconds=60.0, say=log)  # fmt: skip
-
-
-def decoder_loss(
-    model: LatentModel, decoder: unclip.Decoder, images: np.ndarray, latents: np.ndarray, embeddings: Tensor, rows: Tensor,
-    settings: Settings, step: int,
-) -> Tensor:  # fmt: skip
-    """Rows (B,) of the scenes -> (B,). What a row is not told is as in `models.unclip`."""
-    g, B, schedule, device = rng.generator(settings.seed, "unclip/decoder", step), len(rows), model.schedule, model.device
-    mean, std = torch.from_numpy(latents[rows.numpy()]).float().unbind(1)
-    z0, eps = mean + std * torch.randn(mean.shape, generator=g), torch.randn(mean.shape, generator=g)
-    t = timesteps.high(B, schedule.T, g)
-    seen = (torch.rand(B, generator=g) >= settings.dropout).view(-1, 1, 1)
-    told = (torch.rand(B, generator=g) < settings.caption_share).view(-1, 1, 1)
-    texts = [caption(scene_of(k), (step << 8) + i) if told[i] else "" for i, k in enumerate(rows.tolist())]
-    with torch.no_grad():
-        text = model.encode_prompts(texts)["text"]
-    cond = tell_some(decoder, noisy(embeddings[rows], settings, g).to(device), text, seen.to(device), told.to(device))
-    z_t, target = schedule.add_noise(z0, eps, t).to(device), schedule.target(z0, eps, t).to(device)
-    weight = 1 + settings.subject_weight * stages.masks(images, rows, z0.shape[-1]).to(device)
-    return losses.denoising_loss(model.predict(z_t, t.to(device), cond), target, weight)
-
-
-def tell_some(decoder: unclip.Decoder, e: Tensor, text: Tensor, seen: Tensor, told: Tensor) -> Cond:
-    """(B,D), prompts (B,L,W), which rows are told of each (B,1,1) -> a conditioning as of `Decoder.tell` for every row."""
-    full, none = decoder.tell(e, text), decoder.tell_no_image(text)
-    prompt, image = full["text"].chunk(2, 1)
-    rows = torch.where(seen, torch.cat([torch.where(told, prompt, image), image], 1), none["text"])
-    return {"text": rows, TIME: torch.where(seen[:, 0], full[TIME], none[TIME])}
 
 
 def train_prior(
