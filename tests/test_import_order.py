@@ -26,7 +26,15 @@ ORDER = [
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 CALLERS = {"workflows", "compare", "many", "many_ray", "personalizer", "together"}  # commands that call other commands
-SHARED = {"session", "image_source", "photo_masks", "export", "told_photos", "evaluated_images"}  # what commands stand on
+SHARED = {
+    "session",
+    "image_source",
+    "photo_masks",
+    "export",
+    "told_photos",
+    "evaluated_images",
+    "embeddings",
+}  # what commands stand on
 LIGHT = {
     "cli/__init__", "cli/app", "cli/tools", "cli/options", "common/errors", "common/recipe", "common/recipe_sections",
     "common/prompts", "common/image_size", "common/optimizers", "common/run_folder", "common/settings", "common/files",

@@ -112,6 +112,7 @@ def generate(
     lora: opt.Loras = [], embedding: opt.Embeddings = [], weight: opt.Weights = [], ignore: opt.Ignored = [],
     image: opt.Image = None, mask: opt.Mask = None, strength: opt.Strength = None, careful: opt.Careful = 1,
     image_prompt: opt.ImagePrompt = "", image_scale: opt.ImageScale = None, adapter: opt.Adapter = None, maps: opt.Maps = False,
+    unclip: opt.Unclip = False, vary: opt.Vary = [], was: opt.Was = None,
     layout: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of boxes that say where what is to be.")] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help="Twice as large, by the base's upscaler.")] = False,
     photos: Annotated[str, typer.Option(metavar="FOLDER", help="Whom --like means, for a bare base.")] = "",
@@ -123,6 +124,7 @@ def generate(
 ):  # fmt: skip
     """Images of the subject, by the newest finished run; with --base alone, by the bare base."""
     texts = [*(prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]
+    texts = texts or [""] * bool(vary and was is None)
     if not texts:
         raise UserError('what to draw? Give a prompt, as in: personalize generate "a sks dog swimming"')
     from personalize.commands.generate import generate
@@ -132,6 +134,7 @@ def generate(
     words = {"weights": weight, "ignore": ignore, "maps": maps, "layout": layout, "upscale": upscale}
     begin = {"image": image, "mask": mask, "strength": strength, "careful": careful}
     begin |= {"image_prompt": image_prompt, "image_scale": image_scale, "adapter": adapter}
+    begin |= {"unclip": unclip, "vary": vary, "was": was}
     result = generate(texts, **source, **words, **begin, settings=settings, out=out, screen=screen)
     return vars(result), result.grid
 

@@ -70,6 +70,16 @@ ImageScale = Annotated[
     typer.Option(help="How much --image-prompt counts: 0 not at all, 1 as trained; default: 0.7.", show_default=False),
 ]
 Adapter = Annotated[Path | None, typer.Option(metavar="FILE", help="IP-Adapter for --image-prompt, where the base has none.")]
+Unclip = Annotated[
+    bool, typer.Option("--unclip", help="From a CLIP image embedding that the base's prior draws of the prompt (DALL·E 2).")
+]
+Vary = Annotated[
+    list[str],
+    typer.Option(metavar="PHOTO", help="Variations of a photo, from its CLIP embedding; given twice: what lies between two."),
+]
+Was = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What --vary shows now: the photo changes from that to the prompt.")
+]
 
 Maps = Annotated[bool, typer.Option("--maps", help="A sheet beside each image: where it attends to each word.")]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from personalize.commands.embeddings import Drawn, embed, is_embedded
 from personalize.commands.image_source import bare_base, loaded_run, put_base_student, put_files, put_layout, remarks
 from personalize.commands.session import PRIORS, RUNS, open_run, resolve
 from personalize.common.errors import UserError
@@ -60,6 +61,9 @@ def generate(
     image_prompt: Path | str = "",
     image_scale: float | None = None,
     adapter: Path | None = None,
+    unclip: bool = False,
+    vary: Sequence[Path | str] = (),
+    was: str | None = None,
     photos: Path | str = "",
     class_word: str = "",
     maps: bool = False,
@@ -87,6 +91,9 @@ def generate(
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
+    beside = {"--image": image, "--image-prompt": image_prompt, "--fast": fast, "--layout": layout, "--maps": maps}
+    beside |= {"--weight": weights, "--ignore": ignore}
+    by_embedding = is_embedded(prompts, unclip=unclip, vary=vary, was=was, bare=bool(base and not run), others=beside)
     if mask is not None:  # other samplers lean less on what is kept: docs/editing.md
         settings = ["draw.sampler=ddpm", *settings]
     if (photos or class_word) and (run or not base):
@@ -124,6 +131,9 @@ def generate(
     origin |= upscaling.identity if upscaling else {}
     options = {"emphasis": emphasis, "canvas": canvas, "image_prompt": told, "steer": steer, "maps": maps}
     options["upscaling"] = upscaling
+    if by_embedding:
+        options["drawn"] = embed(model, prompts, vary=vary, was=was, count=recipe.draw.count, seed=recipe.seed)
+        origin |= options["drawn"].record
     if layout is not None:
         options["layout"], record = put_layout(model, layout, image_size(model, recipe.draw))
         origin |= record
@@ -179,7 +189,7 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
 def _write_images(
     model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
     emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, image_prompt: ImagePrompt | None = None, steer=None,
-    maps: bool = False, upscaling: Upscaling | None = None, layout: Tensor | None = None,
+    maps: bool = False, upscaling: Upscaling | None = None, layout: Tensor | None = None, drawn: Drawn | None = None,
 ) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
@@ -189,10 +199,12 @@ def _write_images(
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            generators, beginning = image_generators(seed, list(numbers)), options(len(part))
+            noises = [0] * len(part) if drawn and drawn.one_noise else list(numbers)
+            generators, beginning = image_generators(seed, noises), options(len(part))
             if steer:  # the known region last, which nothing moves
                 beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
             attention = [] if maps else None
+            beginning |= {"encoded": drawn.states[part.start : part.stop]} if drawn else {}
             beginning = beginning | {"emphasis": emphasis, "image": image_prompt, "layout": layout, "maps": attention}
             z0 = sample_latents(model, list(texts), generators, config, **beginning)
             drawn = require_images(model.decode_latents(z0), model)

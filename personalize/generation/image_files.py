@@ -94,6 +94,7 @@ def _metadata(row: dict) -> PngInfo:
     if told := row.get("image_prompt"):
         fields["Image prompt"] = _quoted(f"{Path(image['file']).stem}: {image['sha256'][:12]}" for image in told["images"])
         fields |= {"Image prompt scale": f"{told['scale']:g}", "Image adapter": told["adapter"]["sha256"][:12]}
+    fields |= _embedding_fields(row["unclip"]) if "unclip" in row else {}
     if "mask" in row:
         fields |= {"Mask word": _plain(row["mask"]["word"])} if "word" in row["mask"] else {}
         fields |= {"Mask hash": row["mask"]["sha256"][:12], "Careful": row["careful"]}
@@ -108,6 +109,15 @@ def _metadata(row: dict) -> PngInfo:
     info = PngInfo()
     info.add_text("parameters", "\n".join(lines))
     return info
+
+
+def _embedding_fields(told: dict) -> dict[str, str]:
+    """Of an image that is drawn from a CLIP embedding: whose it is, and by which decoder."""
+    fields = {"unCLIP": told["decoder"][:12]}
+    if "images" in told:
+        fields["Variation of"] = _quoted(f"{Path(image['file']).stem}: {image['sha256'][:12]}" for image in told["images"])
+    fields |= {"Variation to": str(told["of"])} if "of" in told else {}
+    return fields | ({"Variation was": _quoted([told["was"]])} if "was" in told else {})
 
 
 def _steering_fields(row: dict) -> dict[str, str]:

@@ -37,6 +37,7 @@ def sample_latents(
     masked: Tensor | None = None,
     image: ImagePrompt | None = None,
     layout: Tensor | None = None,
+    encoded: Tensor | None = None,
     steer: Callable[[Guided, slice], Guided] | None = None,
     emphasis: Emphasis | None = None,
     maps: list[Tensor] | None = None,
@@ -45,9 +46,10 @@ def sample_latents(
     """B prompts and one generator for each -> z0 (B,C,h,w) float32 on the model's device.
 
     first, start (B,C,h,w), visits: as samplers take them; masked (1,1+C,h,w): MASKED for every row; image: photos that
-    every row is told beside its prompt; layout (K,h,w): LAYOUT for every row; steer: what `core.steering` adds to the
-    guidance of some of the rows; emphasis: words of the prompts that count more, less or not at all; maps: a list that gets
-    the attention maps (L,h,w) of each row, or of those in `mapped`, which ascend.
+    every row is told beside its prompt; layout (K,h,w): LAYOUT for every row; encoded (B,L,D): what is read in place of the
+    prompts, as of `Decoder`; steer: what `core.steering` adds to the guidance of some of the rows; emphasis: words of the
+    prompts that count more, less or not at all; maps: a list that gets the attention maps (L,h,w) of each row, or of those in
+    `mapped`, which ascend.
     Row i depends on prompt i and generator i alone, beyond float rounding; with the same generators it is what
     `StableDiffusionPipeline` gives. What does not fit in memory is sampled in halves, which is said once; DoesNotFit for one
     image that does not.
@@ -59,7 +61,7 @@ def sample_latents(
         for g, state in zip(generators[rows], states[rows], strict=True):  # as it was before what did not fit
             g.set_state(state)
         begin = {"first": first, "start": None if start is None else start[rows].to(model.device)}
-        begin |= {"masked": masked, "image": image, "layout": layout}
+        begin |= {"masked": masked, "image": image, "layout": layout, "encoded": None if encoded is None else encoded[rows]}
         begin |= {"visits": visits} if visits > 1 else {}  # which ddpm alone knows
         wrap = None if steer is None else lambda guided: steer(guided, rows)
         here = range(len(prompts))[rows]
@@ -103,7 +105,7 @@ def latent_shape(model: LatentModel, size: int | str | Size) -> tuple[int, int, 
 def _sample_at_once(
     model: LatentModel, prompts: list[str], generators: list[torch.Generator], config: SamplingConfig, wrap,
     emphasis: Emphasis | None, *, masked: Tensor | None, image: ImagePrompt | None, layout: Tensor | None,
-    watch: AttentionMaps | None = None, **options,
+    encoded: Tensor | None, watch: AttentionMaps | None = None, **options,
 ) -> Tensor:  # fmt: skip
     noise = rng.normal(generators, latent_shape(model, config.size or model.size)).to(model.device)
     beside = {} if masked is None else {MASKED: masked.expand(len(prompts), -1, -1, -1)}
@@ -112,7 +114,11 @@ def _sample_at_once(
     with torch.inference_mode():
         uncond = unconditional(model, len(prompts), config)
         uncond = uncond and uncond | beside | hidden
-        cond = encode_texts(model, prompts, draws=True, emphasis=emphasis) | beside | shown
+        if encoded is None:
+            cond = encode_texts(model, prompts, draws=True, emphasis=emphasis)
+        else:
+            cond = model.prepare({"text": encoded})
+        cond = cond | beside | shown
         guided = text_guidance(model, cond, uncond, config, watch)
         sample = {**SAMPLERS, **DIFFUSERS}[config.sampler]
         return sample(wrap(guided) if wrap else guided, noise, model.schedule, config.steps, generators=generators, **options)

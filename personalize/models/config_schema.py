@@ -81,6 +81,20 @@ UPSCALER = Table(  # UNet2DModel, given a small image and its noise level: `mode
     remedy="Give an upscaler of this package: personalize pretrain BASE --part upscaler.",
 )  # fmt: skip
 
+PRIOR = Table(  # PriorTransformer, for embeddings and tokens of one width: `models.unclip`
+    {
+        "_class_name": Only(("PriorTransformer",)), "num_attention_heads": Number(1, 256),
+        "attention_head_dim": Number(1, 1024), "num_layers": DEPTH, "embedding_dim": WIDTH,
+        "num_embeddings": Number(1, 1024), "additional_embeddings": Only((4,)),
+        "dropout": Number(0, 1, real=True), "time_embed_act_fn": Text(("silu", "swish", "mish", "gelu", "relu")),
+        "norm_in_type": Only((None, "layer")), "embedding_proj_norm_type": Only((None, "layer")),
+        "encoder_hid_proj_type": Only(("linear",)), "added_emb_type": Only(("prd",)), "time_embed_dim": Either((WIDTH, NULL)),
+        "embedding_proj_dim": NULL, "clip_embed_dim": NULL,
+    },
+    needs=("embedding_dim", "num_embeddings"),
+    remedy="Train the part again: personalize pretrain BASE --part unclip.",
+)  # fmt: skip
+
 TEXT_ENCODER = Table(
     {
         "vocab_size": Number(1, 1_000_000), "hidden_size": WIDTH, "intermediate_size": Number(1, 65_536),

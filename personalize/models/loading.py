@@ -49,7 +49,7 @@ def load_network(kind, folder: Path, part: str, dtype: torch.dtype):
     for file in files:
         require_regular(file, "weight file")
     options = {"variant": "fp16" if ".fp16" in files[0].name else None, "torch_dtype": dtype, "use_safetensors": True}
-    if part not in ("unet", "vae"):
+    if part not in ("unet", "vae", "prior"):
         options |= encoder_options(place, kind) | {"ignore_mismatched_sizes": True}  # they are named below
     try:
         for file in files:

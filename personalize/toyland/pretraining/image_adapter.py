@@ -60,10 +60,10 @@ def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Ca
     """Writes image_encoder/ and ip-adapter.safetensors into `out`; each stage goes on from its file in `work`."""
     scenes = render_all(work / "pairs.npy", view_scene, settings.subjects * VIEWS, model.size, say)
     photos = render_all(work / "photos.npy", photo_scene, settings.subjects * PHOTOS, model.size, say)
-    latents = _rows(work / "latents.npy", scenes, lambda x: torch.stack(model.encode_images(x), 1))
+    latents = read_rows(work / "latents.npy", scenes, lambda x: torch.stack(model.encode_images(x), 1))
     truth = attributes([sample_subject(k) for k in range(settings.subjects)])
     encoder = train_encoder(model, scenes, photos, truth, work, settings, say)
-    embeddings = _rows(work / "embeddings.npy", photos, lambda x: encoder(pixel_values=x.to(model.device)).image_embeds)
+    embeddings = read_rows(work / "embeddings.npy", photos, lambda x: encoder(pixel_values=x.to(model.device)).image_embeds)
     adapter = train_adapter(model, scenes, latents, torch.from_numpy(embeddings), work, settings, say)
     export(out, encoder, adapter)
 
@@ -77,7 +77,7 @@ def photo_scene(k: int) -> Scene:
 
 
 @torch.no_grad()
-def _rows(path: Path, images: np.ndarray, read: Callable[[Tensor], Tensor]) -> np.ndarray:
+def read_rows(path: Path, images: np.ndarray, read: Callable[[Tensor], Tensor]) -> np.ndarray:
     """What `read` makes of (B,3,H,H), of every image in half precision, kept in `path`."""
     if not path.exists():
         parts = torch.arange(len(images)).split(256)
