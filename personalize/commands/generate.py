@@ -84,9 +84,11 @@ def generate(
     by `strength` (0 to 1), or only where the file `mask` is white ("word:hat": where it shows this word of the prompt, by the
     base's attention); careful: how often each step is made then. image_prompt: a photo or a folder of them that the base is
     told beside the prompt, by an adapter of its own or the file `adapter`; image_scale: how much it counts (0: not at all, 1:
-    as trained). photos, class_word: whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet
-    for each image that shows where it attends to each word. fast: by the base's own student, in its few steps. layout: a file
-    of boxes that say where what is to be. upscale: twice as large, by the base's upscaler. out: a folder, where images.jsonl
+    as trained). unclip: from an image embedding that the base's prior draws of the prompt; vary: a photo, whose variations are
+    drawn, or two, for what lies between them; was: what the one photo shows before the prompt changes it. photos, class_word:
+    whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet for each image that shows where
+    it attends to each word. fast: by the base's own student, in its few steps. layout: a file of boxes that say where what is
+    to be. upscale: twice as large, by the base's upscaler. out: a folder, where images.jsonl
     gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
@@ -132,8 +134,8 @@ def generate(
     options = {"emphasis": emphasis, "canvas": canvas, "image_prompt": told, "steer": steer, "maps": maps}
     options["upscaling"] = upscaling
     if by_embedding:
-        options["drawn"] = embed(model, prompts, vary=vary, was=was, count=recipe.draw.count, seed=recipe.seed)
-        origin |= options["drawn"].record
+        options["embedded"] = embed(model, prompts, vary=vary, was=was, count=recipe.draw.count, seed=recipe.seed)
+        origin |= options["embedded"].record
     if layout is not None:
         options["layout"], record = put_layout(model, layout, image_size(model, recipe.draw))
         origin |= record
@@ -189,7 +191,7 @@ def _canvas(model: LatentModel, recipe: Recipe, edit: ImageToEdit, screen: Termi
 def _write_images(
     model: LatentModel, recipe: Recipe, prompts: list[str], *, out: Path, origin: dict, screen: Terminal,
     emphasis: Emphasis = PLAIN, canvas: Canvas | None = None, image_prompt: ImagePrompt | None = None, steer=None,
-    maps: bool = False, upscaling: Upscaling | None = None, layout: Tensor | None = None, drawn: Drawn | None = None,
+    maps: bool = False, upscaling: Upscaling | None = None, layout: Tensor | None = None, embedded: Drawn | None = None,
 ) -> GenerateResult:  # fmt: skip
     config, seed = recipe.draw, recipe.seed
     jobs = [(prompt, i) for prompt in prompts for i in range(config.count)]
@@ -199,12 +201,12 @@ def _write_images(
     with screen.progress("drawing", len(jobs), unit="images") as advance:
         for part in sampling_batches(model, len(jobs), config):
             texts, numbers = zip(*(jobs[k] for k in part))
-            noises = [0] * len(part) if drawn and drawn.one_noise else list(numbers)
+            noises = [0] * len(part) if embedded and embedded.one_noise else list(numbers)
             generators, beginning = image_generators(seed, noises), options(len(part))
             if steer:  # the known region last, which nothing moves
                 beginning = beginning | {"steer": in_turn(steer.of(texts), beginning.get("steer"))}
             attention = [] if maps else None
-            beginning |= {"encoded": drawn.states[part.start : part.stop]} if drawn else {}
+            beginning |= {"encoded": embedded.states[part.start : part.stop]} if embedded else {}
             beginning = beginning | {"emphasis": emphasis, "image": image_prompt, "layout": layout, "maps": attention}
             z0 = sample_latents(model, list(texts), generators, config, **beginning)
             drawn = require_images(model.decode_latents(z0), model)

@@ -48,10 +48,7 @@ class Decoder(nn.Module):
     def __init__(self, D: int, L: int, W: int, *, width: int = 512, rank: int = 256, depth: int = 3):
         super().__init__()
         self.enter = nn.Linear(D, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(_block(width) for _ in range(depth))
         self.leave, self.basis = nn.Linear(width, rank), nn.Linear(rank, L * W)
         self.shape = L, W
 

@@ -37,8 +37,8 @@ def base(tmp_path_factory, tiny_sd):
     return folder
 
 
-def draw(base, out, prompts=("a dog",), **options):
-    return generate(list(prompts), base=str(base / "base"), settings=SETTINGS, out=out, **options).files
+def draw(base, out, prompts=("a dog",), more=(), **options):
+    return generate(list(prompts), base=str(base / "base"), settings=[*SETTINGS, *more], out=out, **options).files
 
 
 def pixels(paths):
@@ -59,6 +59,8 @@ def test_images_from_embeddings_are_others_and_their_names_and_parameters_say_so
     lying = draw(base, tmp_path, ("",), vary=[one, two])
     every = [*plain, *told, *varied, *moved, *lying]
     assert len(set(every)) == len(every) == 10
+    alone = draw(base, tmp_path / "alone", ("",), ["draw.batch=1"], vary=[one, two])
+    assert all(abs(a.astype(int) - b).max() <= 2 for a, b in zip(pixels(alone), pixels(lying), strict=True))
     first = [image.astype(int) for image in pixels([varied[0], moved[0], lying[0]])]  # all of the photo itself
     assert all(abs(image - first[0]).max() <= 2 for image in first)
     others = pixels([*plain, *told, *varied, moved[1], lying[1]])
