@@ -5,7 +5,9 @@ import torch
 from personalize import models
 from personalize.commands.pretrain import _changed
 from personalize.common import checkpoint
+from personalize.common.bases import TOYLAND
 from personalize.common.terminal import SILENT
+from personalize.formats.safetensors_io import load_tensors
 from personalize.generation import students
 from personalize.methods import lora
 from personalize.toyland.pretraining import student as part
@@ -35,3 +37,11 @@ def test_the_file_is_the_student_and_a_stopped_training_goes_on(tiny_sd, tmp_pat
     assert (after - before).abs().max() > 1e-4
     torch.testing.assert_close(teacher, after)
     torch.testing.assert_close(loaded, after, rtol=0, atol=2e-3)  # the file is in half precision
+
+
+def test_the_student_that_ships_draws_in_two_steps_and_fits_its_base():
+    folder = TOYLAND / "student"
+    assert students.read_student(folder) == {"sampler": "ddim", "steps": 2, "guidance_baked": 2.2}
+    layers = {name.split(".lora_")[0] for name in load_tensors(folder / "pytorch_lora_weights.safetensors", "a LoRA")}
+    unet = [name for file in (TOYLAND / "unet").glob("*.safetensors") for name in load_tensors(file, "a U-Net")]
+    assert layers <= {f"unet.{name.removesuffix('.weight')}" for name in unet} and len(layers) > 100
