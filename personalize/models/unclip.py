@@ -76,9 +76,6 @@ class Texts:
     mask: Tensor
     embeddings: Tensor
 
-    def rows(self, which: Tensor) -> "Texts":
-        return Texts(self.states[which], self.mask[which], self.embeddings[which])
-
 
 class Pair(nn.Module):
     """The two heads of the embedding space, on frozen towers: features of an image (B,F) and states of a text's tokens."""

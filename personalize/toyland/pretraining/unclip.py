@@ -65,7 +65,7 @@ def canonical(scene: Scene) -> str:
 
 
 def train(model: LatentModel, out: Path, work: Path, settings: Settings, say: Callable[[str], None]) -> None:
-    """Writes decoder, LoRA and prior into `out`; each stage goes on from its file in `work`."""
+    """Writes pair, decoder and prior into `out`; each stage goes on from its file in `work`."""
     torch.manual_seed(settings.seed)
     images = render_all(work / "images.npy", scene_of, settings.pictures, model.size, say)
     latents = read_rows(work / "latents.npy", images, lambda x: torch.stack(model.encode_images(x), 1))
