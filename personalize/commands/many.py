@@ -152,7 +152,8 @@ class _Job:
                 for result in results:
                     self._done(result)
         except (Interrupted, KeyboardInterrupt) as stop:
-            names = [name for name in self.engine.running() if name not in self.results]
+            running = set(self.engine.running()) - self.results.keys()
+            names = [str(row["id"]) for row in self.rows if str(row["id"]) in running]
             for name in names:
                 lacks = {**dict.fromkeys(("run", "seconds", "peak_bytes")), **NO_SCORES}
                 self._add({"id": name, "status": "interrupted", **lacks})
