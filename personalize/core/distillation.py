@@ -53,15 +53,16 @@ def teacher_lands(schedule: Schedule, guided: Guided, z: Tensor, times: list[int
 
 
 def student_paths(schedule: Schedule, teacher: int, student: int, *, at_once: int = 2) -> list[list[list[int]]]:
-    """From `teacher` steps to `student`, by `at_once` times fewer each time: for each student its steps, and of each step the
-    timesteps [from, ..., to] that its teacher stops at. Halving is the paper's.
+    """From `teacher` steps to `student`, by `at_once` times fewer each time, or by what is left: for each student its steps, and
+    of each step the timesteps [from, ..., to] that its teacher stops at. Halving is the paper's.
     """
     stages = []
     while teacher > student:
-        assert teacher % at_once == 0, (teacher, student, at_once)
+        jump = min(at_once, teacher // student)
+        assert teacher % jump == 0, (teacher, student, at_once)
         times = [*schedule.timesteps(teacher, "trailing").tolist(), -1]
-        teacher //= at_once
-        stages.append([times[at_once * k : at_once * (k + 1) + 1] for k in range(teacher)])
+        teacher //= jump
+        stages.append([times[jump * k : jump * (k + 1) + 1] for k in range(teacher)])
     return stages
 
 

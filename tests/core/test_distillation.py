@@ -128,3 +128,10 @@ def test_lcms_w_is_our_scale_less_one():
     rows = {"text": noise(2, 1)}
     ours = guidance.cfg(answers, rows, rows, 1 + 7.5)(z, torch.tensor([19, 999]))
     torch.testing.assert_close(ours, c + 7.5 * (c - u))
+
+
+def test_the_last_student_has_the_steps_that_were_asked_for_whatever_is_made_at_once():
+    assert [len(path) for path in distillation.student_paths(V, 8, 1, at_once=4)] == [2, 1]
+    assert [len(path) for path in distillation.student_paths(V, 8, 4, at_once=8)] == [4]
+    (path,) = distillation.student_paths(V, 2, 1, at_once=4)
+    assert path == [[*V.timesteps(2, "trailing").tolist(), -1]]
