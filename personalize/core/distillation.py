@@ -53,8 +53,8 @@ def teacher_lands(schedule: Schedule, guided: Guided, z: Tensor, times: list[int
 
 
 def student_paths(schedule: Schedule, teacher: int, student: int, *, at_once: int = 2) -> list[list[list[int]]]:
-    """From `teacher` steps to `student`, by `at_once` times fewer each time, or by what is left: for each student its steps, and
-    of each step the timesteps [from, ..., to] that its teacher stops at. Halving is the paper's.
+    """From `teacher` steps to `student`, by `at_once` times fewer each time, or by what is left: for each student its steps,
+    and of each step the timesteps [from, ..., to] that its teacher stops at. Halving is the paper's.
     """
     stages = []
     while teacher > student:
