@@ -88,8 +88,8 @@ def generate(
     drawn, or two, for what lies between them; was: what the one photo shows before the prompt changes it. photos, class_word:
     whom draw.like draws a bare base to; priors: where its class images lie. maps: also a sheet for each image that shows where
     it attends to each word. fast: by the base's own student, in its few steps. layout: a file of boxes that say where what is
-    to be. upscale: twice as large, by the base's upscaler. out: a folder, where images.jsonl
-    gets a row an image. Image i of a seed starts from the same noise for every prompt. UserError names what is wrong.
+    to be. upscale: twice as large, by the base's upscaler. out: a folder, where images.jsonl gets a row an image. Image i of a
+    seed starts from the same noise for every prompt. UserError names what is wrong.
     """
     emphasis = read_emphasis(weights, ignore)
     edit = read_image_to_edit(image, mask, strength, careful)
@@ -113,6 +113,10 @@ def generate(
     origin |= steer.record if steer else {}
     recipe, record = put_base_student(model, recipe, settings) if fast else (recipe, {})
     origin |= record
+    embedded = None
+    if by_embedding:  # by the base's own networks, before files are put on top
+        embedded = embed(model, prompts, vary=vary, was=was, count=recipe.draw.count, seed=recipe.seed)
+        origin |= embedded.record
     origin |= put_files(model, loras=loras, embeddings=embeddings, screen=screen)
     require_words(model, prompts, emphasis)
     if maps:
@@ -132,10 +136,7 @@ def generate(
     upscaling = open_upscaling(model, image_size(model, recipe.draw)) if upscale else None
     origin |= upscaling.identity if upscaling else {}
     options = {"emphasis": emphasis, "canvas": canvas, "image_prompt": told, "steer": steer, "maps": maps}
-    options["upscaling"] = upscaling
-    if by_embedding:
-        options["embedded"] = embed(model, prompts, vary=vary, was=was, count=recipe.draw.count, seed=recipe.seed)
-        origin |= options["embedded"].record
+    options |= {"upscaling": upscaling, "embedded": embedded}
     if layout is not None:
         options["layout"], record = put_layout(model, layout, image_size(model, recipe.draw))
         origin |= record

@@ -99,6 +99,15 @@ def path_lessons(
     return torch.stack(stops), torch.stack(targets)
 
 
+def lessons_loss(
+    schedule: Schedule, predict: Predict, stops: Tensor, targets: Tensor, cond: Cond, path: list[list[int]]
+) -> Tensor:  # fmt: skip
+    """() of what `path_lessons` gave: `path_loss` of the same student."""
+    lessons = zip(stops, targets, path, strict=True)
+    parts = [z0_loss(schedule, _student_z0(schedule, predict, z, cond, times), z0, times[0]) for z, z0, times in lessons]
+    return torch.stack(parts).mean()
+
+
 @torch.no_grad()
 def _target(schedule: Schedule, guided: Guided, z: Tensor, times: list[int]) -> Tensor:
     return distillation_target(schedule, z, teacher_lands(schedule, guided, z, times), times[0], times[-1])

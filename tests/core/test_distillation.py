@@ -74,11 +74,8 @@ def test_lessons_on_the_students_path_are_what_the_loss_of_its_path_is_of():
     (path,) = distillation.student_paths(V, 8, 2, at_once=4)
     stops, targets = distillation.path_lessons(V, predict, guided, z, {}, path)
     assert stops.shape == targets.shape == (2, *z.shape) and torch.equal(stops[0], z)
-    parts = [
-        distillation.z0_loss(V, V.to_z0(stop, 0.5 * stop, times[0]), target, times[0]).mean()
-        for stop, target, times in zip(stops, targets, path, strict=True)
-    ]
-    assert sum(parts) / 2 == pytest.approx(distillation.path_loss(V, predict, guided, z, {}, path).item(), rel=1e-6)
+    loss = distillation.lessons_loss(V, predict, stops, targets, {}, path)
+    assert loss.item() == pytest.approx(distillation.path_loss(V, predict, guided, z, {}, path).item(), rel=1e-6)
 
 
 def test_a_student_that_says_the_goal_has_no_loss_and_learns_on_its_own_path():
